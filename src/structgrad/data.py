@@ -1,0 +1,86 @@
+"""Batches of in-memory tensors: deterministic, sharded over processes, resumable in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+
+class Batches:
+    """Iterates over dictionaries of tensors, batch by batch.
+
+    A data loader for data that fit in memory: no worker processes, no collation. The order of an epoch is a function of (seed,
+    epoch) alone, and :meth:`state_dict` holds the position, so that a resumed run sees exactly the batches that an uninterrupted one
+    would have seen. Lightning saves and restores that state with its checkpoints.
+
+    Args:
+        tensors: equally long tensors, ``[n, ...]`` each.
+        batch_size: examples in a batch, over all processes together.
+        shuffle: draw a new order every epoch, and drop the last, incomplete batch.
+        seed: of the order.
+        rank: this process.
+        world_size: number of processes; each gets its share of every batch.
+        collate: applied to every batch, e.g. to cut padding or to resample pixels.
+
+    Raises:
+        ValueError: if the tensors differ in length or there are fewer examples than a batch takes while shuffling.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        collate: Callable[[Batch], Batch] | None = None,
+    ) -> None:
+        lengths = {name: len(t) for name, t in tensors.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"tensors must be equally long; got {lengths}")
+        self.tensors = dict(tensors)
+        self.n = next(iter(lengths.values()))
+        if batch_size % world_size or batch_size <= 0:
+            raise ValueError(f"batch size {batch_size} must be a positive multiple of the {world_size} processes")
+        if shuffle and self.n < batch_size:
+            raise ValueError(f"{self.n} examples do not fill one batch of {batch_size}")
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.rank, self.world_size, self.collate = rank, world_size, collate
+        self.epoch = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self.n // self.batch_size if self.shuffle else -(-self.n // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch, from the position of :meth:`load_state_dict` if there is one."""
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
+            order = torch.randperm(self.n, generator=generator)
+        else:
+            order = torch.arange(self.n)
+        while self.position < len(self):
+            start = self.position * self.batch_size
+            chosen = order[start : start + self.batch_size][self.rank :: self.world_size]
+            batch = {name: tensor[chosen] for name, tensor in self.tensors.items()}
+            # Moved before the batch is handed out, so that a checkpoint written after it continues with the next one.
+            self.position += 1
+            yield batch if self.collate is None else self.collate(batch)
+        self.position = 0
+        self.epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration stands."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there."""
+        self.epoch, self.position = state["epoch"], state["position"]

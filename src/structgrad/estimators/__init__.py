@@ -1,0 +1,1 @@
+"""Gradient estimators: relaxation, surrogate gradients, score function, marginalisation."""

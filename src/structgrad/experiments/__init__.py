@@ -1,0 +1,1 @@
+"""Runs and tables: reads run folders, knows no model."""

@@ -1,0 +1,1 @@
+"""Structures: finite sets of vertices, known through their oracles."""

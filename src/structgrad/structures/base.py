@@ -1,0 +1,264 @@
+"""The contract of every structure: a finite set of vertices, known through its oracles."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from structgrad.structures.layout import Layout
+
+#: Every oracle a structure may have, in the order in which tables show them.
+ORACLES: tuple[str, ...] = (
+    "argmax",
+    "top_k",
+    "log_partition",
+    "marginals",
+    "sample",
+    "log_prob",
+    "entropy",
+    "project",
+    "sparsemap",
+    "trace",
+    "trace_log_prob",
+    "conditional",
+    "enumerate",
+)
+
+
+class UnsupportedError(ValueError):
+    """A structure was asked for an oracle or a relaxation that it does not have."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a recursive algorithm with a stochastic invariant chose (Struminsky et al. 2021, section 2.2).
+
+    Attributes:
+        vertex: ``[*batch, *parts]``, the structure that the choices make: ``x = X(t)``.
+        choices: int64 ``[*batch, *steps]``, the choices in the structure's own encoding (see its ``trace``); -1 where a
+            step did not happen (masked or shorter examples).
+    """
+
+    vertex: Tensor
+    choices: Tensor
+
+
+@dataclass(frozen=True)
+class SparseDistribution:
+    """A distribution over few vertices for each example, in ragged form.
+
+    Attributes:
+        vertices: ``[N, *parts]``, hard.
+        rows: int64 ``[N]``, ascending: the (flattened) example each vertex belongs to.
+        weights: ``[N]``, positive, sum to one within a row; differentiable in the scores.
+    """
+
+    vertices: Tensor
+    rows: Tensor
+    weights: Tensor
+
+
+def values_can_be_read(tensor: Tensor) -> bool:
+    """Whether looking at the values of ``tensor`` is free: eager CPU code, outside ``vmap`` and ``torch.compile``."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+class Structure:
+    """A finite set X of 0/1 vertices over parts, and what can be computed about it.
+
+    Shapes: scores, utilities, masks and vertices are ``[*batch, *parts]`` with an arbitrary leading ``*batch`` shape; how
+    the parts lie is said by :attr:`layout`. ``mask`` is bool, broadcastable to the scores, and False where a part is
+    missing; a missing part is 0 in every vertex, and its score is never looked at (it may be anything, NaN and infinity
+    included). Examples of one batch may have different masks. Scores are finite.
+
+    The Gibbs distribution of scores ``s`` is ``p(x) = exp(<x, s>) / sum_y exp(<y, s>)``; ``<x, s>`` counts each part once.
+
+    A subclass implements the oracles that exist for it, and nothing else; calling another one raises
+    :class:`UnsupportedError`, and :meth:`require` says so before any data is touched. Beyond the oracles below a structure may
+    have relaxations: methods ``(utility, mask=None) -> relaxed vertex`` listed in :attr:`relaxations`.
+
+    Everything is batched, differentiable where that makes sense, and runs on the device of the scores. Values are checked
+    (NaN, empty sets) where looking is free, that is in eager mode on the CPU; shapes are always checked.
+    """
+
+    #: Relaxations beyond ``exp_family`` (= ``marginals``) and ``euclidean`` (= ``project``): name -> method name.
+    extra_relaxations: ClassVar[dict[str, str]] = {}
+
+    #: False for the stand-ins of ``structure=none`` and ``structure=ground_truth``, which take no estimator.
+    is_latent: ClassVar[bool] = True
+
+    #: How the parts lie in the scores.
+    layout: Layout
+
+    # --- what the structure has -----------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The class name, for messages and tables."""
+        return type(self).__name__
+
+    @property
+    def oracles(self) -> frozenset[str]:
+        """Names of the oracles that this structure has."""
+        return frozenset(o for o in ORACLES if getattr(type(self), o) is not getattr(Structure, o))
+
+    @property
+    def relaxations(self) -> dict[str, str]:
+        """Relaxations of the argmax that this structure has: name -> name of the method."""
+        general = {"exp_family": "marginals", "euclidean": "project"}
+        return {k: v for k, v in general.items() if v in self.oracles} | self.extra_relaxations
+
+    def require(self, *oracles: str, by: str) -> None:
+        """Raise unless all ``oracles`` exist.
+
+        Args:
+            oracles: names out of :data:`ORACLES`.
+            by: who asks, for the message, e.g. ``"estimator marginalize (distribution=sparsemap)"``.
+
+        Raises:
+            UnsupportedError: one line that says what is missing and what there is.
+        """
+        missing = [o for o in oracles if o not in self.oracles]
+        if missing:
+            have = ", ".join(o for o in ORACLES if o in self.oracles)
+            raise UnsupportedError(f"{by} needs {', '.join(missing)}, which {self.name} lacks; it has {have}")
+
+    def relax(self, relaxation: str, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The relaxation of that name: a point of conv(X) (or its bespoke substitute), differentiable in ``utility``.
+
+        Args:
+            relaxation: a key of :attr:`relaxations`.
+            utility: ``[*batch, *parts]``, already divided by the temperature.
+            mask: which parts exist.
+
+        Raises:
+            UnsupportedError: if this structure lacks it.
+        """
+        if relaxation not in self.relaxations:
+            raise UnsupportedError(
+                f"{self.name} has no relaxation {relaxation!r}; it has {', '.join(self.relaxations) or 'none'}"
+            )
+        relaxed: Tensor = getattr(self, self.relaxations[relaxation])(utility, mask)
+        return relaxed
+
+    # --- helpers for implementations and users --------------------------------------------------------------------
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Which entries of the scores are parts that exist, each counted once: bool ``[*batch, *parts]``."""
+        return self.layout.parts(scores, mask)
+
+    def inner(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``<x, scores>`` over existing parts, each counted once: ``[*batch]``."""
+        product = torch.where(self.parts(scores, mask), vertex * scores, 0.0)
+        return product.flatten(-self.layout.ndim).sum(-1)
+
+    def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
+        """Refuse what no oracle can answer: wrong shape, integer scores, a mask of the wrong kind, NaN or infinity.
+
+        Raises:
+            TypeError: if scores are not floating point or the mask is not bool.
+            ValueError: for a shape that does not fit, or (eager CPU code only) a NaN or an infinity in an existing part.
+        """
+        self.layout.check(scores)
+        if not scores.is_floating_point():
+            raise TypeError(f"scores must be floating point; got {scores.dtype}")
+        if mask is not None:
+            if mask.dtype != torch.bool:
+                raise TypeError(f"mask must be bool; got {mask.dtype}")
+            try:
+                fits = torch.broadcast_shapes(mask.shape, scores.shape) == scores.shape
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise ValueError(f"mask {list(mask.shape)} does not broadcast to scores {list(scores.shape)}")
+        if values_can_be_read(scores):
+            finite = scores.isfinite()
+            if not bool(finite.all()):
+                bad = ~finite & self.parts(scores, mask)
+                if bool(bad.any()):
+                    where = bad.nonzero()[0].tolist()
+                    raise ValueError(f"scores must be finite; the entry at {where} is {scores[tuple(where)].item()}")
+
+    # --- oracles --------------------------------------------------------------------------------------------------
+
+    def _lacks(self) -> UnsupportedError:
+        oracle = inspect.stack()[1].function
+        return UnsupportedError(f"{self.name} has no {oracle}; it has {', '.join(o for o in ORACLES if o in self.oracles)}")
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A vertex of highest utility, exact: ``[*batch, *parts]``, 0/1 in the dtype of ``utility``, no gradient."""
+        raise self._lacks()
+
+    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best distinct vertices, best first.
+
+        Returns:
+            vertices ``[*batch, k, *parts]`` and their values ``<x, scores>`` ``[*batch, k]`` (differentiable). Where an example has fewer
+            than k vertices, the surplus vertices are 0 and their values -inf.
+        """
+        raise self._lacks()
+
+    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log sum_x exp(<x, scores>)``: ``[*batch]``, differentiable."""
+        raise self._lacks()
+
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``E[x]`` under the Gibbs distribution, the exponential-family relaxation: ``[*batch, *parts]``, differentiable."""
+        raise self._lacks()
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One exact sample of the Gibbs distribution for each example: ``[*batch, *parts]``, 0/1, no gradient."""
+        raise self._lacks()
+
+    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log p(vertex)`` under the Gibbs distribution: ``[*batch]``, differentiable in the scores."""
+        raise self._lacks()
+
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Entropy of the Gibbs distribution in nats: ``[*batch]``, differentiable."""
+        raise self._lacks()
+
+    def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Euclidean projection of the scores on conv(X): ``[*batch, *parts]``, differentiable."""
+        raise self._lacks()
+
+    def sparsemap(self, scores: Tensor, mask: Tensor | None = None) -> SparseDistribution:
+        """A sparse distribution over vertices whose mean is :meth:`project`; ``*batch`` is flattened into rows."""
+        raise self._lacks()
+
+    def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
+        """Run the structure's recursive algorithm, smallest first, on ``exponentials`` ``[*batch, *parts]`` > 0.
+
+        With ``E ~ Exp(rate)`` the trace is a sample of :meth:`trace_log_prob`, and its vertex is ``argmax(-E)``, unless the structure says
+        otherwise.
+        """
+        raise self._lacks()
+
+    def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log P(T = trace)`` when ``E ~ Exp(exp(log_rates))`` (Struminsky et al., Algorithm 3): ``[*batch]``, differentiable."""
+        raise self._lacks()
+
+    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A fresh sample of ``E | T = trace``, reparameterised in ``log_rates`` (Struminsky et al., Algorithm 6).
+
+        Returns:
+            ``[*batch, *parts]``, positive where a part exists, 1 elsewhere; running :meth:`trace` on it gives the trace back.
+        """
+        raise self._lacks()
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """Every vertex at a tiny size, the oracle of the tests.
+
+        Args:
+            shape: the shape of the parts, e.g. ``(4, 4)``.
+
+        Returns:
+            ``[V, *parts]``, float64, distinct.
+        """
+        raise self._lacks()

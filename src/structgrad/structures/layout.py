@@ -1,0 +1,117 @@
+"""How the parts of a structure lie in a tensor: a vector, a matrix, or the edges of a graph.
+
+A *part* is one entry of the score vector that a structure is linear in. Undirected edges are one part each, although
+an adjacency matrix shows them twice; the layout is what knows about that, so that noise, inner products, KL terms and
+gradients count each part once.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+LayoutName = Literal["vector", "matrix", "directed", "undirected"]
+
+
+class Layout:
+    """Where the parts lie.
+
+    ==============  =====================  ==========================================================
+    name            shape of the parts     parts
+    ==============  =====================  ==========================================================
+    ``vector``      ``[n]``                every entry
+    ``matrix``      ``[n, m]``             every entry
+    ``directed``    ``[n, n]``             the entries off the diagonal; ``[i, j]`` is the edge i -> j
+    ``undirected``  ``[n, n]``             the entries above the diagonal; vertices are shown symmetric
+    ==============  =====================  ==========================================================
+
+    Scores of an ``undirected`` structure are read above the diagonal only (as LAPACK reads one triangle of a symmetric
+    matrix); what lies below it is never looked at. A model with directed scores averages both directions first, see
+    :meth:`symmetrize`.
+
+    Args:
+        name: one of the above.
+
+    Raises:
+        ValueError: for another name.
+    """
+
+    def __init__(self, name: LayoutName) -> None:
+        if name not in get_args(LayoutName):
+            raise ValueError(f"layout must be one of {', '.join(get_args(LayoutName))}; got {name!r}")
+        self.name: LayoutName = name
+
+    def __repr__(self) -> str:
+        return f"Layout({self.name!r})"
+
+    @property
+    def ndim(self) -> int:
+        """Number of trailing dimensions that hold the parts of one example."""
+        return 1 if self.name == "vector" else 2
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether parts are edges between nodes of one graph."""
+        return self.name in ("directed", "undirected")
+
+    def check(self, scores: Tensor) -> None:
+        """Raise ``ValueError`` unless the trailing dimensions of ``scores`` can hold such parts."""
+        if scores.dim() < self.ndim or (self.is_graph and scores.shape[-1] != scores.shape[-2]):
+            shape = {"vector": "[..., n]", "matrix": "[..., n, m]"}.get(self.name, "[..., n, n]")
+            raise ValueError(f"scores over {self.name} parts have shape {shape}; got {list(scores.shape)}")
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Which entries are parts that exist, each counted once.
+
+        Args:
+            scores: ``[*batch, *parts]``; only shape and device are used.
+            mask: bool, broadcastable to ``scores``, False where a part is missing.
+
+        Returns:
+            bool ``[*batch, *parts]``, an expanded view where that is enough.
+        """
+        exist = torch.ones((), dtype=torch.bool, device=scores.device) if mask is None else mask
+        if self.is_graph:
+            n = scores.shape[-1]
+            full = torch.ones(n, n, dtype=torch.bool, device=scores.device)
+            exist = exist & (full.triu(1) if self.name == "undirected" else full ^ full.tril().triu())
+        return exist.expand(scores.shape)
+
+    def mirror(self, parts: Tensor) -> Tensor:
+        """Show ``parts`` as a vertex is shown: undirected edges in both triangles, everything else unchanged.
+
+        Differentiable: the gradient of an undirected edge is the sum of the gradients of its two entries.
+        """
+        if self.name != "undirected":
+            return parts
+        upper = parts.triu(1)
+        return upper + upper.transpose(-1, -2)
+
+    def symmetrize(self, scores: Tensor) -> Tensor:
+        """Average both directions of every edge for ``undirected`` layouts (Paulus et al. 2020, D.4.2, D.5.2)."""
+        if self.name != "undirected":
+            return scores
+        return (scores + scores.transpose(-1, -2)) / 2
+
+    def flatten(self, parts: Tensor) -> Tensor:
+        """``[*batch, *parts]`` -> ``[*batch, P]``, one entry a part (``n * (n - 1) / 2`` for undirected edges)."""
+        if self.name == "undirected":
+            row, column = torch.triu_indices(*parts.shape[-2:], offset=1, device=parts.device)
+            return parts[..., row, column]
+        return parts.flatten(-self.ndim)
+
+    def unflatten(self, flat: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of :meth:`flatten`: ``[*batch, P]`` -> ``[*batch, *parts]``, mirrored.
+
+        Args:
+            flat: ``[*batch, P]``.
+            shape: the trailing part shape, for instance ``scores.shape[-2:]``.
+        """
+        if self.name == "undirected":
+            row, column = torch.triu_indices(*shape, offset=1, device=flat.device)
+            full = flat.new_zeros(*flat.shape[:-1], *shape)
+            full[..., row, column] = flat
+            return self.mirror(full)
+        return flat.reshape(*flat.shape[:-1], *shape)

@@ -1,0 +1,1 @@
+"""The experiments: data, encoder, decoder, objective and metrics."""

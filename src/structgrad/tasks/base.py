@@ -1,0 +1,140 @@
+"""What every task is: data, encoder, decoder, objective and metrics, as one LightningModule that knows no estimator by name."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from structgrad.data import Batch, Batches
+from structgrad.estimators.base import Estimator
+from structgrad.structures.base import Structure
+
+Split = Literal["train", "val", "test"]
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass
+class StepOutput:
+    """What a task makes of a batch.
+
+    Attributes:
+        loss: scalar to minimise; NaN stops the run.
+        metrics: name -> scalar tensor (a mean over the batch) or ``(sum, count)`` pair for ratios whose denominator differs by batch.
+        size: number of examples, the weight of the means.
+    """
+
+    loss: Tensor
+    size: int
+    metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Task(pl.LightningModule, abc.ABC):
+    """Base of the tasks.
+
+    Subclasses are built by Hydra from ``configs/task/<name>.yaml``; ``train.py`` passes the structure and the estimator.
+
+    Args:
+        structure: the latent structure, or a stand-in with ``is_latent = False`` for a baseline without a latent.
+        estimator: built over that structure; None exactly when the structure is not latent.
+        optimizer: parameters -> optimizer (a Hydra partial).
+    """
+
+    #: Metric that selects the best checkpoint, and in which direction.
+    monitor: ClassVar[str]
+    mode: ClassVar[Literal["min", "max"]]
+    #: Metrics (without split prefix) that the progress bar shows beside the loss.
+    progress: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, *, structure: Structure, estimator: Estimator | None, optimizer: OptimizerFactory
+    ) -> None:
+        super().__init__()
+        self.structure = structure
+        self.estimator = estimator
+        self.make_optimizer = optimizer
+        self._sums: dict[str, list[Tensor]] = {}
+
+    # --- what a task provides -------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def prepare_data(self) -> None:
+        """Make or find the data and cache them; called once on one process, before :meth:`batches`."""
+
+    @abc.abstractmethod
+    def batches(self, split: Split) -> Batches:
+        """The data of a split; pass ``rank=self.global_rank, world_size=self.trainer.world_size`` where a trainer is attached."""
+
+    @abc.abstractmethod
+    def step(self, batch: Batch) -> StepOutput:
+        """Loss and metrics of a batch; ``self.training`` says whether gradients are wanted."""
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """After the test: draw what was learnt on a few test examples into ``folder``; returns the files."""
+        return []
+
+    # --- Lightning ------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> Batches:
+        """Training batches."""
+        return self.batches("train")
+
+    def val_dataloader(self) -> Batches:
+        """Validation batches."""
+        return self.batches("val")
+
+    def test_dataloader(self) -> Batches:
+        """Test batches."""
+        return self.batches("test")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer over all trainable parameters, the estimator's included."""
+        return self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        """One step; logs ``train/*``."""
+        out = self.step(batch)
+        values = {"loss": out.loss.detach()} | {
+            name: value[0] / value[1].clamp_min(1) if isinstance(value, tuple) else value
+            for name, value in out.metrics.items()
+        }
+        for name, value in values.items():
+            self.log(f"train/{name}", value, prog_bar=name in ("loss", *self.progress), batch_size=out.size)
+        return out.loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        """Accumulates ``val/*``."""
+        self._accumulate(self.step(batch))
+
+    def test_step(self, batch: Batch, _: int) -> None:
+        """Accumulates ``test/*``."""
+        self._accumulate(self.step(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the validation set."""
+        self._log_accumulated("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over the test set."""
+        self._log_accumulated("test")
+
+    def _accumulate(self, out: StepOutput) -> None:
+        size = torch.tensor(float(out.size), device=out.loss.device)
+        entries: dict[str, Tensor | tuple[Tensor, Tensor]] = {"loss": out.loss, **out.metrics}
+        for name, value in entries.items():
+            total, count = value if isinstance(value, tuple) else (value * size, size)
+            sums = self._sums.setdefault(name, [torch.zeros_like(total, dtype=torch.float64), torch.zeros_like(size, dtype=torch.float64)])
+            sums[0] += total.detach()
+            sums[1] += count.detach()
+
+    def _log_accumulated(self, split: str) -> None:
+        for name, (total, count) in self._sums.items():
+            summed = self.trainer.strategy.reduce(torch.stack([total, count]), reduce_op="sum")
+            self.log(f"{split}/{name}", summed[0] / summed[1].clamp_min(1), prog_bar=name in self.progress)
+        self._sums = {}

@@ -1,0 +1,1 @@
+"""Composing a run from its configuration, training it, resuming it."""
