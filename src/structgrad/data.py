@@ -14,8 +14,10 @@ Batch = dict[str, Tensor]
 class Batches:
     """Iterates over dictionaries of tensors, batch by batch.
 
-    A data loader for data that fit in memory: no worker processes, no collation. The order of an epoch is a function of (seed,
-    epoch) alone, and :meth:`state_dict` holds the position, so that a resumed run sees exactly the batches that an uninterrupted one
+    A data loader for data that fit in memory: no worker processes, no collation. The order of an epoch is a function
+    of (seed,
+    epoch) alone, and :meth:`state_dict` holds the position, so that a resumed run sees exactly the batches that an
+    uninterrupted one
     would have seen. Lightning saves and restores that state with its checkpoints.
 
     Args:

@@ -1,4 +1,6 @@
-"""What every task is: data, encoder, decoder, objective and metrics, as one LightningModule that knows no estimator by name."""
+"""What every task is: data, encoder, decoder, objective and metrics, as one LightningModule that knows no estimator
+by name.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class StepOutput:
 
     Attributes:
         loss: scalar to minimise; NaN stops the run.
-        metrics: name -> scalar tensor (a mean over the batch) or ``(sum, count)`` pair for ratios whose denominator differs by batch.
+        metrics: name -> scalar tensor (a mean over the batch) or ``(sum, count)`` pair for ratios whose denominator
+        differs by batch.
         size: number of examples, the weight of the means.
     """
 
@@ -38,7 +41,8 @@ class StepOutput:
 class Task(pl.LightningModule, abc.ABC):
     """Base of the tasks.
 
-    Subclasses are built by Hydra from ``configs/task/<name>.yaml``; ``train.py`` passes the structure and the estimator.
+    Subclasses are built by Hydra from ``configs/task/<name>.yaml``; ``train.py`` passes the structure and the
+    estimator.
 
     Args:
         structure: the latent structure, or a stand-in with ``is_latent = False`` for a baseline without a latent.
@@ -52,9 +56,7 @@ class Task(pl.LightningModule, abc.ABC):
     #: Metrics (without split prefix) that the progress bar shows beside the loss.
     progress: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self, *, structure: Structure, estimator: Estimator | None, optimizer: OptimizerFactory
-    ) -> None:
+    def __init__(self, *, structure: Structure, estimator: Estimator | None, optimizer: OptimizerFactory) -> None:
         super().__init__()
         self.structure = structure
         self.estimator = estimator
@@ -69,7 +71,9 @@ class Task(pl.LightningModule, abc.ABC):
 
     @abc.abstractmethod
     def batches(self, split: Split) -> Batches:
-        """The data of a split; pass ``rank=self.global_rank, world_size=self.trainer.world_size`` where a trainer is attached."""
+        """The data of a split; pass ``rank=self.global_rank, world_size=self.trainer.world_size`` where a trainer
+        is attached.
+        """
 
     @abc.abstractmethod
     def step(self, batch: Batch) -> StepOutput:
@@ -97,7 +101,7 @@ class Task(pl.LightningModule, abc.ABC):
         """The optimizer over all trainable parameters, the estimator's included."""
         return self.make_optimizer(p for p in self.parameters() if p.requires_grad)
 
-    def training_step(self, batch: Batch, _: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; logs ``train/*``."""
         out = self.step(batch)
         values = {"loss": out.loss.detach()} | {
@@ -108,11 +112,11 @@ class Task(pl.LightningModule, abc.ABC):
             self.log(f"train/{name}", value, prog_bar=name in ("loss", *self.progress), batch_size=out.size)
         return out.loss
 
-    def validation_step(self, batch: Batch, _: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accumulates ``val/*``."""
         self._accumulate(self.step(batch))
 
-    def test_step(self, batch: Batch, _: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Accumulates ``test/*``."""
         self._accumulate(self.step(batch))
 
@@ -129,7 +133,10 @@ class Task(pl.LightningModule, abc.ABC):
         entries: dict[str, Tensor | tuple[Tensor, Tensor]] = {"loss": out.loss, **out.metrics}
         for name, value in entries.items():
             total, count = value if isinstance(value, tuple) else (value * size, size)
-            sums = self._sums.setdefault(name, [torch.zeros_like(total, dtype=torch.float64), torch.zeros_like(size, dtype=torch.float64)])
+            sums = self._sums.setdefault(
+                name,
+                [torch.zeros_like(total, dtype=torch.float64), torch.zeros_like(size, dtype=torch.float64)],
+            )
             sums[0] += total.detach()
             sums[1] += count.detach()
 

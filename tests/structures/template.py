@@ -1,0 +1,283 @@
+"""One template of tests for every structure, with enumeration as the oracle.
+
+Subclass :class:`StructureContract`, name the cases, and every oracle that the structure has is checked: against all
+vertices, in
+float64 and float32, with masks that differ by example, with scores of +-100, with ties, by gradcheck, and for its
+shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from structgrad.structures.base import ORACLES, Structure, UnsupportedError
+
+
+@dataclass
+class Case:
+    """A structure at a tiny size.
+
+    Attributes:
+        structure: what is tested.
+        shape: of the parts.
+        masks: bool tensors of that shape, one an example; the whole batch is tested together.
+    """
+
+    structure: Structure
+    shape: tuple[int, ...]
+    masks: list[Tensor] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.structure.name}{list(self.shape)}"
+
+    @property
+    def mask(self) -> Tensor:
+        """``[batch, *shape]``."""
+        return torch.stack([torch.ones(self.shape, dtype=torch.bool), *self.masks])
+
+
+def length_masks(n: int, *lengths: int) -> list[Tensor]:
+    """Masks of graphs on the first so many of n nodes."""
+    present = [torch.arange(n) < length for length in lengths]
+    return [p[:, None] & p[None, :] for p in present]
+
+
+def vector_masks(n: int, *lengths: int) -> list[Tensor]:
+    """Masks of vectors with the first so many of n entries."""
+    return [torch.arange(n) < length for length in lengths]
+
+
+class StructureContract:
+    """Inherit and set :attr:`cases`; for vertices under a mask override :meth:`vertices` if enumeration cannot be
+    filtered.
+    """
+
+    cases: list[Case]
+    #: Largest absolute score at which float32 is compared with float64.
+    extreme = 100.0
+
+    def vertices(self, case: Case, mask: Tensor) -> Tensor:
+        """All vertices of one example under its mask: those of the full size that use no missing part.
+
+        Right for subsets; structures whose vertices must cover what exists (trees, matchings) override this.
+        """
+        every = case.structure.enumerate(*case.shape)
+        exists = case.structure.layout.mirror(case.structure.parts(every[0], mask).to(every))
+        return every[((every == 0) | (exists > 0)).flatten(1).all(-1)]
+
+    def each(self, *needs: str) -> list[Case]:
+        """The cases whose structure has the oracles; skips the test if there are none."""
+        found = [c for c in self.cases if set(needs) <= c.structure.oracles]
+        if not found:
+            pytest.skip(f"{self.cases[0].structure.name} has no {', '.join(needs)}")
+        return found
+
+    def scores(self, case: Case, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Random scores for the batch; NaN where a part is missing, so that looking at one is seen."""
+        scores = scale * torch.randn(len(case.mask), *case.shape, dtype=dtype)
+        return torch.where(case.structure.parts(scores, case.mask), scores, torch.nan)
+
+    def values(self, case: Case, vertices: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+        """``<x, s>`` of every vertex, the long way."""
+        parts = case.structure.parts(scores, mask)
+        return (vertices.double() * torch.where(parts, scores.double(), 0.0)).flatten(1).sum(-1)
+
+    # --- the tests ------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_argmax(self, scale: float, dtype: torch.dtype) -> None:
+        for case in self.each("argmax", "enumerate"):
+            scores = self.scores(case, scale, dtype)
+            best = case.structure.argmax(scores, case.mask)
+            assert best.shape == scores.shape
+            assert best.dtype == dtype
+            for b, mask in enumerate(case.mask):
+                vertices = self.vertices(case, mask)
+                values = self.values(case, vertices, scores[b], mask)
+                assert (vertices == best[b].double()).flatten(1).all(-1).any(), f"{case} example {b}: not a vertex"
+                value = self.values(case, best[b][None], scores[b], mask)[0]
+                torch.testing.assert_close(value, values.max(), rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+    def test_log_partition_and_marginals(self, scale: float) -> None:
+        for case in self.each("log_partition", "marginals", "enumerate"):
+            scores = self.scores(case, scale)
+            logz = case.structure.log_partition(scores, case.mask)
+            mean = case.structure.marginals(scores, case.mask)
+            for b, mask in enumerate(case.mask):
+                vertices = self.vertices(case, mask)
+                values = self.values(case, vertices, scores[b], mask)
+                torch.testing.assert_close(logz[b], values.logsumexp(0), rtol=1e-9, atol=1e-9)
+                expected = torch.tensordot(values.softmax(0), vertices, 1)
+                torch.testing.assert_close(mean[b], expected, rtol=1e-7, atol=1e-9)
+
+    @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
+    def test_float32_survives_large_scores(self, scale: float) -> None:
+        for case in self.each("marginals", "log_partition"):
+            scores = self.scores(case, scale, torch.float32).clamp(-self.extreme, self.extreme)
+            scores.requires_grad_()
+            mean = case.structure.marginals(scores, case.mask)
+            exact = case.structure.marginals(scores.detach().double(), case.mask)
+            assert mean.dtype == torch.float32
+            assert ((mean >= 0) & (mean <= 1)).all()
+            torch.testing.assert_close(mean.double(), exact, rtol=1e-3, atol=2e-5)
+            (gradient,) = torch.autograd.grad((mean * torch.randn_like(mean)).sum(), scores)
+            assert gradient.isfinite().all()
+            assert (gradient[~case.structure.parts(scores, case.mask)] == 0).all()
+            logz = case.structure.log_partition(scores, case.mask)
+            exact_logz = case.structure.log_partition(scores.detach().double(), case.mask)
+            torch.testing.assert_close(logz.double(), exact_logz, rtol=1e-5, atol=1e-4)
+            (gradient,) = torch.autograd.grad(logz.sum(), scores)
+            shown = torch.where(case.structure.parts(scores, case.mask), exact, 0.0)
+            torch.testing.assert_close(gradient.double(), shown, rtol=1e-3, atol=2e-5)
+
+    @pytest.mark.parametrize("oracle", ["log_partition", "marginals", "entropy", "project"])
+    def test_gradcheck(self, oracle: str) -> None:
+        for case in self.each(oracle):
+            scores = torch.nan_to_num(self.scores(case)).requires_grad_()
+            function = getattr(case.structure, oracle)
+            assert torch.autograd.gradcheck(
+                lambda s, f=function, m=case.mask: f(s, m), scores, eps=1e-6, atol=1e-5, rtol=1e-4
+            )
+
+    def test_entropy_and_log_prob(self) -> None:
+        for case in self.each("log_prob", "enumerate"):
+            scores = self.scores(case, 2.0)
+            entropy = case.structure.entropy(scores, case.mask) if "entropy" in case.structure.oracles else None
+            for b, mask in enumerate(case.mask):
+                vertices = self.vertices(case, mask)
+                log_p = self.values(case, vertices, scores[b], mask).log_softmax(0)
+                repeated = scores[b].expand_as(vertices)
+                computed = case.structure.log_prob(vertices, repeated, mask.expand_as(repeated))
+                torch.testing.assert_close(computed, log_p, rtol=1e-8, atol=1e-8)
+                if entropy is not None:
+                    torch.testing.assert_close(entropy[b], -(log_p.exp() * log_p).sum(), rtol=1e-8, atol=1e-8)
+
+    def test_sample_frequencies(self) -> None:
+        """Chi-squared against the Gibbs distribution, one test an example, each at a level of 1e-4; the seed is
+        fixed.
+        """
+        from scipy import stats
+
+        draws = 20_000
+        for case in self.each("sample", "enumerate"):
+            scores = self.scores(case)
+            for b, mask in enumerate(case.mask):
+                vertices = self.vertices(case, mask)
+                log_p = self.values(case, vertices, scores[b], mask).log_softmax(0)
+                repeated = scores[b].expand(draws, *case.shape)
+                sample = case.structure.sample(repeated, mask.expand_as(repeated)).double()
+                same = (sample.flatten(1)[:, None] == vertices.flatten(1)[None]).all(-1)
+                assert same.any(1).all(), f"{case} example {b}: a sample is not a vertex"
+                counts, expected = same.sum(0).double(), draws * log_p.exp()
+                if len(vertices) == 1:
+                    continue
+                # Rare vertices are pooled, as the test's approximation needs expected counts of 5 or more.
+                rare = expected < 5
+                pooled = torch.cat([counts[~rare], counts[rare].sum()[None]])
+                pooled_expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+                keep = pooled_expected > 0
+                statistic = ((pooled - pooled_expected)[keep] ** 2 / pooled_expected[keep]).sum().item()
+                assert stats.chi2.sf(statistic, max(1, int(keep.sum()) - 1)) > 1e-4, f"{case} example {b}"
+
+    @pytest.mark.parametrize("k", [1, 3, 7])
+    def test_top_k(self, k: int) -> None:
+        for case in self.each("top_k", "enumerate"):
+            for scale in (0.0, 1.0, 100.0):
+                scores = self.scores(case, scale)
+                vertices, values = case.structure.top_k(scores, k, case.mask)
+                assert vertices.shape == (len(scores), k, *case.shape)
+                for b, mask in enumerate(case.mask):
+                    every = self.vertices(case, mask)
+                    expected = self.values(case, every, scores[b], mask).sort(descending=True).values[:k]
+                    torch.testing.assert_close(values[b, : len(expected)], expected, rtol=1e-7, atol=1e-7)
+                    assert (values[b, len(expected) :] == -math.inf).all()
+                    found = vertices[b, : len(expected)].double()
+                    assert len(torch.unique(found.flatten(1), dim=0)) == len(found), "a vertex is repeated"
+                    torch.testing.assert_close(
+                        self.values(case, found, scores[b], mask), expected, rtol=1e-7, atol=1e-7
+                    )
+
+    @pytest.mark.parametrize("scale", [0.3, 1.0, 100.0])
+    def test_project(self, scale: float) -> None:
+        for case in self.each("project", "enumerate"):
+            scores = self.scores(case, scale)
+            projected = case.structure.project(scores, case.mask)
+            for b, mask in enumerate(case.mask):
+                parts = case.structure.parts(scores[b], mask).flatten()
+                corners = self.vertices(case, mask).flatten(1)[:, parts]
+                target = scores[b].flatten()[parts]
+                point = projected[b].flatten()[parts]
+                # Optimal exactly if no vertex lies beyond the tangent plane: <x - p, s - p> <= 0 for all x in X
+                # (projection theorem) ...
+                assert ((corners - point) @ (target - point)).max() <= 1e-5 * max(1.0, scale), f"{case} example {b}"
+                # ... and p is in the convex hull.
+                if len(target):
+                    rows = torch.cat([corners.T, torch.ones(1, len(corners), dtype=torch.float64)]).numpy()
+                    hull = optimize.nnls(rows, torch.cat([point, torch.ones(1, dtype=torch.float64)]).numpy())
+                    assert hull[1] < 1e-5
+
+    def test_sparsemap(self) -> None:
+        for case in self.each("sparsemap", "project", "enumerate"):
+            scores = torch.nan_to_num(self.scores(case)).requires_grad_()
+            sparse = case.structure.sparsemap(scores, case.mask)
+            assert (sparse.rows.diff() >= 0).all()
+            assert (sparse.weights > 0).all()
+            shape = (len(scores), *case.shape)
+            weighted = sparse.vertices * sparse.weights.reshape(-1, *[1] * len(case.shape))
+            mean = torch.zeros(shape, dtype=torch.float64).index_add(0, sparse.rows, weighted)
+            direct = case.structure.project(scores, case.mask)
+            torch.testing.assert_close(mean, direct, rtol=1e-6, atol=1e-6)
+            for b, mask in enumerate(case.mask):
+                every = self.vertices(case, mask)
+                for vertex in sparse.vertices[sparse.rows == b]:
+                    assert (every == vertex).flatten(1).all(-1).any(), f"{case} example {b}: not a vertex"
+            upstream = torch.randn(shape, dtype=torch.float64)
+            (through_weights,) = torch.autograd.grad((mean * upstream).sum(), scores)
+            (through_mean,) = torch.autograd.grad((direct * upstream).sum(), scores)
+            torch.testing.assert_close(through_weights, through_mean, rtol=1e-5, atol=1e-5)
+
+    def test_leading_shapes(self) -> None:
+        for case in self.cases:
+            structure = case.structure
+            scores = torch.randn(2, 3, *case.shape, dtype=torch.float64)
+            for oracle in ("argmax", "marginals", "log_partition", "entropy", "sample", "project"):
+                if oracle not in structure.oracles:
+                    continue
+                function = getattr(structure, oracle)
+                torch.manual_seed(1)
+                batched = function(scores)
+                if oracle != "sample":
+                    torch.testing.assert_close(batched[1, 2], function(scores[1, 2]))
+                assert batched.shape[:2] == (2, 3)
+                empty = function(scores[:0])
+                assert empty.shape[:2] == (0, 3)
+
+    def test_bad_input_is_refused(self) -> None:
+        case = self.cases[0]
+        oracle = next(o for o in ("argmax", "sample", "log_partition") if o in case.structure.oracles)
+        function = getattr(case.structure, oracle)
+        good = torch.randn(2, *case.shape)
+        bad = good.clone()
+        bad[(1, *torch.nonzero(case.structure.parts(good))[0, 1:])] = torch.nan
+        with pytest.raises(ValueError, match="finite"):
+            function(bad)
+        with pytest.raises(TypeError, match="floating"):
+            function(torch.ones(2, *case.shape, dtype=torch.int64))
+        with pytest.raises(ValueError, match="broadcast"):
+            function(good, torch.ones(7, *case.shape, dtype=torch.bool))
+        with pytest.raises(ValueError, match="shape"):
+            function(torch.randn(()))
+
+    def test_missing_oracles_say_so(self) -> None:
+        structure = self.cases[0].structure
+        for oracle in set(ORACLES) - structure.oracles:
+            with pytest.raises(UnsupportedError, match=oracle):
+                structure.require(oracle, by="a test")
