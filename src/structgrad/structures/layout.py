@@ -98,7 +98,7 @@ class Layout:
     def flatten(self, parts: Tensor) -> Tensor:
         """``[*batch, *parts]`` -> ``[*batch, P]``, one entry a part (``n * (n - 1) / 2`` for undirected edges)."""
         if self.name == "undirected":
-            row, column = torch.triu_indices(*parts.shape[-2:], offset=1, device=parts.device)
+            row, column = torch.triu_indices(parts.shape[-2], parts.shape[-1], offset=1, device=parts.device)
             return parts[..., row, column]
         return parts.flatten(-self.ndim)
 
@@ -110,7 +110,7 @@ class Layout:
             shape: the trailing part shape, for instance ``scores.shape[-2:]``.
         """
         if self.name == "undirected":
-            row, column = torch.triu_indices(*shape, offset=1, device=flat.device)
+            row, column = torch.triu_indices(shape[0], shape[1], offset=1, device=flat.device)
             full = flat.new_zeros(*flat.shape[:-1], *shape)
             full[..., row, column] = flat
             return self.mirror(full)
