@@ -1,0 +1,139 @@
+"""One of K categories."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import entmax as entmax_package
+import torch
+from torch import Tensor
+
+from structgrad.structures import bits
+from structgrad.structures.base import SparseDistribution, Structure, Trace
+from structgrad.structures.layout import Layout
+
+
+class OneHot(Structure):
+    """One-hot vectors of K categories (Paulus et al. 2020, B.2; Correia et al. 2020, section 3).
+
+    Everything is O(K) or O(K log K) an example. The exponential-family and categorical-entropy relaxations are the
+    softmax, the Euclidean one is sparsemax (Martins and Astudillo 2016), and :meth:`entmax` lies between the two.
+
+    Raises:
+        ValueError: from every oracle, in eager CPU code, if an example has no category to choose.
+    """
+
+    extra_relaxations: ClassVar[dict[str, str]] = {"categorical": "marginals"}
+
+    def __init__(self) -> None:
+        self.layout = Layout("vector")
+
+    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Checked scores, lowest where a category is missing, and which categories exist."""
+        self.check(scores, mask)
+        exists = self.parts(scores, mask)
+        bits.refuse(~exists.any(-1), "has no category to choose from")
+        if mask is None:
+            return scores, exists
+        # The lowest number, not -inf: an example without categories gives zeros on devices where nobody looks.
+        return scores.masked_fill(~exists, torch.finfo(scores.dtype).min), exists
+
+    def _one_hot(self, index: Tensor, like: Tensor, exists: Tensor) -> Tensor:
+        """``[*batch]`` -> ``[*batch, K]``."""
+        return torch.zeros_like(like, requires_grad=False).scatter(-1, index[..., None], 1.0) * exists
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The category of highest utility (the first of equals): ``[*batch, K]``."""
+        utility, exists = self._read(utility.detach(), mask)
+        return self._one_hot(utility.argmax(-1), utility, exists)
+
+    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k categories of highest score, exact: ``[*batch, k, K]`` and ``[*batch, k]``."""
+        scores, exists = self._read(scores, mask)
+        size = min(k, scores.shape[-1])
+        values, index = scores.topk(size, dim=-1)
+        real = exists.gather(-1, index)
+        values = torch.nn.functional.pad(values.masked_fill(~real, -math.inf), (0, k - size), value=-math.inf)
+        vertices = scores.new_zeros(*scores.shape[:-1], k, scores.shape[-1])
+        vertices[..., :size, :].scatter_(-1, index[..., None], real[..., None].to(scores.dtype))
+        return vertices, values
+
+    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``logsumexp(scores)``: ``[*batch]``."""
+        return self._read(scores, mask)[0].logsumexp(-1)
+
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``softmax(scores) = argmax_p <p, scores> - sum p log p``: ``[*batch, K]``."""
+        scores, exists = self._read(scores, mask)
+        return scores.softmax(-1) * exists
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The Gumbel-max trick: ``[*batch, K]``."""
+        scores, exists = self._read(scores.detach(), mask)
+        return self._one_hot((scores - bits.exponentials_like(scores).log()).argmax(-1), scores, exists)
+
+    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``<vertex, log_softmax(scores)>``: ``[*batch]``."""
+        scores, exists = self._read(scores, mask)
+        return torch.where(exists, vertex * scores.log_softmax(-1), 0.0).sum(-1)
+
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``-sum p log p``: ``[*batch]``."""
+        scores, exists = self._read(scores, mask)
+        log_p = scores.log_softmax(-1)
+        return -torch.where(exists, log_p.exp() * log_p, 0.0).sum(-1)
+
+    def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Sparsemax, ``argmin_p ||p - scores||^2`` over the simplex: ``[*batch, K]`` (Correia et al. 2020, eq. 2)."""
+        scores, exists = self._read(scores, mask)
+        return bits.project_capped_simplex(scores, exists, 1)
+
+    def entmax(self, scores: Tensor, alpha: float | Tensor = 1.5, mask: Tensor | None = None) -> Tensor:
+        """``argmax_p <p, scores> + H_alpha(p)``: ``[*batch, K]`` (Peters et al. 2019), by the package ``entmax``.
+
+        Args:
+            scores: ``[*batch, K]``.
+            alpha: 1 is softmax, 2 sparsemax; a tensor, broadcastable to ``[*batch, 1]``, may be learnt (above 1).
+            mask: which categories exist.
+        """
+        if isinstance(alpha, Tensor):
+            scores, exists = self._read(scores, mask)
+            mapped: Tensor = entmax_package.entmax_bisect(scores, alpha, dim=-1)
+            return mapped * exists
+        if alpha == 1:
+            return self.marginals(scores, mask)
+        if alpha == 2:
+            return self.project(scores, mask)
+        scores, exists = self._read(scores, mask)
+        if alpha == 1.5:
+            mapped = entmax_package.entmax15(scores, dim=-1)
+        else:
+            mapped = entmax_package.entmax_bisect(scores, alpha, dim=-1)
+        return mapped * exists
+
+    def sparsemap(self, scores: Tensor, mask: Tensor | None = None) -> SparseDistribution:
+        """The support of sparsemax; the weights are its positive entries."""
+        point = self.project(scores, mask).flatten(0, -2) if scores.dim() > 1 else self.project(scores, mask)[None]
+        rows, index = (point > 0).nonzero(as_tuple=True)
+        vertices = torch.nn.functional.one_hot(index, point.shape[-1]).to(point.dtype)
+        return SparseDistribution(vertices, rows, point[rows, index])
+
+    def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
+        """The smallest: ``choices`` ``[*batch, 1]`` is its index."""
+        vertex = self.argmax(-exponentials, mask)
+        return Trace(vertex, vertex.argmax(-1, keepdim=True))
+
+    def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log_softmax(log_rates)`` at the choice: ``[*batch]``."""
+        return self.log_prob(trace.vertex, log_rates, mask)
+
+    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``E | argmin E``, reparameterised (Struminsky et al. 2021, Algorithm 6; Tucker et al. 2017, appendix)."""
+        log_rates, exists = self._read(log_rates, mask)
+        return bits.plackett_luce_conditional(trace.choices, log_rates.masked_fill(~exists, 0.0), exists)
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """The identity matrix: ``[K, K]``."""
+        (n,) = shape
+        return torch.eye(n, dtype=torch.float64)

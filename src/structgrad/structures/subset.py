@@ -1,0 +1,190 @@
+"""Any subset of independent parts: bit vectors, independent edges."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from structgrad.structures import bits
+from structgrad.structures.base import SparseDistribution, Structure
+from structgrad.structures.layout import Layout, LayoutName
+
+
+class Subset(Structure):
+    """All 0/1 vectors over D independent parts (Paulus et al. 2020, B.3; Correia et al. 2020, section 4).
+
+    With Gibbs scores ``s`` each bit is Bernoulli(sigmoid(s)), which is ``[U > 0]`` for utilities ``U = s + Logistic``;
+    :attr:`noise` says so to estimators. Bits are not decided by the smallest of one exponential a part, so there is no
+    ``trace``: the bits are their own trace (``log_prob`` is its probability), and :meth:`conditional_utility` is the
+    reparameterised ``U | x`` that REBAR and RELAX need.
+
+    Relaxations: ``exp_family`` and ``binary`` are the sigmoid, ``euclidean`` is ``clip(u, 0, 1)``, ``categorical`` is
+    ``min(1, exp(u))``. O(D) an example, O(D log D) for :meth:`sparsemap`, O(D + k^2) for :meth:`top_k`.
+
+    Args:
+        layout: ``"vector"`` (bit vectors), ``"matrix"``, ``"directed"`` or ``"undirected"`` (independent edges).
+    """
+
+    extra_relaxations: ClassVar[dict[str, str]] = {"binary": "marginals", "categorical": "categorical"}
+
+    #: Utilities of the Gibbs distribution: scores plus this noise, then argmax.
+    noise: ClassVar[str] = "logistic"
+
+    def __init__(self, layout: LayoutName = "vector") -> None:
+        self.layout = Layout(layout)
+
+    def __repr__(self) -> str:
+        return f"Subset(layout={self.layout.name!r})"
+
+    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Checked flat scores ``[*batch, D]``, 0 where a part is missing, and which parts exist."""
+        self.check(scores, mask)
+        exists = self.layout.flatten(self.parts(scores, mask))
+        flat = self.layout.flatten(scores)
+        whole = mask is None and not self.layout.is_graph
+        return flat if whole else flat.masked_fill(~exists, 0.0), exists
+
+    def _show(self, flat: Tensor, like: Tensor) -> Tensor:
+        """``[*batch, D]`` -> ``[*batch, *parts]``."""
+        return self.layout.unflatten(flat, like.shape[like.dim() - self.layout.ndim :])
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[utility > 0]``: ``[*batch, *parts]``."""
+        flat, _ = self._read(utility.detach(), mask)
+        return self._show((flat > 0).to(utility.dtype), utility)
+
+    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best subsets, exact, by merging.
+
+        The k best flip few bits of the argmax, only the k - 1 cheapest ones: one bit at a time, the list of the k
+        cheapest sets of flips is merged with itself plus that bit. O(D + k^2), one pass for the whole batch.
+        """
+        flat, exists = self._read(scores, mask)
+        with torch.no_grad():
+            cost = flat.abs().masked_fill(~exists, math.inf)
+            steps = min(k - 1, cost.shape[-1])
+            cheapest, bit = cost.topk(steps, dim=-1, largest=False)
+            total = cost.new_full((*cost.shape[:-1], k), math.inf)
+            total[..., 0] = 0
+            flips = torch.zeros(*total.shape, steps, dtype=torch.bool, device=flat.device)
+            for step in range(steps):
+                both = torch.cat([total, total + cheapest[..., step, None]], -1)
+                total, origin = both.topk(k, dim=-1, largest=False)
+                flips = flips.gather(-2, (origin % k)[..., None].expand_as(flips))
+                flips[..., step] = origin >= k
+            real = total < math.inf
+            flipped = torch.zeros(*total.shape, cost.shape[-1], dtype=torch.bool, device=flat.device)
+            flipped = flipped.scatter(-1, bit[..., None, :].expand_as(flips), flips)
+            vertices = ((flat > 0)[..., None, :] ^ flipped) & real[..., None]
+        values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
+        return self._show(vertices.to(flat.dtype), scores), values
+
+    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``sum softplus(scores)``: ``[*batch]``."""
+        flat, exists = self._read(scores, mask)
+        return torch.where(exists, torch.nn.functional.softplus(flat), 0.0).sum(-1)
+
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``sigmoid(scores) = argmax_x <x, scores> - sum x log x + (1 - x) log(1 - x)``: ``[*batch, *parts]``."""
+        flat, exists = self._read(scores, mask)
+        return self._show(flat.sigmoid() * exists, scores)
+
+    def categorical(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``min(1, exp(utility))``, the categorical-entropy relaxation ``argmax_x <x, u> - sum (x log x - x)``.
+
+        Returns:
+            ``[*batch, *parts]`` (Paulus et al. 2020, B.3).
+        """
+        flat, exists = self._read(utility, mask)
+        return self._show(flat.clamp(max=0).exp() * exists, utility)
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Independent Bernoulli(sigmoid(scores)): ``[*batch, *parts]``."""
+        flat, exists = self._read(scores.detach(), mask)
+        return self._show(flat.sigmoid().bernoulli() * exists, scores)
+
+    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``sum_i log sigmoid(+-scores_i)``: ``[*batch]``."""
+        flat, exists = self._read(scores, mask)
+        sign = 2 * self.layout.flatten(vertex) - 1
+        return torch.where(exists, torch.nn.functional.logsigmoid(sign * flat), 0.0).sum(-1)
+
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Sum of the entropies of the bits: ``[*batch]``."""
+        flat, exists = self._read(scores, mask)
+        # Even in the score; written with |score| so that nothing cancels.
+        size = flat.abs()
+        each = torch.nn.functional.softplus(-size) + size * (-size).sigmoid()
+        return torch.where(exists, each, 0.0).sum(-1)
+
+    def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``clip(scores, 0, 1)``, the nearest point of the unit cube: ``[*batch, *parts]``."""
+        flat, _ = self._read(scores, mask)
+        return self._show(flat.clamp(0, 1), scores)
+
+    def sparsemap(
+        self,
+        scores: Tensor,
+        mask: Tensor | None = None,
+        method: Literal["nested", "systematic"] = "nested",
+    ) -> SparseDistribution:
+        """SparseMAP on the bits (Correia et al. 2020, eq. 4): at most D + 1 subsets whose mean is :meth:`project`.
+
+        The mean is unique, the distribution is not; both methods give one in closed form, O(D log D).
+
+        Args:
+            scores: ``[*batch, *parts]``.
+            mask: which parts exist.
+            method: ``nested``: level sets of the projection, a chain of subsets; ``systematic``: cumulative sums
+                modulo 1, subsets whose sizes differ by at most one.
+        """
+        flat, _ = self._read(scores, mask)
+        point = flat.clamp(0, 1).reshape(-1, flat.shape[-1])
+        if method == "nested":
+            vertices, rows, weights = bits.nested_decomposition(point)
+        elif method == "systematic":
+            vertices, rows, weights = bits.systematic_decomposition(point)
+        else:
+            raise ValueError(f"method must be nested or systematic; got {method!r}")
+        return SparseDistribution(self._show(vertices, scores), rows, weights)
+
+    def conditional_utility(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A sample of ``U | [U > 0] = vertex`` for ``U = scores + Logistic``, reparameterised in the scores.
+
+        The logistic truncated at 0, by inverting its survival function (Tucker et al. 2017, appendix C; Grathwohl et
+        al. 2018, section 3.2): with ``a = s`` for a bit of 1 and ``-s`` for a bit of 0, ``P(|U| > m | x) =
+        sigmoid(a - m) / sigmoid(a)``, so ``|U| = softplus(softplus(a) + Logistic)``, which nothing overflows.
+
+        Args:
+            vertex: ``[*batch, *parts]``, 0/1.
+            scores: ``[*batch, *parts]``.
+            mask: which parts exist.
+
+        Returns:
+            ``[*batch, *parts]``, positive exactly where the vertex is 1, shown like a vertex; 0 where nothing exists.
+        """
+        flat, exists = self._read(scores, mask)
+        sign = 2 * self.layout.flatten(vertex) - 1
+        softplus = torch.nn.functional.softplus
+        size = softplus(softplus(sign * flat) + logistic_like(flat))
+        return self._show(torch.where(exists, sign * size, 0.0), scores)
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All subsets: ``[2^D, *parts]``."""
+        count = int(self.parts(torch.empty(shape)).sum())
+        corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=count)), dtype=torch.float64)
+        corners = corners.reshape(2**count, count)
+        if self.layout.name != "directed":
+            return self.layout.unflatten(corners, torch.Size(shape))
+        full = corners.new_zeros(len(corners), *shape)
+        full[:, self.parts(full[0])] = corners
+        return full
+
+
+def logistic_like(tensor: Tensor) -> Tensor:
+    """Standard logistic noise, without gradient: the logarithm of a ratio of exponentials."""
+    return bits.exponentials_like(tensor).log() - bits.exponentials_like(tensor).log()
