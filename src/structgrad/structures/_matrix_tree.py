@@ -1,0 +1,149 @@
+r"""The matrix-tree theorem for rooted directed trees, without a subtraction.
+
+With weights ``w[k, j] = exp(s[k, j])`` of the edges k -> j, the arborescences from a root sum to the determinant of a Laplacian (Tutte 1948; Koo et
+al. 2007; Paulus et al. 2020, B.7 and B.8). An LU factorisation of it cancels catastrophically once scores spread over some ten nats. Instead
+nodes are eliminated one by one, in the way of Grassmann, Taksar and Heyman (1985). Eliminating i, where ``D = sum_k w[k, i]``, gives
+
+    Z(w) = D Z(w'),    w'[k, j] = w[k, j] + w[k, i] w[i, j] / D    (k != j),
+
+with positive terms only, so that every intermediate is accurate to a few units in the last place whatever the scores. Let ``share[k] = w[k, i] / D``
+and ``via[k, j] = (w[k, i] w[i, j] / D) / w'[k, j]``, the part of the new edge that goes through i; both lie in [0, 1] and are all that the derivatives
+of ``log Z`` need. Marginals follow by undoing the elimination: with ``q[k, j] = mu'[k, j] via[k, j]``,
+
+    mu[k, j] = mu'[k, j] - q[k, j],   mu[i, j] = sum_k q[k, j],   mu[k, i] = share[k] (1 - sum q) + sum_j q[k, j],
+
+and an exact Gibbs sample likewise (:func:`sample_arborescences`). O(n^3 / 3) multiplications, O(n^3 / 3) memory for one example.
+
+On the CPU compiled kernels do this for each example (in linear float64, with logarithms where that came near underflow); elsewhere a loop over nodes does it for
+the whole batch with logarithms in float64, and autograd provides the derivatives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from structgrad.structures import _tree_kernels as kernels
+
+#: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
+_LOG_ZERO = -1e30
+
+
+def present_nodes(exists: Tensor) -> Tensor:
+    """Which nodes touch an existing edge: bool ``[*batch, n]``."""
+    return exists.any(-1) | exists.any(-2)
+
+
+# --- plain torch, any device -----------------------------------------------------------------------------------------
+
+
+def eliminate(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Eliminate all nodes of a batch, differentiably.
+
+    Args:
+        scores: ``[B, n, n]``; what lies outside ``exists`` is never looked at.
+        exists: bool ``[B, n, n]``.
+        root: int64 ``[B]``.
+
+    Returns:
+        log Z ``[B]`` in float64, and the log-weights ``[B, n, n]`` before each elimination, node n-1 first. Absent nodes and the root are
+        eliminated too, as nodes without children and with one edge of weight 1 from the root.
+    """
+    n = scores.shape[-1]
+    nodes = torch.arange(n, device=scores.device)
+    exists = exists & (nodes != root[:, None])[:, None, :] & (nodes[:, None] != nodes)
+    w = torch.where(exists, scores.double(), _LOG_ZERO)
+    # The root moves to a row of its own, the last; its old place becomes one more absent node.
+    from_root = w.gather(1, root[:, None, None].expand(-1, 1, n))
+    idle = ~present_nodes(exists) | (nodes == root[:, None])
+    from_root = torch.where(idle[:, None, :], 0.0, from_root)
+    w = torch.where((nodes == root[:, None])[:, :, None], _LOG_ZERO, w)
+    w = torch.cat([w, from_root], 1)
+    logz = w.new_zeros(w.shape[0])
+    stages = []
+    for i in reversed(range(n)):
+        stages.append(w)
+        total = torch.cat([w[:, :i, i], w[:, -1:, i]], 1).logsumexp(1)
+        logz = logz + total
+        rest = torch.cat([w[:, :i], w[:, -1:]], 1)
+        detour = rest[:, :, i, None] - total[:, None, None] + w[:, i, None, :i]
+        loops = torch.eye(i + 1, i, dtype=torch.bool, device=w.device)
+        w = torch.logaddexp(rest[:, :, :i], detour).clamp_min(_LOG_ZERO).masked_fill(loops, _LOG_ZERO)
+    return logz, stages
+
+
+def torch_log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """``log Z`` by :func:`eliminate`."""
+    return eliminate(scores, exists, root)[0]
+
+
+def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """The gradient of :func:`torch_log_partition`, differentiable itself."""
+    create = torch.is_grad_enabled() and scores.requires_grad
+    with torch.enable_grad():
+        inputs = scores if create else scores.detach().requires_grad_()
+        logz = torch_log_partition(inputs, exists, root)
+        (mean,) = torch.autograd.grad(logz.sum(), inputs, create_graph=create)
+    return mean.clamp(0, 1)
+
+
+# --- compiled, CPU ---------------------------------------------------------------------------------------------------
+
+
+def _run(scores: Tensor, exists: Tensor, root: Tensor, with_marginals: bool) -> tuple[Tensor, Tensor]:
+    logz = torch.empty(scores.shape[0], dtype=torch.float64)
+    mean = torch.zeros_like(scores) if with_marginals else scores.new_empty(1, 1, 1)
+    arrays = (scores.numpy(), exists.numpy(), root.numpy())
+    kernels.matrix_tree(*arrays, kernels.threads(), with_marginals, logz.numpy(), mean.numpy())
+    return logz, mean
+
+
+class _LogPartition(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+        logz, mean = _run(scores, exists, root, ctx.needs_input_grad[0])
+        ctx.save_for_backward(scores, exists, root, mean)
+        return logz
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        scores, exists, root, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            mean = _Marginals.apply(scores, exists, root)
+        return upstream[:, None, None].to(mean.dtype) * mean, None, None
+
+
+class _Marginals(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+        ctx.save_for_backward(scores, exists, root)
+        return _run(scores, exists, root, True)[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        # The Jacobian is the covariance of the edges, which is symmetric: the derivative along `upstream` is what is wanted.
+        scores, exists, root = ctx.saved_tensors
+        out = torch.zeros_like(scores)
+        arrays = (scores.numpy(), exists.numpy(), root.numpy(), upstream.contiguous().numpy())
+        kernels.matrix_tree_tangent(*arrays, kernels.threads(), out.numpy())
+        return out, None, None
+
+
+def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """``log Z`` ``[B]`` in float64, -inf where there is no arborescence; arguments as for :func:`eliminate`, contiguous."""
+    if scores.device.type == "cpu":
+        logz: Tensor = _LogPartition.apply(scores, exists, root)
+        return logz
+    return torch_log_partition(scores, exists, root)
+
+
+def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """Edge marginals ``[B, n, n]`` in the dtype of the scores, differentiable once (twice elsewhere than on the CPU)."""
+    if scores.device.type == "cpu":
+        mean: Tensor = _Marginals.apply(scores, exists, root)
+        return mean
+    return torch_marginals(scores, exists, root)
