@@ -100,6 +100,11 @@ class Structure:
     #: How the parts lie in the scores.
     layout: Layout
 
+    @property
+    def vertex_layout(self) -> Layout:
+        """How vertices are shown; differs from :attr:`layout` only where a vertex is not linear in the scores."""
+        return self.layout
+
     # --- what the structure has -----------------------------------------------------------------------------------
 
     @property

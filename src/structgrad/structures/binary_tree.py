@@ -1,0 +1,85 @@
+"""Binary trees over the tokens of a sequence: the smallest token is the root, both sides are its subtrees."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from structgrad.structures.layout import Layout
+from structgrad.structures.recursion import ItemRecursion
+
+
+class BinaryTree(ItemRecursion):
+    """Binary trees whose in-order traversal is the sequence, made by a recursive algorithm (Struminsky et al. 2021,
+    section 2.3).
+
+    The token of largest utility (smallest exponential) becomes the root, the tokens to its left make its left subtree,
+    those to its right its right subtree, recursively: the Cartesian tree of the sequence. Among ties the leftmost wins.
+
+    Scores are ``[*batch, n]``; vertices are adjacencies ``[*batch, n, n]``, ``x[i, j] = 1`` where i is the parent of j,
+    so a child j < i is the left one. Missing tokens (``mask`` bool ``[*batch, n]``, usually a length) are skipped. A
+    tree over one token has no edge.
+
+    Trace and tree are one to one. ``choices[j]`` is the parent of token j, j itself for the root, -1 for missing
+    tokens. Every oracle takes O(n^2) work in O(log n) batched steps. The outcome of ``argmax`` is the limit of small
+    noise, and need not be the most probable tree, which favours balance.
+    """
+
+    layout = Layout("vector")
+    vertex_layout: ClassVar[Layout] = Layout("directed")
+
+    def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:
+        # The parent of a token is the deeper, that is larger, of the nearest smaller tokens on both sides.
+        n = keys.shape[-1]
+        token = torch.arange(n, device=keys.device)
+        before = token.unsqueeze(-1) > token
+        own, other = keys.unsqueeze(-1), keys.unsqueeze(-2)
+        smaller = present.unsqueeze(-2) & torch.where(before, other <= own, other < own)
+        left = torch.where(smaller & before, token, -1).amax(-1)
+        right = torch.where(smaller & ~before, token, n).amin(-1)
+        above_left = torch.where(left >= 0, keys.gather(-1, left.clamp_min(0)), -torch.inf)
+        above_right = torch.where(right < n, keys.gather(-1, right.clamp_max(n - 1)), -torch.inf)
+        parent = torch.where(above_right >= above_left, right, left)
+        parent = torch.where((left < 0) & (right == n), token, parent)
+        return torch.where(present, parent, -1)
+
+    def _show(self, choices: Tensor) -> Tensor:
+        token = torch.arange(choices.shape[-1], device=choices.device)
+        return (choices.unsqueeze(-2) == token.unsqueeze(-1)) & (token.unsqueeze(-1) != token)
+
+    def _within(self, vertex: Tensor) -> Tensor:
+        # S(v) is the subtree of v. Ancestors by pointer doubling: after k rounds those up to distance 2^k are known.
+        n = vertex.shape[-1]
+        token = torch.arange(n, device=vertex.device)
+        has_parent = vertex.detach().sum(-2) > 0
+        jump = torch.where(has_parent, (token.to(vertex.dtype) @ vertex.detach()).long(), token)
+        ancestors = (jump.unsqueeze(-1) == token) | (token.unsqueeze(-1) == token)
+        for _ in range((n - 1).bit_length()):
+            ancestors = ancestors | ancestors.gather(-2, jump.unsqueeze(-1).expand(ancestors.shape))
+            jump = jump.gather(-1, jump)
+        return ancestors.transpose(-1, -2)
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All binary trees over n tokens: ``[Catalan(n), n, n]``, float64; ``shape`` is ``(n,)``."""
+        (n,) = shape
+
+        def trees(first: int, last: int) -> list[tuple[int, list[tuple[int, int]]]]:
+            """Roots and edges of all trees over the tokens of ``range(first, last)``; root -1 if there are none."""
+            if first == last:
+                return [(-1, [])]
+            found = []
+            for root in range(first, last):
+                for left, left_edges in trees(first, root):
+                    for right, right_edges in trees(root + 1, last):
+                        own = [(root, child) for child in (left, right) if child >= 0]
+                        found.append((root, own + left_edges + right_edges))
+            return found
+
+        every = trees(0, n)
+        vertices = torch.zeros(len(every), n, n, dtype=torch.float64)
+        for index, (_, edges) in enumerate(every):
+            for parent, child in edges:
+                vertices[index, parent, child] = 1.0
+        return vertices

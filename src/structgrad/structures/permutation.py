@@ -1,0 +1,89 @@
+"""Orderings of n items under the Plackett-Luce distribution."""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from structgrad.structures.layout import Layout
+from structgrad.structures.recursion import ItemRecursion
+
+
+class Permutation(ItemRecursion):
+    """Orderings of n items, best first.
+
+    Scores are ``[*batch, n]``, vertices are permutation matrices ``[*batch, n, n]`` with ``x[i, j] = 1`` where item j
+    is at position i. Missing items (``mask`` bool ``[*batch, n]``) are in no ordering: with m items present, positions
+    m and later are zero rows. ``argmax`` sorts, which solves ``max_x sum_i rho_i (x s)_i`` for any decreasing rho
+    (Paulus et al. 2020, B.6); ties keep the order of the items.
+
+    The distribution is Plackett-Luce, items drawn without replacement in proportion to their rates, and the trace is
+    the ordering itself (Struminsky et al. 2021, sections 2.1 and 2.3): ``choices[i]`` is the item at position i, -1 for
+    positions beyond the present items.
+
+    Relaxations: ``neuralsort`` and ``softsort``, both with rows that sum to one (unimodal row-stochastic matrices; not
+    points of the Birkhoff polytope, their columns need not sum to one).
+    """
+
+    layout = Layout("vector")
+    vertex_layout: ClassVar[Layout] = Layout("matrix")
+    extra_relaxations: ClassVar[dict[str, str]] = {"neuralsort": "neuralsort", "softsort": "softsort"}
+
+    def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:
+        order = torch.where(present, keys, torch.inf).sort(dim=-1, stable=True).indices
+        return torch.where(present.gather(-1, order), order, -1)
+
+    def _show(self, choices: Tensor) -> Tensor:
+        return choices.unsqueeze(-1) == torch.arange(choices.shape[-1], device=choices.device)
+
+    def _within(self, vertex: Tensor) -> Tensor:
+        places = torch.arange(vertex.shape[-1], device=vertex.device, dtype=vertex.dtype)
+        place = places @ vertex.detach()
+        return place.unsqueeze(-1) <= place.unsqueeze(-2)
+
+    def neuralsort(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """NeuralSort (Grover et al. 2019, equation 5): ``[*batch, n, n]``, differentiable, O(n^2).
+
+        Row i (from 1) of m present items is ``softmax_j((m + 1 - 2 i) s_j - sum_k |s_j - s_k|)``; the temperature is
+        in the utility already.
+        """
+        self.check(utility, mask)
+        present = self.parts(utility, mask)
+        items = torch.where(present, utility, 0.0)
+        distance = (items.unsqueeze(-1) - items.unsqueeze(-2)).abs()
+        spread = torch.where(present.unsqueeze(-2), distance, 0.0).sum(-1)
+        count = present.sum(-1)[..., None, None]
+        place = torch.arange(1, utility.shape[-1] + 1, device=utility.device).unsqueeze(-1)
+        logits = (count + 1 - 2 * place).to(utility.dtype) * items.unsqueeze(-2) - spread.unsqueeze(-2)
+        return self._rows(logits, present)
+
+    def softsort(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """SoftSort (Prillo and Eisenschlos 2020, equation 3): ``[*batch, n, n]``, differentiable, O(n^2).
+
+        Row i is ``softmax_j(-|s_[i] - s_j|)`` with ``s_[i]`` the i-th largest utility; the temperature is in the
+        utility already.
+        """
+        self.check(utility, mask)
+        present = self.parts(utility, mask)
+        items = torch.where(present, utility, 0.0)
+        order = torch.where(present, -items.detach(), torch.inf).sort(dim=-1, stable=True).indices
+        ranked = items.gather(-1, order)
+        return self._rows(-(ranked.unsqueeze(-1) - items.unsqueeze(-2)).abs(), present)
+
+    @staticmethod
+    def _rows(logits: Tensor, present: Tensor) -> Tensor:
+        """Softmax over the present items in as many rows as there are, zero elsewhere."""
+        place = torch.arange(present.shape[-1], device=present.device)
+        used = (place < present.sum(-1, keepdim=True)).unsqueeze(-1)
+        items = present.unsqueeze(-2)
+        rows = torch.where(items | ~used, logits, -torch.inf).softmax(-1)
+        return torch.where(used & items, rows, 0.0)
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All n! permutation matrices: ``[n!, n, n]``, float64; ``shape`` is ``(n,)``."""
+        (n,) = shape
+        orders = torch.tensor(list(itertools.permutations(range(n))), dtype=torch.int64).reshape(-1, n)
+        return self._show(orders).double()

@@ -1,0 +1,103 @@
+"""Recursive algorithms over items, whose trace and outcome determine one another: what orderings and trees share."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+from structgrad.structures.base import Structure, Trace
+
+
+class ItemRecursion(Structure, abc.ABC):
+    """A structure made by repeatedly choosing the smallest item and recursing on what remains.
+
+    Scores are one number an item, ``[*batch, n]``; vertices are ``[*batch, n, n]``, so that unlike in other structures
+    they have another shape than the scores (:attr:`vertex_layout`) and are not linear in them: there is no
+    ``<x, scores>`` to maximise, and ``argmax`` is the recursive algorithm run on ``-utility``. Since every vertex has
+    one trace, the distribution of the structure *is* that of its trace (Struminsky et al. 2021, Algorithm 3), and
+    ``sample`` and ``log_prob`` refer to it in place of a Gibbs distribution.
+
+    Let ``S(v)`` be the items among which v was the smallest, itself included. Then, for rates ``exp(scores)``,
+
+    - ``P(x) = prod_v rate_v / sum_{i in S(v)} rate_i``, and
+    - given x, ``E_i = sum_{v: i in S(v)} D_v`` with independent ``D_v ~ Exp(sum_{i in S(v)} rate_i)``: the minimum of
+      S(v), above the minimum that was subtracted before.
+
+    Everything takes O(n^2) time and memory an example. Items that a mask removes take no part.
+    """
+
+    @abc.abstractmethod
+    def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:
+        """The algorithm: choices ``[*batch, n]`` for finite ``keys`` ``[*batch, n]``, smallest first; ties in favour
+        of the earlier item.
+        """
+
+    @abc.abstractmethod
+    def _show(self, choices: Tensor) -> Tensor:
+        """The vertex that the choices make: bool ``[*batch, n, n]``."""
+
+    @abc.abstractmethod
+    def _within(self, vertex: Tensor) -> Tensor:
+        """Bool ``[*batch, n, n]``; ``[v, i]`` says that i is in S(v). Rows and columns of missing items are free."""
+
+    def inner(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Raises: the value of a vertex is not linear in the scores."""
+        raise self._lacks()
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The outcome of the recursive algorithm, largest utility first: ``[*batch, n, n]``, 0/1, no gradient."""
+        self.check(utility, mask)
+        present = self.parts(utility, mask)
+        keys = torch.where(present, -utility.detach(), 0.0)
+        return self._show(self._recurse(keys, present)).to(utility.dtype)
+
+    def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
+        """Run the recursive algorithm, smallest first, on ``exponentials`` ``[*batch, n]``.
+
+        Returns:
+            the vertex ``[*batch, n, n]`` and the choices ``[*batch, n]``.
+        """
+        self.check(exponentials, mask)
+        present = self.parts(exponentials, mask)
+        choices = self._recurse(torch.where(present, exponentials.detach(), 0.0), present)
+        return Trace(self._show(choices).to(exponentials.dtype), choices)
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One exact sample of the trace's distribution for each example: ``[*batch, n, n]``, 0/1, no gradient."""
+        self.check(scores, mask)
+        # Gumbel rather than exponential noise, which would overflow in float32 for scores below -88.
+        gumbel = -torch.empty_like(scores).exponential_().clamp_min(torch.finfo(scores.dtype).tiny).log()
+        return self.argmax(torch.where(self.parts(scores, mask), scores.detach(), 0.0) + gumbel, mask)
+
+    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log-probability of the one trace that makes ``vertex`` ``[*batch, n, n]``: ``[*batch]``, differentiable."""
+        self.check(scores, mask)
+        present = self.parts(scores, mask)
+        gain = torch.where(present, scores, 0.0) - self._log_totals(self._within(vertex), scores, present)
+        return torch.where(present, gain, 0.0).sum(-1)
+
+    def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log P(T = trace)`` (Struminsky et al., Algorithm 3), equal to :meth:`log_prob` of its vertex."""
+        return self.log_prob(trace.vertex, log_rates, mask)
+
+    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A fresh sample of ``E | T = trace``: ``[*batch, n]``, reparameterised in ``log_rates``; 1 where missing.
+
+        Exponentials of rates below ``exp(-88)`` exceed the range of float32 and are infinite.
+        """
+        self.check(log_rates, mask)
+        present = self.parts(log_rates, mask)
+        within = self._within(trace.vertex) & present.unsqueeze(-1)
+        noise = torch.empty_like(log_rates).exponential_().clamp_min(torch.finfo(log_rates.dtype).tiny)
+        steps = noise * (-self._log_totals(within, log_rates, present)).exp()
+        total = torch.where(within, steps.unsqueeze(-1), 0.0).sum(-2)
+        return torch.where(present, total, 1.0)
+
+    def _log_totals(self, within: Tensor, scores: Tensor, present: Tensor) -> Tensor:
+        """``log sum_{i in S(v)} exp(scores_i)`` for every v: ``[*batch, n]``; of no meaning for missing v."""
+        known = torch.where(present, scores, 0.0).unsqueeze(-2)
+        # A missing v has no items; a finite row keeps its gradient free of NaN.
+        counted = within & present.unsqueeze(-2) | ~present.unsqueeze(-1)
+        return torch.where(counted, known, -torch.inf).logsumexp(-1)
