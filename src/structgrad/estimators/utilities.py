@@ -1,0 +1,191 @@
+"""Random utilities: the noise whose argmax is a random vertex (Paulus et al. 2020, section 3)."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+UtilityName = Literal["gumbel", "gaussian", "logistic", "neg_exponential"]
+Rate = Literal["exp", "softplus"]
+
+
+def exponential_like(scores: Tensor) -> Tensor:
+    """Standard exponentials, float64 ``[*shape of scores]``, without gradient.
+
+    In float64 because what is wanted is their logarithm or their quotient: in float32 the smallest value that torch draws is 2^-24, which
+    cuts the tail of a Gumbel at 16.6 and makes ties there.
+    """
+    return torch.empty_like(scores, dtype=torch.float64, memory_format=torch.contiguous_format).exponential_()
+
+
+class Utility(abc.ABC):
+    """A family of independent random utilities, one for every score.
+
+    Scores where no part exists must have been replaced by something finite; which entries are parts is the structure's affair.
+    """
+
+    #: Whether ``U = scores + noise``, so that adding a constant to all scores adds it to all utilities.
+    is_location_family: ClassVar[bool]
+
+    def sample(self, scores: Tensor, draws: int | None = None) -> Tensor:
+        """A reparameterised sample, differentiable in the scores.
+
+        Args:
+            scores: any shape.
+            draws: number of independent samples, along a new first dimension; None for one sample without it.
+
+        Returns:
+            ``[*scores]`` or ``[draws, *scores]``, finite.
+        """
+        return self._sample(scores if draws is None else scores.expand(draws, *scores.shape))
+
+    @abc.abstractmethod
+    def _sample(self, scores: Tensor) -> Tensor:
+        """One sample for each score."""
+
+    @abc.abstractmethod
+    def log_prob(self, utility: Tensor, scores: Tensor) -> Tensor:
+        """Log-density of each utility, differentiable in both arguments: the broadcast shape."""
+
+    @abc.abstractmethod
+    def kl(self, scores: Tensor) -> Tensor:
+        """KL divergence of each utility from its prior, which has score 0: ``[*scores]``."""
+
+
+class Gumbel(Utility):
+    """``U = score + Gumbel``: the vertex of ``OneHot`` is then a sample of ``softmax(scores)``."""
+
+    is_location_family = True
+
+    def _sample(self, scores: Tensor) -> Tensor:
+        return scores - exponential_like(scores).log().to(scores)
+
+    def log_prob(self, utility: Tensor, scores: Tensor) -> Tensor:
+        """See :class:`Utility`."""
+        z = utility - scores
+        return -z - torch.exp(-z)
+
+    def kl(self, scores: Tensor) -> Tensor:
+        """``score + exp(-score) - 1``."""
+        return scores + torch.expm1(-scores)
+
+
+class Gaussian(Utility):
+    """``U ~ N(score, 1)``."""
+
+    is_location_family = True
+
+    def _sample(self, scores: Tensor) -> Tensor:
+        return scores + torch.randn_like(scores)
+
+    def log_prob(self, utility: Tensor, scores: Tensor) -> Tensor:
+        """See :class:`Utility`."""
+        return -(utility - scores).square() / 2 - math.log(2 * math.pi) / 2
+
+    def kl(self, scores: Tensor) -> Tensor:
+        """``score^2 / 2``."""
+        return scores.square() / 2
+
+
+class Logistic(Utility):
+    """``U ~ Logistic(score)``: the vertex of ``Subset`` then has independent parts of probability ``sigmoid(score)``."""
+
+    is_location_family = True
+
+    def _sample(self, scores: Tensor) -> Tensor:
+        # With u = exp(-e) uniform, logit(u) = -e - log(1 - exp(-e)).
+        e = exponential_like(scores)
+        return scores - (e + torch.log(-torch.expm1(-e))).to(scores)
+
+    def log_prob(self, utility: Tensor, scores: Tensor) -> Tensor:
+        """See :class:`Utility`."""
+        z = utility - scores
+        return -z - 2 * F.softplus(-z)
+
+    def kl(self, scores: Tensor) -> Tensor:
+        """``score coth(score / 2) - 2``.
+
+        The density is f(z) = exp(-z) / (1 + exp(-z))^2 and its entropy 2, so KL = -2 + s + 2 E softplus(-s - Z), whose derivative,
+        1 - 2 E sigmoid(-s - Z), integrates in closed form.
+        """
+        # Near zero the closed form is a difference of nearly equal numbers: there, its power series 2 B_2k s^2k / (2k)!.
+        near = scores.abs() < 0.5
+        small = torch.where(near, scores, 0.0).square()
+        series = small * (1 / 6 - small * (1 / 360 - small * (1 / 15120 - small * (1 / 604800 - small / 23950080))))
+        far = torch.where(near, 1.0, scores)
+        return torch.where(near, series, far / torch.tanh(far / 2) - 2)
+
+
+class NegExponential(Utility):
+    """``-U ~ Exp(rate)``: utilities are negative, a high score is a small cost.
+
+    With U = -E and ``rate=exp`` its vertex is that of the structure's trace (Struminsky et al. 2021, section 2).
+
+    Utilities reach ``exp(-score)``, which float32 cannot hold for scores below -88: they saturate at the dtype's largest number to the power of
+    3/4 (7e28 in float32), where they have no gradient.
+
+    Args:
+        rate: ``exp(score)``, or ``softplus(score)`` as in Paulus et al. 2020, D.5.2.
+
+    Raises:
+        ValueError: for another rate.
+    """
+
+    is_location_family = False
+
+    def __init__(self, rate: Rate = "exp") -> None:
+        if rate not in get_args(Rate):
+            raise ValueError(f"rate must be one of {', '.join(get_args(Rate))}; got {rate!r}")
+        self.rate = rate
+
+    def log_rate(self, scores: Tensor) -> Tensor:
+        """``log rate``, elementwise."""
+        if self.rate == "exp":
+            return scores
+        # softplus(s) = log1p(exp(s)) underflows for very negative s, where its logarithm is s + log(1 - exp(s)/2 + exp(2s)/3 - ...).
+        low = scores < -10
+        x = torch.where(low, scores, -10.0).exp()
+        return torch.where(low, scores + torch.log1p(x * (x / 3 - 0.5)), F.softplus(scores.clamp_min(-10.0)).log())
+
+    def _sample(self, scores: Tensor) -> Tensor:
+        cost = (exponential_like(scores).log() - self.log_rate(scores)).exp()
+        return -cost.clamp_max(torch.finfo(scores.dtype).max ** 0.75).to(scores)
+
+    def log_prob(self, utility: Tensor, scores: Tensor) -> Tensor:
+        """See :class:`Utility`; -inf where the utility is positive."""
+        log_rate = self.log_rate(scores)
+        # rate * u as one exponential, so that neither factor over- or underflows.
+        product = torch.exp(log_rate + torch.log(-torch.where(utility < 0, utility, -1.0)))
+        density = log_rate - torch.where(utility < 0, product, 0.0)
+        return torch.where(utility <= 0, density, -math.inf)
+
+    def kl(self, scores: Tensor) -> Tensor:
+        """``r + exp(-r) - 1`` where r is the log-ratio of the rates."""
+        r = self.log_rate(scores) - self.log_rate(scores.new_zeros(()))
+        return r + torch.expm1(-r)
+
+
+_UTILITIES: dict[UtilityName, type[Utility]] = {
+    "gumbel": Gumbel,
+    "gaussian": Gaussian,
+    "logistic": Logistic,
+    "neg_exponential": NegExponential,
+}
+
+
+def make_utility(utility: UtilityName | Utility) -> Utility:
+    """The utility of that name with its default options; an object is handed through.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(utility, Utility):
+        return utility
+    if utility not in _UTILITIES:
+        raise ValueError(f"utility must be one of {', '.join(_UTILITIES)}; got {utility!r}")
+    return _UTILITIES[utility]()
