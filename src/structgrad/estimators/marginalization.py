@@ -1,0 +1,255 @@
+"""Marginalisation: exact sums over a dense or sparse distribution, and sums completed by one sample."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from structgrad.estimators.base import Estimate, Estimator, Objective, each_once
+from structgrad.estimators.score_function import RunningMean, log_size, uniform_kl
+from structgrad.structures import OneHot
+from structgrad.structures.base import SparseDistribution, Structure
+
+Distribution = Literal["softmax", "sparsemax", "topk_sparsemax", "sparsemap"]
+
+
+def sparsemax(scores: Tensor) -> Tensor:
+    """Euclidean projection of the last dimension on the simplex (Martins & Astudillo 2016), with its exact
+    gradient.
+
+    Args:
+        scores: ``[..., k]``; -inf marks an entry that does not exist (at least one must), whose weight and
+            gradient are 0.
+
+    Returns:
+        ``[..., k]``, non-negative, summing to one.
+    """
+    with torch.no_grad():
+        shifted = scores - scores.amax(-1, keepdim=True)
+        ordered = shifted.sort(dim=-1, descending=True).values
+        position = torch.arange(1, scores.shape[-1] + 1, device=scores.device, dtype=scores.dtype)
+        sums = torch.where(ordered.isfinite(), ordered, 0.0).cumsum(-1)
+        size = (1 + position * ordered > sums).sum(-1, keepdim=True)
+        threshold = (sums.gather(-1, size - 1) - 1) / size
+        support = shifted > threshold
+    # On its support the projection is affine, which gives autograd the right Jacobian at no extra cost.
+    inside = torch.where(support, scores, 0.0)
+    count = support.sum(-1, keepdim=True)
+    centre = (inside.sum(-1, keepdim=True) - 1) / count
+    return torch.where(support, inside - centre, 0.0)
+
+
+class Marginalize(Estimator):
+    r"""The exact expectation ``sum_x w(x) L(x)`` under a distribution over vertices, deterministic and
+    differentiable in both factors.
+
+    ==================  ===================================  =========================  ==================
+    distribution        weights                              needs                      decoder calls
+    ==================  ===================================  =========================  ==================
+    ``softmax``         Gibbs                                ``enumerate`` (tiny sets)  all vertices
+    ``sparsemax``       projection on the simplex            ``enumerate`` (tiny sets)  the support
+    ``topk_sparsemax``  the same among the k best vertices   ``top_k``                  the support, <= k
+    ``sparsemap``       of ``structure.sparsemap``           ``sparsemap``              the support
+    ==================  ===================================  =========================  ==================
+
+    (Correia et al. 2020, equations 2-4 and sections 3-4; for ``OneHot`` the first two are the paper's dense
+    and sparse baselines.) The objective is evaluated on the support only, ragged through ``rows``; finding
+    the ragged support waits for the device once a step. For ``topk_sparsemax`` the metric ``certified`` is
+    the share of examples with fewer than k vertices in their support, where the result is the sparsemax over
+    *all* vertices. Weights are the same in training and in evaluation.
+
+    ``kl`` is that from the uniform distribution over all vertices, ``log |X| - H(w)``, where the structure
+    can count them (``log_partition``), else ``-H(w)``.
+
+    Args:
+        structure: the set of vertices.
+        distribution: see above.
+        k: number of vertices of ``topk_sparsemax``, and of no other.
+
+    Raises:
+        UnsupportedError: if the structure lacks the oracle.
+        ValueError: for an unknown distribution or a k that does not fit.
+    """
+
+    def __init__(self, structure: Structure, distribution: Distribution = "softmax", k: int | None = None) -> None:
+        super().__init__(structure)
+        if distribution not in get_args(Distribution):
+            raise ValueError(f"distribution must be one of {', '.join(get_args(Distribution))}; got {distribution!r}")
+        if (distribution == "topk_sparsemax") != (k is not None):
+            raise ValueError(f"k goes with distribution topk_sparsemax and no other; got {distribution}, k={k}")
+        if k is not None and k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
+        oracle = {"topk_sparsemax": "top_k", "sparsemap": "sparsemap"}.get(distribution, "enumerate")
+        structure.require(oracle, by=f"estimator marginalize (distribution={distribution})")
+        self.distribution, self.k = distribution, k
+        self._vertices: dict[torch.Size, Tensor] = {}
+
+    def forward(
+        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        batch = scores.shape[0]
+        sparse, log_weights, metrics = self._weigh(scores, mask)
+        losses = objective(sparse.vertices, sparse.rows)
+        terms = torch.stack([sparse.weights * losses, sparse.weights * log_weights], -1)
+        expected, negative_entropy = terms.new_zeros(batch, 2).index_add(0, sparse.rows, terms).unbind(-1)
+        kl = negative_entropy
+        if "log_partition" in self.structure.oracles:
+            kl = kl + log_size(self.structure, scores, mask)
+        return Estimate(
+            surrogate=expected,
+            objective=expected.detach(),
+            kl=kl,
+            vertices=sparse.vertices,
+            rows=sparse.rows,
+            weights=sparse.weights.detach(),
+            metrics=metrics,
+        )
+
+    def _weigh(self, scores: Tensor, mask: Tensor | None) -> tuple[SparseDistribution, Tensor, dict[str, Tensor]]:
+        """The distribution, the logarithms of its weights, and metrics."""
+        if self.distribution == "sparsemap":
+            sparse = self.structure.sparsemap(scores, mask)
+            return sparse, sparse.weights.log(), {}
+        if self.k is not None:
+            vertices, values = self.structure.top_k(scores, self.k, mask)
+            weights = sparsemax(values)
+            sparse = _select(vertices, weights, weights > 0)
+            certified = ((weights > 0).sum(-1) < self.k).to(scores).mean()
+            return sparse, sparse.weights.log(), {"certified": certified}
+        vertices, values = self._all(scores, mask)
+        exist = values > -math.inf
+        if self.distribution == "softmax":
+            log_weights = values.log_softmax(-1)
+            return _select(vertices, log_weights.exp(), exist), log_weights[exist], {}
+        sparse = _select(vertices, (weights := sparsemax(values)), weights > 0)
+        return sparse, sparse.weights.log(), {}
+
+    def _all(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Every vertex, ``[batch, V, *parts]`` (a view), and the values ``[batch, V]``, -inf where a vertex
+        uses a missing part.
+        """
+        shape = scores.shape[1:]
+        if shape not in self._vertices or self._vertices[shape].device != scores.device:
+            self._vertices[shape] = self.structure.enumerate(*shape).to(scores.device)
+        vertices = self._vertices[shape].to(scores.dtype)
+        flatten = self.structure.layout.flatten
+        exists = flatten(self.structure.parts(scores, mask))
+        flat = flatten(vertices)
+        values = torch.where(exists, flatten(scores), 0.0) @ flat.T
+        if mask is not None:
+            missing = (~exists).to(flat) @ flat.T > 0
+            values = torch.where(missing, -math.inf, values)
+        return vertices.expand(scores.shape[0], *vertices.shape), values
+
+
+def _select(vertices: Tensor, weights: Tensor, keep: Tensor) -> SparseDistribution:
+    """The ragged form of ``[batch, k]`` weighted vertices. The number kept is read by the host: this is where
+    a step waits.
+    """
+    rows, columns = keep.nonzero(as_tuple=True)
+    return SparseDistribution(vertices[rows, columns], rows, weights[rows, columns])
+
+
+class SumAndSample(Estimator):
+    r"""Rao-Blackwellised score function: the k best vertices summed exactly, the rest estimated by one sample
+    (Liu et al. 2019).
+
+    With p the Gibbs distribution, C its k best vertices and x' ~ p( . | not C),
+
+    .. math:: \sum_{x \in C} (L(x) - b) \nabla p(x) + (1 - p(C)) (L(x') - b) \nabla \log p(x')
+
+    is unbiased for every b that does not see x'; here b is the running mean of past objectives (zero on the
+    first step). The decoder's gradient is weighted in the same way: p(x) on C and 1 - p(C) on x'. k + 1
+    evaluations an example, in one call.
+
+    For ``OneHot`` x' is drawn with the k best masked out. For other structures it is the first of ``tries``
+    Gibbs samples that is not in C, weighted by
+    ``(1 - p(C)) / (1 - p(C)^tries)``, and zero if there is none, which is unbiased for any number of tries
+    and neither loops nor waits. In evaluation: one Gibbs sample an example. ``kl`` is that of the Gibbs
+    distribution from the uniform one.
+
+    Args:
+        structure: needs ``top_k``, ``sample``, ``log_prob``, ``log_partition``, ``entropy``.
+        k: number of vertices summed exactly.
+        tries: see above; ``OneHot`` takes none.
+        decay: of the running mean.
+
+    Raises:
+        UnsupportedError: if the structure lacks an oracle.
+        ValueError: for k, tries or decay out of range.
+    """
+
+    def __init__(self, structure: Structure, k: int = 1, tries: int = 16, decay: float = 0.99) -> None:
+        super().__init__(structure)
+        if k < 1 or tries < 1:
+            raise ValueError(f"k and tries must be at least 1; got k={k}, tries={tries}")
+        structure.require("top_k", "sample", "log_prob", "log_partition", "entropy", by="estimator sum_and_sample")
+        self.k, self.tries = k, tries
+        self.running = RunningMean(decay)
+
+    def forward(
+        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        structure, batch = self.structure, scores.shape[0]
+        kl = uniform_kl(structure, scores, mask)
+        if not self.training:
+            vertices = structure.sample(scores.detach(), mask)
+            rows, weights = each_once(batch, scores.device)
+            losses = objective(vertices, rows)
+            return Estimate(losses, losses.detach(), kl, vertices, rows, weights)
+
+        best, values = structure.top_k(scores, self.k, mask)
+        exist = values > -math.inf
+        # Where there are fewer than k vertices the best one stands in with weight 0, so that the objective
+        # meets vertices only.
+        best = torch.where(exist.reshape(*exist.shape, *[1] * (best.dim() - 2)), best, best[:, :1])
+        log_p = values - structure.log_partition(scores, mask)[:, None]
+        probabilities = torch.where(exist, log_p.exp(), 0.0)
+        other, rest, factor = self._rest(scores, mask, best, probabilities.detach())
+        vertices = torch.cat([best, other[:, None]], 1)
+        rows = torch.arange(batch, device=scores.device).repeat_interleave(self.k + 1)
+        losses = objective(vertices.flatten(0, 1), rows).reshape(batch, self.k + 1)
+
+        # Score-function weights: p on C (its gradient is that of p itself), factor * log p on the sample.
+        signal = losses.detach() - self.running.mean
+        inside = probabilities.detach() * losses[:, :-1] + probabilities * signal[:, :-1]
+        outside = factor * (losses[:, -1] + signal[:, -1] * structure.log_prob(other, scores, mask))
+        weights = torch.cat([probabilities.detach(), rest[:, None]], 1)
+        value = (torch.cat([weights[:, :-1], factor[:, None]], 1) * losses.detach()).sum(1)
+        self.running.update(value)
+        return Estimate(inside.sum(1) + outside, value, kl, vertices.flatten(0, 1), rows, weights.flatten())
+
+    @torch.no_grad()
+    def _rest(
+        self, scores: Tensor, mask: Tensor | None, best: Tensor, probabilities: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A vertex outside C, the mass there, and the weight of the vertex, whose mean is that mass:
+        ``[batch, *parts]``, ``[batch]``, ``[batch]``.
+        """
+        structure = self.structure
+        if isinstance(structure, OneHot):
+            exists = structure.parts(scores, mask)
+            outside = exists & (best.sum(1) == 0)
+            some = outside.any(-1, keepdim=True)
+            allowed = torch.where(some, outside, exists)
+            mass = (structure.log_partition(scores, allowed) - structure.log_partition(scores, mask)).exp()
+            mass = torch.where(some[:, 0], mass, 0.0)
+            return structure.sample(scores, allowed), mass, mass
+        shape = (scores.shape[0], self.tries, *scores.shape[1:])
+        tries = structure.sample(
+            scores[:, None].expand(shape), None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)
+        )
+        same = (tries.flatten(2)[:, :, None] == best.flatten(2)[:, None]).all(-1)
+        outside = ~same.any(-1)
+        first = outside.to(torch.uint8).argmax(1)
+        other = tries[torch.arange(len(tries), device=tries.device), first]
+        inside_mass = probabilities.sum(1).clamp(max=1.0)  # above 1 by rounding only
+        mass = 1 - inside_mass
+        accepted = -torch.expm1(self.tries * inside_mass.log())
+        weight = torch.where(outside.any(1) & (mass > 0), mass / accepted, 0.0)
+        return other, mass, weight
