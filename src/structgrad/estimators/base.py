@@ -106,4 +106,34 @@ def each_once(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.arange(batch, device=device), torch.ones(batch, device=device)
 
 
-__all__ = ["Estimate", "Estimator", "Objective", "UnsupportedError", "each_once"]
+def pathwise(
+    objective: Objective,
+    vertices: Tensor,
+    samples: int,
+    kl: Tensor,
+    metrics: dict[str, Tensor] | None = None,
+) -> Estimate:
+    """The estimate whose surrogate is the mean objective itself: all gradients flow through the vertices.
+
+    Args:
+        objective: the downstream loss.
+        vertices: ``[batch * samples, *parts]``, the samples of one example side by side.
+        samples: an example.
+        kl: ``[batch]``.
+        metrics: see :class:`Estimate`.
+    """
+    batch = vertices.shape[0] // samples
+    rows = torch.arange(batch, device=vertices.device).repeat_interleave(samples)
+    losses = objective(vertices, rows).reshape(batch, samples).mean(1)
+    weights = torch.full(rows.shape, 1 / samples, device=vertices.device)
+    return Estimate(losses, losses.detach(), kl, vertices, rows, weights, metrics or {})
+
+
+def uniform_kl(structure: Structure, scores: Tensor, mask: Tensor | None) -> Tensor:
+    """KL of the Gibbs distribution from the uniform one over the same vertices, ``log |X| - H``: ``[*batch]``."""
+    with torch.no_grad():
+        log_size = structure.log_partition(torch.zeros_like(scores), mask)
+    return log_size - structure.entropy(scores, mask)
+
+
+__all__ = ["Estimate", "Estimator", "Objective", "UnsupportedError", "each_once", "pathwise", "uniform_kl"]

@@ -97,6 +97,9 @@ class Structure:
     #: False for the stand-ins of ``structure=none`` and ``structure=ground_truth``, which take no estimator.
     is_latent: ClassVar[bool] = True
 
+    #: Whether all vertices of an example have equally many parts, so that adding a number to all scores changes nothing.
+    constant_size: ClassVar[bool] = False
+
     #: How the parts lie in the scores.
     layout: Layout
 
@@ -155,6 +158,22 @@ class Structure:
             )
         relaxed: Tensor = getattr(self, self.relaxations[relaxation])(utility, mask)
         return relaxed
+
+    def draws(self, relaxation: str) -> int | None:
+        """How many independent utilities a relaxation takes.
+
+        Returns:
+            None for one utility ``[*batch, *parts]``; a number k for utilities ``[k, *batch, *parts]`` (L2X).
+        """
+        return None
+
+    def perturbed(self, scores: Tensor) -> Tensor:
+        """Which parts random utilities perturb; the others have their score as utility (Paulus et al. 2020, B.5).
+
+        Returns:
+            bool, broadcastable to ``scores``: all parts, unless the structure says otherwise.
+        """
+        return torch.ones((), dtype=torch.bool, device=scores.device)
 
     # --- helpers for implementations and users --------------------------------------------------------------------
 
