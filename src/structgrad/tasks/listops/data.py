@@ -1,0 +1,523 @@
+"""ListOps expressions: the generator, their cache on disk, and the reader of published ``.tsv`` files.
+
+The generator is that of Nangia and Bowman (2018) without the operator SM, under the restrictions of Paulus et al.
+(2020), D.5.1: every argument is an operator with probability 1/4 and a digit otherwise, and rejection keeps lengths
+within a range and gives every depth the same share. Depth counts nested operators, which is the height of the parse in
+edges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import datasets
+import numba
+import numpy as np
+import pyarrow as pa
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+OPERATORS = ("MIN", "MAX", "MED")
+#: Token ids: padding is 0, digit d is 1 + d, then the operators, then the closing bracket.
+VOCABULARY = ("<pad>", *"0123456789", *(f"[{name}" for name in OPERATORS), "]")
+PAD, CLOSE = 0, len(VOCABULARY) - 1
+_ID = {token: i for i, token in enumerate(VOCABULARY)}
+_FIRST_OPERATOR = _ID["[MIN"]
+_MIN, _MAX = 0, 1
+
+#: Part of the key of a cache; raise it when the same configuration would give other expressions.
+_GENERATOR_VERSION = 1
+#: Expressions grown between two updates of the progress bar.
+_BLOCK = 100_000
+#: A depth that gains nothing in so many attempts is called impossible.
+_GIVE_UP = 20_000_000
+
+
+class ListOpsFileError(ValueError):
+    """A line of a published file cannot be read; the message names file, line and reason."""
+
+
+class Damaged(Exception):  # noqa: N818 - never leaves this module
+    """A cache folder does not hold what its manifest says."""
+
+
+# --- expressions ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Expressions:
+    """Expressions of unequal length, padded.
+
+    Attributes:
+        tokens: int64 ``[n, length]``, ids in :data:`VOCABULARY`, 0 where padded.
+        parents: int64 ``[n, length]``, position of the operator that a token is an argument of; -1 for the
+            first token, closing brackets and padding, which are nobody's argument.
+        values: int64 ``[n]``, what the expression evaluates to, 0..9.
+        lengths: int64 ``[n]``.
+        depths: int64 ``[n]``, nested operators.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    values: Tensor
+    lengths: Tensor
+    depths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by name, as :class:`structgrad.data.Batches` takes them."""
+        return {name: getattr(self, name) for name in ("tokens", "parents", "values", "lengths", "depths")}
+
+
+@numba.njit(cache=True)
+def _evaluate(operator: int, arguments: NDArray[np.int16]) -> int:
+    if operator == _MIN:
+        return int(arguments.min())
+    if operator == _MAX:
+        return int(arguments.max())
+    ordered = np.sort(arguments)
+    n = len(ordered)
+    # The floor of the mean of the two middle values, which are one and the same if n is odd.
+    return int(ordered[(n - 1) // 2] + ordered[n // 2]) // 2
+
+
+@numba.njit(cache=True)
+def _grow(
+    rng: np.random.Generator,
+    operators: NDArray[np.int64],
+    probability: float,
+    least: int,
+    most: int,
+    max_depth: int,
+    tokens: NDArray[np.int16],
+    parents: NDArray[np.int16],
+) -> tuple[int, int, int]:
+    """Grow one expression into ``tokens`` and ``parents``: (length, depth, value); length 0 if too long or deep."""
+    head = np.empty(max_depth, np.int16)  # the open operators: position, kind, number of arguments, arguments so far
+    kind = np.empty(max_depth, np.int64)
+    wanted = np.empty(max_depth, np.int64)
+    have = np.zeros(max_depth, np.int64)
+    arguments = np.empty((max_depth, most), np.int16)
+    level, depth, length = -1, 0, 0
+    while True:
+        if length == len(tokens):
+            return 0, 0, 0
+        parents[length] = head[level] if level >= 0 else -1
+        if level >= 0 and have[level] == wanted[level]:
+            tokens[length] = CLOSE
+            parents[length] = -1
+            length += 1
+            value = _evaluate(kind[level], arguments[level, : wanted[level]])
+            level -= 1
+            if level < 0:
+                return length, depth, value
+            arguments[level, have[level]] = value
+            have[level] += 1
+        elif level < 0 or rng.random() < probability:
+            if level + 1 == max_depth:
+                return 0, 0, 0
+            level += 1
+            depth = max(depth, level + 1)
+            head[level] = length
+            kind[level] = operators[rng.integers(0, len(operators))]
+            wanted[level] = rng.integers(least, most + 1)
+            have[level] = 0
+            tokens[length] = _FIRST_OPERATOR + kind[level]
+            length += 1
+        else:
+            digit = rng.integers(0, 10)
+            tokens[length] = 1 + digit
+            arguments[level, have[level]] = digit
+            have[level] += 1
+            length += 1
+
+
+@numba.njit(cache=True)
+def _grow_block(
+    rng: np.random.Generator,
+    attempts: int,
+    operators: NDArray[np.int64],
+    probability: float,
+    least: int,
+    most: int,
+    shortest: int,
+    open_depths: NDArray[np.bool_],
+    tokens: NDArray[np.int16],
+    parents: NDArray[np.int16],
+    values: NDArray[np.int16],
+    lengths: NDArray[np.int16],
+    depths: NDArray[np.int16],
+) -> int:
+    """Try ``attempts`` expressions and keep those whose length and depth are wanted; returns how many were kept."""
+    kept = 0
+    for _ in range(attempts):
+        length, depth, value = _grow(
+            rng, operators, probability, least, most, len(open_depths) - 1, tokens[kept], parents[kept]
+        )
+        if length >= shortest and length > 0 and open_depths[depth]:
+            tokens[kept, length:] = PAD
+            parents[kept, length:] = -1
+            values[kept], lengths[kept], depths[kept] = value, length, depth
+            kept += 1
+    return kept
+
+
+# --- configuration -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ListOpsData:
+    """The expressions of an experiment: generated once, then read from the cache.
+
+    Args:
+        cache: folder of generated data; each configuration gets a folder of its own in it.
+        train: number of training expressions.
+        val: number of validation expressions.
+        test: number of test expressions.
+        length: shortest and longest expression, in tokens, brackets included.
+        depth: least and greatest depth; every depth has the same share of every split.
+        arguments: least and greatest number of arguments of an operator.
+        operators: out of MIN, MAX, MED.
+        operator_probability: of an argument being an operator.
+        seed: of the generator.
+        test_file: a published ``.tsv`` file to be the test set instead.
+
+    Raises:
+        ValueError: for an empty or impossible range, or an unknown operator.
+    """
+
+    cache: str | Path
+    train: int = 100_000
+    val: int = 10_000
+    test: int = 10_000
+    length: Sequence[int] = (10, 50)
+    depth: Sequence[int] = (1, 5)
+    arguments: Sequence[int] = (2, 10)
+    operators: Sequence[str] = OPERATORS
+    operator_probability: float = 0.25
+    seed: int = 0
+    test_file: str | Path | None = None
+    _loaded: dict[str, Expressions] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the configuration."""
+        for name, smallest in (("length", 1), ("depth", 1), ("arguments", 1)):
+            bounds = tuple(getattr(self, name))
+            if len(bounds) != 2 or not smallest <= bounds[0] <= bounds[1]:
+                raise ValueError(
+                    f"data.{name} must be [least, most] with {smallest} <= least <= most; got {list(bounds)}"
+                )
+        if min(self.train, self.val, self.test) < 1:
+            raise ValueError(f"data.train, val, test must be positive; got {self.train}, {self.val}, {self.test}")
+        unknown = sorted(set(self.operators) - set(OPERATORS))
+        if unknown or not self.operators or len(set(self.operators)) != len(self.operators):
+            raise ValueError(
+                f"data.operators must be distinct, out of {', '.join(OPERATORS)}; got {list(self.operators)}"
+            )
+        if not 0 <= self.operator_probability < 1:
+            raise ValueError(f"data.operator_probability must lie in [0, 1); got {self.operator_probability}")
+        # The shortest expression of the greatest depth: every operator but the innermost has one operator as argument.
+        deepest, fewest = self.depth[1], self.arguments[0]
+        shortest = deepest * (fewest + 1) + 1
+        if shortest > self.length[1]:
+            raise ValueError(f"depth {deepest} takes {shortest} tokens or more; data.length ends at {self.length[1]}")
+
+    @property
+    def max_length(self) -> int:
+        """Longest generated expression."""
+        return self.length[1]
+
+    @property
+    def key(self) -> dict[str, object]:
+        """What the expressions depend on."""
+        content = {k: v for k, v in asdict(self).items() if k not in ("cache", "test_file", "_loaded")}
+        content |= {name: list(content[name]) for name in ("length", "depth", "arguments", "operators")}
+        return content | {"generator": _GENERATOR_VERSION}
+
+    @property
+    def folder(self) -> Path:
+        """Where this configuration is cached."""
+        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
+        return Path(self.cache) / "listops" / digest[:16]
+
+    def prepare(self) -> None:
+        """Generate and store the expressions unless an intact cache is there; safe in several processes at once."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.folder}.lock"):
+            if self.folder.exists():
+                try:
+                    verify(self.folder)
+                    return
+                except Damaged as damage:
+                    log.warning("The ListOps cache %s is damaged (%s): rebuilding it.", self.folder, damage)
+            store(generate(self), self.folder, self.key)
+
+    def split(self, name: str) -> Expressions:
+        """The expressions of a split, from the cache (see :meth:`prepare`), or from ``test_file``."""
+        if name not in self._loaded:
+            if name == "test" and self.test_file is not None:
+                self._loaded[name] = read_tsv(Path(self.test_file))
+            else:
+                self._loaded[name] = _load(self.folder / name)
+        return self._loaded[name]
+
+
+def generate(data: ListOpsData, *, progress: bool = True) -> dict[str, Expressions]:
+    """Grow the expressions of a configuration, no two of them the same in or between splits.
+
+    Args:
+        data: the configuration.
+        progress: show a progress bar.
+
+    Returns:
+        split name -> expressions, in random order.
+
+    Raises:
+        ValueError: if there are not enough distinct expressions of some depth within the lengths.
+    """
+    rng = np.random.default_rng(data.seed)
+    shallowest, deepest = data.depth
+    sizes = {name: getattr(data, name) for name in SPLITS}
+    shares = {
+        name: {d: len(range(d - shallowest, size, deepest - shallowest + 1)) for d in range(shallowest, deepest + 1)}
+        for name, size in sizes.items()
+    }
+    wanted = {d: sum(share[d] for share in shares.values()) for d in range(shallowest, deepest + 1)}
+    shape = (_BLOCK, data.length[1])
+    tokens, parents = np.empty(shape, np.int16), np.empty(shape, np.int16)
+    values, lengths, depths = (np.empty(_BLOCK, np.int16) for _ in range(3))
+    operators = np.array([OPERATORS.index(o) for o in data.operators], np.int64)
+
+    seen: set[bytes] = set()
+    found: dict[int, list[tuple[NDArray[np.int16], ...]]] = {d: [] for d in wanted}
+    counts = dict.fromkeys(wanted, 0)
+    idle = dict.fromkeys(wanted, 0)
+    with tqdm(total=sum(wanted.values()), desc="Generating ListOps", unit="expr", disable=not progress) as bar:
+        while any(counts[d] < wanted[d] for d in wanted):
+            open_depths = np.array([counts.get(d, 0) < wanted.get(d, 0) for d in range(deepest + 1)])
+            kept = _grow_block(
+                rng, _BLOCK, operators, data.operator_probability, *data.arguments, data.length[0],
+                open_depths, tokens, parents, values, lengths, depths,
+            )  # fmt: skip
+            new = np.zeros(kept, np.bool_)
+            for i, row in enumerate(tokens[:kept]):
+                content = row.tobytes()
+                new[i] = content not in seen
+                seen.add(content)
+            for d in wanted:
+                chosen = np.flatnonzero(new & (depths[:kept] == d))[: wanted[d] - counts[d]]
+                found[d].append((tokens[chosen], parents[chosen], values[chosen], lengths[chosen], depths[chosen]))
+                counts[d] += len(chosen)
+                idle[d] = 0 if len(chosen) else idle[d] + _BLOCK
+                bar.update(len(chosen))
+                if counts[d] < wanted[d] and idle[d] >= _GIVE_UP:
+                    raise ValueError(
+                        f"{_GIVE_UP:,} attempts gave no new expression of depth {d} with {data.length[0]} to "
+                        f"{data.length[1]} tokens and {data.arguments[0]} to {data.arguments[1]} arguments "
+                        f"(found {counts[d]:,} of {wanted[d]:,})"
+                    )
+
+    columns = {d: [np.concatenate(column) for column in zip(*found[d], strict=True)] for d in wanted}
+    start = dict.fromkeys(wanted, 0)
+    out: dict[str, Expressions] = {}
+    for name, share in shares.items():
+        order = rng.permutation(sizes[name])
+        merged = [
+            np.concatenate([columns[d][c][start[d] : start[d] + share[d]] for d in wanted])[order] for c in range(5)
+        ]
+        start = {d: start[d] + share[d] for d in wanted}
+        out[name] = Expressions(*(torch.from_numpy(column.astype(np.int64)) for column in merged))
+    return out
+
+
+# --- cache ---------------------------------------------------------------------------------------------------------
+
+
+def store(splits: dict[str, Expressions], folder: Path, key: dict[str, object]) -> None:
+    """Write expressions as Hugging Face data sets (Arrow) with a manifest of their contents; all of it appears at once.
+
+    Args:
+        splits: name -> expressions.
+        folder: replaced if it exists.
+        key: written into the manifest, for the human reader.
+    """
+    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        for name, expressions in splits.items():
+            datasets.Dataset(datasets.table.InMemoryTable(_to_arrow(expressions))).save_to_disk(work / name)
+        files = {str(f.relative_to(work)): _fingerprint(f) for f in sorted(work.rglob("*")) if f.is_file()}
+        (work / "manifest.json").write_text(json.dumps({"configuration": key, "sha256": files}, indent=1))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of a cache with its manifest.
+
+    Raises:
+        Damaged: saying what is wrong.
+    """
+    try:
+        files: dict[str, str] = json.loads((folder / "manifest.json").read_text())["sha256"]
+    except FileNotFoundError:
+        raise Damaged("no manifest") from None
+    except (ValueError, KeyError, TypeError):
+        raise Damaged("unreadable manifest") from None
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{name} is missing")
+        if _fingerprint(path) != expected:
+            raise Damaged(f"{name} has changed")
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_arrow(expressions: Expressions) -> pa.Table:
+    exist = expressions.tokens != PAD
+    offsets = pa.array(np.concatenate([[0], np.cumsum(expressions.lengths.numpy())]).astype(np.int32))
+
+    def ragged(padded: Tensor) -> pa.ListArray:
+        return pa.ListArray.from_arrays(offsets, pa.array(padded[exist].numpy().astype(np.int16)))
+
+    return pa.table(
+        {
+            "tokens": ragged(expressions.tokens),
+            "parents": ragged(expressions.parents),
+            "value": expressions.values.numpy().astype(np.int8),
+            "depth": expressions.depths.numpy().astype(np.int16),
+        }
+    )
+
+
+def _load(folder: Path) -> Expressions:
+    table = datasets.load_from_disk(folder).data.table.combine_chunks()
+
+    def column(name: str) -> Tensor:
+        return torch.from_numpy(table[name].to_numpy().astype(np.int64))
+
+    lists = {name: table[name].combine_chunks() for name in ("tokens", "parents")}
+    lengths = torch.from_numpy(np.diff(lists["tokens"].offsets.to_numpy()).astype(np.int64))
+    exist = torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def padded(name: str, fill: int) -> Tensor:
+        out = torch.full(exist.shape, fill, dtype=torch.int64)
+        out[exist] = torch.from_numpy(lists[name].flatten().to_numpy().astype(np.int64))
+        return out
+
+    return Expressions(padded("tokens", PAD), padded("parents", -1), column("value"), lengths, column("depth"))
+
+
+# --- published files -----------------------------------------------------------------------------------------------
+
+
+def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
+    """Read one bracketed expression.
+
+    Args:
+        words: its tokens, e.g. ``["[MIN", "3", "5", "]"]``.
+
+    Returns:
+        token ids, parents, value and depth, as in :class:`Expressions`.
+
+    Raises:
+        ValueError: saying what is wrong, for an unknown token or brackets that do not match.
+    """
+    tokens: list[int] = []
+    parents: list[int] = []
+    open_operators: list[tuple[int, int, list[int]]] = []  # position, kind, arguments
+    value: int | None = None
+    depth = 0
+    for word in words:
+        if word not in _ID or word == VOCABULARY[PAD]:
+            raise ValueError(f"unknown token {word!r}; known are digits, {', '.join(VOCABULARY[_FIRST_OPERATOR:])}")
+        if value is not None:
+            raise ValueError(f"{word!r} after the end of the expression")
+        token, position = _ID[word], len(tokens)
+        tokens.append(token)
+        parents.append(open_operators[-1][0] if open_operators and token != CLOSE else -1)
+        if _FIRST_OPERATOR <= token < CLOSE:
+            open_operators.append((position, token - _FIRST_OPERATOR, []))
+            depth = max(depth, len(open_operators))
+            continue
+        if token == CLOSE:
+            if not open_operators:
+                raise ValueError("']' without an operator")
+            _, kind, arguments = open_operators.pop()
+            if not arguments:
+                raise ValueError(f"{VOCABULARY[_FIRST_OPERATOR + kind]} without arguments")
+            result = int(_evaluate(kind, np.array(arguments, np.int16)))
+        else:
+            result = token - 1
+        if open_operators:
+            open_operators[-1][2].append(result)
+        else:
+            value = result
+    if value is None:
+        raise ValueError(f"{len(open_operators)} missing ']'" if open_operators else "no expression")
+    return tokens, parents, value, depth
+
+
+def read_tsv(path: Path) -> Expressions:
+    """Read a published ListOps file: lines of ``label<TAB>expression``, whose binary bracketing "(" ")" is dropped.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ListOpsFileError: naming the line, if one is malformed, has an unknown token (such as the operator ``[SM``),
+            or a label other than the value of its expression.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"data.test_file: no file {path}")
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                label, tab, expression = line.rstrip("\n").partition("\t")
+                if not tab:
+                    raise ValueError("expected label<TAB>expression")
+                if label not in set("0123456789"):
+                    raise ValueError(f"the label must be a digit; got {label!r}")
+                row = parse([w for w in expression.split() if w not in "()"])
+                if row[2] != int(label):
+                    raise ValueError(f"the label is {label} but the expression evaluates to {row[2]}")
+            except ValueError as error:
+                raise ListOpsFileError(f"{path}, line {number}: {error}") from None
+            rows.append(row)
+    if not rows:
+        raise ListOpsFileError(f"{path}: the file is empty")
+    lengths = torch.tensor([len(tokens) for tokens, *_ in rows])
+    shape = (len(rows), int(lengths.max()))
+    tokens, parents = torch.full(shape, PAD), torch.full(shape, -1)
+    for i, (row_tokens, row_parents, _, _) in enumerate(rows):
+        tokens[i, : len(row_tokens)] = torch.tensor(row_tokens)
+        parents[i, : len(row_parents)] = torch.tensor(row_parents)
+    values, depths = (torch.tensor([row[k] for row in rows]) for k in (2, 3))
+    return Expressions(tokens, parents, values, lengths, depths)
+
+
+def to_text(tokens: Tensor) -> list[str]:
+    """The tokens of one expression ``[length]`` as words, without padding."""
+    return [VOCABULARY[t] for t in tokens.tolist() if t != PAD]

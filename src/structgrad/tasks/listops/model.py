@@ -1,0 +1,177 @@
+"""The networks of the ListOps experiment (Paulus et al. 2020, D.5.2): edge encoder, graph network, LSTM baseline."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from structgrad.tasks.listops.data import PAD, VOCABULARY
+
+#: Expressions evaluate to a digit.
+CLASSES = 10
+
+
+def _embedding(features: int) -> nn.Embedding:
+    return nn.Embedding(len(VOCABULARY), features, padding_idx=PAD)
+
+
+def _classifier(features: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))
+
+
+class EdgeEncoder(nn.Module):
+    """Scores every edge by two left-to-right LSTMs: ``scores[i, j] = <head_i, modifier_j>``.
+
+    A single-layer LSTM has no place between layers for dropout, so it is applied to the LSTMs' outputs.
+
+    Args:
+        hidden: size of embedding and LSTMs.
+        dropout: probability.
+    """
+
+    def __init__(self, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding = _embedding(hidden)
+        self.head = nn.LSTM(hidden, hidden, batch_first=True)
+        self.modifier = nn.LSTM(hidden, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode padded expressions.
+
+        Args:
+            tokens: int64 ``[batch, n]``. Padding comes last, so that it influences no token before it.
+
+        Returns:
+            scores ``[batch, n, n]`` (``[i, j]`` for i -> j; meaningless where padded), and a summary ``[batch, hidden]``: the
+            modifier LSTM's output at the last token.
+        """
+        embedded = self.embedding(tokens)
+        head, _ = self.head(embedded)
+        modifier, _ = self.modifier(embedded)
+        last = (tokens != PAD).sum(1) - 1
+        summary = modifier[torch.arange(len(tokens), device=tokens.device), last]
+        return self.dropout(head) @ self.dropout(modifier).transpose(1, 2), summary
+
+
+class Edges(NamedTuple):
+    """Hard edges of a batch of graphs as a list.
+
+    Attributes:
+        graph: int64 ``[E]``, ascending.
+        receiver: int64 ``[E]``: the operator end, where the message arrives.
+        sender: int64 ``[E]``: the operand end.
+    """
+
+    graph: Tensor
+    receiver: Tensor
+    sender: Tensor
+
+
+class GraphNetwork(nn.Module):
+    """Passes messages over a latent graph and classifies the first token.
+
+    The message network is that of NRI's decoder (two layers over both ends of an edge) without the last layers after aggregation; a
+    gated recurrent unit updates a node from the sum of its messages. An edge i -> j runs from operator to operand, and
+    the first token must hear of its operands to know the answer: the message of the edge is computed and weighted by
+    ``x[i, j]``, and goes from j to i. For undirected edges, which a vertex shows in both directions, messages go both ways.
+
+    The first layer acts on a pair of nodes through a sum of one term from each, so it is computed per node. A unit of the message
+    network's first layer is dropped for all pairs of a graph at once, which lets the dropout, too, act on nodes:
+    ``m relu(a + b) = relu(m a + m b)`` for ``m >= 0``.
+
+    Args:
+        hidden: size of everything.
+        steps: of message passing.
+        dropout: probability.
+        pair_budget: pairs of nodes whose messages are computed at once; graphs are sorted by length and cut into so large pieces,
+            so that short ones are not padded to the longest.
+    """
+
+    def __init__(self, hidden: int, steps: int, dropout: float) -> None:
+        super().__init__()
+        self.steps = steps
+        self.embedding = _embedding(hidden)
+        self.receive = nn.Linear(hidden, hidden)
+        self.send = nn.Linear(hidden, hidden, bias=False)
+        self.message = nn.Linear(hidden, hidden)
+        self.update = nn.GRUCell(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = _classifier(hidden, hidden)
+
+    def forward(self, tokens: Tensor, graphs: Tensor | Edges) -> Tensor:
+        """Class logits from the first token's state.
+
+        Args:
+            tokens: int64 ``[N, n]``.
+            graphs: relaxed adjacency ``[N, n, n]``, or the edges of hard ones: memory n^2 messages a graph, or one an edge.
+
+        Returns:
+            ``[N, 10]``.
+        """
+        state = self.embedding(tokens)
+        for _ in range(self.steps):
+            keep = self.dropout(torch.ones_like(state[:, :1]))
+            at_receiver, at_sender = keep * self.receive(state), keep * self.send(state)
+            if isinstance(graphs, Edges):
+                heard = self._sparse(at_receiver, at_sender, graphs)
+            else:
+                heard = self._dense(at_receiver, at_sender, graphs)
+            state = self.update(heard.flatten(0, 1), state.flatten(0, 1)).view_as(state)
+        logits: Tensor = self.classify(state[:, 0])
+        return logits
+
+    def _dense(self, at_receiver: Tensor, at_sender: Tensor, adjacency: Tensor) -> Tensor:
+        """Sum of messages ``[N, n, hidden]`` over all pairs, weighted by ``adjacency`` ``[N, n, n]``."""
+        pairs = F.relu(at_receiver[:, :, None] + at_sender[:, None], inplace=True)
+        messages = F.relu(self.message(pairs), inplace=True)
+        return (adjacency[:, :, None] @ messages).squeeze(2)
+
+    def _sparse(self, at_receiver: Tensor, at_sender: Tensor, edges: Edges) -> Tensor:
+        """Sum of messages ``[N, n, hidden]`` over ``edges``."""
+        n = at_receiver.shape[1]
+        receiver = edges.graph * n + edges.receiver
+        # An embedding lookup, because the gradient of one is deterministic and fast where that of indexing is not.
+        pairs = F.relu(
+            F.embedding(receiver, at_receiver.flatten(0, 1))
+            + F.embedding(edges.graph * n + edges.sender, at_sender.flatten(0, 1))
+        )
+        messages = F.relu(self.message(pairs))
+        heard = torch.zeros_like(at_receiver).flatten(0, 1).index_add(0, receiver, messages)
+        return heard.view_as(at_receiver)
+
+
+class LSTMClassifier(nn.Module):
+    """The baseline without a latent graph: all outputs of an LSTM, flattened, then a linear layer and a classifier.
+
+    Args:
+        hidden: size of everything.
+        dropout: probability.
+        max_length: longest expression, which fixes the size of the linear layer.
+    """
+
+    def __init__(self, hidden: int, dropout: float, max_length: int) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.embedding = _embedding(hidden)
+        self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.flat = nn.Linear(max_length * hidden, hidden)
+        self.classify = _classifier(hidden, hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Class logits ``[batch, 10]`` of ``tokens`` ``[batch, n]``.
+
+        Raises:
+            ValueError: for an expression longer than the model was made for.
+        """
+        if tokens.shape[1] > self.max_length:
+            raise ValueError(f"structure=none takes expressions of at most {self.max_length} tokens; got {tokens.shape[1]}")
+        outputs, _ = self.lstm(self.embedding(tokens))
+        outputs = self.dropout(outputs) * (tokens != PAD)[..., None]
+        outputs = F.pad(outputs, (0, 0, 0, self.max_length - tokens.shape[1]))
+        logits: Tensor = self.classify(self.flat(outputs.flatten(1)))
+        return logits
