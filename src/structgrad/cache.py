@@ -1,0 +1,112 @@
+"""Generated data on disk: one folder a configuration, as Hugging Face data sets with a manifest of their contents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+Key = Mapping[str, Any]
+
+
+class Damaged(Exception):  # noqa: N818 - never leaves this module
+    """A cache folder does not hold what its manifest says."""
+
+
+def folder_of(cache: str | Path, task: str, key: Key) -> Path:
+    """``<cache>/<task>/<hash of key>``: where the data of a configuration lie.
+
+    Args:
+        cache: ``paths.cache``.
+        task: name of the task.
+        key: all that the data depend on, as JSON can hold it.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return Path(cache) / task / digest[:16]
+
+
+def ensure(folder: Path, key: Key, make: Callable[[], Mapping[str, pa.Table]]) -> None:
+    """Make and store tables unless they are there and intact; safe in several processes at once.
+
+    The folder appears with everything in it or not at all; every file's hash is compared with the manifest, so a
+    damaged cache is noticed and built again.
+
+    Args:
+        folder: see :func:`folder_of`.
+        key: written into the manifest for the human reader.
+        make: gives the tables by name (of the split); called only if needed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            try:
+                _verify(folder)
+                return
+            except Damaged as damage:
+                log.warning("The cache %s is damaged (%s): building it again.", folder, damage)
+        _store(make(), folder, key)
+
+
+def load(folder: Path, name: str) -> pa.Table:
+    """The table ``name`` that :func:`ensure` stored, memory-mapped."""
+    return datasets.load_from_disk(folder / name).data.table.combine_chunks()
+
+
+def column_of(array: NDArray[Any]) -> pa.Array:
+    """``[n, ...]`` as an Arrow column of ``n`` lists of equal size."""
+    flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(array.shape[1:])))
+
+
+def array_of(table: pa.Table, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The inverse of :func:`column_of`: ``[n, *shape]``, a writable copy."""
+    flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.array(flat).reshape(len(table), *shape)
+
+
+def _store(tables: Mapping[str, pa.Table], folder: Path, key: Key) -> None:
+    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        for name, table in tables.items():
+            datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(work / name)
+        files = {str(f.relative_to(work)): _fingerprint(f) for f in sorted(work.rglob("*")) if f.is_file()}
+        (work / "manifest.json").write_text(json.dumps({"configuration": dict(key), "sha256": files}, indent=1))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(work, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _verify(folder: Path) -> None:
+    try:
+        files: dict[str, str] = json.loads((folder / "manifest.json").read_text())["sha256"]
+    except FileNotFoundError:
+        raise Damaged("no manifest") from None
+    except (ValueError, KeyError, TypeError):
+        raise Damaged("unreadable manifest") from None
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise Damaged(f"{name} is missing")
+        if _fingerprint(path) != expected:
+            raise Damaged(f"{name} has changed")
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
