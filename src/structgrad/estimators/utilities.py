@@ -17,8 +17,8 @@ Rate = Literal["exp", "softplus"]
 def exponential_like(scores: Tensor) -> Tensor:
     """Standard exponentials, float64 ``[*shape of scores]``, without gradient.
 
-    In float64 because what is wanted is their logarithm or their quotient: in float32 the smallest value that torch draws is 2^-24, which
-    cuts the tail of a Gumbel at 16.6 and makes ties there.
+    In float64 because what is wanted is their logarithm or their quotient: in float32 the smallest value that torch
+    draws is 2^-24, which cuts the tail of a Gumbel at 16.6 and makes ties there.
     """
     return torch.empty_like(scores, dtype=torch.float64, memory_format=torch.contiguous_format).exponential_()
 
@@ -26,7 +26,8 @@ def exponential_like(scores: Tensor) -> Tensor:
 class Utility(abc.ABC):
     """A family of independent random utilities, one for every score.
 
-    Scores where no part exists must have been replaced by something finite; which entries are parts is the structure's affair.
+    Scores where no part exists must have been replaced by something finite; which entries are parts is the
+    structure's affair.
     """
 
     #: Whether ``U = scores + noise``, so that adding a constant to all scores adds it to all utilities.
@@ -93,7 +94,9 @@ class Gaussian(Utility):
 
 
 class Logistic(Utility):
-    """``U ~ Logistic(score)``: the vertex of ``Subset`` then has independent parts of probability ``sigmoid(score)``."""
+    """``U ~ Logistic(score)``: the vertex of ``Subset`` then has independent parts of probability
+    ``sigmoid(score)``.
+    """
 
     is_location_family = True
 
@@ -110,10 +113,11 @@ class Logistic(Utility):
     def kl(self, scores: Tensor) -> Tensor:
         """``score coth(score / 2) - 2``.
 
-        The density is f(z) = exp(-z) / (1 + exp(-z))^2 and its entropy 2, so KL = -2 + s + 2 E softplus(-s - Z), whose derivative,
-        1 - 2 E sigmoid(-s - Z), integrates in closed form.
+        The density is f(z) = exp(-z) / (1 + exp(-z))^2 and its entropy 2, so KL = -2 + s + 2 E softplus(-s - Z),
+        whose derivative, 1 - 2 E sigmoid(-s - Z), integrates in closed form.
         """
-        # Near zero the closed form is a difference of nearly equal numbers: there, its power series 2 B_2k s^2k / (2k)!.
+        # Near zero the closed form is a difference of nearly equal numbers: there, its power series 2 B_2k s^2k /
+        # (2k)!.
         near = scores.abs() < 0.5
         small = torch.where(near, scores, 0.0).square()
         series = small * (1 / 6 - small * (1 / 360 - small * (1 / 15120 - small * (1 / 604800 - small / 23950080))))
@@ -126,8 +130,8 @@ class NegExponential(Utility):
 
     With U = -E and ``rate=exp`` its vertex is that of the structure's trace (Struminsky et al. 2021, section 2).
 
-    Utilities reach ``exp(-score)``, which float32 cannot hold for scores below -88: they saturate at the dtype's largest number to the power of
-    3/4 (7e28 in float32), where they have no gradient.
+    Utilities reach ``exp(-score)``, which float32 cannot hold for scores below -88: they saturate at the dtype's
+    largest number to the power of 3/4 (7e28 in float32), where they have no gradient.
 
     Args:
         rate: ``exp(score)``, or ``softplus(score)`` as in Paulus et al. 2020, D.5.2.
@@ -147,7 +151,8 @@ class NegExponential(Utility):
         """``log rate``, elementwise."""
         if self.rate == "exp":
             return scores
-        # softplus(s) = log1p(exp(s)) underflows for very negative s, where its logarithm is s + log(1 - exp(s)/2 + exp(2s)/3 - ...).
+        # softplus(s) = log1p(exp(s)) underflows for very negative s, where its logarithm is s + log(1 - exp(s)/2 +
+        # exp(2s)/3 - ...).
         low = scores < -10
         x = torch.where(low, scores, -10.0).exp()
         return torch.where(low, scores + torch.log1p(x * (x / 3 - 0.5)), F.softplus(scores.clamp_min(-10.0)).log())
@@ -170,7 +175,7 @@ class NegExponential(Utility):
         return r + torch.expm1(-r)
 
 
-_UTILITIES: dict[UtilityName, type[Utility]] = {
+_UTILITIES: dict[str, type[Utility]] = {
     "gumbel": Gumbel,
     "gaussian": Gaussian,
     "logistic": Logistic,
@@ -178,7 +183,7 @@ _UTILITIES: dict[UtilityName, type[Utility]] = {
 }
 
 
-def make_utility(utility: UtilityName | Utility) -> Utility:
+def make_utility(utility: str | Utility) -> Utility:
     """The utility of that name with its default options; an object is handed through.
 
     Raises:

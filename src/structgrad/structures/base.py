@@ -39,8 +39,8 @@ class Trace:
 
     Attributes:
         vertex: ``[*batch, *parts]``, the structure that the choices make: ``x = X(t)``.
-        choices: int64 ``[*batch, *steps]``, the choices in the structure's own encoding (see its ``trace``); -1 where a
-            step did not happen (masked or shorter examples).
+        choices: int64 ``[*batch, *steps]``, the choices in the structure's own encoding (see its ``trace``); -1 where
+            a step did not happen (masked or shorter examples).
     """
 
     vertex: Tensor
@@ -75,8 +75,8 @@ class Structure:
     Shapes: scores, utilities, masks and vertices are ``[*batch, *parts]`` with an arbitrary leading ``*batch`` shape;
     how
     the parts lie is said by :attr:`layout`. ``mask`` is bool, broadcastable to the scores, and False where a part is
-    missing; a missing part is 0 in every vertex, and its score is never looked at (it may be anything, NaN and infinity
-    included). Examples of one batch may have different masks. Scores are finite.
+    missing; a missing part is 0 in every vertex, and its score is never looked at (it may be anything, NaN and
+    infinity included). Examples of one batch may have different masks. Scores are finite.
 
     The Gibbs distribution of scores ``s`` is ``p(x) = exp(<x, s>) / sum_y exp(<y, s>)``; ``<x, s>`` counts each part
     once.
@@ -97,8 +97,11 @@ class Structure:
     #: False for the stand-ins of ``structure=none`` and ``structure=ground_truth``, which take no estimator.
     is_latent: ClassVar[bool] = True
 
-    #: Whether all vertices of an example have equally many parts, so that adding a number to all scores changes nothing.
+    #: Name of the noise for which ``argmax(scores + noise)`` is a sample of the Gibbs distribution, if any.
     constant_size: ClassVar[bool] = False
+
+    #: Name of the noise for which ``argmax(scores + noise)`` is a sample of the Gibbs distribution, if there is one.
+    noise: ClassVar[str | None] = None
 
     #: How the parts lie in the scores.
     layout: Layout

@@ -25,6 +25,8 @@ class OneHot(Structure):
     """
 
     extra_relaxations: ClassVar[dict[str, str]] = {"categorical": "marginals"}
+    constant_size: ClassVar[bool] = True
+    noise: ClassVar[str | None] = "gumbel"
 
     def __init__(self) -> None:
         self.layout = Layout("vector")

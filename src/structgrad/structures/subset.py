@@ -32,7 +32,7 @@ class Subset(Structure):
     extra_relaxations: ClassVar[dict[str, str]] = {"binary": "marginals", "categorical": "categorical"}
 
     #: Utilities of the Gibbs distribution: scores plus this noise, then argmax.
-    noise: ClassVar[str] = "logistic"
+    noise: ClassVar[str | None] = "logistic"
 
     def __init__(self, layout: LayoutName = "vector") -> None:
         self.layout = Layout(layout)

@@ -1,0 +1,411 @@
+"""Relaxed gradient estimators: stochastic softmax tricks, and their deterministic relatives."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from structgrad.estimators.base import Estimate, Estimator, Objective, UnsupportedError, pathwise, uniform_kl
+from structgrad.estimators.utilities import Utility, UtilityName, make_utility
+from structgrad.structures.base import Structure
+from structgrad.structures.one_hot import OneHot
+
+Backward = Literal["exact", "finite_difference"]
+KL = Literal["utility", "distribution"]
+Mapping = Literal["marginal", "sparsemap", "entmax"]
+
+#: Relaxations ``argmax_x <x, u> - f(x)`` with convex f, whose Jacobian is symmetric.
+SYMMETRIC: tuple[str, ...] = ("exp_family", "euclidean", "categorical", "binary")
+
+
+class ExponentialSchedule(nn.Module):
+    """A temperature that falls with the number of training steps: ``max(minimum, start exp(-rate step))``.
+
+    The defaults are those of Correia et al. 2020. The step is a buffer: it is saved and resumed with the estimator.
+
+    Args:
+        start: temperature at step 0.
+        minimum: temperature in the end.
+        rate: of the decay, per step.
+        every: the temperature changes at multiples of this number of steps.
+
+    Raises:
+        ValueError: unless all temperatures are positive and finite, ``rate`` is not negative and ``every`` is
+            positive.
+    """
+
+    step: Tensor
+
+    def __init__(self, start: float = 1.0, minimum: float = 0.5, rate: float = 1e-4, every: int = 1000) -> None:
+        super().__init__()
+        if not (0 < minimum <= start < math.inf):
+            raise ValueError(f"a temperature schedule needs 0 < minimum <= start; got {minimum} and {start}")
+        if not (rate >= 0 and every >= 1):
+            raise ValueError(f"a temperature schedule needs rate >= 0 and every >= 1; got {rate} and {every}")
+        self.start, self.minimum, self.rate, self.every = start, minimum, rate, every
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def forward(self) -> Tensor:
+        """The current temperature, a scalar on the device of the buffer (so that no step waits for that device)."""
+        step = self.step.div(self.every, rounding_mode="floor") * self.every
+        return (self.start * torch.exp(-self.rate * step)).clamp_min(self.minimum)
+
+    def advance(self) -> None:
+        """Count one training step."""
+        self.step += 1
+
+
+def clip_scores(structure: Structure, scores: Tensor, mask: Tensor | None, reach: float) -> Tensor:
+    """``max(s, max(s) - reach) - max(s)`` over the existing parts of each example (Paulus et al. 2020, D.2).
+
+    Args:
+        structure: says which entries are parts.
+        scores: ``[*batch, *parts]``.
+        mask: which parts exist.
+        reach: how far a score may lie below the highest.
+
+    Returns:
+        ``[*batch, *parts]``, within ``[-reach, 0]``; 0 where no part exists.
+    """
+    exists = structure.parts(scores, mask)
+    top = torch.where(exists, scores, -math.inf).amax(tuple(range(-structure.layout.ndim, 0)), keepdim=True)
+    return torch.where(exists, (scores - top).clamp_min(-reach), 0.0)
+
+
+def sum_over_parts(structure: Structure, values: Tensor, exists: Tensor) -> Tensor:
+    """Sum of ``values`` over the parts that exist: ``[*batch]``."""
+    return torch.where(exists, values, 0.0).flatten(-structure.layout.ndim).sum(-1)
+
+
+def _make_utility(structure: Structure, utility: str | Utility) -> Utility:
+    """The utility, which may also be ``"gibbs"``."""
+    if utility != "gibbs":
+        return make_utility(utility)
+    if structure.noise is None:
+        raise UnsupportedError(f"utility=gibbs: no independent noise makes {structure.name} a Gibbs sample")
+    return make_utility(structure.noise)
+
+
+class _FiniteDifference(torch.autograd.Function):
+    """The relaxation, with the product of gradient and Jacobian as a central difference (Paulus et al. 2020, D.1)."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        utility: Tensor,
+        mask: Tensor | None,
+        structure: Structure,
+        relaxation: str,
+        epsilon: float,
+    ) -> Tensor:
+        ctx.save_for_backward(utility, mask)  # type: ignore[arg-type]
+        ctx.settings = (structure, relaxation, epsilon)  # type: ignore[attr-defined]
+        return structure.relax(relaxation, utility, mask)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        utility, mask = ctx.saved_tensors  # type: ignore[attr-defined]
+        structure, relaxation, epsilon = ctx.settings  # type: ignore[attr-defined]
+        dims = tuple(range(-structure.layout.ndim, 0))
+        exists = structure.parts(utility, mask)
+        # The gradient of a part is that of all entries that show it.
+        gradient = gradients[0]
+        if structure.layout.name == "undirected":
+            gradient = gradient + gradient.transpose(-1, -2)
+        gradient = torch.where(exists, gradient, 0.0)
+        # The derivative along a direction scales with it: the step is epsilon long whatever the size of the gradient.
+        size = gradient.abs().amax(dims, keepdim=True)
+        step = epsilon * gradient / torch.where(size > 0, size, 1.0)
+        there, back = (structure.relax(relaxation, utility + sign * step, mask) for sign in (1, -1))
+        product = (there - back) * (size / (2 * epsilon))
+        return torch.where(exists, product, 0.0), None, None, None, None
+
+
+class SST(Estimator):
+    r"""Stochastic softmax trick: the gradient of the objective at a relaxed random vertex (Paulus et al. 2020).
+
+    A random vertex is ``argmax_x <x, U>`` with utilities U around the scores. In training the objective is evaluated
+    at ``argmax_x <x, U> - t f(x)`` over conv(X) instead and differentiated through it. The gradient is biased for the
+    objective at hard vertices, and exact for the one at relaxed vertices; bias falls and variance grows with falling
+    temperature t. In evaluation vertices are hard.
+
+    With ``kl="utility"``, :attr:`Estimate.kl` is the KL divergence of the utilities from their prior (scores 0) summed
+    over the perturbed parts, an upper bound on the KL of the vertices; it is of the scores before clipping, infinite
+    where float32 cannot hold it (Gumbel at scores below -88). With ``kl="distribution"`` it is that of the Gibbs
+    distribution from the uniform one (the vertices' own distribution for ``OneHot`` with gumbel and ``Subset`` with
+    logistic utilities; Correia et al. 2020, footnote 4).
+
+    Args:
+        structure: the set of vertices.
+        relaxation: a name out of ``structure.relaxations``; says what f is.
+        utility: noise by name or as an object; ``"gibbs"`` is the one that makes hard vertices samples of the Gibbs
+            distribution, where there is one (gumbel for ``OneHot``, logistic for ``Subset``).
+        temperature: t, a number or a schedule.
+        clip_range: scores lie at most this far below the highest of their example, which becomes 0, in training only
+            (Paulus et al., D.2: 15). For structures whose vertices all have equally many parts, and utilities
+            ``scores + noise``: elsewhere it would change the distribution.
+        straight_through: evaluate the objective at the hard vertex, differentiate through the relaxed one.
+        n_samples: samples an example in training; the objective and gradients are averaged.
+        backward: ``"finite_difference"`` replaces differentiation of the relaxation by two further calls of it
+            (Paulus et al., equation 56).
+        epsilon: largest change of a utility in these two calls.
+        kl: see above.
+
+    Raises:
+        UnsupportedError: if the structure lacks the relaxation, the argmax, or what ``kl`` needs.
+        ValueError: for options out of range or that do not fit together.
+    """
+
+    needs_differentiable_objective: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        structure: Structure,
+        relaxation: str = "exp_family",
+        utility: UtilityName | Literal["gibbs"] | Utility = "gumbel",
+        temperature: float | ExponentialSchedule = 1.0,
+        clip_range: float | None = None,
+        straight_through: bool = False,
+        n_samples: int = 1,
+        backward: Backward = "exact",
+        epsilon: float = 1e-2,
+        kl: KL = "utility",
+    ) -> None:
+        super().__init__(structure)
+        by = f"estimator sst (relaxation={relaxation})"
+        structure.require("argmax", by=by)
+        if relaxation not in structure.relaxations:
+            have = ", ".join(structure.relaxations) or "none"
+            raise UnsupportedError(f"{by} needs that relaxation, which {structure.name} lacks; it has {have}")
+        self.utility = _make_utility(structure, utility)
+        if not isinstance(temperature, ExponentialSchedule) and not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite; got {temperature}")
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+        if clip_range is not None:
+            if not clip_range > 0:
+                raise ValueError(f"clip_range must be positive; got {clip_range}")
+            if not structure.constant_size or not self.utility.is_location_family:
+                raise ValueError(
+                    "clip_range would change the distribution: it needs vertices of equally many parts "
+                    f"({structure.name}: {structure.constant_size}) and utilities that are scores plus noise "
+                    f"({type(self.utility).__name__}: {self.utility.is_location_family})"
+                )
+        self.draws = structure.draws(relaxation)
+        if straight_through and self.draws is not None:
+            raise ValueError(f"straight_through needs one utility a sample, and {relaxation} takes {self.draws}")
+        if backward not in get_args(Backward):
+            raise ValueError(f"backward must be one of {', '.join(get_args(Backward))}; got {backward!r}")
+        if backward == "finite_difference" and relaxation not in SYMMETRIC:
+            raise ValueError(
+                f"backward=finite_difference needs a symmetric Jacobian, which {relaxation} lacks; "
+                f"it is there for {', '.join(SYMMETRIC)}"
+            )
+        if not epsilon > 0:
+            raise ValueError(f"epsilon must be positive; got {epsilon}")
+        if kl not in get_args(KL):
+            raise ValueError(f"kl must be one of {', '.join(get_args(KL))}; got {kl!r}")
+        if kl == "distribution":
+            structure.require("log_partition", "entropy", by="estimator sst (kl=distribution)")
+        self.relaxation, self.temperature, self.clip_range = relaxation, temperature, clip_range
+        self.straight_through, self.n_samples = straight_through, n_samples
+        self.backward_by, self.epsilon, self.kl = backward, epsilon, kl
+
+    def forward(
+        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        kl = self._kl(scores, mask)
+        if not self.training:
+            with torch.no_grad():
+                vertices = self.structure.argmax(self.perturb(scores, mask), mask)
+            return pathwise(objective, vertices, 1, kl)
+        temperature, metrics = self.temperature, {}
+        if isinstance(temperature, ExponentialSchedule):
+            current = temperature()
+            temperature.advance()
+            metrics["temperature"] = current
+        else:
+            current = temperature  # type: ignore[assignment]
+        if self.clip_range is not None:
+            scores = clip_scores(self.structure, scores, mask, self.clip_range)
+        if self.n_samples > 1:
+            mask = None if mask is None else mask.expand(scores.shape).repeat_interleave(self.n_samples, 0)
+            scores = scores.repeat_interleave(self.n_samples, 0)
+        utilities = self.perturb(scores, mask, self.draws)
+        vertices = self.relax(utilities / current, mask)
+        if self.straight_through:
+            # The relaxed terms cancel exactly, so that the value is the hard vertex to the last bit.
+            vertices = self.structure.argmax(utilities, mask) + (vertices - vertices.detach())
+        return pathwise(objective, vertices, self.n_samples, kl, metrics)
+
+    def perturb(self, scores: Tensor, mask: Tensor | None, draws: int | None = None) -> Tensor:
+        """Random utilities ``[*batch, *parts]`` (``[draws, *batch, *parts]``), differentiable in the scores."""
+        scores = torch.where(self.structure.parts(scores, mask), scores, 0.0)
+        return torch.where(self.structure.perturbed(scores), self.utility.sample(scores, draws), scores)
+
+    def relax(self, utilities: Tensor, mask: Tensor | None) -> Tensor:
+        """Relaxed vertices for utilities that have been divided by the temperature."""
+        if self.backward_by == "exact":
+            return self.structure.relax(self.relaxation, utilities, mask)
+        relaxed: Tensor = _FiniteDifference.apply(utilities, mask, self.structure, self.relaxation, self.epsilon)
+        return relaxed
+
+    def _kl(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        if self.kl == "distribution":
+            return uniform_kl(self.structure, scores, mask)
+        exists = self.structure.parts(scores, mask) & self.structure.perturbed(scores)
+        return sum_over_parts(self.structure, self.utility.kl(torch.where(exists, scores, 0.0)), exists)
+
+
+class Deterministic(Estimator):
+    r"""The objective at a relaxed vertex without noise, its gradient through it: ``argmax_x <x, s> - f(x)`` over
+    conv(X).
+
+    - ``marginal``: mean of the Gibbs distribution (structured attention, Kim et al. 2017);
+    - ``sparsemap``: Euclidean projection on conv(X) (Niculae et al. 2018; sparsemax for ``OneHot``);
+    - ``entmax``: entmax with parameter alpha, for ``OneHot`` (Peters et al. 2019; learned: Correia et al. 2019).
+
+    In training this is exact for the objective of the relaxed model. In evaluation the vertex is ``argmax(scores)``,
+    the hard vertex. ``kl`` is that of the Gibbs distribution from the uniform one for ``marginal`` where the
+    structure can compute it; the other mappings are means of no particular distribution: 0.
+
+    Args:
+        structure: the set of vertices.
+        mapping: see above.
+        alpha: of entmax, in [1, ...]; 1 is softmax, 2 sparsemax.
+        learn_alpha: make alpha a parameter, starting there; it stays within (1, 2).
+
+    Raises:
+        UnsupportedError: if the structure lacks the mapping.
+        ValueError: for an unknown mapping, or an alpha out of range.
+    """
+
+    needs_differentiable_objective: ClassVar[bool] = True
+
+    def __init__(
+        self, structure: Structure, mapping: Mapping = "marginal", alpha: float | None = None, learn_alpha: bool = False
+    ) -> None:
+        super().__init__(structure)
+        if mapping not in get_args(Mapping):
+            raise ValueError(f"mapping must be one of {', '.join(get_args(Mapping))}; got {mapping!r}")
+        by = f"estimator {mapping}"
+        structure.require("argmax", by=by)
+        if mapping == "entmax":
+            if not isinstance(structure, OneHot):
+                raise UnsupportedError(f"{by} needs OneHot; got {structure.name}")
+            alpha = 1.5 if alpha is None else alpha
+            if not (1 < alpha < 2 if learn_alpha else 1 <= alpha < math.inf):
+                raise ValueError(f"alpha must be {'within (1, 2)' if learn_alpha else 'at least 1'}; got {alpha}")
+        else:
+            if alpha is not None or learn_alpha:
+                raise ValueError(f"alpha belongs to mapping=entmax; got {mapping}")
+            structure.require({"marginal": "marginals", "sparsemap": "project"}[mapping], by=by)
+        self.mapping, self.alpha = mapping, alpha
+        self.has_kl = mapping == "marginal" and {"log_partition", "entropy"} <= structure.oracles
+        self.logit = nn.Parameter(torch.logit(torch.tensor(alpha) - 1)) if learn_alpha else None
+
+    def forward(
+        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        kl = uniform_kl(self.structure, scores, mask) if self.has_kl else scores.new_zeros(scores.shape[0])
+        metrics = {} if self.logit is None else {"alpha": self.current_alpha().detach()}
+        vertices = self.relax(scores, mask) if self.training else self.structure.argmax(scores, mask)
+        return pathwise(objective, vertices, 1, kl, metrics)
+
+    def current_alpha(self) -> Tensor:
+        """The learned alpha, a scalar."""
+        assert self.logit is not None
+        return 1 + self.logit.sigmoid()
+
+    def relax(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """The relaxed vertex ``[*batch, *parts]``."""
+        if self.mapping == "marginal":
+            return self.structure.marginals(scores, mask)
+        if self.mapping == "sparsemap":
+            return self.structure.project(scores, mask)
+        assert isinstance(self.structure, OneHot)
+        assert self.alpha is not None
+        return self.structure.entmax(scores, self.alpha if self.logit is None else self.current_alpha(), mask)
+
+
+class _MeanArgmax(torch.autograd.Function):
+    """Mean of perturbed argmaxes, differentiated through the density of the noise."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, scores: Tensor, vertices: Tensor, slope: Tensor, sigma: float
+    ) -> Tensor:
+        ctx.save_for_backward(vertices, slope)
+        ctx.sigma = sigma  # type: ignore[attr-defined]
+        return vertices.mean(0)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        vertices, slope = ctx.saved_tensors  # type: ignore[attr-defined]
+        dims = tuple(range(2, vertices.dim()))
+        inner = (vertices * gradients[0]).sum(dims, keepdim=True)
+        return (inner * slope).mean(0) / ctx.sigma, None, None, None  # type: ignore[attr-defined]
+
+
+class Perturbed(Estimator):
+    r"""The objective at the mean of perturbed argmaxes, ``E argmax_x <x, s + sigma Z>`` (Berthet et al. 2020).
+
+    The mean is smooth in the scores; its Jacobian is ``E[x(s + sigma Z) (-grad log p(Z))^T] / sigma``. Both are
+    estimated from the same ``n_samples`` samples, so the gradient for the scores is noisy, and that of the objective
+    at the estimated mean. Works wherever there is an argmax. In evaluation the vertex is one perturbed argmax. ``kl``
+    is that of the utilities ``s / sigma + Z`` from their prior (scores 0).
+
+    Args:
+        structure: the set of vertices.
+        utility: noise Z: gumbel, gaussian or logistic.
+        sigma: its scale, the analogue of a temperature.
+        n_samples: argmaxes an example in training; the objective is evaluated once.
+
+    Raises:
+        UnsupportedError: if the structure has no argmax.
+        ValueError: for options out of range.
+    """
+
+    needs_differentiable_objective: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        structure: Structure,
+        utility: UtilityName | Utility = "gaussian",
+        sigma: float = 1.0,
+        n_samples: int = 10,
+    ) -> None:
+        super().__init__(structure)
+        structure.require("argmax", by="estimator perturbed")
+        self.utility = make_utility(utility)
+        if not self.utility.is_location_family:
+            raise ValueError(f"perturbed needs utilities that are scores plus noise; got {type(self.utility).__name__}")
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma must be positive and finite; got {sigma}")
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+        self.sigma, self.n_samples = sigma, n_samples
+
+    def forward(
+        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        exists = self.structure.parts(scores, mask)
+        safe = torch.where(exists, scores, 0.0)
+        kl = sum_over_parts(self.structure, self.utility.kl(safe / self.sigma), exists)
+        samples = self.n_samples if self.training else 1
+        noise = self.utility.sample(torch.zeros_like(safe), samples)
+        vertices = self.structure.argmax(safe.detach() + self.sigma * noise, mask)
+        if not self.training:
+            return pathwise(objective, vertices[0], 1, kl)
+        with torch.enable_grad():
+            noise.requires_grad_()
+            (score,) = torch.autograd.grad(self.utility.log_prob(noise, torch.zeros_like(noise)).sum(), noise)
+        slope = torch.where(exists, -score, 0.0)
+        mean: Tensor = _MeanArgmax.apply(safe, vertices, slope, self.sigma)
+        return pathwise(objective, mean, 1, kl)
