@@ -97,7 +97,7 @@ class Structure:
     #: False for the stand-ins of ``structure=none`` and ``structure=ground_truth``, which take no estimator.
     is_latent: ClassVar[bool] = True
 
-    #: Name of the noise for which ``argmax(scores + noise)`` is a sample of the Gibbs distribution, if any.
+    #: Whether all vertices of an example have equally many parts: adding a number to all scores changes nothing.
     constant_size: ClassVar[bool] = False
 
     #: Name of the noise for which ``argmax(scores + noise)`` is a sample of the Gibbs distribution, if there is one.
