@@ -4,6 +4,7 @@ from structgrad.structures.base import ORACLES, SparseDistribution, Structure, T
 from structgrad.structures.baselines import GroundTruth, NoStructure
 from structgrad.structures.binary_tree import BinaryTree
 from structgrad.structures.layout import Layout
+from structgrad.structures.matching import Matching
 from structgrad.structures.one_hot import OneHot
 from structgrad.structures.permutation import Permutation
 from structgrad.structures.subset import Subset
@@ -13,6 +14,7 @@ __all__ = [
     "BinaryTree",
     "GroundTruth",
     "Layout",
+    "Matching",
     "NoStructure",
     "OneHot",
     "Permutation",

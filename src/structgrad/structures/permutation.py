@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import ClassVar
 
 import torch
@@ -21,8 +22,8 @@ class Permutation(ItemRecursion):
     (Paulus et al. 2020, B.6); ties keep the order of the items.
 
     The distribution is Plackett-Luce, items drawn without replacement in proportion to their rates, and the trace is
-    the ordering itself (Struminsky et al. 2021, sections 2.1 and 2.3): ``choices[i]`` is the item at position i, -1 for
-    positions beyond the present items.
+    the ordering itself (Struminsky et al. 2021, sections 2.1 and 2.3): ``choices[i]`` is the item at position i, -1
+    for positions beyond the present items.
 
     Relaxations: ``neuralsort`` and ``softsort``, both with rows that sum to one (unimodal row-stochastic matrices; not
     points of the Birkhoff polytope, their columns need not sum to one).
@@ -85,5 +86,5 @@ class Permutation(ItemRecursion):
     def enumerate(self, *shape: int) -> Tensor:
         """All n! permutation matrices: ``[n!, n, n]``, float64; ``shape`` is ``(n,)``."""
         (n,) = shape
-        orders = torch.tensor(list(itertools.permutations(range(n))), dtype=torch.int64).reshape(-1, n)
+        orders = torch.tensor(list(itertools.permutations(range(n))), dtype=torch.int64).reshape(math.factorial(n), n)
         return self._show(orders).double()

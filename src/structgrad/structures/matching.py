@@ -1,0 +1,248 @@
+"""Perfect matchings of a bipartite graph: permutation matrices."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from structgrad.structures._assignment import assign, assign_compiled
+from structgrad.structures.base import Structure, Trace, values_can_be_read
+from structgrad.structures.layout import Layout
+
+
+class Matching(Structure):
+    """Permutation matrices ``[*batch, n, n]``: ``x[i, j] = 1`` where row i is matched with column j (Paulus et al.
+    2020, B.6).
+
+    A row or column that touches no existing part is absent, so that sizes may differ in a batch (mask the outer
+    product of those present). As many rows as columns must be present and a perfect matching must exist, else
+    ``ValueError`` where values can be read.
+
+    The partition function is a permanent, hence no exact Gibbs oracles. Relaxations:
+
+    - ``sinkhorn`` (also under the name ``categorical``): ``max_{x in conv X} <x, u> - sum x log x``.
+    - ``euclidean``: ``min_{x in conv X} |x - u|^2 / 2``, the active-set projection (SparseMAP).
+
+    **Trace.** The greedy algorithm of Struminsky et al. (2021, section 2.3): take the least entry, drop its row and
+    column, repeat. Its vertex is a matching but in general *not* the best one: ``trace(E).vertex != argmax(-E)``,
+    because the Hungarian method has no stochastic invariant. ``choices[t] = i * n + j`` is the entry taken at step t,
+    -1 after the last. Every present row must be joined to every present column by an existing part, since the greedy
+    algorithm could otherwise end without a matching.
+
+    Args:
+        tolerance: the Sinkhorn iterations end when no row sum is further than this from 1 (columns sum to 1 exactly).
+        max_iterations: or after this many; always this many where values are not read (see ``values_can_be_read``).
+    """
+
+    layout = Layout("matrix")
+    extra_relaxations: ClassVar[dict[str, str]] = {"sinkhorn": "sinkhorn", "categorical": "sinkhorn"}
+
+    def __init__(self, *, tolerance: float = 1e-6, max_iterations: int = 1000) -> None:
+        if not tolerance > 0 or max_iterations < 1:
+            raise ValueError(
+                f"tolerance must be positive and max_iterations at least 1; got {tolerance} and {max_iterations}"
+            )
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+
+    def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
+        """As every structure; the matrix must be square."""
+        super().check(scores, mask)
+        if scores.shape[-1] != scores.shape[-2]:
+            raise ValueError(f"scores over matchings have shape [..., n, n]; got {list(scores.shape)}")
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The best perfect matching, exact, by shortest augmenting paths, O(n^3): ``[*batch, n, n]``, no gradient.
+
+        Compiled and parallel over examples on the CPU, batched torch elsewhere. Not under ``vmap``; batch instead.
+        """
+        self.check(utility, mask)
+        vertex, _ = self._assign(utility.detach(), self.parts(utility, mask))
+        return vertex
+
+    @staticmethod
+    def _assign(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+        """The best matching ``[*batch, n, n]`` and its dual variables ``[*batch, 2, n]``, float64."""
+        n = utility.shape[-1]
+        batch = utility.shape[:-2]
+        size = batch.numel()
+        flat, known = utility.reshape(size, n, n), exists.reshape(size, n, n)
+        if values_can_be_read(utility):
+            vertex, duals, feasible = assign_compiled(flat, known)
+            if not bool(feasible.all()):
+                raise ValueError(f"example {int((~feasible).nonzero()[0])} has no perfect matching under its mask")
+        else:
+            vertex, duals = assign(flat, known)
+        return vertex.reshape(utility.shape), duals.reshape(*batch, 2, n)
+
+    def sinkhorn(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``max_{x in conv X} <x, u> - sum x log x``: ``[*batch, n, n]``, doubly stochastic, differentiable once.
+
+        Alternating normalisation of rows and columns in the log domain (Sinkhorn 1964; Mena et al. 2018), in float64,
+        O(n^2) an iteration, from dual variables of the best matching: they are the solution as the temperature goes
+        to 0, and from elsewhere the number of iterations grows with the scores. The gradient is that of the fixed
+        point, by implicit differentiation of the dual optimality conditions, O(n^3) whatever the number of
+        iterations: exact up to the ``tolerance`` of the sums.
+        """
+        self.check(utility, mask)
+        exists = self.parts(utility, mask)
+        log_k = torch.where(exists, utility, 0.0).double()
+        rows, columns = exists.any(-1), exists.any(-2)
+        with torch.no_grad():
+            finite = torch.where(exists, log_k, -torch.inf)
+            start = self._central_duals(finite, *self._assign(log_k, exists))
+            f, g = self._potentials(start, finite, rows, columns)
+        point = torch.where(exists, (log_k + f.unsqueeze(-1) + g.unsqueeze(-2)).exp(), 0.0)
+        if not (utility.requires_grad and torch.is_grad_enabled()):
+            return point.to(utility.dtype)
+        # d(f, g) solves [[R, P], [P^T, C]] d(f, g) = -d(row sums, column sums at fixed f, g). The matrix is singular
+        # along (1, -1) of every connected block, where f + g does not change; the ridge picks one of the solutions.
+        ridge = 1e-10
+        p = point.detach()
+        row_sum = torch.where(rows, p.sum(-1), 1.0) + ridge
+        column_sum = torch.where(columns, p.sum(-2), 1.0) + ridge
+        schur = column_sum.diag_embed() - p.transpose(-1, -2) @ (p / row_sum.unsqueeze(-1))
+        row_excess, column_excess = point.sum(-1, keepdim=True), point.sum(-2).unsqueeze(-1)
+        right = column_excess - p.transpose(-1, -2) @ (row_excess / row_sum.unsqueeze(-1))
+        move_g = -torch.cholesky_solve(right, torch.linalg.cholesky(schur))
+        move_f = -(row_excess + p @ move_g) / row_sum.unsqueeze(-1)
+        move = move_f + move_g.transpose(-1, -2)
+        return (point * (1 + move - move.detach())).to(utility.dtype)
+
+    @staticmethod
+    def _central_duals(log_k: Tensor, vertex: Tensor, duals: Tensor) -> Tensor:
+        """Column duals of the best matching, moved from a corner of the optimal face into its interior.
+
+        With rows renamed to their columns, reduced costs c >= 0 allow any shift p with ``c_ij + p_j - p_i >= 0``.
+        Shortest distances from i, averaged over all ends, give every entry at least 1/n of the gap of its cheapest
+        cycle.
+        """
+        n = log_k.shape[-1]
+        rows = vertex.any(-1)
+        cost = -(log_k + duals[..., 0, :, None] + duals[..., 1, None, :])
+        partner = vertex.argmax(-1).unsqueeze(-2).expand(cost.shape)
+        cost = torch.where(rows.unsqueeze(-2), cost.gather(-1, partner), torch.inf).clamp_min(0.0)
+        distance = cost.clone()
+        for k in range(n):
+            distance = torch.minimum(distance, distance[..., k, None] + distance[..., k, None, :])
+        distance.diagonal(dim1=-2, dim2=-1).zero_()
+        # What cannot be reached is as far away as no path is.
+        far = 1 + n * torch.where(cost.isfinite(), cost, 0.0).amax((-2, -1), keepdim=True)
+        shift = torch.minimum(distance, far).mean(-1)
+        return duals[..., 1, :] - (shift.unsqueeze(-2) @ vertex).squeeze(-2)
+
+    def _potentials(self, g: Tensor, log_k: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """``f, g`` ``[*batch, n]`` such that ``exp(log_k + f 1^T + 1 g^T)`` is doubly stochastic; 0 where absent."""
+        row_sum = (log_k + g.unsqueeze(-2)).logsumexp(-1)
+        for _ in range(self.max_iterations):
+            f = torch.where(rows, -row_sum, 0.0)
+            g = torch.where(columns, -(log_k + f.unsqueeze(-1)).logsumexp(-2), 0.0)
+            row_sum = (log_k + g.unsqueeze(-2)).logsumexp(-1)
+            error = torch.where(rows, (row_sum + f).expm1().abs(), 0.0)
+            if values_can_be_read(log_k) and bool((error < self.tolerance).all()):
+                break
+        return f, g
+
+    # --- the greedy trace -----------------------------------------------------------------------------------------
+
+    def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
+        """Take the least entry and drop its row and column until none is left: ``choices`` ``[*batch, n]``."""
+        self.check(exponentials, mask)
+        exists = self.parts(exponentials, mask)
+        self._check_complete(exists)
+        n = exponentials.shape[-1]
+        place = torch.arange(n, device=exponentials.device)
+        left = torch.where(exists, exponentials.detach(), torch.inf)
+        vertex = torch.zeros_like(left)
+        choices = []
+        for _ in range(n):
+            choice = left.flatten(-2).argmin(-1)
+            row = (place == (choice // max(n, 1)).unsqueeze(-1)).unsqueeze(-1)
+            column = (place == (choice % max(n, 1)).unsqueeze(-1)).unsqueeze(-2)
+            found = (row & column & left.isfinite()).any(-1).any(-1)
+            vertex = torch.where(row & column & found[..., None, None], 1.0, vertex)
+            choices.append(torch.where(found, choice, -1))
+            left = torch.where(row | column, torch.inf, left)
+        if not choices:
+            return Trace(vertex, torch.zeros(vertex.shape[:-1], dtype=torch.int64, device=vertex.device))
+        return Trace(vertex, torch.stack(choices, -1))
+
+    def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log P(T = trace)`` (Struminsky et al., Algorithm 3), O(n^2): ``[*batch]``, differentiable."""
+        self.check(log_rates, mask)
+        known = torch.where(self.parts(log_rates, mask), log_rates, 0.0).flatten(-2)
+        happened = trace.choices >= 0
+        taken = known.gather(-1, trace.choices.clamp_min(0))
+        total = self._log_totals(self._dropped(trace, log_rates, mask), known, happened)
+        return torch.where(happened, taken - total, 0.0).sum(-1)
+
+    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A fresh sample of ``E | T = trace``: ``[*batch, n, n]``, reparameterised in ``log_rates``; 1 where missing.
+
+        The entry taken at step t has the sum of the minima of the steps up to t; the others are memoryless, so an
+        entry dropped at step t has the same sum plus a fresh exponential of its own rate.
+        """
+        self.check(log_rates, mask)
+        exists = self.parts(log_rates, mask).flatten(-2)
+        known = torch.where(exists, log_rates.flatten(-2), 0.0)
+        dropped = self._dropped(trace, log_rates, mask)
+        happened = trace.choices >= 0
+        tiny = torch.finfo(known.dtype).tiny
+        least = torch.empty_like(known[..., : trace.choices.shape[-1]]).exponential_().clamp_min(tiny)
+        times = (least * (-self._log_totals(dropped, known, happened)).exp()).cumsum(-1)
+        own = torch.empty_like(known).exponential_().clamp_min(tiny) * (-known).exp()
+        taken = (trace.vertex > 0).flatten(-2)
+        total = times.gather(-1, dropped.clamp_max(times.shape[-1] - 1)) + torch.where(taken, 0.0, own)
+        return torch.where(exists, total, 1.0).reshape(log_rates.shape)
+
+    def _dropped(self, trace: Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """The step at which every entry is taken or dropped: int64 ``[*batch, n * n]``; n where it does not exist."""
+        n = scores.shape[-1]
+        step = torch.arange(n, device=scores.device)
+        happened = trace.choices >= 0
+        row = torch.where(happened, trace.choices // max(n, 1), n)
+        column = torch.where(happened, trace.choices % max(n, 1), n)
+        none = torch.full((*row.shape[:-1], n + 1), n, device=scores.device)
+        by_row = none.scatter(-1, row, step.expand(row.shape))[..., :n]
+        by_column = none.scatter(-1, column, step.expand(row.shape))[..., :n]
+        first = torch.minimum(by_row.unsqueeze(-1), by_column.unsqueeze(-2))
+        return torch.where(self.parts(scores, mask), first, n).flatten(-2)
+
+    @staticmethod
+    def _log_totals(dropped: Tensor, known: Tensor, happened: Tensor) -> Tensor:
+        """Log of the total rate that is left at every step: ``[*batch, n]``; 0 where a step did not happen."""
+        # Entries dropped at one step, first among themselves, then summed over the later steps.
+        n = happened.shape[-1]
+        shape = (*happened.shape[:-1], n + 1)
+        top = known.new_full(shape, -torch.inf).scatter_reduce(-1, dropped, known.detach(), "amax")
+        weight = (known - top.gather(-1, dropped)).exp()
+        sums = known.new_zeros(shape).scatter_add(-1, dropped, weight)[..., :n]
+        by_step = torch.where(happened, sums, 1.0).log() + torch.where(happened, top[..., :n], 0.0)
+        later = torch.ones(n, n, dtype=torch.bool, device=known.device).triu()
+        counted = later & happened.unsqueeze(-2) | ~happened.unsqueeze(-1)
+        return torch.where(happened, torch.where(counted, by_step.unsqueeze(-2), -torch.inf).logsumexp(-1), 0.0)
+
+    @staticmethod
+    def _check_complete(exists: Tensor) -> None:
+        if values_can_be_read(exists):
+            rows, columns = exists.any(-1), exists.any(-2)
+            full = (exists == (rows.unsqueeze(-1) & columns.unsqueeze(-2))).flatten(-2).all(-1)
+            good = (full & (rows.sum(-1) == columns.sum(-1))).flatten()
+            if not bool(good.all()):
+                example = int((~good).nonzero()[0])
+                raise ValueError(
+                    "the greedy trace needs as many rows as columns and every part between them; "
+                    f"example {example} lacks some"
+                )
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All n! permutation matrices: ``[n!, n, n]``, float64; ``shape`` is ``(n, n)``."""
+        n, m = shape
+        if n != m:
+            raise ValueError(f"scores over matchings have shape [n, n]; got {list(shape)}")
+        orders = torch.tensor(list(itertools.permutations(range(n))), dtype=torch.int64).reshape(math.factorial(n), n)
+        return (orders.unsqueeze(-1) == torch.arange(n)).double()
