@@ -1,4 +1,4 @@
-"""Score-function estimators (REINFORCE): the action is the vertex, the trace or the exponentials."""
+"""Score-function estimators (REINFORCE): the action is the vertex, the trace or the noise."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.estimators.base import Estimate, Estimator, Objective
-from structgrad.structures.base import Structure, Trace
+from structgrad.estimators.utilities import Utility, UtilityName, exponential_like, make_utility
+from structgrad.structures.base import Structure, Trace, UnsupportedError
 
-Action = Literal["X", "T", "E"]
+Action = Literal["X", "T", "E", "U"]
 Baseline = Literal["none", "ema", "batch", "sample", "greedy", "loo", "nvil"]
 
 
@@ -26,8 +27,7 @@ def exponentials(log_rates: Tensor, exists: Tensor) -> Tensor:
     Returns:
         float64, positive and finite for log-rates within +-600.
     """
-    standard = torch.empty_like(log_rates, dtype=torch.float64).exponential_()
-    sample = standard * torch.where(exists, log_rates.detach(), 0.0).double().neg().exp()
+    sample = exponential_like(log_rates) * torch.where(exists, log_rates.detach(), 0.0).double().neg().exp()
     return torch.where(exists, sample, 1.0)
 
 
@@ -114,10 +114,11 @@ class Reinforce(Estimator):
     ``X``   the vertex                               Gibbs                of Gibbs from uniform
     ``T``   the trace of ``E ~ Exp(exp(scores))``    perturb-and-MAP      of E from ``Exp(1)``
     ``E``   the exponentials E                       as T                 of E from ``Exp(1)``
+    ``U``   utilities, of which x is the argmax      perturb-and-MAP      of U from its prior
     ======  =======================================  ===================  ==============================
 
     For one vector of scores ``Var[X] <= Var[T] <= Var[E]`` (Struminsky et al. 2021, section 3.2, equations
-    1-5), where their vertices have the same distribution.
+    1-5), where their vertices have the same distribution. U with Gumbel noise is Paulus et al. 2020, C.1.
 
     Baselines b never see the action that they are subtracted for and are detached, so that every choice is
     unbiased and the decoder's gradient is exactly that of the mean objective:
@@ -136,10 +137,12 @@ class Reinforce(Estimator):
     Args:
         structure: the set of vertices.
         action: X needs ``sample``, ``log_prob``, ``log_partition``, ``entropy``; T needs ``trace``,
-            ``trace_log_prob``; E needs ``trace``.
+            ``trace_log_prob``; E needs ``trace``; U needs ``argmax``.
         baseline: see above.
         n_samples: K, samples an example; the gradients are averaged. All are evaluated in one call of the
             objective.
+        utility: noise of action U, and of no other; None is the one that gives the structure's Gibbs
+            distribution if it names one (``Subset``: logistic), else Gumbel.
         decay: of the running statistics of ``ema`` and ``nvil``.
         context_size: features of ``context``, for ``nvil`` only.
         hidden_size: of the ``nvil`` network (one hidden layer, ReLU).
@@ -157,6 +160,7 @@ class Reinforce(Estimator):
         action: Action = "X",
         baseline: Baseline = "none",
         n_samples: int = 1,
+        utility: UtilityName | Utility | None = None,
         decay: float = 0.99,
         context_size: int | None = None,
         hidden_size: int = 100,
@@ -169,6 +173,8 @@ class Reinforce(Estimator):
             raise ValueError(f"baseline must be one of {', '.join(get_args(Baseline))}; got {baseline!r}")
         if n_samples < 1 or (baseline == "loo" and n_samples < 2):
             raise ValueError(f"n_samples must be at least {2 if baseline == 'loo' else 1}; got {n_samples}")
+        if utility is not None and action != "U":
+            raise ValueError(f"utility goes with action U and no other; got action {action}, utility {utility!r}")
         if (baseline == "nvil") != (context_size is not None):
             raise ValueError(f"context_size goes with baseline nvil and no other; got {baseline}, {context_size}")
         if normalize_variance and baseline != "nvil":
@@ -177,9 +183,17 @@ class Reinforce(Estimator):
             "X": ("sample", "log_prob", "log_partition", "entropy"),
             "T": ("trace", "trace_log_prob"),
             "E": ("trace",),
+            "U": ("argmax",),
         }[action]
         extra = ("argmax",) if baseline == "greedy" else ()
         structure.require(*needs, *extra, by=f"estimator reinforce (action={action}, baseline={baseline})")
+        if action == "U":
+            if type(structure).perturbed is not Structure.perturbed:
+                raise UnsupportedError(
+                    f"estimator reinforce (action=U) needs noise on every part; {structure.name} perturbs only some"
+                )
+            own_noise: UtilityName = getattr(structure, "noise", "gumbel")
+            self.utility = make_utility(utility or own_noise)
         self.action, self.baseline, self.n_samples = action, baseline, n_samples
         self.normalize_variance = normalize_variance
         if baseline in ("ema", "nvil"):
@@ -242,11 +256,14 @@ class Reinforce(Estimator):
             trace = draw_trace(self.structure, scores, mask)
             return trace.vertex, trace
         exists = self.structure.parts(scores, mask)
+        if self.action == "U":
+            utilities = self.utility.sample(torch.where(exists, scores, 0.0))
+            return self.structure.argmax(utilities, mask), utilities
         sample = exponentials(scores, exists)
         return self.structure.trace(sample, mask).vertex.to(scores.dtype), sample.log().to(scores.dtype)
 
     def _log_prob(self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """Log-probability (X, T) or log-density (E) of the actions, differentiable in the scores:
+        """Log-probability (X, T) or log-density (E, U) of the actions, differentiable in the scores:
         ``[*batch]``.
         """
         if isinstance(action, Trace):
@@ -256,7 +273,7 @@ class Reinforce(Estimator):
         exists = self.structure.parts(scores, mask)
         safe = torch.where(exists, scores, 0.0)
         # Of E, given its logarithm: rate * E is one exponential, so that neither factor over- or underflows.
-        density = safe - (safe + action).exp()
+        density = self.utility.log_prob(action, safe) if self.action == "U" else safe - (safe + action).exp()
         return torch.where(exists, density, 0.0).flatten(-self.structure.layout.ndim).sum(-1)
 
     def _rival(self, scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -266,7 +283,11 @@ class Reinforce(Estimator):
     def _kl(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         if self.action == "X":
             return uniform_kl(self.structure, scores, mask)
-        return exponential_kl(self.structure, scores, mask)
+        if self.action != "U":
+            return exponential_kl(self.structure, scores, mask)
+        exists = self.structure.parts(scores, mask)
+        kl = self.utility.kl(torch.where(exists, scores, 0.0))
+        return torch.where(exists, kl, 0.0).flatten(-self.structure.layout.ndim).sum(-1)
 
     # --- baselines
     # ------------------------------------------------------------------------------------------------

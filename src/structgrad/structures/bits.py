@@ -146,8 +146,11 @@ def _plackett_luce(choices: Tensor, log_rates: Tensor, exists: Tensor) -> tuple[
     chosen = log_rates.gather(-1, choices)
     others = exists.scatter(-1, choices, False)
     rest = torch.where(others, log_rates, -math.inf)
-    # What is never chosen, plus what is chosen later: suffix sums in the log domain.
-    tail = torch.cat([chosen.flip(-1).logcumsumexp(-1).flip(-1)[..., None], _never(rest, chosen)], -1)
+    # What is never chosen, plus what is chosen now or later. Not by logcumsumexp: the derivative of its derivative, which
+    # RELAX needs to train its critic, is NaN.
+    later = torch.ones(chosen.shape[-1:] * 2, dtype=torch.bool, device=chosen.device).triu()
+    suffix = torch.where(later, chosen[..., None, :], -math.inf).logsumexp(-1, keepdim=True)
+    tail = torch.cat([suffix, _never(rest, chosen)], -1)
     return chosen, tail.logsumexp(-1)
 
 

@@ -1,0 +1,300 @@
+"""Score functions with a control variate on the noise: RELAX (a learned critic) and REBAR (the relaxed
+objective).
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from structgrad.estimators.base import Estimate, Estimator, Objective, each_once
+from structgrad.estimators.score_function import draw_trace, exponential_kl, exponentials, uniform_kl
+from structgrad.estimators.utilities import Logistic
+from structgrad.structures.base import Structure, Trace, UnsupportedError
+
+CriticName = Literal["flat", "parts"]
+
+
+class ControlVariate(Estimator):
+    r"""What RELAX and REBAR share (Grathwohl et al. 2018; Struminsky et al. 2021, equation 6).
+
+    Utilities u decide a discrete action b of known probability, which makes the vertex x; u~ is a fresh
+    sample of u given b. Both are reparameterised in the scores. With a critic c, the gradient estimate of an
+    example is
+
+    .. math:: g = (L(x) - c(\tilde u)) \nabla \log p(b) - \nabla c(\tilde u) + \nabla c(u),
+
+    unbiased for every c. The critic's parameters descend ``||g||^2``, whose mean is the variance up to a
+    constant. Nothing leaks: the critic gets this gradient and no other, the scores get g, the decoder gets
+    that of the mean of L(x).
+
+    Here b is the trace and ``u = -log E``; for ``Subset`` b is the vertex itself and u has logistic noise.
+    In evaluation: one vertex an example.
+
+    Args:
+        structure: needs ``trace``, ``trace_log_prob``, ``conditional``; or, as ``Subset``, a
+            ``conditional_utility``.
+        n_samples: K, samples an example; g is their mean. All are evaluated in one call of the objective.
+        by: the estimator's name, for the message.
+
+    Raises:
+        UnsupportedError: if the structure lacks these.
+        ValueError: if n_samples is not positive.
+    """
+
+    def __init__(self, structure: Structure, n_samples: int, by: str) -> None:
+        super().__init__(structure)
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+        self.explicit = hasattr(structure, "conditional_utility")
+        if not self.explicit:
+            structure.require("trace", "trace_log_prob", "conditional", by=by)
+        self.n_samples = n_samples
+
+    @abc.abstractmethod
+    def criticise(
+        self, vertices: Tensor, utilities: Tensor, scores: Tensor, objective: Objective, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate objective and critic.
+
+        Args:
+            vertices: ``[batch, K, *vertex]``, hard.
+            utilities: ``[batch, K, 2, *parts]``: u and u~, 0 where no part exists.
+            scores: ``[batch, K, 2, *parts]``, detached, 0 where no part exists.
+            objective: to be called once.
+            mask: ``[batch, K, 2, *parts]``.
+
+        Returns:
+            losses ``[batch, K]``; critic ``[batch, K, 2]``; and what the objective was evaluated on,
+            ``[batch, M, *vertex]``, of which the first K are ``vertices``.
+        """
+
+    def forward(
+        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        structure, batch = self.structure, scores.shape[0]
+        kl = uniform_kl(structure, scores, mask) if self.explicit else exponential_kl(structure, scores, mask)
+        if not self.training:
+            if self.explicit:
+                hard = structure.sample(scores.detach(), mask)
+            else:
+                hard = draw_trace(structure, scores.detach(), mask).vertex
+            rows, weights = each_once(batch, scores.device)
+            losses = objective(hard, rows)
+            return Estimate(losses, losses.detach(), kl, hard, rows, weights)
+
+        exists = structure.parts(scores, mask)
+        finite = torch.where(exists, scores, 0.0)
+        each = (batch, self.n_samples, *scores.shape[1:])
+        both = (batch, self.n_samples, 2, *scores.shape[1:])
+        masks = None if mask is None else mask.expand(scores.shape)[:, None]
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        with torch.enable_grad():
+            leaf = finite.detach()[:, None].expand(each).clone().requires_grad_()
+            vertices, log_prob, utilities = self._draw(leaf, None if masks is None else masks.expand(each))
+            losses, critic, evaluated = self.criticise(
+                vertices,
+                torch.where(exists[:, None, None], utilities, 0.0),
+                leaf.detach()[:, :, None].expand(both),
+                objective,
+                None if masks is None else masks[:, None].expand(both),
+            )
+            (score,) = torch.autograd.grad(log_prob.sum(), leaf)
+            (path,) = torch.autograd.grad((critic[..., 0] - critic[..., 1]).sum(), leaf, create_graph=True)
+            signal = losses.detach() - critic[..., 1]
+            gradient = (signal.reshape(*signal.shape, *[1] * (score.dim() - 2)) * score + path).mean(1)
+            variance = gradient.square().flatten(1).sum(1)
+            slopes = torch.autograd.grad(variance.mean(), parameters, retain_graph=True)
+
+        # Both terms have value zero and exactly the gradient that was computed; the second is the same in
+        # every example,
+        # so that the mean over the batch has it once.
+        to_scores = ((finite - finite.detach()) * gradient.detach()).flatten(1).sum(1)
+        to_critic = torch.stack([((p - p.detach()) * g).sum() for p, g in zip(parameters, slopes, strict=True)]).sum()
+        samples = evaluated.shape[1]
+        weights = scores.new_zeros(batch, samples)
+        weights[:, : self.n_samples] = 1 / self.n_samples
+        return Estimate(
+            surrogate=losses.mean(1) + to_scores + to_critic,
+            objective=losses.detach().mean(1),
+            kl=kl,
+            vertices=evaluated.flatten(0, 1),
+            rows=torch.arange(batch, device=scores.device).repeat_interleave(samples),
+            weights=weights.flatten(),
+            metrics={"squared_gradient": variance.detach().mean()},
+        )
+
+    def _draw(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Vertices ``[*batch, *vertex]``, log-probability of their actions ``[*batch]``, u and u~ ``[*batch,
+        2, *parts]``.
+        """
+        structure = self.structure
+        dim = -structure.layout.ndim - 1
+        if self.explicit:
+            utilities = Logistic().sample(scores)
+            vertices = structure.argmax(utilities, mask)
+            again: Tensor = structure.conditional_utility(vertices, scores, mask)  # type: ignore[attr-defined]
+            return vertices, structure.log_prob(vertices, scores, mask), torch.stack([utilities, again], dim)
+        # In float64, where exponentials of log-rates of +-100 are finite.
+        exists = structure.parts(scores, mask)
+        first = exponentials(scores, exists)
+        trace = structure.trace(first, mask)
+        trace = Trace(trace.vertex.to(scores.dtype), trace.choices)
+        again = structure.conditional(trace, scores.double(), mask)
+        # -log E = scores + Gumbel noise: adding and taking away the scores attaches the gradient.
+        utilities = -first.log().to(scores) + (scores - scores.detach())
+        both = torch.stack([utilities, -again.log().to(scores)], dim)
+        return trace.vertex, structure.trace_log_prob(trace, scores, mask), both
+
+
+class FlatCritic(nn.Module):
+    """One hidden layer over all utilities of an example, for a fixed number of parts (Struminsky et al. 2021,
+    toy problem).
+    """
+
+    def __init__(self, size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.network = nn.Sequential(nn.Linear(size, hidden_size), nn.ReLU(), _zero(nn.Linear(hidden_size, 1)))
+
+    def forward(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
+        """``[*batch, P]`` -> ``[*batch]``."""
+        if utilities.shape[-1] != self.size:
+            raise ValueError(f"the critic was built for {self.size} parts; got {utilities.shape[-1]}")
+        out: Tensor = self.network(utilities)
+        return out[..., 0]
+
+
+class PartsCritic(nn.Module):
+    """The same network for every part, averaged over the parts that exist, then one more: for sizes that
+    vary.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.each = nn.Sequential(nn.Linear(2, hidden_size), nn.ReLU(), nn.Linear(hidden_size, hidden_size))
+        self.whole = nn.Sequential(nn.ReLU(), _zero(nn.Linear(hidden_size, 1)))
+
+    def forward(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
+        """``[*batch, P]`` -> ``[*batch]``."""
+        hidden = self.each(torch.stack([utilities, scores], -1)) * exists[..., None]
+        out: Tensor = self.whole(hidden.sum(-2) / exists.sum(-1, keepdim=True).clamp_min(1))
+        return out[..., 0]
+
+
+def _zero(layer: nn.Linear) -> nn.Linear:
+    """Start at zero, where the estimator is plain T-REINFORCE."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Relax(ControlVariate):
+    """RELAX: T-REINFORCE with a learned control variate on the exponentials; see :class:`ControlVariate`.
+
+    Args:
+        structure: see :class:`ControlVariate`.
+        critic: ``flat``, one hidden layer over all utilities, or ``parts``, permutation invariant and for any
+            number of parts. Both start at zero.
+        shape: of the parts, for ``flat`` only.
+        hidden_size: of the critic.
+        n_samples: K.
+
+    Raises:
+        UnsupportedError: see :class:`ControlVariate`.
+        ValueError: for an unknown critic or a shape that does not go with it.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        critic: CriticName = "parts",
+        shape: Sequence[int] | None = None,
+        hidden_size: int = 32,
+        n_samples: int = 1,
+    ) -> None:
+        super().__init__(structure, n_samples, by="estimator relax")
+        if critic not in get_args(CriticName):
+            raise ValueError(f"critic must be one of {', '.join(get_args(CriticName))}; got {critic!r}")
+        if (critic == "flat") != (shape is not None):
+            raise ValueError(f"shape goes with critic flat and no other; got critic {critic}, shape {shape}")
+        self.critic: FlatCritic | PartsCritic
+        if shape is None:
+            self.critic = PartsCritic(hidden_size)
+        else:
+            self.critic = FlatCritic(structure.layout.flatten(torch.empty(*shape)).numel(), hidden_size)
+
+    def criticise(
+        self, vertices: Tensor, utilities: Tensor, scores: Tensor, objective: Objective, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`ControlVariate`."""
+        flatten = self.structure.layout.flatten
+        exists = flatten(self.structure.parts(scores, mask))
+        critic = self.critic(flatten(utilities), flatten(scores), exists)
+        rows = torch.arange(len(vertices), device=vertices.device).repeat_interleave(self.n_samples)
+        losses = objective(vertices.flatten(0, 1), rows).reshape(vertices.shape[:2])
+        return losses, critic, vertices
+
+
+class Rebar(ControlVariate):
+    r"""REBAR: the critic is ``eta L(relaxed x(u / temperature))`` (Tucker et al. 2017); see
+    :class:`ControlVariate`.
+
+    eta and the temperature are learned as the critic of RELAX is. Three evaluations a sample, two of them
+    relaxed, in one call. The decoder learns from the hard one only. The temperature's gradient differentiates
+    the relaxation and the objective twice.
+
+    Args:
+        structure: see :class:`ControlVariate`.
+        relaxation: one of ``structure.relaxations``.
+        temperature: initial.
+        eta: initial.
+        learn_temperature: False keeps the temperature, for relaxations and objectives that cannot be
+            differentiated twice.
+        n_samples: K.
+
+    Raises:
+        UnsupportedError: see :class:`ControlVariate`; or if the structure lacks the relaxation.
+        ValueError: unless the temperature is positive.
+    """
+
+    needs_differentiable_objective = True
+
+    def __init__(
+        self,
+        structure: Structure,
+        relaxation: str = "exp_family",
+        temperature: float = 0.5,
+        eta: float = 1.0,
+        learn_temperature: bool = True,
+        n_samples: int = 1,
+    ) -> None:
+        super().__init__(structure, n_samples, by="estimator rebar")
+        if relaxation not in structure.relaxations or structure.draws(relaxation) is not None:
+            usable = ", ".join(r for r in structure.relaxations if structure.draws(r) is None) or "none"
+            raise UnsupportedError(
+                f"estimator rebar lacks relaxation {relaxation!r} of {structure.name}; usable: {usable}"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive; got {temperature}")
+        self.relaxation = relaxation
+        self.eta = nn.Parameter(torch.tensor(float(eta)))
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
+
+    def criticise(
+        self, vertices: Tensor, utilities: Tensor, scores: Tensor, objective: Objective, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :class:`ControlVariate`."""
+        relaxed = self.structure.relax(self.relaxation, utilities / self.log_temperature.exp(), mask)
+        evaluated = torch.cat([vertices, relaxed.flatten(1, 2)], 1)
+        samples = self.n_samples
+        rows = torch.arange(len(vertices), device=vertices.device).repeat_interleave(3 * samples)
+        losses = objective(evaluated.flatten(0, 1), rows).reshape(len(vertices), 3 * samples)
+        critic = self.eta * losses[:, samples:].reshape(len(vertices), samples, 2)
+        return losses[:, :samples], critic, evaluated
