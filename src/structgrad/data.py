@@ -69,15 +69,14 @@ class Batches:
             order = torch.randperm(self.n, generator=generator)
         else:
             order = torch.arange(self.n)
-        while self.position < len(self):
-            start = self.position * self.batch_size
+        for index in range(self.position, len(self)):
+            start = index * self.batch_size
             chosen = order[start : start + self.batch_size][self.rank :: self.world_size]
             batch = {name: tensor[chosen] for name, tensor in self.tensors.items()}
-            # Moved before the batch is handed out, so that a checkpoint written after it continues with the next one.
-            self.position += 1
+            # Moved before the batch is handed out: a checkpoint written after it continues with the next one, and a
+            # reader that stops at the last batch without asking for more finds the next epoch, not the end of this one.
+            self.epoch, self.position = (self.epoch, index + 1) if index + 1 < len(self) else (self.epoch + 1, 0)
             yield batch if self.collate is None else self.collate(batch)
-        self.position = 0
-        self.epoch += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands."""
@@ -86,3 +85,42 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there."""
         self.epoch, self.position = state["epoch"], state["position"]
+
+
+class Steps:
+    """Repeats training batches, epoch after epoch, for a fixed number of optimiser steps.
+
+    Lightning sees one long epoch: its progress bar then shows the time left of the whole run, validation falls on
+    fixed steps, and a
+    resumed run continues in the middle of an epoch of the data.
+
+    Args:
+        batches: the data.
+        steps: how many batches in total.
+    """
+
+    def __init__(self, batches: Batches, steps: int) -> None:
+        self.batches, self.steps = batches, steps
+        self.done = 0
+
+    def __len__(self) -> int:
+        """The total number of steps."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The remaining steps."""
+        while self.done < self.steps:
+            for batch in self.batches:
+                self.done += 1
+                yield batch
+                if self.done == self.steps:
+                    return
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration stands."""
+        return {"done": self.done, "batches": self.batches.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from there."""
+        self.done = state["done"]
+        self.batches.load_state_dict(state["batches"])

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from structgrad.data import Batch, Batches
+from structgrad.data import Batch, Batches, Steps
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
 
@@ -79,15 +79,21 @@ class Task(pl.LightningModule, abc.ABC):
     def step(self, batch: Batch) -> StepOutput:
         """Loss and metrics of a batch; ``self.training`` says whether gradients are wanted."""
 
+    def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The metrics of a validation or test set, from the means over all its examples; for what is decided once for
+        a whole set.
+        """
+        return means
+
     def pictures(self, folder: Path) -> list[Path]:
         """After the test: draw what was learnt on a few test examples into ``folder``; returns the files."""
         return []
 
     # --- Lightning ------------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> Batches:
-        """Training batches."""
-        return self.batches("train")
+    def train_dataloader(self) -> Steps:
+        """Training batches, over and over until the trainer's ``max_steps``."""
+        return Steps(self.batches("train"), self.trainer.max_steps)
 
     def val_dataloader(self) -> Batches:
         """Validation batches."""
@@ -141,7 +147,10 @@ class Task(pl.LightningModule, abc.ABC):
             sums[1] += count.detach()
 
     def _log_accumulated(self, split: str) -> None:
+        means = {}
         for name, (total, count) in self._sums.items():
             summed = self.trainer.strategy.reduce(torch.stack([total, count]), reduce_op="sum")
-            self.log(f"{split}/{name}", summed[0] / summed[1].clamp_min(1), prog_bar=name in self.progress)
+            means[name] = summed[0] / summed[1].clamp_min(1)
+        for name, value in self.summarize(means).items():
+            self.log(f"{split}/{name}", value, prog_bar=name in self.progress)
         self._sums = {}

@@ -1,0 +1,40 @@
+# make demo    from an empty machine to a trained parser      make test    everything CI runs
+# make lint    formatting, lint and types                     make bench   speed against other code, into results/benchmarks
+PYTHON ?= python3
+PY := .venv/bin/python
+RUN := $(PY) train.py
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/installed
+	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
+
+test: .venv/installed-dev lint
+	$(PY) -m pytest
+
+lint: .venv/installed-dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+# torch first and from the constraints: with no torch there, a range would fetch gigabytes of CUDA libraries.
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/installed-bench: .venv/installed-dev
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torch-struct
+	touch $@
+
+bench: .venv/installed-bench
+	@for benchmark in $(filter-out benchmarks/harness.py benchmarks/scaling.py,$(wildcard benchmarks/*.py)); do \
+		echo "== $$benchmark"; $(PY) $$benchmark || exit 1; done
+
+clean:
+	rm -rf .venv runs data

@@ -1,0 +1,30 @@
+"""An estimator: no estimate at all, the sum over every vertex."""
+
+import torch
+from torch import Tensor
+
+from structgrad.estimators import Estimate, Estimator, Objective
+from structgrad.structures import Structure
+
+
+class ExactSum(Estimator):
+    """The expected objective under the Gibbs distribution, by enumeration; for small sets without masks."""
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__(structure)
+        structure.require("enumerate", by="estimator exact_sum")
+
+    def forward(
+        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    ) -> Estimate:
+        """Evaluates all V vertices of every example."""
+        every = self.structure.enumerate(*scores.shape[1:]).to(scores)
+        batch, size = len(scores), len(every)
+        values = self.structure.inner(every, scores[:, None].expand(batch, *every.shape))
+        log_p = values.log_softmax(-1)
+        rows = torch.arange(batch, device=scores.device).repeat_interleave(size)
+        vertices = every.repeat(batch, *[1] * (every.dim() - 1))
+        losses = objective(vertices, rows).reshape(batch, size)
+        expected = (log_p.exp() * losses).sum(-1)
+        kl = (log_p.exp() * log_p).sum(-1) + torch.log(torch.tensor(float(size)))
+        return Estimate(expected, expected.detach(), kl, vertices, rows, log_p.exp().detach().flatten())

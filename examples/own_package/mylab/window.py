@@ -1,0 +1,46 @@
+"""A structure: one window of fixed width in a sequence."""
+
+import torch
+from torch import Tensor
+
+from structgrad.structures import Layout, Structure
+
+
+class Window(Structure):
+    """The vectors with ``width`` neighbouring ones: ``n - width + 1`` vertices over ``n`` parts.
+
+    Args:
+        width: number of ones.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width, self.layout = width, Layout("vector")
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All windows, left to right."""
+        (n,) = shape
+        start = torch.arange(n - self.width + 1)[:, None]
+        position = torch.arange(n)
+        return ((position >= start) & (position < start + self.width)).double()
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The window of the highest sum."""
+        every, values = self._values(utility, mask)
+        return every[values.argmax(-1)]
+
+    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Over all windows."""
+        return self._values(scores, mask)[1].logsumexp(-1)
+
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean of the windows."""
+        every, values = self._values(scores, mask)
+        return values.softmax(-1) @ every
+
+    def _values(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        self.check(scores, mask)
+        every = self.enumerate(scores.shape[-1]).to(scores)
+        exists = self.parts(scores, mask)
+        # A window over a missing part does not exist.
+        crosses = (~exists).to(scores) @ every.T > 0
+        return every, (torch.where(exists, scores, 0.0) @ every.T).masked_fill(crosses, -torch.inf)

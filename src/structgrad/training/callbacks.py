@@ -1,0 +1,107 @@
+"""What watches over a run: loss that stops being a number, and random state that must survive a restart."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
+from torch import Tensor
+
+from structgrad.data import Batch
+
+
+class ProgressBar(TQDMProgressBar):
+    """One bar for the whole training, with the task's metrics and the time left; a short one for each validation."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The logged metrics, without a logger's version number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name.removeprefix("train/"): value for name, value in metrics.items() if name != "v_num"}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
+        """The one epoch that Lightning sees is the training."""
+        super().on_train_epoch_start(trainer, *arguments)
+        self.train_progress_bar.set_description("Training")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The training loss became NaN or infinite."""
+
+
+class StopOnNonFiniteLoss(pl.Callback):
+    """Stops with :class:`NonFiniteLossError`, naming the step, before a checkpoint could be written after it.
+
+    The loss is looked at every step on a CPU; elsewhere every ``every`` steps and before each validation, so that no
+    step waits for
+    the device.
+
+    Args:
+        every: how often a loss on another device is looked at.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+        self.first: Tensor | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember the first bad step on the device of the loss."""
+        loss = outputs["loss"].detach()
+        never = torch.full((), torch.iinfo(torch.int64).max, dtype=torch.int64, device=loss.device)
+        now = torch.where(loss.isfinite(), never, trainer.global_step)
+        self.first = now if self.first is None else torch.minimum(self.first, now)
+        if loss.device.type == "cpu" or trainer.global_step % self.every == 0:
+            self._stop_if_bad()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checkpoints are written after validation: look before."""
+        self._stop_if_bad()
+
+    def _stop_if_bad(self) -> None:
+        if self.first is not None and self.first.item() < torch.iinfo(torch.int64).max:
+            raise NonFiniteLossError(f"the training loss is not finite at step {int(self.first.item())}")
+
+
+class RandomState(pl.Callback):
+    """Keeps the state of every random number generator in the checkpoint, so that a resumed run repeats an
+    uninterrupted one.
+    """
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Tensors and plain numbers only: a checkpoint needs no pickle of arbitrary objects."""
+        version, state, gauss = random.getstate()
+        name, keys, *rest = np.random.get_state(legacy=True)
+        checkpoint["random_state"] = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "python": [version, list(state), gauss],
+            "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        }
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Restore as late as possible: Lightning's own start-up must not draw from the restored generators."""
+        state, self._loaded = getattr(self, "_loaded", None), None
+        if state is None:
+            return
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        version, python, gauss = state["python"]
+        random.setstate((version, tuple(python), gauss))
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Hold the state until the first batch."""
+        self._loaded = checkpoint["random_state"]

@@ -1,0 +1,61 @@
+"""Who a run is: a hash of what decides its result, and the folder that it lives in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+#: Top-level keys that do not decide the result: where things are, who is told, what a sweep would try.
+_IRRELEVANT = ("paths", "logger", "run", "search")
+#: Keys of ``trainer`` that say on which hardware the same computation is done.
+_HARDWARE = ("accelerator", "devices", "strategy", "log_every_n_steps")
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain dictionaries, interpolations resolved."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def identity(config: DictConfig) -> str:
+    """Ten hexadecimal digits that are equal for runs that compute the same thing."""
+    content = {key: value for key, value in resolved(config).items() if key not in _IRRELEVANT}
+    content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in _HARDWARE}
+    # A task refers to the machine's folders only through `paths`; what remains of them must not count.
+    folders = [str(path) for path in resolved(config)["paths"].values() if path]
+    text = json.dumps(content, sort_keys=True)
+    for folder in sorted(folders, key=len, reverse=True):
+        text = text.replace(json.dumps(folder)[:-1], '"<path>')
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and commit, for the run folder."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            root = Path(__file__).parent
+            run = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return run.stdout.strip()
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    packages = ("structgrad", "torch", "pytorch-lightning", "hydra-core", "numpy", "numba", "datasets")
+    return {
+        "commit": f"{commit}+changes" if commit and changes else commit,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "machine": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

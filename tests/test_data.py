@@ -1,0 +1,71 @@
+"""Batches: order, shards, and a position that survives."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from structgrad.data import Batches, Steps
+
+
+def batches(**options: object) -> Batches:
+    return Batches({"x": torch.arange(10)}, 3, **options)  # type: ignore[arg-type]
+
+
+def seen(loader: object, count: int | None = None) -> list[list[int]]:
+    return [batch["x"].tolist() for batch in itertools.islice(loader, count)]  # type: ignore[call-overload]
+
+
+def test_every_example_once_in_order() -> None:
+    assert seen(batches()) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert len(batches()) == 4
+
+
+def test_a_reader_that_takes_exactly_len_batches_can_start_again() -> None:
+    """As Lightning's validation does."""
+    loader = batches()
+    assert seen(loader, len(loader)) == seen(loader, len(loader))
+
+
+def test_shuffled_epochs_differ_and_repeat_with_the_seed() -> None:
+    loader, again = batches(shuffle=True, seed=3), batches(shuffle=True, seed=3)
+    first, second = seen(loader), seen(loader)
+    assert first != second
+    assert [seen(again), seen(again)] == [first, second]
+    assert all(len(set(itertools.chain(*epoch))) == 9 for epoch in (first, second))
+    assert seen(batches(shuffle=True, seed=4)) != first
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_a_saved_position_continues(stop: int) -> None:
+    whole = seen(Steps(batches(shuffle=True), 9))
+    interrupted = Steps(batches(shuffle=True), 9)
+    start = seen(interrupted, stop)
+    resumed = Steps(batches(shuffle=True), 9)
+    resumed.load_state_dict(interrupted.state_dict())
+    assert start + seen(resumed) == whole
+    assert len(whole) == 9
+
+
+def test_processes_share_every_batch() -> None:
+    shards = [Batches({"x": torch.arange(8)}, 4, rank=rank, world_size=2) for rank in range(2)]
+    assert [seen(shard) for shard in shards] == [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]
+
+
+def test_collate_is_applied() -> None:
+    def double(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"x": batch["x"] * 2}
+
+    assert seen(batches(collate=double), 1) == [[0, 2, 4]]
+
+
+def test_bad_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="equally long"):
+        Batches({"x": torch.arange(3), "y": torch.arange(4)}, 1)
+    with pytest.raises(ValueError, match="multiple"):
+        Batches({"x": torch.arange(3)}, 3, world_size=2)
+    with pytest.raises(ValueError, match="do not fill"):
+        Batches({"x": torch.arange(3)}, 4, shuffle=True)
