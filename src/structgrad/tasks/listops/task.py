@@ -1,0 +1,224 @@
+"""The ListOps experiment: parse trees learnt from what expressions evaluate to (Paulus et al. 2020, 8.2 and D.5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from structgrad.data import Batch, Batches
+from structgrad.estimators.base import Estimate, Estimator
+from structgrad.structures import GroundTruth, NoStructure
+from structgrad.structures.base import Structure
+from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.listops.data import CLOSE, PAD, ListOpsData
+from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier
+from structgrad.tasks.listops.picture import Parse, draw
+
+#: Test expressions that are drawn after the test, and how long they may be to remain legible.
+_DRAWN, _DRAWN_LENGTH = 4, 24
+
+
+class ListOps(Task):
+    """Evaluates expressions by passing messages over a latent graph between their tokens.
+
+    With ``NoStructure`` an LSTM replaces encoder and graph network; with ``GroundTruth`` the graph is the true parse.
+
+    Precision and recall compare a vertex, as the directed adjacency matrix that it shows, with the parse (edges from
+    operators to operands); edges to and from closing brackets do not count. They are taken for each expression, with
+    0 / 0 = 0, and averaged over expressions. As in the paper, an undirected edge is shown in both directions, so the
+    precision of an undirected structure is at most 1/2. In training they are those of the relaxed vertex: ``sum(x *
+    true) / sum(x)`` and ``sum(x * true) / sum(true)``.
+
+    Args:
+        structure: over directed or undirected edges, or one of the two stand-ins.
+        estimator: over that structure; None for the stand-ins.
+        optimizer: parameters -> optimizer.
+        data: the expressions.
+        batch_size: examples in a batch, over all processes.
+        hidden: size of embeddings and all layers; also of the context that estimators get.
+        message_steps: of the graph network; the depth of the parse must not exceed it for the first token to hear of
+            all.
+        dropout: probability.
+        kl_weight: of the estimator's divergence from its prior; the paper has none.
+        seed: of the order of training examples.
+
+    Raises:
+        ValueError: for a latent structure that is not over the edges of a graph.
+    """
+
+    monitor: ClassVar[str] = "val/accuracy"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    progress: ClassVar[tuple[str, ...]] = ("accuracy", "precision", "recall")
+
+    def __init__(
+        self,
+        *,
+        structure: Structure,
+        estimator: Estimator | None,
+        optimizer: OptimizerFactory,
+        data: ListOpsData,
+        batch_size: int = 100,
+        hidden: int = 60,
+        message_steps: int = 5,
+        dropout: float = 0.1,
+        kl_weight: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
+        if (estimator is not None) != structure.is_latent:
+            raise ValueError(f"{structure.name} takes {'an' if structure.is_latent else 'no'} estimator")
+        self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
+        if isinstance(structure, NoStructure):
+            self.baseline = LSTMClassifier(hidden, dropout, data.max_length)
+            return
+        self.network = GraphNetwork(hidden, message_steps, dropout)
+        if structure.is_latent:
+            if not structure.layout.is_graph:
+                raise ValueError(f"listops needs a structure over the edges of a graph; got {structure!r}")
+            self.encoder = EdgeEncoder(hidden, dropout)
+
+    # --- data -----------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """See :meth:`ListOpsData.prepare`."""
+        self.data.prepare()
+
+    def batches(self, split: Split) -> Batches:
+        """``tokens`` and ``parents`` ``[batch, n]``, cut to the longest expression of the batch, and ``values``
+        ``[batch]``.
+        """
+        trainer = self._trainer
+        return Batches(
+            self.data.split(split).tensors,
+            self.batch_size,
+            shuffle=split == "train",
+            seed=self.seed,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+            collate=_cut_padding,
+        )
+
+    # --- step -----------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Cross-entropy, accuracy, and how well the parse was recovered."""
+        tokens, values = batch["tokens"], batch["values"]
+        if self.estimator is not None:
+            return self._latent_step(batch)
+        if isinstance(self.structure, GroundTruth):
+            logits = self.network(tokens, true_edges(batch["parents"]))
+        else:
+            logits = self.baseline(tokens)
+        correct = (logits.argmax(1) == values).float()
+        return StepOutput(F.cross_entropy(logits, values), len(values), {"accuracy": correct.mean()})
+
+    def _latent_step(self, batch: Batch) -> StepOutput:
+        estimate, logits = self._estimate(batch)
+        values = batch["values"]
+        correct = (logits.argmax(1) == values[estimate.rows]).float()
+        with torch.no_grad():
+            precision, recall = edge_metrics(estimate.vertices, estimate.rows, batch["tokens"], batch["parents"])
+        metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = {
+            "accuracy": estimate.mean(correct).mean(),
+            "precision": estimate.mean(precision).mean(),
+            "recall": estimate.mean(recall).mean(),
+            "cross_entropy": estimate.objective.mean(),
+            **estimate.metrics,
+        }
+        loss = estimate.surrogate.mean() if self.training else estimate.objective.mean()
+        if self.kl_weight:
+            loss = loss + self.kl_weight * estimate.kl.mean()
+        return StepOutput(loss, len(values), metrics)
+
+    def _estimate(self, batch: Batch) -> tuple[Estimate, Tensor]:
+        """The estimate of a batch, and the logits ``[N, 10]`` of its vertices, detached."""
+        assert self.estimator is not None
+        tokens, values = batch["tokens"], batch["values"]
+        evaluated: list[Tensor] = []
+
+        def objective(vertices: Tensor, rows: Tensor) -> Tensor:
+            # Hard vertices without a gradient have few edges, and need no message for any other pair.
+            graphs = vertices if vertices.requires_grad else Edges(*vertices.nonzero(as_tuple=True))
+            logits = self.network(tokens[rows], graphs)
+            evaluated.append(logits.detach())
+            return F.cross_entropy(logits, values[rows], reduction="none")
+
+        scores, summary = self.encoder(tokens)
+        exist = tokens != PAD
+        estimate: Estimate = self.estimator(
+            self.structure.layout.symmetrize(scores),
+            objective,
+            mask=exist[:, :, None] & exist[:, None],
+            context=summary,
+        )
+        (logits,) = evaluated
+        return estimate, logits
+
+    # --- pictures -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def pictures(self, folder: Path) -> list[Path]:
+        """Draw a few test expressions with their true and their recovered parse; nothing without a latent."""
+        if self.estimator is None:
+            return []
+        self.eval()
+        test = self.data.split("test")
+        # Deep ones that are short enough to be read, each of another depth if there are such.
+        legible = (test.lengths <= _DRAWN_LENGTH).nonzero().squeeze(1)
+        by_depth = legible[test.depths[legible].argsort(descending=True, stable=True)]
+        chosen = by_depth[torch.linspace(0, max(len(by_depth) - 1, 0), min(_DRAWN, len(by_depth))).long()]
+        if not len(chosen):
+            return []
+        batch = _cut_padding({name: tensor[chosen] for name, tensor in test.tensors.items()})
+        estimate, logits = self._estimate({name: tensor.to(self.device) for name, tensor in batch.items()})
+        parses = []
+        for i in range(len(chosen)):
+            # The most probable of the vertices of an example, which is the only one unless the estimator is sparse.
+            best = int(torch.where(estimate.rows == i, estimate.weights, -1.0).argmax())
+            parses.append(
+                Parse(
+                    tokens=batch["tokens"][i],
+                    parents=batch["parents"][i],
+                    vertex=estimate.vertices[best].cpu(),
+                    value=int(batch["values"][i]),
+                    prediction=int(logits[best].argmax()),
+                )
+            )
+        directed = self.structure.layout.name == "directed"
+        return [draw(parses, folder / "parses.png", directed=directed)]
+
+
+def _cut_padding(batch: Batch) -> Batch:
+    n = int(batch["lengths"].max())
+    return {"tokens": batch["tokens"][:, :n], "parents": batch["parents"][:, :n], "values": batch["values"]}
+
+
+def true_edges(parents: Tensor) -> Edges:
+    """The edges of the true parses with ``parents`` ``[batch, n]`` (-1: none)."""
+    graph, operand = (parents >= 0).nonzero(as_tuple=True)
+    return Edges(graph, parents[graph, operand], operand)
+
+
+def edge_metrics(vertices: Tensor, rows: Tensor, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
+    """Precision and recall of edges, without those to and from closing brackets (Paulus et al. 2020, footnote 7).
+
+    Args:
+        vertices: ``[N, n, n]``, hard or relaxed; ``[i, j]`` for i -> j.
+        rows: int64 ``[N]``, the expression of each.
+        tokens: int64 ``[batch, n]``.
+        parents: int64 ``[batch, n]``.
+
+    Returns:
+        precision ``[N]`` and recall ``[N]``; 0 where there is nothing selected, or nothing to be found.
+    """
+    counts = ((tokens != PAD) & (tokens != CLOSE))[rows].to(vertices.dtype)
+    is_operand = (parents >= 0)[rows]
+    at_parent = vertices.gather(1, parents.clamp_min(0)[rows][:, None]).squeeze(1)
+    hits = (at_parent * is_operand).sum(1)
+    selected = ((vertices @ counts[:, :, None]).squeeze(2) * counts).sum(1)
+    true = is_operand.sum(1)
+    return torch.where(selected > 0, hits / selected, 0.0), torch.where(true > 0, hits / true, 0.0)
