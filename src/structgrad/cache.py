@@ -8,7 +8,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,9 @@ def array_of(table: pa.Table, name: str, shape: tuple[int, ...]) -> NDArray[Any]
 def _store(tables: Mapping[str, pa.Table], folder: Path, key: Key) -> None:
     work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:
-        for name, table in tables.items():
-            datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(work / name)
+        with _no_progress_bars():
+            for name, table in tables.items():
+                datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(work / name)
         files = {str(f.relative_to(work)): _fingerprint(f) for f in sorted(work.rglob("*")) if f.is_file()}
         (work / "manifest.json").write_text(json.dumps({"configuration": dict(key), "sha256": files}, indent=1))
         if folder.exists():
@@ -90,6 +92,18 @@ def _store(tables: Mapping[str, pa.Table], folder: Path, key: Key) -> None:
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Without a bar for each table, which takes moments."""
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.utils.enable_progress_bars()
 
 
 def _verify(folder: Path) -> None:

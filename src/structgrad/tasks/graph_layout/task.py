@@ -1,0 +1,191 @@
+"""The graph layout task: a variational auto-encoder whose latent variable is a graph (Paulus et al. 2020, 8.1, D.4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from structgrad.data import Batch, Batches
+from structgrad.estimators.base import Estimator
+from structgrad.structures.base import Structure
+from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.graph_layout.data import GraphLayoutData
+from structgrad.tasks.graph_layout.model import Decoder, Encoder
+from structgrad.tasks.graph_layout.pictures import draw_graphs, draw_layout
+
+
+class GraphLayout(Task):
+    """Find the tree behind the motion of its vertices, from the motion alone.
+
+    The encoder scores the edges; the decoder predicts every next layout from the present one by messages along the
+    sampled graph. The loss of a graph is the squared error of all predicted coordinates over twice the output
+    variance, and its ELBO is minus that and the KL; both are divided by the number of vertices.
+
+    The layout of ``structure`` decides whether the graph is directed: scores of undirected edges are averaged over both
+    directions. An estimator's KL counts each undirected edge once; the published protocol sums over all directed
+    entries, that is it counts each twice (``both_directions``).
+
+    Edge precision and recall are averages over graphs. As the two edge types have no names, the complement of the
+    sampled graph may be the better answer; whichever has the higher mean precision on the data set is reported, one
+    choice for the whole set (``complement`` says which).
+
+    Args:
+        structure: over directed or undirected edges, or ``GroundTruth``: the decoder is then given the true tree.
+        estimator: see :class:`~structgrad.tasks.base.Task`.
+        optimizer: see there.
+        data: the layouts.
+        batch_size: graphs in a training batch.
+        eval_batch_size: graphs in a validation or test batch.
+        hidden: units of all layers.
+        variance: of the output, 5e-5 in Kipf et al. (2018).
+        teacher_forcing: the decoder is given the true layout again after so many steps in training; in evaluation
+            it is given every one.
+        both_directions: count the KL of an undirected edge twice. Turn it off for estimators whose KL is that of whole
+            graphs, for which the sum over edges has no meaning.
+        seed: of the order of training graphs.
+
+    Raises:
+        ValueError: if the structure is not over the edges of a graph.
+    """
+
+    monitor: ClassVar[str] = "elbo"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    progress: ClassVar[tuple[str, ...]] = ("elbo", "edge_precision")
+
+    def __init__(
+        self,
+        *,
+        structure: Structure,
+        estimator: Estimator | None,
+        optimizer: OptimizerFactory,
+        data: GraphLayoutData,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        hidden: int = 256,
+        variance: float = 5e-5,
+        teacher_forcing: int = 10,
+        both_directions: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
+        if not structure.layout.is_graph:
+            raise ValueError(
+                f"graph_layout needs a structure over the edges of a graph; {structure.name} has layout "
+                f"{structure.layout.name!r}"
+            )
+        if teacher_forcing < 1:
+            raise ValueError(f"teacher_forcing must be at least 1; got {teacher_forcing}")
+        self.data = data
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self.variance, self.teacher_forcing = variance, teacher_forcing
+        self.kl_count = 2 if both_directions and structure.layout.name == "undirected" else 1
+        self.encoder = Encoder(2 * data.steps, hidden) if estimator is not None else None
+        self.decoder = Decoder(hidden)
+
+    def prepare_data(self) -> None:
+        """Generate the layouts, unless they are cached."""
+        self.data.prepare()
+
+    def batches(self, split: Split) -> Batches:
+        """Positions and true trees."""
+        trainer = self._trainer
+        return Batches(
+            self.data.split(split),
+            self.batch_size if split == "train" else self.eval_batch_size,
+            shuffle=split == "train",
+            seed=self.seed,
+            rank=self.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+        )
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Negative ELBO, and how well the edges were found."""
+        positions, tree = batch["positions"], batch["adjacency"].to(batch["positions"])
+        n = tree.shape[-1]
+        if self.encoder is None or self.estimator is None:
+            everyone = torch.arange(len(tree), device=tree.device)
+            loss = self._errors(positions, tree, everyone).mean()
+            return StepOutput(loss, len(tree), {"elbo": -loss.detach()})
+        scores, features = self.encoder(positions)
+        estimate = self.estimator(
+            self.structure.layout.symmetrize(scores),
+            lambda vertices, rows: self._errors(positions, vertices, rows),
+            context=features,
+        )
+        kl = self.kl_count / n * estimate.kl
+        metrics = {
+            "elbo": -(estimate.objective + kl.detach()).mean(),
+            "reconstruction": estimate.objective.mean(),
+            "kl": kl.detach().mean(),
+            **estimate.metrics,
+        }
+        if not self.training:
+            found = edge_agreement(estimate.vertices, tree[estimate.rows])
+            metrics |= {name: estimate.mean(value).mean() for name, value in found.items()}
+        return StepOutput((estimate.surrogate + kl).mean(), len(tree), metrics)
+
+    def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Choose between the sampled graphs and their complements, for the whole data set."""
+        means = dict(means)
+        complement = {name: means.pop(f"complement_{name}", None) for name in ("edge_precision", "edge_recall")}
+        precision, recall = complement["edge_precision"], complement["edge_recall"]
+        if precision is None or recall is None:
+            return means
+        better = precision > means["edge_precision"]
+        return means | {
+            "edge_precision": torch.where(better, precision, means["edge_precision"]),
+            "edge_recall": torch.where(better, recall, means["edge_recall"]),
+            "complement": better.to(precision),
+        }
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """A test graph's layout over time and the edges found in it; the edges of a few more."""
+        test = self.data.split("test")
+        positions, tree = (test[name][:8].to(self.device) for name in ("positions", "adjacency"))
+        if self.encoder is None or self.estimator is None:
+            return [draw_layout(positions[0], tree[0], None, folder / "layout.png")]
+        scores, _ = self.encoder(positions)
+        scores = self.structure.layout.symmetrize(scores)
+        found = self.structure.argmax(scores)
+        agreement = edge_agreement(found, tree.to(found))
+        if agreement["complement_edge_precision"].mean() > agreement["edge_precision"].mean():
+            found = complement(found)
+        return [
+            draw_layout(positions[0], tree[0], found[0], folder / "layout.png"),
+            draw_graphs(positions[:, -1], tree, found, folder / "graphs.png"),
+        ]
+
+    def _errors(self, positions: Tensor, vertices: Tensor, rows: Tensor) -> Tensor:
+        """Negative Gaussian log-likelihood without its constant, divided by the number of vertices: ``[N]``."""
+        positions = positions[rows]
+        predicted = self.decoder(positions, vertices, self.teacher_forcing if self.training else 1)
+        squared = (predicted - positions[:, 1:]).square().sum((1, 2, 3))
+        loss: Tensor = squared / (2 * self.variance * positions.shape[2])
+        return loss
+
+
+def complement(graphs: Tensor) -> Tensor:
+    """All the other edges: ``[*batch, n, n]`` -> ``[*batch, n, n]``, no self-loops."""
+    return 1 - graphs - torch.eye(graphs.shape[-1], dtype=graphs.dtype, device=graphs.device)
+
+
+def edge_agreement(found: Tensor, true: Tensor) -> dict[str, Tensor]:
+    """Precision and recall of directed adjacency matrices, and of their complements.
+
+    Args:
+        found: ``[N, n, n]``, 0 or 1 with a zero diagonal.
+        true: ``[N, n, n]``.
+
+    Returns:
+        ``edge_precision``, ``edge_recall``, ``complement_edge_precision``, ``complement_edge_recall``: ``[N]`` each; a
+        graph without edges has precision 0.
+    """
+    out = {}
+    for prefix, graphs in (("", found), ("complement_", complement(found))):
+        hits = (graphs * true).sum((1, 2))
+        out[f"{prefix}edge_precision"] = hits / graphs.sum((1, 2)).clamp_min(1)
+        out[f"{prefix}edge_recall"] = hits / true.sum((1, 2)).clamp_min(1)
+    return out
