@@ -169,10 +169,10 @@ def _train(
     config: DictConfig, choices: Mapping[str, str], task: Task, folder: Path, checkpoint: Path | None
 ) -> dict[str, Any]:
     settings = resolved(config)
-    loggers: list[Logger] = [MetricsFile(folder)]
+    metrics_file = MetricsFile(folder)
     if checkpoint is not None:
-        loggers[0].rewind(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    loggers += [instantiate(node) for node in config.logger.values()]
+        metrics_file.rewind(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    loggers: list[Logger] = [metrics_file, *(instantiate(node) for node in config.logger.values())]
     for logger in loggers:
         logger.log_hyperparams(settings)
     best = ModelCheckpoint(
@@ -212,7 +212,7 @@ def _train(
         "name": settings["run"]["name"],
         **{group: choices[group] for group in ("task", "structure", "estimator", "budget")},
         "seed": config.seed,
-        "metrics": metrics | {best.monitor: float(best.best_model_score)},
+        "metrics": {**metrics, f"val/{task.monitor}": float(best.best_model_score or torch.nan)},
         "best_step": torch.load(best.best_model_path, map_location="cpu", weights_only=True)["global_step"],
         "steps": trainer.global_step,
         "training_s": round(timer.time_elapsed("train"), 1),

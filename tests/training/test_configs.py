@@ -1,0 +1,110 @@
+"""Every configuration composes, names something that exists, and says what may be searched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, get_method
+from omegaconf import DictConfig, OmegaConf
+
+from structgrad.training.identity import identity
+from structgrad.training.run import ConfigurationError, assemble
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+BUDGETS = ("paper", "quick", "smoke")
+
+
+def choices(group: str) -> list[str]:
+    return sorted(str(p.relative_to(CONFIGS / group).with_suffix("")) for p in (CONFIGS / group).rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("task", choices("task"))
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_every_task_has_every_budget_and_assembles(task: str, budget: str) -> None:
+    config = composed(f"task={task}", f"budget={budget}")
+    assert (CONFIGS / "budgets" / task / f"{budget}.yaml").exists()
+    assert config.budget.name == budget
+    assemble(config)
+    assert len(identity(config)) == 10
+
+
+@pytest.mark.parametrize("structure", choices("structure"))
+def test_every_structure_is_a_class(structure: str) -> None:
+    config = composed("task=listops", f"structure={structure}")
+    get_class(config.structure._target_)
+
+
+@pytest.mark.parametrize("estimator", choices("estimator"))
+def test_every_estimator_is_a_class_with_a_search_space_of_its_own_options(estimator: str) -> None:
+    config = composed("task=listops", f"estimator={estimator}")
+    if estimator == "none":
+        assert config.estimator is None
+        return
+    get_class(config.estimator._target_)
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_composes(experiment: str) -> None:
+    config = composed(f"+experiment={experiment}") if "task" in experiment else composed(f"experiment={experiment}")
+    OmegaConf.resolve(config)
+
+
+@pytest.mark.parametrize("estimator", [e for e in choices("estimator") if e != "none"])
+def test_search_spaces_name_options_and_give_ranges(estimator: str) -> None:
+    config = composed("task=listops", f"estimator={estimator}")
+    for key, space in config.search.items():
+        assert OmegaConf.select(config, str(key), throw_on_missing=True) is not None, f"{key} is no option"
+        if space.distribution == "choice":
+            assert len(space["values"]) > 1
+        else:
+            assert space.distribution in ("uniform", "log_uniform")
+            assert space.low < space.high
+            assert space.distribution == "uniform" or space.low > 0
+
+
+@pytest.mark.parametrize("logger", choices("logger"))
+@pytest.mark.parametrize("trainer", choices("trainer"))
+def test_loggers_and_trainers(logger: str, trainer: str) -> None:
+    config = composed("task=listops", f"logger={logger}", f"trainer={trainer}")
+    for node in config.logger.values():
+        get_method(node._target_)
+    assert config.trainer.max_steps % config.trainer.val_every_n_steps == 0
+
+
+def test_a_task_brings_its_structure_and_estimator_and_one_change_changes_one_thing() -> None:
+    default = composed("task=listops")
+    assert default.structure._target_.endswith("Arborescence")
+    assert default.estimator._target_.endswith("SST")
+    changed = composed("task=listops", "structure=spanning_tree")
+    assert changed.structure._target_.endswith("SpanningTree")
+    del default["structure"], changed["structure"]
+    assert default == changed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=listops", "estimator=none"], "needs an estimator"),
+        (["task=listops", "estimator=sst", "estimator.temperature=0"], "temperature"),
+        (["task=listops", "estimator=sst", "estimator.relaxation=sinkhorn"], "sinkhorn"),
+        (["task=listops", "estimator=marginalize_nothing"], "marginalize_nothing"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        assemble(composed(*overrides))
+    if isinstance(caught.value, ConfigurationError):
+        assert "\n" not in str(caught.value)
