@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, each_once
-from structgrad.estimators.score_function import draw_trace, exponential_kl, exponentials, uniform_kl
+from structgrad.estimators.base import Estimate, Estimator, Objective, each_once, uniform_kl
+from structgrad.estimators.score_function import draw_trace, exponential_kl, exponentials
 from structgrad.estimators.utilities import Logistic
 from structgrad.structures.base import Structure, Trace, UnsupportedError
 

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, each_once
-from structgrad.estimators.score_function import RunningMean, log_size, uniform_kl
+from structgrad.estimators.base import Estimate, Estimator, Objective, each_once, uniform_kl
+from structgrad.estimators.score_function import RunningMean
 from structgrad.structures import OneHot
 from structgrad.structures.base import SparseDistribution, Structure
 
@@ -98,7 +98,7 @@ class Marginalize(Estimator):
         expected, negative_entropy = terms.new_zeros(batch, 2).index_add(0, sparse.rows, terms).unbind(-1)
         kl = negative_entropy
         if "log_partition" in self.structure.oracles:
-            kl = kl + log_size(self.structure, scores, mask)
+            kl = kl + self.structure.log_partition(torch.zeros_like(scores), mask)
         return Estimate(
             surrogate=expected,
             objective=expected.detach(),

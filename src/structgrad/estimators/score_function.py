@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.base import Estimate, Estimator, Objective
+from structgrad.estimators.base import Estimate, Estimator, Objective, uniform_kl
 from structgrad.estimators.utilities import Utility, UtilityName, exponential_like, make_utility
 from structgrad.structures.base import Structure, Trace, UnsupportedError
 
@@ -46,17 +46,6 @@ def exponential_kl(structure: Structure, log_rates: Tensor, mask: Tensor | None)
     exists = structure.parts(log_rates, mask)
     s = torch.where(exists, log_rates, 0.0)
     return torch.where(exists, s + torch.expm1(-s), 0.0).flatten(-structure.layout.ndim).sum(-1)
-
-
-def log_size(structure: Structure, scores: Tensor, mask: Tensor | None) -> Tensor:
-    """``log |X|`` of every example: ``[*batch]``, no gradient."""
-    with torch.no_grad():
-        return structure.log_partition(torch.zeros_like(scores), mask)
-
-
-def uniform_kl(structure: Structure, scores: Tensor, mask: Tensor | None) -> Tensor:
-    """KL of the Gibbs distribution from the uniform one, ``log |X| - H``: ``[*batch]``."""
-    return log_size(structure, scores, mask) - structure.entropy(scores, mask)
 
 
 class RunningMean(nn.Module):
