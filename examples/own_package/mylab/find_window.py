@@ -21,7 +21,7 @@ class FindWindow(Task):
         base: structure, estimator and optimizer, see :class:`structgrad.tasks.base.Task`.
     """
 
-    monitor: ClassVar[str] = "loss"
+    monitor: ClassVar[str] = "val/loss"
     mode: ClassVar[Literal["min", "max"]] = "min"
     progress: ClassVar[tuple[str, ...]] = ("overlap",)
 

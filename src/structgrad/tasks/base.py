@@ -50,7 +50,7 @@ class Task(pl.LightningModule, abc.ABC):
         optimizer: parameters -> optimizer (a Hydra partial).
     """
 
-    #: Metric that selects the best checkpoint, and in which direction.
+    #: Logged metric (`val/...`) that selects the best checkpoint, and in which direction.
     monitor: ClassVar[str]
     mode: ClassVar[Literal["min", "max"]]
     #: Metrics (without split prefix) that the progress bar shows beside the loss.

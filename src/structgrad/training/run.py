@@ -178,7 +178,7 @@ def _train(
     best = ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
-        monitor=f"val/{task.monitor}",
+        monitor=task.monitor,
         mode=task.mode,
         save_last=True,
         save_on_train_epoch_end=False,
@@ -212,7 +212,7 @@ def _train(
         "name": settings["run"]["name"],
         **{group: choices[group] for group in ("task", "structure", "estimator", "budget")},
         "seed": config.seed,
-        "metrics": {**metrics, f"val/{task.monitor}": float(best.best_model_score or torch.nan)},
+        "metrics": {**metrics, task.monitor: float(best.best_model_score or torch.nan)},
         "best_step": torch.load(best.best_model_path, map_location="cpu", weights_only=True)["global_step"],
         "steps": trainer.global_step,
         "training_s": round(timer.time_elapsed("train"), 1),
