@@ -15,3 +15,5 @@ from structgrad.estimators.utilities import NegExponential as NegExponential
 
 from structgrad.estimators.control_variates import Rebar as Rebar
 from structgrad.estimators.control_variates import Relax as Relax
+from structgrad.estimators.surrogate import SumOfGamma as SumOfGamma
+from structgrad.estimators.surrogate import Surrogate as Surrogate

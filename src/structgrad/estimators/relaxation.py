@@ -347,8 +347,9 @@ class _MeanArgmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         vertices, slope = ctx.saved_tensors  # type: ignore[attr-defined]
-        dims = tuple(range(2, vertices.dim()))
-        inner = (vertices * gradients[0]).sum(dims, keepdim=True)
+        # Vertices may have another shape than the scores: <gradient, vertex> is one number a sample and example.
+        inner = (vertices * gradients[0]).flatten(2).sum(-1)
+        inner = inner.reshape(*inner.shape, *[1] * (slope.dim() - 2))
         return (inner * slope).mean(0) / ctx.sigma, None, None, None  # type: ignore[attr-defined]
 
 

@@ -1,0 +1,167 @@
+"""Surrogate gradients: hard vertices forward, something other than the derivative of the argmax backward."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from structgrad.estimators.base import Estimate, Estimator, Objective, UnsupportedError, pathwise
+from structgrad.estimators.relaxation import sum_over_parts
+from structgrad.estimators.utilities import Utility, UtilityName, make_utility
+from structgrad.structures.base import Structure
+
+Method = Literal["straight_through", "spigot", "blackbox", "imle"]
+
+
+class SumOfGamma:
+    """Noise for I-MLE over k-subsets: the sum of k independent ones is approximately Gumbel (Niepert et al. 2021).
+
+    ``scale / k * (sum_{i=1..terms} Gamma(1/k, k/i) - log terms)``, where Gamma takes shape and scale.
+
+    Args:
+        k: number of parts of a vertex.
+        terms: of the series.
+        scale: temperature of the perturb-and-MAP distribution.
+
+    Raises:
+        ValueError: unless all are positive.
+    """
+
+    def __init__(self, k: int, terms: int = 10, scale: float = 1.0) -> None:
+        if not (k >= 1 and terms >= 1 and 0 < scale < math.inf):
+            raise ValueError(f"k, terms and scale must be positive; got {k}, {terms}, {scale}")
+        self.k, self.terms, self.scale = k, terms, scale
+
+    def sample(self, scores: Tensor) -> Tensor:
+        """``scores`` plus noise, the shape of the scores."""
+        index = torch.arange(1, self.terms + 1, device=scores.device, dtype=scores.dtype)
+        shape = scores.new_full((), 1 / self.k).expand(*scores.shape, self.terms)
+        gammas = torch._standard_gamma(shape) * (self.k / index)
+        return scores + (gammas.sum(-1) - math.log(self.terms)) * (self.scale / self.k)
+
+
+class _Surrogate(torch.autograd.Function):
+    """``argmax_x <x, utility>`` with the surrogate's product of gradient and "Jacobian"."""
+
+    @staticmethod
+    def forward(ctx: Any, utility: Tensor, mask: Tensor | None, estimator: Surrogate) -> Tensor:
+        vertex = estimator.structure.argmax(utility, mask)
+        ctx.save_for_backward(utility, mask, vertex)
+        ctx.estimator = estimator
+        return vertex
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        utility, mask, vertex = ctx.saved_tensors
+        return ctx.estimator.pull_back(gradients[0], vertex, utility, mask), None, None
+
+
+class Surrogate(Estimator):
+    r"""The objective at the hard vertex ``x = argmax_x <x, u>``; with ``v`` its gradient there, that of u is defined
+    as
+
+    - ``straight_through``: ``v``, the identity (Bengio et al. 2013);
+    - ``spigot``: ``x - proj(x - step v)``, the projection being on conv(X) (Peng et al. 2018; Niculae et al., equation
+      4.2);
+    - ``blackbox``: ``(x - argmax(u - step v)) / step``, linear interpolation (Pogančić et al. 2020; Niculae et al., 4.3,
+      there with the sign of a loss that is to be raised);
+    - ``imle``: the same with ``u = scores + noise`` in both places (Niepert et al. 2021; Niculae et al., 5.7, which leaves
+      the factor ``1 / step`` to the learning rate).
+
+    Utilities are the scores themselves unless ``utility`` names a noise (``imle`` always has one). All are biased.
+    Hard vertices in training and evaluation; in training they carry a gradient, so that decoders may not take their
+    sparse path.
+
+    ``kl`` is that of the utilities from their prior (scores 0), and 0 without noise or for sum-of-gamma noise, whose density has no closed form.
+
+    Args:
+        structure: the set of vertices.
+        method: see above.
+        step: size of the step (eta of spigot; lambda of blackbox and imle); not for ``straight_through``.
+        utility: noise by name or as an object, :class:`SumOfGamma` for k-subsets; None for none. ``imle`` without one
+            takes Gumbel.
+        n_samples: samples an example in training, with noise.
+
+    Raises:
+        UnsupportedError: if the structure has no argmax (spigot: no projection), or its vertices have another shape
+            than its scores.
+        ValueError: for options out of range or that do not fit together.
+    """
+
+    needs_differentiable_objective: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        structure: Structure,
+        method: Method = "straight_through",
+        step: float | None = None,
+        utility: UtilityName | Utility | SumOfGamma | None = None,
+        n_samples: int = 1,
+    ) -> None:
+        super().__init__(structure)
+        if method not in get_args(Method):
+            raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
+        by = f"estimator {method}"
+        structure.require("argmax", *(["project"] if method == "spigot" else []), by=by)
+        if structure.vertex_layout is not structure.layout:
+            raise UnsupportedError(f"{by} needs vertices with one entry a score, which {structure.name} lacks")
+        if (method == "straight_through") != (step is None):
+            raise ValueError(f"step goes with every method but straight_through; got {method}, step={step}")
+        if step is not None and not 0 < step < math.inf:
+            raise ValueError(f"step must be positive and finite; got {step}")
+        if method == "imle" and utility is None:
+            utility = "gumbel"
+        if n_samples < 1 or (n_samples > 1 and utility is None):
+            raise ValueError(f"n_samples must be at least 1, and 1 without noise; got {n_samples}")
+        self.method, self.step, self.n_samples = method, step, n_samples
+        self.utility: Utility | SumOfGamma | None
+        self.utility = utility if utility is None or isinstance(utility, SumOfGamma) else make_utility(utility)
+
+    def forward(
+        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        samples = self.n_samples if self.training else 1
+        kl = self._kl(scores, mask)
+        if samples > 1:
+            mask = None if mask is None else mask.expand(scores.shape).repeat_interleave(samples, 0)
+            scores = scores.repeat_interleave(samples, 0)
+        utility = torch.where(self.structure.parts(scores, mask), scores, 0.0)
+        if self.utility is not None:
+            utility = torch.where(self.structure.perturbed(utility), self.utility.sample(utility), utility)
+        if self.training:
+            vertices: Tensor = _Surrogate.apply(utility, mask, self)
+        else:
+            vertices = self.structure.argmax(utility, mask)
+        return pathwise(objective, vertices, samples, kl)
+
+    def pull_back(self, gradient: Tensor, vertex: Tensor, utility: Tensor, mask: Tensor | None) -> Tensor:
+        """What stands in for the gradient of the objective for the utilities: ``[*batch, *parts]``.
+
+        Args:
+            gradient: of the objective for the vertex, one number an entry.
+            vertex: the argmax.
+            utility: where it was taken.
+            mask: which parts exist.
+        """
+        exists = self.structure.parts(utility, mask)
+        # A part's gradient is that of all the entries that show it.
+        if self.structure.layout.name == "undirected":
+            gradient = gradient + gradient.transpose(-1, -2)
+        gradient = torch.where(exists, gradient, 0.0)
+        if self.step is None:
+            return gradient
+        if self.method == "spigot":
+            moved = vertex - self.structure.project(vertex - self.step * gradient, mask)
+        else:
+            moved = (vertex - self.structure.argmax(utility - self.step * gradient, mask)) / self.step
+        return torch.where(exists, moved, 0.0)
+
+    def _kl(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        if not isinstance(self.utility, Utility):
+            return scores.new_zeros(scores.shape[0])
+        exists = self.structure.parts(scores, mask) & self.structure.perturbed(scores)
+        return sum_over_parts(self.structure, self.utility.kl(torch.where(exists, scores, 0.0)), exists)
