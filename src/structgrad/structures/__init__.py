@@ -1,5 +1,6 @@
 """Structures: finite sets of vertices, known through their oracles."""
 
+from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.base import ORACLES, SparseDistribution, Structure, Trace, UnsupportedError
 from structgrad.structures.baselines import GroundTruth, NoStructure
 from structgrad.structures.binary_tree import BinaryTree
@@ -7,10 +8,12 @@ from structgrad.structures.layout import Layout
 from structgrad.structures.matching import Matching
 from structgrad.structures.one_hot import OneHot
 from structgrad.structures.permutation import Permutation
+from structgrad.structures.spanning_tree import SpanningTree
 from structgrad.structures.subset import Subset
 
 __all__ = [
     "ORACLES",
+    "Arborescence",
     "BinaryTree",
     "GroundTruth",
     "Layout",
@@ -18,6 +21,7 @@ __all__ = [
     "NoStructure",
     "OneHot",
     "Permutation",
+    "SpanningTree",
     "SparseDistribution",
     "Structure",
     "Subset",

@@ -71,7 +71,8 @@ def eliminate(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, lis
         rest = torch.cat([w[:, :i], w[:, -1:]], 1)
         detour = rest[:, :, i, None] - total[:, None, None] + w[:, i, None, :i]
         loops = torch.eye(i + 1, i, dtype=torch.bool, device=w.device)
-        w = torch.logaddexp(rest[:, :, :i], detour).clamp_min(_LOG_ZERO).masked_fill(loops, _LOG_ZERO)
+        # Not logaddexp: its second derivative is NaN where the two are 700 apart.
+        w = torch.stack([rest[:, :, :i], detour]).logsumexp(0).masked_fill(loops, _LOG_ZERO)
     return logz, stages
 
 
@@ -96,7 +97,7 @@ def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 def _run(scores: Tensor, exists: Tensor, root: Tensor, with_marginals: bool) -> tuple[Tensor, Tensor]:
     logz = torch.empty(scores.shape[0], dtype=torch.float64)
     mean = torch.zeros_like(scores) if with_marginals else scores.new_empty(1, 1, 1)
-    arrays = (scores.numpy(), exists.numpy(), root.numpy())
+    arrays = (scores.detach().numpy(), exists.numpy(), root.numpy())
     kernels.matrix_tree(*arrays, kernels.threads(), with_marginals, logz.numpy(), mean.numpy())
     return logz, mean
 
@@ -128,7 +129,7 @@ class _Marginals(torch.autograd.Function):
         # The Jacobian is the covariance of the edges, which is symmetric: the derivative along `upstream` is what is wanted.
         scores, exists, root = ctx.saved_tensors
         out = torch.zeros_like(scores)
-        arrays = (scores.numpy(), exists.numpy(), root.numpy(), upstream.contiguous().numpy())
+        arrays = (scores.detach().numpy(), exists.numpy(), root.numpy(), upstream.contiguous().numpy())
         kernels.matrix_tree_tangent(*arrays, kernels.threads(), out.numpy())
         return out, None, None
 
@@ -147,3 +148,56 @@ def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
         mean: Tensor = _Marginals.apply(scores, exists, root)
         return mean
     return torch_marginals(scores, exists, root)
+
+
+def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """One exact Gibbs sample for each example: ``[B, n, n]``.
+
+    The elimination is undone on trees. Given a tree of the reduced graph without i, each of its edges k -> j goes through i with probability ``via[k, j]``, and
+    then j becomes a child of i. If so, the parent of i is drawn with probability proportional to ``w[k, i]`` among the k that still reach the root (not those below
+    i); that the parents k of those edges say nothing more is Cayley's identity: with ``a`` the weight from the root's side and ``b_1, ..., b_r`` that
+    from the subtrees cut off, the ways to attach them to each other weigh ``a (a + sum b)^(r - 1)``, and ``a + sum b = D``. No rejection, no random walk whose
+    length depends on the scores (as Wilson's), no subtraction.
+    """
+    uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
+    scores = scores.detach()
+    if scores.device.type != "cpu":
+        return torch_sample(scores, exists, root, uniform)
+    out = torch.zeros_like(scores)
+    arrays = (scores.numpy(), exists.numpy(), root.numpy(), uniform.numpy())
+    kernels.sample_arborescences(*arrays, kernels.threads(), out.numpy())
+    return out
+
+
+def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) -> Tensor:
+    """:func:`sample_arborescences` for any device."""
+    batch, n = scores.shape[:2]
+    rows = torch.arange(batch, device=scores.device)
+    stages = eliminate(scores, exists, root)[1]
+    # Node n is the root; above[x, y]: y is x or an ancestor of x; only columns of nodes already back in the tree matter.
+    parent = torch.full((batch, n), n, device=scores.device)
+    above = torch.eye(n + 1, dtype=torch.bool, device=scores.device).repeat(batch, 1, 1)
+    above[:, :, n] = True
+    for i in range(n):
+        w = stages[n - 1 - i]
+        into_i = torch.cat([w[:, :i, i], w[:, -1:, i]], 1)
+        row = parent[:, :i].clamp(max=i)  # of the parent in the reduced weights, where the root is the last
+        detour = into_i.gather(1, row) - into_i.logsumexp(1, keepdim=True) + w[:, i, :i]
+        direct = torch.cat([w[:, :i, :i], w[:, -1:, :i]], 1).gather(1, row[:, None, :])[:, 0]
+        moved = uniform[:, i, :i] < torch.sigmoid(detour - direct)
+        parent[:, :i] = torch.where(moved, i, parent[:, :i])
+        cuts = (above[:, :, :i] & moved[:, None, :]).sum(-1)  # how many moved nodes are above x or x
+        below = cuts > 0
+        attached = torch.cat([~below[:, :i], torch.ones_like(below[:, :1])], 1)
+        weights = into_i.masked_fill(~attached, -torch.inf).softmax(1).cumsum(1)
+        drawn = (weights <= uniform[:, i, i, None] * weights[:, -1:]).sum(1).clamp(max=i)
+        parent[:, i] = torch.where(drawn == i, n, drawn)
+        above[:, i] = above[rows, parent[:, i]]
+        above[:, i, i] = True
+        # What lay below a moved node keeps its ancestors up to that node, and continues with i and those of i.
+        kept = above & (cuts[:, :, None] == cuts[:, None, :])
+        above = torch.where(below[:, :, None], kept | above[:, i, None, :], above)
+    chosen = torch.where(parent == n, root[:, None], parent)
+    nodes = torch.arange(n, device=scores.device)
+    there = present_nodes(exists) & (nodes != root[:, None])
+    return torch.zeros_like(scores).scatter(1, chosen[:, None, :], there[:, None, :].to(scores.dtype))

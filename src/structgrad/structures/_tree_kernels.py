@@ -279,3 +279,338 @@ def matrix_tree_tangent(scores: Any, exists: Any, root: Any, direction: Any, chu
                 for j in range(m):
                     if exists[b, nodes[k], nodes[j]] and k != j:
                         out[b, nodes[k], nodes[j]] = dmu[k, j]
+
+
+@njit(cache=True, parallel=True)
+def sample_arborescences(scores: Any, exists: Any, root: Any, uniform: Any, chunks: int, out: Any) -> None:
+    """Exact Gibbs samples into ``out [B, n, n]`` (zeroed by the caller) from ``uniform [B, n, n]``; see ``_matrix_tree``."""
+    n = scores.shape[1]
+    for chunk in prange(chunks):
+        w = np.empty((n, n))
+        share = np.empty((n, n))
+        nodes = np.empty(n + 1, np.int64)
+        parent = np.empty(n, np.int64)
+        reaches_root = np.empty(n + 1, np.bool_)
+        known = np.empty(n + 1, np.bool_)
+        walk = np.empty(n + 1, np.int64)
+        via = np.empty(n * (n - 1) * (n - 2) // 3 + 1)
+        for b in range(chunk, scores.shape[0], chunks):
+            m = _present(exists[b], root[b], nodes)
+            _, logs = _eliminate_safely(scores[b], exists[b], nodes, m, w, share, via)
+            block = m * (m - 1) * (m + 1) // 3
+            for i in range(m):
+                block -= (i + 1) * i
+                for j in range(i):
+                    k = parent[j]
+                    row = k if k < i else i
+                    if uniform[b, i, j] < via[block + row * i + j]:
+                        parent[j] = i
+                # The parent of i may be any node that still reaches the root; those below i do not.
+                for j in range(i):
+                    known[j] = False
+                reaches_root[m], known[m] = True, True
+                reaches_root[i], known[i] = False, True
+                for j in range(i):
+                    length, v = 0, j
+                    while not known[v]:
+                        walk[length] = v
+                        length += 1
+                        v = parent[v]
+                    for t in range(length):
+                        known[walk[t]] = True
+                        reaches_root[walk[t]] = reaches_root[v]
+                top = w[m, i]
+                for k in range(i):
+                    if reaches_root[k]:
+                        top = max(top, w[k, i])
+                total = 0.0
+                for k in range(m + 1):
+                    if (k < i or k == m) and reaches_root[k]:
+                        total += math.exp(w[k, i] - top) if logs else w[k, i]
+                target = uniform[b, i, i] * total
+                running = 0.0
+                choice = -1
+                for k in range(m + 1):
+                    if (k < i or k == m) and reaches_root[k]:
+                        weight = math.exp(w[k, i] - top) if logs else w[k, i]
+                        if weight > 0.0:
+                            choice = k
+                            running += weight
+                            if running > target:
+                                break
+                parent[i] = choice
+            for j in range(m):
+                out[b, nodes[parent[j]], nodes[j]] = 1.0
+
+
+# --- minimum arborescences -------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _contract(
+    exists: Any, root: int, cost: Any, head: Any, members: Any, edge: Any, into: Any, comp: Any, place: Any, path: Any, best: Any
+) -> int:
+    """Chu-Liu-Edmonds on ``cost[v, u]`` (of u -> v, +inf where missing; overwritten); see ``_contraction`` for the algorithm.
+
+    Returns how many events there were, or -1 if a node cannot be reached.
+    """
+    n = exists.shape[0]
+    done, fresh = -2, -1
+    events = n
+    owner = np.empty(n, np.int64)  # the event that a slot stands for
+    for v in range(n):
+        comp[v] = v
+        owner[v] = v
+        place[v] = fresh
+        for u in range(n):
+            members[v, u] = u == v
+            head[v, u] = v
+    for e in range(edge.shape[0]):
+        edge[e] = -1
+        into[e] = -1
+    place[root] = done
+    for start in range(n):
+        s = comp[start]
+        if place[s] != fresh:
+            continue
+        touches = False
+        for u in range(n):
+            touches = touches or exists[u, start] or exists[start, u]
+        if not touches:
+            continue
+        length = 1
+        path[0] = s
+        place[s] = 0
+        while True:
+            s = path[length - 1]
+            u = 0
+            for x in range(1, n):
+                if cost[s, x] < cost[s, u]:
+                    u = x
+            if cost[s, u] == math.inf:
+                return -1
+            edge[owner[s]] = u * n + head[s, u]
+            best[s] = cost[s, u]
+            r = comp[u]
+            if place[r] == done:
+                for t in range(length):
+                    place[path[t]] = done
+                break
+            if place[r] == fresh:
+                path[length] = r
+                place[r] = length
+                length += 1
+                continue
+            # A cycle: everything on the path from r on becomes one node, which takes r's slot.
+            first = place[r]
+            for x in range(n):
+                cost[r, x] -= best[r]
+                members[events, x] = members[owner[r], x]
+            into[owner[r]] = events
+            for t in range(first + 1, length):
+                s = path[t]
+                into[owner[s]] = events
+                for x in range(n):
+                    c = cost[s, x] - best[s]
+                    if c < cost[r, x]:
+                        cost[r, x] = c
+                        head[r, x] = head[s, x]
+                    if members[owner[s], x]:
+                        members[events, x] = True
+            for x in range(n):
+                if members[events, x]:
+                    comp[x] = r
+                    cost[r, x] = math.inf
+            owner[r] = events
+            events += 1
+            length = first + 1
+    return events
+
+
+@njit(cache=True, parallel=True)
+def arborescence(
+    costs: Any, exists: Any, root: int, sign: float, chunks: int, vertex: Any, choices: Any, reached: Any
+) -> None:
+    """Minimum arborescences of ``sign * costs``: ``vertex [B, n, n]`` (zeroed), ``choices [B, E, 2]``, ``reached [B]``."""
+    n = costs.shape[1]
+    limit = choices.shape[1]
+    for chunk in prange(chunks):
+        cost = np.empty((n, n))
+        head = np.empty((n, n), np.int64)
+        members = np.empty((limit, n), np.bool_)
+        edge = np.empty(limit, np.int64)
+        into = np.empty(limit, np.int64)
+        comp = np.empty(n, np.int64)
+        place = np.empty(n, np.int64)
+        path = np.empty(n, np.int64)
+        best = np.empty(n)
+        taken = np.empty(n, np.bool_)
+        for b in range(chunk, costs.shape[0], chunks):
+            for u in range(n):
+                for v in range(n):
+                    cost[v, u] = sign * costs[b, u, v] if exists[b, u, v] else math.inf
+            events = _contract(exists[b], root, cost, head, members, edge, into, comp, place, path, best)
+            reached[b] = events >= 0
+            for e in range(limit):
+                choices[b, e, 0] = edge[e]
+                choices[b, e, 1] = into[e]
+            taken[:] = False
+            for step in range(events):
+                e = events - 1 - step
+                if edge[e] >= 0:
+                    blocked = False
+                    for x in range(n):
+                        blocked = blocked or (members[e, x] and taken[x])
+                    if not blocked:
+                        taken[edge[e] % n] = True
+                        vertex[b, edge[e] // n, edge[e] % n] = 1.0
+
+
+@njit(cache=True)
+def _inside(choices: Any, n: int, members: Any) -> None:
+    """Which nodes each event stands for, from the ``choices [E, 2]`` of one example."""
+    for e in range(choices.shape[0]):
+        for v in range(n):
+            members[e, v] = e == v
+    for e in range(choices.shape[0]):
+        parent = choices[e, 1]
+        if parent >= 0:
+            for v in range(n):
+                members[parent, v] = members[parent, v] or members[e, v]
+
+
+@njit(cache=True, parallel=True)
+def entering(log_rates: Any, exists: Any, choices: Any, chunks: int, out: Any) -> None:
+    """``out [B, E]``: log of the total rate of the edges that enter what an event stands for; 0 where none happened."""
+    n = log_rates.shape[1]
+    limit = choices.shape[1]
+    for chunk in prange(chunks):
+        members = np.empty((limit, n), np.bool_)
+        for b in range(chunk, log_rates.shape[0], chunks):
+            _inside(choices[b], n, members)
+            for e in range(limit):
+                out[b, e] = 0.0
+                if choices[b, e, 0] < 0:
+                    continue
+                top = -math.inf
+                for u in range(n):
+                    if not members[e, u]:
+                        for v in range(n):
+                            if members[e, v] and exists[b, u, v]:
+                                top = max(top, log_rates[b, u, v])
+                total = 0.0
+                for u in range(n):
+                    if not members[e, u]:
+                        for v in range(n):
+                            if members[e, v] and exists[b, u, v]:
+                                total += math.exp(log_rates[b, u, v] - top)
+                out[b, e] = top + math.log(total)
+
+
+@njit(cache=True, parallel=True)
+def entering_backward(
+    log_rates: Any, exists: Any, choices: Any, value: Any, upstream: Any, chunks: int, out: Any
+) -> None:
+    """The vector-Jacobian product of :func:`entering` into ``out [B, n, n]`` (zeroed by the caller)."""
+    n = log_rates.shape[1]
+    limit = choices.shape[1]
+    for chunk in prange(chunks):
+        members = np.empty((limit, n), np.bool_)
+        for b in range(chunk, log_rates.shape[0], chunks):
+            _inside(choices[b], n, members)
+            for e in range(limit):
+                if choices[b, e, 0] < 0 or upstream[b, e] == 0.0:
+                    continue
+                for u in range(n):
+                    if not members[e, u]:
+                        for v in range(n):
+                            if members[e, v] and exists[b, u, v]:
+                                out[b, u, v] += upstream[b, e] * math.exp(log_rates[b, u, v] - value[b, e])
+
+
+# --- minimum spanning trees ------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, parallel=True)
+def spanning_tree(costs: Any, exists: Any, sign: float, chunks: int, vertex: Any, choices: Any, reached: Any) -> None:
+    """Minimum spanning trees of ``sign * costs`` (symmetric in use, read above the diagonal) by Prim's algorithm.
+
+    ``vertex [B, n, n]`` (zeroed) gets both triangles, ``choices [B, n - 1]`` the edges ``i * n + j``, i < j, cheapest first, then -1.
+    """
+    n = costs.shape[1]
+    for chunk in prange(chunks):
+        nearest = np.empty(n)
+        via = np.empty(n, np.int64)
+        waiting = np.empty(n, np.int64)
+        length = np.empty(max(n - 1, 0))
+        edge = np.empty(max(n - 1, 0), np.int64)
+        for b in range(chunk, costs.shape[0], chunks):
+            first = -1
+            count = 0
+            for v in range(n):
+                touches = False
+                for u in range(v):
+                    touches = touches or exists[b, u, v]
+                for u in range(v + 1, n):
+                    touches = touches or exists[b, v, u]
+                if touches and first < 0:
+                    first = v
+                elif touches:
+                    waiting[count] = v
+                    nearest[v] = math.inf
+                    count += 1
+            reached[b] = True
+            new = first
+            steps = 0
+            while count > 0:
+                at = 0
+                for t in range(count):
+                    v = waiting[t]
+                    i, j = (new, v) if new < v else (v, new)
+                    if exists[b, i, j]:
+                        c = sign * costs[b, i, j]
+                        if c < nearest[v]:
+                            nearest[v] = c
+                            via[v] = new
+                    if nearest[v] < nearest[waiting[at]]:
+                        at = t
+                new = waiting[at]
+                if nearest[new] == math.inf:
+                    reached[b] = False
+                    break
+                count -= 1
+                waiting[at] = waiting[count]
+                i, j = (new, via[new]) if new < via[new] else (via[new], new)
+                vertex[b, i, j] = 1.0
+                vertex[b, j, i] = 1.0
+                length[steps] = nearest[new]
+                edge[steps] = i * n + j
+                steps += 1
+            choices[b] = -1
+            order = np.argsort(length[:steps])
+            for t in range(steps):
+                choices[b, t] = edge[order[t]]
+
+
+@njit(cache=True, parallel=True)
+def joined_at(choices: Any, n: int, chunks: int, out: Any) -> None:
+    """``out [B, n, n]``: the step at which Kruskal's algorithm joins i and j, both ways; -1 if it never does."""
+    for chunk in prange(chunks):
+        comp = np.empty(n, np.int64)
+        for b in range(chunk, choices.shape[0], chunks):
+            out[b] = -1
+            for v in range(n):
+                comp[v] = v
+            for t in range(choices.shape[1]):
+                if choices[b, t] < 0:
+                    break
+                keep, drop = comp[choices[b, t] // n], comp[choices[b, t] % n]
+                for i in range(n):
+                    if comp[i] == keep:
+                        for j in range(n):
+                            if comp[j] == drop:
+                                out[b, i, j] = t
+                                out[b, j, i] = t
+                for j in range(n):
+                    if comp[j] == drop:
+                        comp[j] = keep

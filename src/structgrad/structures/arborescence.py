@@ -1,0 +1,171 @@
+"""Rooted directed spanning trees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from structgrad.structures import _contraction, _matrix_tree
+from structgrad.structures.base import Structure, Trace, values_can_be_read
+from structgrad.structures.layout import Layout
+
+
+class Arborescence(Structure):
+    """Directed trees in which a fixed root reaches every node (Paulus et al. 2020, B.8; Struminsky et al. 2021, 2.3).
+
+    Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root. A node that touches no existing part is absent. Every other
+    node must be reachable from the root.
+
+    ``argmax`` and ``trace`` are exact, O(n^2) for one example (Chu-Liu-Edmonds by path growing). ``log_partition``, ``marginals`` and ``sample`` are O(n^3) and
+    use no subtraction, so they hold for any finite scores; see ``_matrix_tree``. ``marginals`` and ``log_partition`` have first derivatives
+    everywhere, and ``log_partition`` second ones. The CPU path is compiled code and does not run under ``torch.func.vmap`` (leading batch dimensions do
+    what it would); ``torch.compile`` breaks the graph there.
+
+    Args:
+        root: the node that reaches all others, the same in every example.
+
+    Raises:
+        ValueError: for a negative root; from every oracle, if the root is not one of the n nodes, or (eager CPU code) if an example has a node
+            that the root cannot reach.
+    """
+
+    def __init__(self, root: int = 0) -> None:
+        if root < 0:
+            raise ValueError(f"root must be a node, 0 or more; got {root}")
+        self.root = root
+        self.layout = Layout("directed")
+
+    def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
+        """As for every structure; also refuses graphs too small to have the root."""
+        super().check(scores, mask)
+        n = scores.shape[-1]
+        if self.root >= n > 0:
+            raise ValueError(f"root {self.root} is not one of the {n} nodes of scores {list(scores.shape)}")
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Edges off the diagonal and not into the root: no arborescence has those."""
+        head = torch.arange(scores.shape[-1], device=scores.device)
+        return super().parts(scores, mask) & (head != self.root)
+
+    # --- the best one ---------------------------------------------------------------------------------------------
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A maximum arborescence, exact."""
+        return self._minimum(utility, mask, sign=-1.0).vertex
+
+    def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
+        """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks, as ``_contraction`` describes them.
+
+        ``choices[..., e, 0]`` is the edge ``u * n + v`` that event e picks, ``choices[..., e, 1]`` the event that contracts it; E = max(2 n - 2, n).
+        """
+        return self._minimum(exponentials, mask, sign=1.0)
+
+    def _minimum(self, costs: Tensor, mask: Tensor | None, sign: float) -> Trace:
+        flat, exists = self._flat(costs, mask)
+        vertex, choices, reached = _contraction.minimum_arborescence(flat, exists, self.root, sign)
+        self._refuse(~reached, costs)
+        return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], *choices.shape[1:]))
+
+    # --- the Gibbs distribution -----------------------------------------------------------------------------------
+
+    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log sum_x exp <x, s>`` by the matrix-tree theorem."""
+        return self._log_partition(scores, mask).to(scores.dtype)
+
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``E[x]``; its vector-Jacobian products cost about as much again. Their own derivatives exist off the CPU only."""
+        flat, exists = self._flat(scores, mask)
+        return _matrix_tree.marginals(flat, exists, self._roots(flat)).reshape(scores.shape)
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One exact sample for each example, without random walks; see ``_matrix_tree.sample_arborescences``."""
+        self._log_partition(scores.detach(), mask)
+        flat, exists = self._flat(scores, mask)
+        return _matrix_tree.sample_arborescences(flat, exists, self._roots(flat)).reshape(scores.shape)
+
+    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``<vertex, s> - log Z``."""
+        log_partition = self._log_partition(scores, mask)
+        return (self.inner(vertex.double(), scores.double(), mask) - log_partition).to(scores.dtype)
+
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log Z - <mu, s>``, in float64 inside."""
+        wide = scores.double()
+        expected = self.inner(self.marginals(wide, mask), torch.where(self.parts(wide, mask), wide, 0.0), mask)
+        return (self._log_partition(wide, mask) - expected).to(scores.dtype)
+
+    def _log_partition(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        flat, exists = self._flat(scores, mask)
+        logz = _matrix_tree.log_partition(flat, exists, self._roots(flat))
+        self._refuse(logz == -torch.inf, scores)
+        return logz.reshape(scores.shape[:-2])
+
+    # --- the trace ------------------------------------------------------------------------------------------------
+
+    def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Sum over the picks: log rate minus log of the total rate of the edges that could have been picked."""
+        flat, exists = self._flat(log_rates, mask)
+        choices = trace.choices.reshape(-1, *trace.choices.shape[-2:])
+        picks = choices[..., 0]
+        picked = flat.flatten(1).gather(1, picks.clamp_min(0)).double()
+        log_p = torch.where(picks >= 0, picked - _contraction.log_entering(flat, exists, choices), 0.0)
+        return log_p.sum(1).reshape(log_rates.shape[:-2]).to(log_rates.dtype)
+
+    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``E | T``: what an edge waited for at every pick that it lost, then, unless it was picked, a fresh exponential.
+
+        The minimum at each pick is exponential with the total rate of the edges entering that node, and independent of what was picked; the edges that lose are memoryless.
+        """
+        flat, exists = self._flat(log_rates, mask)
+        n = flat.shape[-1]
+        choices = trace.choices.reshape(-1, *trace.choices.shape[-2:])
+        happened = choices[..., 0] >= 0
+        log_total = _contraction.log_entering(flat, exists, choices)
+        minimum = torch.where(happened, torch.empty_like(log_total).exponential_() * torch.exp(-log_total), 0.0)
+        inside = _contraction.inside(choices, n).double()
+        waited = (1 - inside).transpose(1, 2) @ (minimum[:, :, None] * inside)
+        rates = torch.where(exists, flat, 0).double()
+        picked = torch.zeros(len(flat), n * n + 1, dtype=torch.bool, device=flat.device)
+        picked.scatter_(1, torch.where(happened, choices[..., 0], n * n), True)
+        fresh = torch.empty_like(rates).exponential_() * torch.exp(-rates)
+        fresh = torch.where(picked[:, :-1].reshape(rates.shape), 0.0, fresh)
+        return torch.where(exists, waited + fresh, 1.0).reshape(log_rates.shape).to(log_rates.dtype)
+
+    # --- the tests' oracle ----------------------------------------------------------------------------------------
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All ``n^(n - 2)`` arborescences of ``shape = (n, n)`` by trying ``n^(n - 1)`` parents: up to n = 7."""
+        n = shape[-1]
+        vertices = torch.zeros(1, n, n, dtype=torch.float64)
+        others = [v for v in range(n) if v != self.root]
+        if not others:
+            return vertices
+        every = torch.cartesian_prod(*[torch.arange(n)] * len(others)).reshape(-1, len(others))
+        parent = torch.full((len(every), n), self.root)
+        parent[:, others] = every
+        ancestor = parent
+        for _ in range(n):
+            ancestor = parent.gather(1, ancestor)
+        parent = parent[(ancestor == self.root).all(1)]
+        vertices = torch.zeros(len(parent), n, n, dtype=torch.float64).scatter(1, parent[:, None, :], 1.0)
+        vertices[:, self.root, self.root] = 0
+        return vertices
+
+    # --- helpers --------------------------------------------------------------------------------------------------
+
+    def _flat(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores and existing parts, checked, ``[B, n, n]`` and contiguous."""
+        self.check(scores, mask)
+        batch = scores.shape[:-2].numel()
+        exists = self.parts(scores, mask).reshape(batch, *scores.shape[-2:])
+        return scores.reshape(exists.shape).contiguous(), exists.contiguous()
+
+    def _roots(self, flat: Tensor) -> Tensor:
+        return torch.full(flat.shape[:1], self.root, device=flat.device)
+
+    def _refuse(self, unreached: Tensor, scores: Tensor) -> None:
+        """Raise if an example (of the flattened batch) has no arborescence, where that can be seen for free."""
+        if values_can_be_read(unreached) and bool(unreached.any()):
+            index = int(unreached.nonzero()[0, 0])
+            example = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), scores.shape[:-2] or (1,)))
+            raise ValueError(f"example {example} has no arborescence: some node cannot be reached from root {self.root}")
