@@ -64,18 +64,18 @@ class Surrogate(Estimator):
     as
 
     - ``straight_through``: ``v``, the identity (Bengio et al. 2013);
-    - ``spigot``: ``x - proj(x - step v)``, the projection being on conv(X) (Peng et al. 2018; Niculae et al., equation
-      4.2);
-    - ``blackbox``: ``(x - argmax(u - step v)) / step``, linear interpolation (Pogančić et al. 2020; Niculae et al., 4.3,
-      there with the sign of a loss that is to be raised);
-    - ``imle``: the same with ``u = scores + noise`` in both places (Niepert et al. 2021; Niculae et al., 5.7, which leaves
-      the factor ``1 / step`` to the learning rate).
+    - ``spigot``: ``x - proj(x - step v)``, the projection being on conv(X) (Peng et al. 2018; Niculae et al., 4.2);
+    - ``blackbox``: ``(x - argmax(u - step v)) / step``, linear interpolation (Pogančić et al. 2020; Niculae et al.,
+      4.3, there with the sign of an objective that is to be raised);
+    - ``imle``: the same with ``u = scores + noise`` in both places (Niepert et al. 2021; Niculae et al., 5.7, which
+      leaves the factor ``1 / step`` to the learning rate).
 
     Utilities are the scores themselves unless ``utility`` names a noise (``imle`` always has one). All are biased.
     Hard vertices in training and evaluation; in training they carry a gradient, so that decoders may not take their
     sparse path.
 
-    ``kl`` is that of the utilities from their prior (scores 0), and 0 without noise or for sum-of-gamma noise, whose density has no closed form.
+    ``kl`` is that of the utilities from their prior (scores 0), and 0 without noise or for sum-of-gamma noise, whose
+    density has no closed form.
 
     Args:
         structure: the set of vertices.
