@@ -32,5 +32,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv) and not any(a.startswith("task=") for a in sys.argv):
+        sys.argv.append("task=listops")  # Hydra's help composes a configuration, and a task has no default
     tune_allocator()
     main()

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
-from structgrad.training.identity import identity
+from structgrad.training.identity import identity, resolved
 from structgrad.training.run import ConfigurationError, assemble
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -81,7 +81,7 @@ def test_loggers_and_trainers(logger: str, trainer: str) -> None:
     config = composed("task=listops", f"logger={logger}", f"trainer={trainer}")
     for node in config.logger.values():
         get_method(node._target_)
-    assert config.trainer.max_steps % config.trainer.val_every_n_steps == 0
+    assert 1 <= config.trainer.val_every_n_steps <= config.trainer.max_steps
 
 
 def test_a_task_brings_its_structure_and_estimator_and_one_change_changes_one_thing() -> None:
@@ -90,8 +90,8 @@ def test_a_task_brings_its_structure_and_estimator_and_one_change_changes_one_th
     assert default.estimator._target_.endswith("SST")
     changed = composed("task=listops", "structure=spanning_tree")
     assert changed.structure._target_.endswith("SpanningTree")
-    del default["structure"], changed["structure"]
-    assert default == changed
+    left, right = (resolved(config) for config in (default, changed))
+    assert {k for k in left if left[k] != right[k]} == {"structure"}
 
 
 @pytest.mark.parametrize(

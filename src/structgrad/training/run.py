@@ -85,10 +85,10 @@ def _instantiate(config: DictConfig, key: str, **objects: Any) -> Any:
 
 def _check_steps(trainer: DictConfig) -> None:
     steps, every = trainer.max_steps, trainer.val_every_n_steps
-    if steps < 1 or every < 1 or steps % every:
+    if not 1 <= every <= steps:
         raise ConfigurationError(
-            f"trainer.max_steps={steps} must be a positive multiple of trainer.val_every_n_steps={every}, "
-            "so that the last model is validated too"
+            f"trainer.val_every_n_steps={every} must lie between 1 and trainer.max_steps={steps}: "
+            "the test uses the best validated model"
         )
 
 
