@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench clean table-listops table-graph-layout
 
 demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
@@ -35,6 +35,18 @@ lint: .venv/installed-dev
 bench: .venv/installed-bench
 	@for benchmark in $(filter-out benchmarks/harness.py benchmarks/scaling.py,$(wildcard benchmarks/*.py)); do \
 		echo "== $$benchmark"; $(PY) $$benchmark || exit 1; done
+
+# Quick-budget tables of the README: several seeds of every row, then the table from the summaries.
+SEEDS := 0,1,2
+TABLE = $(PY) train.py -m budget=quick trainer=cpu logger=csv seed=$(SEEDS)
+
+table-listops: .venv/installed
+	$(TABLE) task=listops structure=none,ground_truth,independent_directed,arborescence paths.results=results/listops_quick
+	$(PY) report.py results/listops_quick --into README.md
+
+table-graph-layout: .venv/installed
+	$(TABLE) task=graph_layout structure=independent_directed,top_edges,spanning_tree paths.results=results/graph_layout_quick
+	$(PY) report.py results/graph_layout_quick --into README.md
 
 clean:
 	rm -rf .venv runs data
