@@ -4,6 +4,9 @@ from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.base import ORACLES, SparseDistribution, Structure, Trace, UnsupportedError
 from structgrad.structures.baselines import GroundTruth, NoStructure
 from structgrad.structures.binary_tree import BinaryTree
+from structgrad.structures.budget_subset import BudgetSubset
+from structgrad.structures.correlated_k_subset import CorrelatedKSubset
+from structgrad.structures.k_subset import KSubset
 from structgrad.structures.layout import Layout
 from structgrad.structures.matching import Matching
 from structgrad.structures.one_hot import OneHot
@@ -15,7 +18,10 @@ __all__ = [
     "ORACLES",
     "Arborescence",
     "BinaryTree",
+    "BudgetSubset",
+    "CorrelatedKSubset",
     "GroundTruth",
+    "KSubset",
     "Layout",
     "Matching",
     "NoStructure",

@@ -6,11 +6,15 @@ Everything here works on flat parts, ``[*batch, n]``, with a bool tensor ``exist
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from structgrad.structures.base import SparseDistribution, values_can_be_read
+from structgrad.structures.base import values_can_be_read
 
 
 def refuse(bad: Tensor, what: str) -> None:
@@ -30,14 +34,133 @@ def exponentials_like(tensor: Tensor) -> Tensor:
 def project_capped_simplex(scores: Tensor, exists: Tensor, total: int) -> Tensor:
     """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x = total``: ``[*batch, n]``, exact and differentiable.
 
-    The solution is ``clip(scores - tau, 0, 1)``. The function of tau whose root is wanted is piecewise linear with
-    breakpoints at ``scores`` and ``scores - 1``: sorting finds the piece, on which tau is a mean. O(n log n).
+    The solution is ``clip(scores - tau, 0, 1)``, with tau the root of a piecewise linear function with breakpoints at
+    ``scores`` and ``scores - 1``. A compiled kernel finds the piece by Newton's method on the CPU, sorting does so
+    elsewhere (O(n log n)); on the piece tau is a mean.
 
     Args:
         scores: ``[*batch, n]``, finite everywhere.
         exists: ``[*batch, n]``; at least ``total`` parts exist in every example.
         total: the sum.
     """
+    if values_can_be_read(scores):
+        return _project(scores, exists, total, False)
+    return _project_in_torch(scores, exists, total)
+
+
+def project_budget(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
+    """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x <= budget``: ``[*batch, n]``, exact, differentiable.
+
+    ``clip(scores, 0, 1)`` where that is within the budget, else :func:`project_capped_simplex`.
+    """
+    if values_can_be_read(scores):
+        return _project(scores, exists, budget, True)
+    free = scores.clamp(0, 1) * exists
+    bound = _project_in_torch(scores, exists, min(budget, scores.shape[-1]))
+    return torch.where(free.sum(-1, keepdim=True) <= budget, free, bound)
+
+
+def _project(scores: Tensor, exists: Tensor, total: int, at_most: bool) -> Tensor:
+    projected: Tensor = _Projection.apply(scores, exists, total, at_most)
+    return projected
+
+
+class _Projection(torch.autograd.Function):
+    """The compiled projection; its Jacobian subtracts the mean over the entries strictly inside (0, 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, exists: Tensor, total: int, at_most: bool) -> Tensor:  # type: ignore[override]
+        n = scores.shape[-1]
+        flat = scores.detach().reshape(-1, n) if n else scores.detach().reshape(0, 0)
+        point, is_bound = _project_rows(
+            flat.contiguous().numpy(), exists.reshape(flat.shape).contiguous().numpy(), total, at_most
+        )
+        ctx.point, ctx.is_bound = point, is_bound
+        return torch.from_numpy(point).reshape(scores.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        flat = upstream.reshape(ctx.point.shape).contiguous().numpy()
+        return torch.from_numpy(_project_rows_backward(ctx.point, ctx.is_bound, flat)).reshape(upstream.shape), *[
+            None
+        ] * 3
+
+
+@numba.njit(parallel=True, cache=True)
+def _project_rows(scores, exists, total, at_most):  # type: ignore[no-untyped-def]
+    """Rows of ``scores`` ``[B, n]`` projected, and whether the sum was a binding constraint ``[B]``."""
+    batch, n = scores.shape
+    point = np.zeros_like(scores)
+    is_bound = np.ones(batch, dtype=np.bool_)
+    for b in numba.prange(batch):
+        if at_most:
+            mass = 0.0
+            for i in range(n):
+                if exists[b, i]:
+                    mass += min(max(scores[b, i], 0.0), 1.0)
+            if mass <= total:
+                is_bound[b] = False
+                for i in range(n):
+                    if exists[b, i]:
+                        point[b, i] = min(max(scores[b, i], 0.0), 1.0)
+                continue
+        # Missing parts are put below every threshold.
+        low, high = np.inf, -np.inf
+        for i in range(n):
+            if exists[b, i]:
+                low = min(low, scores[b, i])
+                high = max(high, scores[b, i])
+        row = np.empty(n)
+        for i in range(n):
+            # Relative to the largest, in float64: nothing cancels at +-100.
+            row[i] = np.float64(scores[b, i]) - high if exists[b, i] else -np.inf
+        low, high = np.float64(low) - high - 1.0, 0.0
+        # Newton's method on a piecewise linear function, kept within a shrinking bracket; it ends on the exact piece.
+        tau = max(-1.0, low) if total == 1 else low + (high - low) * 0.5
+        for _ in range(200):
+            mass = 0.0
+            inside = 0
+            for i in range(n):
+                value = row[i] - tau
+                mass += min(max(value, 0.0), 1.0)
+                inside += 1 if 0.0 < value < 1.0 else 0
+            excess = mass - total
+            if excess >= 0:
+                low = tau
+            else:
+                high = tau
+            if abs(excess) <= 1e-14 * total or high - low <= 1e-15 * max(1.0, -low):
+                break
+            step = tau + excess / inside if inside > 0 else np.inf
+            tau = step if low < step < high else 0.5 * (low + high)
+        for i in range(n):
+            point[b, i] = min(max(row[i] - tau, 0.0), 1.0)
+    return point, is_bound
+
+
+@numba.njit(parallel=True, cache=True)
+def _project_rows_backward(point, is_bound, upstream):  # type: ignore[no-untyped-def]
+    """The (symmetric) Jacobian of every row times a vector."""
+    batch, n = point.shape
+    out = np.zeros_like(upstream)
+    for b in numba.prange(batch):
+        shift = 0.0
+        if is_bound[b]:
+            inside = 0
+            for i in range(n):
+                if 0.0 < point[b, i] < 1.0:
+                    shift += upstream[b, i]
+                    inside += 1
+            shift /= max(inside, 1)
+        for i in range(n):
+            if 0.0 < point[b, i] < 1.0:
+                out[b, i] = upstream[b, i] - shift
+    return out
+
+
+def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
+    """:func:`project_capped_simplex` by sorting, in plain torch."""
     with torch.no_grad():
         wide = scores.double()
         floor = torch.where(exists, wide, math.inf).amin(-1, keepdim=True) - 1
@@ -84,15 +207,16 @@ def nested_decomposition(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return vertices, rows, weights[rows, index]
 
 
-def systematic_decomposition(point: Tensor, total: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def systematic_decomposition(point: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
     """A point of the unit cube as the mixture that systematic sampling draws from.
 
     With ``C`` the cumulative sums of the point and u uniform on [0, 1), part i is chosen if an integer shifted by u
     lies in ``[C_{i-1}, C_i)``. Every vertex has floor(sum) or ceil(sum) parts, and there are at most n + 1.
 
     Args:
-        point: ``[B, n]`` in [0, 1].
-        total: the integer that the point sums to, up to rounding; every vertex then has exactly that many parts.
+        point: ``[B, n]`` in [0, 1], whose sum lies between ``low`` and ``high`` up to rounding.
+        low: fewest ones of a vertex.
+        high: most ones.
 
     Returns:
         vertices ``[N, n]``, rows ``[N]``, weights ``[N]`` (positive, differentiable).
@@ -100,11 +224,10 @@ def systematic_decomposition(point: Tensor, total: int | None = None) -> tuple[T
     fixed = (point.detach() >= 1).double()
     inside = (point.detach() > 0) & (fixed == 0)
     cumulative = torch.where(inside, point.double(), 0.0).cumsum(-1)
-    if total is not None:
-        # What rounding may not break: the last sum is the total, and no step is longer than 1.
-        rest = total - fixed.sum(-1, keepdim=True)
-        left = inside.sum(-1, keepdim=True) - inside.cumsum(-1)
-        cumulative = torch.minimum(torch.maximum(cumulative, rest - left), rest)
+    # What rounding may not break: the last sum is within the bounds, and no step is longer than 1.
+    ones = fixed.sum(-1, keepdim=True)
+    left = inside.sum(-1, keepdim=True) - inside.cumsum(-1)
+    cumulative = torch.minimum(torch.maximum(cumulative, low - ones - left), high - ones)
     whole = cumulative.detach().floor()
     fraction = cumulative - whole
     breaks = torch.nn.functional.pad(fraction.sort(dim=-1).values, (1, 0))
@@ -117,17 +240,112 @@ def systematic_decomposition(point: Tensor, total: int | None = None) -> tuple[T
     return vertices.to(point.dtype), rows, weights[rows, index].to(point.dtype)
 
 
-def as_sparse(found: tuple[Tensor, Tensor, Tensor], shape: torch.Size) -> SparseDistribution:
-    """Vertices over flat vector parts as a :class:`SparseDistribution` of part shape ``shape``."""
-    vertices, rows, weights = found
-    return SparseDistribution(vertices.reshape(-1, *shape), rows, weights)
+def decompose_by_size(
+    point: Tensor, low: int, high: int, method: Literal["systematic", "sorted"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`systematic_decomposition` in the order of the parts, or with the largest entries first.
+
+    Raises:
+        ValueError: for another method.
+    """
+    if method == "systematic":
+        return systematic_decomposition(point, low, high)
+    if method != "sorted":
+        raise ValueError(f"method must be systematic or sorted; got {method!r}")
+    ordered, origin = point.sort(dim=-1, descending=True)
+    vertices, rows, weights = systematic_decomposition(ordered, low, high)
+    return torch.zeros_like(vertices).scatter(-1, origin[rows], vertices), rows, weights
+
+
+# --- entropy ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
+    """The nu with ``sum sigmoid(scores - nu) = total``: ``[*batch, 1]``; 0 where no more than ``total`` parts exist.
+
+    Newton's method inside a bracket. With ``u_k`` the k-th largest score, the k + 1 largest alone reach the total at
+    ``u_{k+1} - log k``, and the rest cannot lift it to the total at ``u_k + log(n - k)``.
+    """
+    present = exists.sum(-1, keepdim=True)
+    padded = torch.nn.functional.pad(scores.masked_fill(~exists, -math.inf), (0, 1), value=-math.inf)
+    last, following = padded.topk(total + 1, dim=-1).values[..., -2:].split(1, dim=-1)
+    solvable = present > total
+    low = torch.where(solvable, following - math.log(total), 0.0)
+    high = torch.where(solvable, last + (present - total).clamp(min=1).to(scores.dtype).log(), 0.0)
+    nu = torch.where(solvable, (last + following) / 2, 0.0)
+    for _ in range(60):
+        chosen = torch.where(exists, (scores - nu).sigmoid(), 0.0)
+        excess = chosen.sum(-1, keepdim=True) - total
+        if values_can_be_read(excess) and not bool((solvable & (excess.abs() > 1e-13 * total)).any()):
+            break
+        low, high = torch.where(excess >= 0, nu, low), torch.where(excess >= 0, high, nu)
+        step = nu + excess / torch.where(exists, chosen * (1 - chosen), 0.0).sum(-1, keepdim=True)
+        nu = torch.where((step > low) & (step < high), step, (low + high) / 2)
+    return nu
+
+
+# --- k best -----------------------------------------------------------------------------------------------------------
+
+
+def best_of_cardinality(
+    scores: Tensor, exists: Tensor, k: int, size: Tensor, most: int, exact: bool
+) -> tuple[Tensor, Tensor]:
+    """The k best 0/1 vectors with a bound on the number of ones, exact.
+
+    Sort the parts, and let the best vector be the first ``size`` of them. Whichever vector leaves out one more than k
+    places before that point, or uses one more than k places after it, has k better ones; so only 2k parts are open.
+    Over these, a dynamic program keeps the k best partial vectors for every count: O(n log n + k^2 min(k, most)).
+
+    Args:
+        scores: ``[*batch, n]``, finite.
+        exists: ``[*batch, n]``.
+        k: how many vectors.
+        size: int64 ``[*batch]``, ones of the best vector.
+        most: bound on the ones.
+        exact: whether all vectors have ``size`` ones, rather than at most ``most``.
+
+    Returns:
+        bool ``[*batch, k, n]``, best first, and which of them are real, bool ``[*batch, k]``.
+    """
+    n = scores.shape[-1]
+    ordered, origin = torch.where(exists, scores.detach(), -math.inf).sort(dim=-1, descending=True)
+    present = exists.sum(-1, keepdim=True)
+    place = size[..., None] + torch.arange(-k, k, device=scores.device)
+    is_open = (place >= 0) & (place < present)
+    index = place.clamp(0, max(n - 1, 0))
+    gains = torch.where(is_open, ordered.gather(-1, index), -math.inf)
+    settled = (size - k).clamp(min=0)
+    rows = min(2 * k, most, n) + 1
+    best = scores.new_full((*scores.shape[:-1], rows, k), -math.inf)
+    best[..., 0, 0] = 0
+    taken = torch.zeros(*best.shape, 2 * k, dtype=torch.bool, device=scores.device)
+    for step in range(2 * k):
+        with_it = torch.nn.functional.pad(best[..., :-1, :], (0, 0, 1, 0), value=-math.inf)
+        both = torch.cat([best, with_it + gains[..., step, None, None]], -1)
+        best, source = both.topk(k, dim=-1)
+        before = torch.nn.functional.pad(taken[..., :-1, :, :], (0, 0, 0, 0, 1, 0))
+        before[..., step] = True
+        candidates = torch.cat([taken, before], -2)
+        taken = candidates.gather(-2, source[..., None].expand_as(taken))
+    count = torch.arange(rows, device=scores.device)
+    room = (size if exact else torch.full_like(size, most)) - settled
+    allowed = count == room[..., None] if exact else count <= room[..., None]
+    values, source = best.masked_fill(~allowed[..., None], -math.inf).flatten(-2).topk(k, dim=-1)
+    real = values > -math.inf
+    taken = taken.flatten(-3, -2).gather(-2, source[..., None].expand(*source.shape, 2 * k)) & is_open[..., None, :]
+    position = torch.arange(n, device=scores.device) < settled[..., None]
+    vertices = position[..., None, :].expand(*real.shape, n).clone()
+    vertices = vertices.long().scatter_add(-1, index[..., None, :].expand_as(taken), taken.long())
+    vertices = torch.zeros_like(vertices).scatter(-1, origin[..., None, :].expand_as(vertices), vertices)
+    return (vertices > 0) & real[..., None], real
 
 
 # --- Plackett-Luce ----------------------------------------------------------------------------------------------------
 
 
-def plackett_luce_log_prob(choices: Tensor, log_rates: Tensor, exists: Tensor) -> Tensor:
-    """``log P`` that the smallest of exponentials come in this order (Struminsky et al. 2021, eq. of section 2.1).
+def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    """What the probability of an order of the smallest exponentials consists of (Struminsky et al. 2021, 2.1).
 
     Args:
         choices: int64 ``[*batch, k]``, distinct existing parts.
@@ -135,30 +353,16 @@ def plackett_luce_log_prob(choices: Tensor, log_rates: Tensor, exists: Tensor) -
         exists: ``[*batch, n]``.
 
     Returns:
-        ``[*batch]``, differentiable in ``log_rates``.
+        log-rates of the choices, and logarithms of the total rate of all that was there before each: ``[*batch, k]``
+        each. The log-probability of the order is the sum of their differences.
     """
-    chosen, normalisers = _plackett_luce(choices, log_rates, exists)
-    return (chosen - normalisers).sum(-1)
-
-
-def _plackett_luce(choices: Tensor, log_rates: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-rates of the choices and of everything still there before each: both ``[*batch, k]``."""
     chosen = log_rates.gather(-1, choices)
-    others = exists.scatter(-1, choices, False)
-    rest = torch.where(others, log_rates, -math.inf)
-    # What is never chosen, plus what is chosen now or later. Not by logcumsumexp: the derivative of its derivative, which
-    # RELAX needs to train its critic, is NaN.
-    later = torch.ones(chosen.shape[-1:] * 2, dtype=torch.bool, device=chosen.device).triu()
-    suffix = torch.where(later, chosen[..., None, :], -math.inf).logsumexp(-1, keepdim=True)
-    tail = torch.cat([suffix, _never(rest, chosen)], -1)
-    return chosen, tail.logsumexp(-1)
-
-
-def _never(rest: Tensor, chosen: Tensor) -> Tensor:
-    """``logsumexp`` of the parts never chosen, beside every choice: ``[*batch, k, 1]``."""
-    present = (rest > -math.inf).any(-1, keepdim=True)
-    total = torch.where(present, torch.where(present, rest, 0.0).logsumexp(-1, keepdim=True), -math.inf)
-    return total[..., None].expand(*chosen.shape, 1)
+    rest = log_rates.masked_fill(~exists.scatter(-1, choices, False), -math.inf)
+    # Summed from the end: what is never chosen, then the choices backwards. No rate is subtracted.
+    has_rest = (rest > -math.inf).any(-1, keepdim=True)
+    never = torch.where(has_rest, rest, 0.0).logsumexp(-1, keepdim=True).masked_fill(~has_rest, -math.inf)
+    backwards = torch.cat([never, chosen.flip(-1)], -1)
+    return chosen, backwards.logcumsumexp(-1)[..., 1:].flip(-1)
 
 
 def plackett_luce_conditional(choices: Tensor, log_rates: Tensor, exists: Tensor) -> Tensor:
@@ -166,13 +370,12 @@ def plackett_luce_conditional(choices: Tensor, log_rates: Tensor, exists: Tensor
 
     The gaps between consecutive minima are independent exponentials with the rate of everything still there; what is
     not chosen continues memorylessly after the last choice. Reparameterised in ``log_rates``; 1 where nothing exists.
-    Rates beyond the range of the dtype (``exp(88)`` in float32) underflow to the smallest numbers there are.
+    Beyond the range of the dtype (log-rates of +-88 in float32) exponentials become 0 or infinite.
     """
-    _, normalisers = _plackett_luce(choices, log_rates, exists)
-    gaps = exponentials_like(normalisers) * (-normalisers).exp()
-    times = gaps.cumsum(-1)
+    _, totals = plackett_luce_terms(choices, log_rates, exists)
+    times = (exponentials_like(totals) * (-totals).exp()).cumsum(-1)
     after = times[..., -1:] + exponentials_like(log_rates) * (-log_rates).exp()
-    # Where the sum rounds to the last choice's own time, the next number up keeps the order.
-    least = torch.nextafter(times.detach(), torch.full_like(times, math.inf))[..., -1:]
+    # Where a sum rounds to the last choice's own time, the next number up keeps the order.
+    least = torch.nextafter(times[..., -1:].detach(), torch.full_like(times[..., -1:], math.inf))
     after = after + (torch.maximum(after, least) - after).detach()
     return torch.where(exists, after.scatter(-1, choices, times), 1.0)

@@ -17,8 +17,8 @@ from structgrad.structures.layout import Layout, LayoutName
 class Subset(Structure):
     """All 0/1 vectors over D independent parts (Paulus et al. 2020, B.3; Correia et al. 2020, section 4).
 
-    With Gibbs scores ``s`` each bit is Bernoulli(sigmoid(s)), which is ``[U > 0]`` for utilities ``U = s + Logistic``;
-    :attr:`noise` says so to estimators. Bits are not decided by the smallest of one exponential a part, so there is no
+    With Gibbs scores ``s`` each bit is Bernoulli(sigmoid(s)), which is ``[U > 0]`` for utilities ``U = s + Logistic``.
+    Bits are not decided by the smallest of one exponential a part, so there is no
     ``trace``: the bits are their own trace (``log_prob`` is its probability), and :meth:`conditional_utility` is the
     reparameterised ``U | x`` that REBAR and RELAX need.
 
@@ -147,7 +147,7 @@ class Subset(Structure):
         if method == "nested":
             vertices, rows, weights = bits.nested_decomposition(point)
         elif method == "systematic":
-            vertices, rows, weights = bits.systematic_decomposition(point)
+            vertices, rows, weights = bits.systematic_decomposition(point, 0, point.shape[-1])
         else:
             raise ValueError(f"method must be nested or systematic; got {method!r}")
         return SparseDistribution(self._show(vertices, scores), rows, weights)

@@ -1,0 +1,135 @@
+"""Subsets of at most so many parts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from structgrad.structures import bits
+from structgrad.structures.base import SparseDistribution, Structure
+from structgrad.structures.counting import Chain
+from structgrad.structures.layout import Layout, LayoutName
+
+
+class BudgetSubset(Structure):
+    """All 0/1 vectors with at most B ones (Correia et al. 2020, section 4 and appendix C).
+
+    :meth:`argmax` takes the largest positive scores. Relaxations: ``exp_family`` is the mean of the Gibbs distribution
+    (O(D B), as for k-subsets), ``euclidean`` the projection on ``0 <= x <= 1, sum x <= B`` (O(D log D)), and
+    :meth:`sparsemap` splits it in closed form.
+
+    Args:
+        budget: B, at least 1. Larger budgets than there are parts are no constraint.
+        layout: how the parts lie.
+
+    Raises:
+        ValueError: for a budget below 1.
+    """
+
+    extra_relaxations: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, budget: int, layout: LayoutName = "vector") -> None:
+        if budget < 1:
+            raise ValueError(f"budget must be at least 1; got {budget}")
+        self.budget = budget
+        self.layout = Layout(layout)
+
+    def __repr__(self) -> str:
+        return f"BudgetSubset(budget={self.budget}, layout={self.layout.name!r})"
+
+    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Checked flat scores ``[*batch, D]``, 0 where a part is missing, and which parts exist."""
+        self.check(scores, mask)
+        exists = self.layout.flatten(self.parts(scores, mask))
+        flat = self.layout.flatten(scores)
+        whole = mask is None and not self.layout.is_graph
+        return flat if whole else flat.masked_fill(~exists, 0.0), exists
+
+    def _show(self, flat: Tensor, like: Tensor) -> Tensor:
+        """``[*batch, D]`` -> ``[*batch, *parts]``."""
+        return self.layout.unflatten(flat, like.shape[like.dim() - self.layout.ndim :])
+
+    def _chain(self, flat: Tensor, exists: Tensor) -> Chain:
+        return Chain(flat.double(), None, exists, 0, min(self.budget, flat.shape[-1]))
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The B largest of the positive utilities: ``[*batch, *parts]``."""
+        flat, _ = self._read(utility.detach(), mask)
+        value, index = flat.topk(min(self.budget, flat.shape[-1]), dim=-1)
+        return self._show(torch.zeros_like(flat).scatter(-1, index, (value > 0).to(flat.dtype)), utility)
+
+    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best subsets, exact: see :func:`bits.best_of_cardinality`."""
+        flat, exists = self._read(scores, mask)
+        most = min(self.budget, flat.shape[-1])
+        size = (exists & (flat > 0)).sum(-1).clamp(max=most)
+        vertices, real = bits.best_of_cardinality(flat, exists, k, size, most, exact=False)
+        values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
+        return self._show(vertices.to(flat.dtype), scores), values
+
+    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log of the sum of the first B elementary symmetric polynomials of ``exp(scores)``: ``[*batch]``."""
+        return self._chain(*self._read(scores, mask)).moments()[0].to(scores.dtype)
+
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean of the Gibbs distribution, exact backward, O(D B): ``[*batch, *parts]``."""
+        return self._show(self._chain(*self._read(scores, mask)).moments()[1].to(scores.dtype), scores)
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One exact Gibbs sample an example: ``[*batch, *parts]``."""
+        flat, exists = self._read(scores.detach(), mask)
+        return self._show(self._chain(flat, exists).sample().to(flat.dtype), scores)
+
+    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``<vertex, scores> - log Z``: ``[*batch]``."""
+        flat, exists = self._read(scores, mask)
+        wide = flat.double()
+        log_z = self._chain(wide, exists).moments()[0]
+        return ((wide * self.layout.flatten(vertex)).sum(-1) - log_z).to(scores.dtype)
+
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Of the Gibbs distribution: ``[*batch]``."""
+        flat, exists = self._read(scores, mask)
+        wide = flat.double()
+        log_z, mean, _ = self._chain(wide, exists).moments()
+        return (log_z - (mean * wide).sum(-1)).to(scores.dtype)
+
+    def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``argmin ||x - scores||^2`` over ``0 <= x <= 1, sum x <= B``, exact: ``[*batch, *parts]``.
+
+        ``clip(scores, 0, 1)`` if that is within the budget, else the projection with sum B.
+        """
+        flat, exists = self._read(scores, mask)
+        return self._show(bits.project_budget(flat, exists, self.budget), scores)
+
+    def sparsemap(
+        self, scores: Tensor, mask: Tensor | None = None, method: Literal["systematic", "sorted"] = "systematic"
+    ) -> SparseDistribution:
+        """At most D + 1 subsets within the budget whose mean is :meth:`project`, in closed form, O(D log D).
+
+        Level sets, which serve :class:`Subset`, may exceed the budget; systematic sampling gives sizes of floor(sum)
+        and ceil(sum) only.
+
+        Args:
+            scores: ``[*batch, *parts]``.
+            mask: which parts exist.
+            method: ``systematic``: cumulative sums modulo 1 in the order of the parts; ``sorted``: largest first.
+        """
+        flat, exists = self._read(scores, mask)
+        point = bits.project_budget(flat, exists, self.budget).reshape(-1, flat.shape[-1])
+        vertices, rows, weights = bits.decompose_by_size(point, 0, self.budget, method)
+        return SparseDistribution(self._show(vertices, scores), rows, weights)
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All subsets within the budget: ``[V, *parts]``."""
+        parts = self.parts(torch.empty(shape)).flatten().nonzero()[:, 0].tolist()
+        sizes = range(min(self.budget, len(parts)) + 1)
+        every = [chosen for size in sizes for chosen in itertools.combinations(parts, size)]
+        full = torch.zeros(len(every), math.prod(shape), dtype=torch.float64)
+        for row, chosen in enumerate(every):
+            full[row, list(chosen)] = 1
+        return self.layout.mirror(full.reshape(-1, *shape))

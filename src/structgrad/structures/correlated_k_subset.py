@@ -1,0 +1,112 @@
+"""k-subsets of a sequence with correlations of neighbours."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from structgrad.structures import bits
+from structgrad.structures.base import Structure
+from structgrad.structures.counting import Chain
+from structgrad.structures.layout import Layout
+
+
+class CorrelatedKSubset(Structure):
+    """k-hot vectors of n items, with indicators of neighbouring ones (Paulus et al. 2020, B.5, eq. 44).
+
+    Parts are ``[x_1 .. x_n, x_1 x_2 .. x_{n-1} x_n]``, 2n - 1 of them; vertices, scores and masks have that shape. The
+    only relaxation is ``exp_family``, the mean of the Gibbs distribution, by dynamic programming (Mezuman et al. 2013):
+    O(n k) forward and backward. A pair exists where its two items do; a pair that the mask removes beyond that has no
+    score and is shown as 0. In the perturbation model only the items' scores are perturbed (:meth:`perturbed`).
+
+    Args:
+        k: number of items, at least 1.
+
+    Raises:
+        ValueError: for k < 1, an even number of parts, or (from every oracle, in eager CPU code) an example with fewer
+            than k items.
+    """
+
+    def __init__(self, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
+        self.k = k
+        self.layout = Layout("vector")
+
+    def __repr__(self) -> str:
+        return f"CorrelatedKSubset(k={self.k})"
+
+    def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
+        """As every structure; the number of parts must be odd."""
+        self.layout.check(scores)
+        if scores.shape[-1] % 2 == 0:
+            raise ValueError(f"scores over n items and n - 1 pairs have shape [..., 2n - 1]; got {list(scores.shape)}")
+        super().check(scores, mask)
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Items that exist, and pairs of which both items exist."""
+        parts = super().parts(scores, mask)
+        n = (scores.shape[-1] + 1) // 2
+        items = parts[..., :n]
+        return torch.cat([items, parts[..., n:] & items[..., 1:] & items[..., :-1]], -1)
+
+    def perturbed(self, scores: Tensor) -> Tensor:
+        """The items: random utilities leave the pairs alone (Paulus et al. 2020, B.5)."""
+        return torch.arange(scores.shape[-1], device=scores.device) < (scores.shape[-1] + 1) // 2
+
+    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Chain, Tensor, Tensor]:
+        """The chain, checked scores (0 where a part is missing) in float64, and which parts exist."""
+        self.check(scores, mask)
+        exists = self.parts(scores, mask)
+        n = (scores.shape[-1] + 1) // 2
+        if n < self.k:
+            raise ValueError(f"k = {self.k} items are to be chosen, and scores {list(scores.shape)} have {n}")
+        bits.refuse(exists[..., :n].sum(-1) < self.k, f"has fewer than k = {self.k} items")
+        wide = scores.double() if mask is None else scores.masked_fill(~exists, 0.0).double()
+        return Chain(wide[..., :n], wide[..., n:], exists[..., :n], self.k, self.k), wide, exists
+
+    def _with_pairs(self, items: Tensor, like: Tensor, exists: Tensor) -> Tensor:
+        """``[*batch, n]`` -> ``[*batch, 2n - 1]``."""
+        return (torch.cat([items, items[..., 1:] * items[..., :-1]], -1) * exists).to(like.dtype)
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The best vertex by the max-sum dynamic program, O(n k): ``[*batch, 2n - 1]``."""
+        chain, _, exists = self._read(utility.detach(), mask)
+        return self._with_pairs(chain.argmax(), utility, exists)
+
+    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[*batch]``, O(n k)."""
+        return self._read(scores, mask)[0].moments()[0].to(scores.dtype)
+
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean of the Gibbs distribution, exact backward, O(n k): ``[*batch, 2n - 1]``."""
+        chain, _, exists = self._read(scores, mask)
+        _, items, pairs = chain.moments()
+        return (torch.cat([items, pairs], -1) * exists).to(scores.dtype)
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One exact Gibbs sample an example, O(n k): ``[*batch, 2n - 1]``."""
+        chain, _, exists = self._read(scores.detach(), mask)
+        return self._with_pairs(chain.sample(), scores, exists)
+
+    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``<vertex, scores> - log Z``: ``[*batch]``."""
+        chain, wide, _ = self._read(scores, mask)
+        return ((wide * vertex).sum(-1) - chain.moments()[0]).to(scores.dtype)
+
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Of the Gibbs distribution: ``[*batch]``."""
+        chain, wide, exists = self._read(scores, mask)
+        log_z, items, pairs = chain.moments()
+        mean = torch.cat([items, pairs], -1) * exists
+        return (log_z - (mean * wide).sum(-1)).to(scores.dtype)
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All ``n choose k`` vertices: ``[V, 2n - 1]``."""
+        (size,) = shape
+        n = (size + 1) // 2
+        chosen = torch.tensor(list(itertools.combinations(range(n), self.k)), dtype=torch.int64).reshape(-1, self.k)
+        items = torch.zeros(len(chosen), n, dtype=torch.float64).scatter(-1, chosen, 1.0)
+        return torch.cat([items, items[:, 1:] * items[:, :-1]], -1)

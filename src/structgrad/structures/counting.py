@@ -1,0 +1,386 @@
+"""Dynamic programs over bit vectors with a count: k-subsets, budgets, and chains with neighbour correlations.
+
+Bits are decided from left to right. The state before bit i is the count ``j`` of ones so far and, for chains, the last
+bit ``c``. With ``V`` the log-sum of what can follow a state,
+
+    V_i(j, c) = log(exp V_{i+1}(j, 0) + exp(s_i + c t_{i-1} + V_{i+1}(j + 1, 1))),
+
+the odds of its two terms are the Gibbs distribution as a Markov chain, ``r_i(j, c) = P(x_i = 1 | j, c)``: one pass in
+the log domain gives ``V`` and ``r``, and everything else - marginals, their derivative, samples - is arithmetic on
+probabilities, which neither over- nor underflows. Time and memory are O(n k) an example (Swersky et al. 2012 and
+Tarlow et al. 2012 for the counts; Mezuman et al. 2013 for the chain; Paulus et al. 2020, B.4, B.5).
+
+On the CPU compiled kernels run in parallel over the batch, with the Jacobian of the marginals (a covariance, hence
+symmetric) applied in the same O(n k); elsewhere, and under ``torch.func`` and ``torch.compile``, plain torch does the
+same with a loop over bits. Both compute in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from structgrad.structures.base import values_can_be_read
+
+#: Log-weight of what is impossible in the torch version; finite, so that no gradient is inf - inf.
+_NEVER = -1e30
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The distribution over bit vectors.
+
+    Attributes:
+        unary: ``[*batch, n]`` scores, finite.
+        pair: ``[*batch, n - 1]`` scores of neighbouring ones, finite; None without correlations.
+        exists: bool ``[*batch, n]``; a bit that does not exist is 0.
+        low: fewest ones.
+        high: most ones, at most n.
+    """
+
+    unary: Tensor
+    pair: Tensor | None
+    exists: Tensor
+    low: int
+    high: int
+
+    @property
+    def states(self) -> int:
+        """Values of the last bit that the future depends on."""
+        return 1 if self.pair is None else 2
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``log Z`` ``[*batch]``, ``E[x_i]`` ``[*batch, n]`` and ``E[x_i x_{i+1}]`` ``[*batch, n - 1]`` (chains only,
+        else empty); float64, differentiable.
+        """
+        batch, n = self.unary.shape[:-1], self.unary.shape[-1]
+        if not values_can_be_read(self.unary):
+            return _moments_in_torch(self)
+        unary, pair, exists = self._flat()
+        log_z, mean, both = _Moments.apply(unary, pair, exists, self.low, self.high, self.states)
+        return log_z.reshape(batch), mean.reshape(*batch, n), both.reshape(*batch, both.shape[-1])
+
+    def sample(self) -> Tensor:
+        """Exact samples: float64 0/1 ``[*batch, n]``."""
+        uniform = torch.rand_like(self.unary, dtype=torch.float64)
+        if not values_can_be_read(self.unary):
+            return _sample_in_torch(self, uniform)
+        unary, pair, exists = self._flat()
+        flat = uniform.reshape(unary.shape)
+        _, ratio = _backward_pass(unary.numpy(), pair.numpy(), exists.numpy(), self.low, self.high, self.states)
+        return torch.from_numpy(_sample_pass(ratio, flat.numpy())).reshape(uniform.shape)
+
+    def argmax(self) -> Tensor:
+        """A vector of highest score: float64 0/1 ``[*batch, n]``."""
+        if not values_can_be_read(self.unary):
+            return _argmax_in_torch(self)
+        unary, pair, exists = self._flat()
+        best = _argmax_pass(unary.numpy(), pair.numpy(), exists.numpy(), self.low, self.high, self.states)
+        return torch.from_numpy(best).reshape(self.unary.shape)
+
+    def _flat(self) -> tuple[Tensor, Tensor, Tensor]:
+        n = self.unary.shape[-1]
+        batch = self.unary.numel() // n if n else math.prod(self.unary.shape[:-1])
+        pair = self.unary.new_empty(batch, 0) if self.pair is None else self.pair.reshape(batch, max(n - 1, 0))
+        unary, pair = self.unary.reshape(batch, n).double().contiguous(), pair.double().contiguous()
+        return unary, pair, self.exists.reshape(batch, n).contiguous()
+
+
+class _Moments(torch.autograd.Function):
+    """Log-partition and marginals by the compiled kernels."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, states: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        log_z, ratio = _backward_pass(unary.detach().numpy(), pair.detach().numpy(), exists.numpy(), low, high, states)
+        mean, both = (torch.from_numpy(m) for m in _forward_pass(ratio))
+        ctx.ratio = ratio
+        ctx.save_for_backward(mean, both)
+        ctx.set_materialize_grads(False)
+        return torch.from_numpy(log_z), mean, both
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        mean, both = ctx.saved_tensors
+        d_log_z, d_mean, d_both = upstream
+        unary, pair = torch.zeros_like(mean), torch.zeros_like(both)
+        if d_mean is not None or d_both is not None:
+            d_mean = torch.zeros_like(mean) if d_mean is None else d_mean.contiguous()
+            d_both = torch.zeros_like(both) if d_both is None else d_both.contiguous()
+            unary, pair = (torch.from_numpy(m) for m in _covariance_pass(ctx.ratio, d_mean.numpy(), d_both.numpy()))
+        if d_log_z is not None:
+            unary, pair = unary + d_log_z[:, None] * mean, pair + d_log_z[:, None] * both
+        return unary, pair, None, None, None, None
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+# Arrays: unary [B, n], pair [B, n - 1] (or [B, 0] with one state), exists [B, n], ratio [B, n, high + 1, states].
+
+
+@numba.njit(parallel=True, cache=True)
+def _backward_pass(unary, pair, exists, low, high, states):  # type: ignore[no-untyped-def]
+    """Right to left: ``V_0`` ``[B]`` and the ratios."""
+    batch, n = unary.shape
+    ratio = np.zeros((batch, n, high + 1, states))
+    log_z = np.empty(batch)
+    for b in numba.prange(batch):
+        value = np.full((high + 2, states), -np.inf)
+        value[low : high + 1] = 0.0
+        for i in range(n - 1, -1, -1):
+            if not exists[b, i]:
+                if states == 2:
+                    value[:, 1] = value[:, 0]
+                continue
+            # In place: row j is read by rows j and j - 1 only.
+            for j in range(high + 1):
+                zero = value[j, 0]
+                after = unary[b, i] + value[j + 1, states - 1]
+                for c in range(states):
+                    one = after
+                    if c == 1 and i > 0:
+                        one += pair[b, i - 1]
+                    if one == -np.inf:
+                        value[j, c] = zero
+                    elif zero == -np.inf:
+                        value[j, c] = one
+                        ratio[b, i, j, c] = 1.0
+                    elif one > zero:
+                        odds = np.exp(zero - one)
+                        value[j, c] = one + np.log1p(odds)
+                        ratio[b, i, j, c] = 1.0 / (1.0 + odds)
+                    else:
+                        odds = np.exp(one - zero)
+                        value[j, c] = zero + np.log1p(odds)
+                        ratio[b, i, j, c] = odds / (1.0 + odds)
+        log_z[b] = value[0, 0]
+    return log_z, ratio
+
+
+@numba.njit(parallel=True, cache=True)
+def _forward_pass(ratio):  # type: ignore[no-untyped-def]
+    """Left to right: ``E[x_i]`` and ``E[x_i x_{i+1}]``."""
+    batch, n, rows, states = ratio.shape
+    mean = np.zeros((batch, n))
+    both = np.zeros((batch, max(n - 1, 0) if states == 2 else 0))
+    for b in numba.prange(batch):
+        here = np.zeros((rows + 1, states))
+        here[0, 0] = 1.0
+        for i in range(n):
+            total = 0.0
+            repeated = 0.0
+            for j in range(min(i, rows - 1), -1, -1):
+                taken = 0.0
+                left = 0.0
+                for c in range(states):
+                    one = here[j, c] * ratio[b, i, j, c]
+                    taken += one
+                    left += here[j, c] - one
+                    if c == 1:
+                        repeated += one
+                total += taken
+                if states == 2:
+                    here[j + 1, 1] = taken
+                    here[j, 0] = left
+                    here[j, 1] = 0.0
+                else:
+                    here[j + 1, 0] += taken
+                    here[j, 0] = left
+            mean[b, i] = total
+            if states == 2 and i > 0:
+                both[b, i - 1] = repeated
+    return mean, both
+
+
+@numba.njit(parallel=True, cache=True)
+def _covariance_pass(ratio, d_mean, d_both):  # type: ignore[no-untyped-def]
+    """The covariance of (bits, pairs) times a vector: the derivative of the marginals in that direction."""
+    batch, n, rows, states = ratio.shape
+    unary = np.zeros((batch, n))
+    pair = np.zeros((batch, d_both.shape[1]))
+    for b in numba.prange(batch):
+        # Right to left: the derivative of V, which is what is expected to come, and from it that of the ratios.
+        slope = np.zeros((n, rows, states))
+        value = np.zeros((rows + 1, states))
+        for i in range(n - 1, -1, -1):
+            for j in range(rows):
+                zero = value[j, 0]
+                after = d_mean[b, i] + value[j + 1, states - 1]
+                for c in range(states):
+                    one = after
+                    if c == 1 and i > 0:
+                        one += d_both[b, i - 1]
+                    r = ratio[b, i, j, c]
+                    slope[i, j, c] = r * (1.0 - r) * (one - zero)
+                    value[j, c] = (1.0 - r) * zero + r * one
+        # Left to right: probabilities of the states and their derivatives.
+        here = np.zeros((rows + 1, states))
+        moved = np.zeros((rows + 1, states))
+        here[0, 0] = 1.0
+        for i in range(n):
+            total = 0.0
+            repeated = 0.0
+            for j in range(min(i, rows - 1), -1, -1):
+                taken = 0.0
+                left = 0.0
+                d_taken = 0.0
+                d_left = 0.0
+                for c in range(states):
+                    r = ratio[b, i, j, c]
+                    one = here[j, c] * r
+                    d_one = moved[j, c] * r + here[j, c] * slope[i, j, c]
+                    taken += one
+                    left += here[j, c] - one
+                    d_taken += d_one
+                    d_left += moved[j, c] - d_one
+                    if c == 1:
+                        repeated += d_one
+                total += d_taken
+                if states == 2:
+                    here[j + 1, 1] = taken
+                    moved[j + 1, 1] = d_taken
+                    here[j, 1] = 0.0
+                    moved[j, 1] = 0.0
+                else:
+                    here[j + 1, 0] += taken
+                    moved[j + 1, 0] += d_taken
+                here[j, 0] = left
+                moved[j, 0] = d_left
+            unary[b, i] = total
+            if states == 2 and i > 0:
+                pair[b, i - 1] = repeated
+    return unary, pair
+
+
+@numba.njit(parallel=True, cache=True)
+def _sample_pass(ratio, uniform):  # type: ignore[no-untyped-def]
+    """Walk the Markov chain."""
+    batch, n, _, states = ratio.shape
+    bits = np.zeros((batch, n))
+    for b in numba.prange(batch):
+        j = 0
+        c = 0
+        for i in range(n):
+            one = uniform[b, i] < ratio[b, i, j, c]
+            if one:
+                bits[b, i] = 1.0
+                j += 1
+            c = 1 if one and states == 2 else 0
+    return bits
+
+
+@numba.njit(parallel=True, cache=True)
+def _argmax_pass(unary, pair, exists, low, high, states):  # type: ignore[no-untyped-def]
+    """The same recursion with max in place of log-sum-exp."""
+    batch, n = unary.shape
+    bits = np.zeros((batch, n))
+    for b in numba.prange(batch):
+        take = np.zeros((n, high + 1, states), dtype=np.bool_)
+        value = np.full((high + 2, states), -np.inf)
+        value[low : high + 1] = 0.0
+        for i in range(n - 1, -1, -1):
+            for j in range(high + 1):
+                zero = value[j, 0]
+                after = unary[b, i] + value[j + 1, states - 1] if exists[b, i] else -np.inf
+                for c in range(states):
+                    one = after
+                    if c == 1 and i > 0:
+                        one += pair[b, i - 1]
+                    take[i, j, c] = one > zero
+                    value[j, c] = max(one, zero)
+        j = 0
+        c = 0
+        for i in range(n):
+            one_here = take[i, j, c]
+            if one_here:
+                bits[b, i] = 1.0
+                j += 1
+            c = 1 if one_here and states == 2 else 0
+    return bits
+
+
+# --- the same in torch ------------------------------------------------------------------------------------------------
+
+
+def _options(chain: Chain, value: Tensor, i: int) -> tuple[Tensor, Tensor]:
+    """Log-weights of bit i being 0 and 1 before every state: ``[*batch, high + 1, states]`` each."""
+    one = torch.nn.functional.pad(value[..., 1:, -1:], (0, 0, 0, 1), value=_NEVER)
+    one = one + chain.unary[..., i, None, None].double()
+    if chain.pair is not None:
+        gain = chain.pair[..., max(i - 1, 0), None].double() if i else torch.zeros_like(chain.unary[..., :1]).double()
+        one = one + torch.stack([torch.zeros_like(gain), gain], -1)
+    one = torch.where(chain.exists[..., i, None, None], one, _NEVER)
+    return value[..., :1].expand_as(one), one
+
+
+def _end(chain: Chain) -> Tensor:
+    """``V_n``: ``[*batch, high + 1, states]``."""
+    count = torch.arange(chain.high + 1, device=chain.unary.device)
+    end = torch.where(count >= chain.low, 0.0, _NEVER).double()[:, None]
+    # Through the scores, so that it is batched where they are (vmap).
+    like = torch.zeros_like(chain.unary[..., :1], dtype=torch.float64).detach().sum(-1)[..., None, None]
+    return (end + like).expand(*like.shape[:-2], chain.high + 1, chain.states)
+
+
+def _ratios_in_torch(chain: Chain) -> tuple[Tensor, list[Tensor]]:
+    """``V_0`` ``[*batch]`` and the ratios, ``[*batch, high + 1, states]`` for every bit."""
+    value, ratios = _end(chain), []
+    for i in reversed(range(chain.unary.shape[-1])):
+        zero, one = _options(chain, value, i)
+        value = torch.logaddexp(zero, one)
+        ratios.append((one - zero).sigmoid())
+    return value[..., 0, 0], ratios[::-1]
+
+
+def _moments_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
+    log_z, ratios = _ratios_in_torch(chain)
+    start = torch.zeros_like(_end(chain))
+    here = torch.cat([torch.ones_like(start[..., :1, :1]), start[..., :1, 1:]], -1)
+    here = torch.cat([here, start[..., 1:, :]], -2)
+    mean, both = [], []
+    for ratio in ratios:
+        one = here * ratio
+        mean.append(one.sum((-2, -1)))
+        both.append(one[..., -1].sum(-1))
+        taken = torch.nn.functional.pad(one.sum(-1)[..., :-1], (1, 0))
+        left = (here - one).sum(-1)
+        here = torch.stack([left, taken], -1) if chain.states == 2 else (left + taken)[..., None]
+    empty = chain.unary.new_zeros(*chain.unary.shape[:-1], 0, dtype=torch.float64)
+    pairs = torch.stack(both[1:], -1) if chain.states == 2 and len(both) > 1 else empty
+    return log_z, torch.stack(mean, -1) if mean else empty, pairs
+
+
+def _walk(chain: Chain, chosen: list[Tensor]) -> Tensor:
+    """Follow decisions ``[*batch, high + 1, states]`` (bool, one tensor a bit) from the start: ``[*batch, n]``."""
+    bits: list[Tensor] = []
+    count = torch.zeros_like(chain.unary[..., :1], dtype=torch.int64).sum(-1)
+    last = count
+    for decision in chosen:
+        index = count * chain.states + last
+        bit = decision.flatten(-2).gather(-1, index[..., None])[..., 0].long()
+        bits.append(bit)
+        count = count + bit
+        last = bit if chain.states == 2 else torch.zeros_like(bit)
+    return torch.stack(bits, -1).double() if bits else torch.zeros_like(chain.unary, dtype=torch.float64)
+
+
+def _sample_in_torch(chain: Chain, uniform: Tensor) -> Tensor:
+    _, ratios = _ratios_in_torch(chain)
+    return _walk(chain, [uniform[..., i, None, None] < r for i, r in enumerate(ratios)])
+
+
+def _argmax_in_torch(chain: Chain) -> Tensor:
+    value, chosen = _end(chain), []
+    for i in reversed(range(chain.unary.shape[-1])):
+        zero, one = _options(chain, value, i)
+        chosen.append(one > zero)
+        value = torch.maximum(zero, one)
+    return _walk(chain, chosen[::-1])

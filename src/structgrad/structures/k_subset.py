@@ -1,0 +1,265 @@
+"""Subsets of exactly k parts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from structgrad.structures import bits
+from structgrad.structures.base import SparseDistribution, Structure, Trace
+from structgrad.structures.counting import Chain
+from structgrad.structures.layout import Layout, LayoutName
+
+
+class KSubset(Structure):
+    """All 0/1 vectors with exactly k ones (Paulus et al. 2020, B.4; Struminsky et al. 2021, section 2.1).
+
+    Gumbel utilities, or exponentials through :meth:`trace`, choose k parts without replacement (Plackett-Luce); that
+    is not the Gibbs distribution of :meth:`sample` and :meth:`log_prob`, which conditions independent bits on their
+    number.
+
+    ==============  ==========================================================================  ===================
+    relaxation      problem, over ``0 <= x <= 1, sum x = k``                                    cost of one example
+    ==============  ==========================================================================  ===================
+    ``exp_family``  mean of the Gibbs distribution                                              O(n k)
+    ``euclidean``   ``min ||x - u||^2``                                                         O(n log n)
+    ``categorical`` ``max <x, u> - sum x log x``                                                O(n + k log k)
+    ``binary``      ``max <x, u> - sum x log x + (1 - x) log(1 - x)``                           O(n)
+    ``l2x``         none: maximum of k Concrete samples (Chen et al. 2018)                      O(n k)
+    ``softsub``     none: k successive softmaxes (Xie and Ermon 2019)                           O(n k)
+    ==============  ==========================================================================  ===================
+
+    Args:
+        k: number of ones, at least 1.
+        layout: how the parts lie; ``"undirected"`` with ``k = n - 1`` gives the top edges of a graph.
+
+    Raises:
+        ValueError: for k < 1; from every oracle, in eager CPU code, if an example has fewer than k parts.
+    """
+
+    extra_relaxations: ClassVar[dict[str, str]] = {
+        "categorical": "categorical",
+        "binary": "binary",
+        "l2x": "l2x",
+        "softsub": "softsub",
+    }
+    constant_size: ClassVar[bool] = True
+
+    def __init__(self, k: int, layout: LayoutName = "vector") -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
+        self.k = k
+        self.layout = Layout(layout)
+
+    def __repr__(self) -> str:
+        return f"KSubset(k={self.k}, layout={self.layout.name!r})"
+
+    def draws(self, relaxation: str) -> int | None:
+        """L2X takes k independent utilities."""
+        return self.k if relaxation == "l2x" else None
+
+    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Checked flat scores ``[*batch, n]``, 0 where a part is missing, and which parts exist."""
+        self.check(scores, mask)
+        exists = self.layout.flatten(self.parts(scores, mask))
+        flat = self.layout.flatten(scores)
+        if flat.shape[-1] < self.k:
+            raise ValueError(f"k = {self.k} parts are to be chosen, and scores {list(scores.shape)} have fewer")
+        if mask is None and not self.layout.is_graph:
+            return flat, exists
+        bits.refuse(exists.sum(-1) < self.k, f"has fewer than k = {self.k} parts")
+        return flat.masked_fill(~exists, 0.0), exists
+
+    def _show(self, flat: Tensor, like: Tensor) -> Tensor:
+        """``[*batch, n]`` -> ``[*batch, *parts]``."""
+        return self.layout.unflatten(flat, like.shape[like.dim() - self.layout.ndim :])
+
+    def _largest(self, flat: Tensor, exists: Tensor) -> Tensor:
+        """Indices of the k largest existing parts, largest first: ``[*batch, k]``."""
+        return flat.detach().masked_fill(~exists, -math.inf).topk(self.k, dim=-1).indices
+
+    def _moments(self, flat: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+        log_z, mean, _ = Chain(flat.double(), None, exists, self.k, self.k).moments()
+        return log_z, mean
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The k largest: ``[*batch, *parts]``."""
+        flat, exists = self._read(utility.detach(), mask)
+        return self._show(torch.zeros_like(flat).scatter(-1, self._largest(flat, exists), 1.0), utility)
+
+    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best subsets (of ``self.k`` parts each), exact: see :func:`bits.best_of_cardinality`."""
+        flat, exists = self._read(scores, mask)
+        size = torch.full(flat.shape[:-1], self.k, device=flat.device)
+        vertices, real = bits.best_of_cardinality(flat, exists, k, size, self.k, exact=True)
+        values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
+        return self._show(vertices.to(flat.dtype), scores), values
+
+    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log of the k-th elementary symmetric polynomial of ``exp(scores)``: ``[*batch]``, O(n k)."""
+        return self._moments(*self._read(scores, mask))[0].to(scores.dtype)
+
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean of the Gibbs distribution, forward and backward O(n k), exact: ``[*batch, *parts]``."""
+        return self._show(self._moments(*self._read(scores, mask))[1].to(scores.dtype), scores)
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One exact Gibbs sample an example, O(n k): ``[*batch, *parts]``."""
+        flat, exists = self._read(scores.detach(), mask)
+        return self._show(Chain(flat.double(), None, exists, self.k, self.k).sample().to(flat.dtype), scores)
+
+    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``<vertex, scores> - log Z``: ``[*batch]``, O(n k)."""
+        flat, exists = self._read(scores, mask)
+        wide = flat.double()
+        log_z, _ = self._moments(wide, exists)
+        return ((wide * self.layout.flatten(vertex)).sum(-1) - log_z).to(scores.dtype)
+
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Of the Gibbs distribution: ``[*batch]``, O(n k)."""
+        flat, exists = self._read(scores, mask)
+        wide = flat.double()
+        log_z, mean = self._moments(wide, exists)
+        return (log_z - (mean * wide).sum(-1)).to(scores.dtype)
+
+    def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``argmin ||x - scores||^2`` over ``0 <= x <= 1, sum x = k``, exact: ``[*batch, *parts]``."""
+        flat, exists = self._read(scores, mask)
+        return self._show(bits.project_capped_simplex(flat, exists, self.k), scores)
+
+    def sparsemap(
+        self, scores: Tensor, mask: Tensor | None = None, method: Literal["systematic", "sorted"] = "systematic"
+    ) -> SparseDistribution:
+        """At most n subsets whose mean is :meth:`project`, in closed form: systematic sampling, O(n log n).
+
+        Level sets, which serve :class:`Subset`, have the wrong size here; sorting may come before sampling instead.
+
+        Args:
+            scores: ``[*batch, *parts]``.
+            mask: which parts exist.
+            method: ``systematic``: cumulative sums modulo 1 in the order of the parts; ``sorted``: largest first.
+        """
+        flat, exists = self._read(scores, mask)
+        point = bits.project_capped_simplex(flat, exists, self.k).reshape(-1, flat.shape[-1])
+        vertices, rows, weights = bits.decompose_by_size(point, self.k, self.k, method)
+        return SparseDistribution(self._show(vertices, scores), rows, weights)
+
+    # --- further relaxations --------------------------------------------------------------------------------------
+
+    def categorical(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x = min(1, exp(u - nu))`` with ``sum x = k``: ``[*batch, *parts]`` (Martins and Kreutzer 2017).
+
+        If the first a of the largest are capped, the rest is a softmax of mass k - a; a is the smallest number for
+        which that puts nothing above 1. Backward by differentiating the softmax, which is exact.
+        """
+        flat, exists = self._read(utility, mask)
+        with torch.no_grad():
+            largest = self._largest(flat, exists)
+            _, rest = bits.plackett_luce_terms(largest, flat, exists)
+            mass = self.k - torch.arange(self.k, device=flat.device)
+            fits = flat.gather(-1, largest) <= rest - mass.to(flat.dtype).log()
+            # The last number always fits, up to rounding.
+            fits[..., -1] = True
+            capped = fits.int().argmax(-1, keepdim=True)
+            is_capped = torch.zeros_like(exists).scatter(-1, largest, torch.arange(self.k, device=flat.device) < capped)
+            free = exists & ~is_capped
+        shared = flat.masked_fill(~free, -math.inf).softmax(-1) * (self.k - capped)
+        return self._show(torch.where(free, shared.clamp(max=1), is_capped.to(flat.dtype)), utility)
+
+    def binary(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x = sigmoid(u - nu)`` with ``sum x = k``: ``[*batch, *parts]`` (Amos et al. 2019).
+
+        nu by safeguarded Newton steps in float64; the last one is differentiated, which is the implicit derivative
+        (of first order only).
+        """
+        flat, exists = self._read(utility, mask)
+        wide = flat.double()
+        nu = bits.binary_multiplier(wide.detach(), exists, self.k)
+        relaxed = torch.where(exists, (wide.detach() - nu).sigmoid(), 0.0)
+        slope = torch.where(exists, relaxed * (nu - wide.detach()).sigmoid(), 0.0)
+        total = slope.sum(-1, keepdim=True)
+        share = torch.where(total > 0, slope / torch.where(total > 0, total, 1.0), 0.0)
+        # Equal to nu; its derivative in the scores is the share of each part.
+        multiplier = nu + (share * (wide - wide.detach())).sum(-1, keepdim=True)
+        every = exists.sum(-1, keepdim=True) == self.k
+        solution = torch.where(every, 1.0, (wide - multiplier).sigmoid())
+        return self._show(torch.where(exists, solution, 0.0).to(flat.dtype), utility)
+
+    def l2x(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Elementwise maximum of k Concrete samples (Chen et al. 2018, L2X).
+
+        Not a point of conv(X): its sum is at most k.
+
+        Args:
+            utility: ``[k, *batch, *parts]``, independent along the first dimension, divided by the temperature.
+            mask: which parts exist, broadcastable to ``[*batch, *parts]``.
+
+        Returns:
+            ``[*batch, *parts]``.
+        """
+        if utility.dim() <= self.layout.ndim or utility.shape[0] != self.k:
+            raise ValueError(f"l2x takes utilities [{self.k}, *batch, *parts]; got {list(utility.shape)}")
+        flat, exists = self._read(utility, mask)
+        soft = flat.masked_fill(~exists, torch.finfo(flat.dtype).min).softmax(-1) * exists
+        return self._show(soft.amax(0), utility)
+
+    def softsub(self, utility: Tensor, mask: Tensor | None = None, temperature: float | Tensor = 1.0) -> Tensor:
+        """Successive softmaxes, each discounting what was taken before (Xie and Ermon 2019, Algorithm 1, eq. 7).
+
+        With ``p = softmax(a / t)`` the next ``a`` is ``a + log(1 - p)``; the result is the sum of the p's, whose sum
+        is k, but whose entries may exceed 1.
+
+        Args:
+            utility: ``[*batch, *parts]``, divided by the temperature, ``a / t``.
+            mask: which parts exist.
+            temperature: t, which the discount is to be divided by.
+        """
+        flat, exists = self._read(utility, mask)
+        total = torch.zeros_like(flat)
+        for step in range(self.k):
+            seen = flat.masked_fill(~exists, -math.inf)
+            log_all = seen.logsumexp(-1, keepdim=True)
+            p = (seen - log_all).exp()
+            total = total + p
+            if step + 1 == self.k:
+                break
+            # log(1 - p) of the largest from the sum of the others, as p may round to 1; there is another, as k > 1.
+            largest = seen.argmax(-1, keepdim=True)
+            others = seen.scatter(-1, largest, -math.inf)
+            is_largest = torch.zeros_like(exists).scatter(-1, largest, True)
+            discount = torch.where(
+                is_largest, others.logsumexp(-1, keepdim=True) - log_all, torch.log1p(-p.masked_fill(is_largest, 0.0))
+            )
+            flat = torch.where(exists, flat + discount / temperature, 0.0)
+        return self._show(total, utility)
+
+    # --- trace ----------------------------------------------------------------------------------------------------
+
+    def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
+        """The k smallest, in ascending order: ``choices`` ``[*batch, k]`` index the flattened parts."""
+        flat, exists = self._read(exponentials.detach(), mask)
+        choices = self._largest(-flat, exists)
+        return Trace(self._show(torch.zeros_like(flat).scatter(-1, choices, 1.0), exponentials), choices)
+
+    def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Plackett-Luce probability of the ordered choices: ``[*batch]``, O(n + k)."""
+        flat, exists = self._read(log_rates, mask)
+        chosen, rest = bits.plackett_luce_terms(trace.choices, flat, exists)
+        return (chosen - rest).sum(-1)
+
+    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``E`` given the ordered k smallest, reparameterised (Struminsky et al. 2021, Algorithm 6)."""
+        flat, exists = self._read(log_rates, mask)
+        noise = self._show(bits.plackett_luce_conditional(trace.choices, flat, exists), log_rates)
+        return torch.where(self.layout.mirror(self.parts(log_rates, mask).to(noise.dtype)) > 0, noise, 1.0)
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All ``n choose k`` subsets: ``[V, *parts]``."""
+        parts = self.parts(torch.empty(shape)).flatten().nonzero()[:, 0].tolist()
+        chosen = torch.tensor(list(itertools.combinations(parts, self.k)), dtype=torch.int64).reshape(-1, self.k)
+        full = torch.zeros(len(chosen), math.prod(shape), dtype=torch.float64).scatter(-1, chosen, 1.0)
+        return self.layout.mirror(full.reshape(-1, *shape))
