@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,8 @@ class Arborescence(Structure):
         ValueError: for a negative root; from every oracle, if the root is not one of the n nodes, or (eager CPU code) if an example has a node
             that the root cannot reach.
     """
+
+    constant_size: ClassVar[bool] = True
 
     def __init__(self, root: int = 0) -> None:
         if root < 0:
@@ -105,7 +109,7 @@ class Arborescence(Structure):
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sum over the picks: log rate minus log of the total rate of the edges that could have been picked."""
         flat, exists = self._flat(log_rates, mask)
-        choices = trace.choices.reshape(-1, *trace.choices.shape[-2:])
+        choices = trace.choices.reshape(len(flat), *trace.choices.shape[-2:])
         picks = choices[..., 0]
         picked = flat.flatten(1).gather(1, picks.clamp_min(0)).double()
         log_p = torch.where(picks >= 0, picked - _contraction.log_entering(flat, exists, choices), 0.0)
@@ -118,7 +122,7 @@ class Arborescence(Structure):
         """
         flat, exists = self._flat(log_rates, mask)
         n = flat.shape[-1]
-        choices = trace.choices.reshape(-1, *trace.choices.shape[-2:])
+        choices = trace.choices.reshape(len(flat), *trace.choices.shape[-2:])
         happened = choices[..., 0] >= 0
         log_total = _contraction.log_entering(flat, exists, choices)
         minimum = torch.where(happened, torch.empty_like(log_total).exponential_() * torch.exp(-log_total), 0.0)

@@ -41,6 +41,8 @@ class Matching(Structure):
     layout = Layout("matrix")
     extra_relaxations: ClassVar[dict[str, str]] = {"sinkhorn": "sinkhorn", "categorical": "sinkhorn"}
 
+    constant_size: ClassVar[bool] = True
+
     def __init__(self, *, tolerance: float = 1e-6, max_iterations: int = 1000) -> None:
         if not tolerance > 0 or max_iterations < 1:
             raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,8 @@ class SpanningTree(Structure):
         ValueError: from every oracle, in eager CPU code, if an example is not connected.
     """
 
+    constant_size: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self.layout = Layout("undirected")
 
@@ -42,7 +46,7 @@ class SpanningTree(Structure):
         flat, exists = self._flat(costs, mask)
         vertex, choices, reached = _kruskal.minimum_spanning_tree(flat, exists, sign)
         self._refuse(~reached, costs)
-        return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], -1))
+        return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], choices.shape[1]))
 
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
 
@@ -83,7 +87,7 @@ class SpanningTree(Structure):
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sum over Kruskal's steps: log rate of the edge minus log of the total rate of the edges between different components."""
         flat, exists = self._flat(log_rates, mask)
-        choices = trace.choices.reshape(len(flat), -1)
+        choices = trace.choices.reshape(len(flat), trace.choices.shape[-1])
         joined = _kruskal.joined_at(choices, flat.shape[-1])
         chosen = flat.flatten(1).gather(1, choices.clamp_min(0)).double()
         log_p = torch.where(choices >= 0, chosen - _kruskal.log_running(flat, exists, joined), 0.0)
@@ -96,7 +100,7 @@ class SpanningTree(Structure):
         """
         flat, exists = self._flat(log_rates, mask)
         n = flat.shape[-1]
-        choices = trace.choices.reshape(len(flat), -1)
+        choices = trace.choices.reshape(len(flat), trace.choices.shape[-1])
         joined = _kruskal.joined_at(choices, n)
         log_total = _kruskal.log_running(flat, exists, joined)
         gaps = torch.empty_like(log_total).exponential_() * torch.exp(-log_total)
