@@ -181,8 +181,7 @@ class Reinforce(Estimator):
                 raise UnsupportedError(
                     f"estimator reinforce (action=U) needs noise on every part; {structure.name} perturbs only some"
                 )
-            own_noise: UtilityName = getattr(structure, "noise", "gumbel")
-            self.utility = make_utility(utility or own_noise)
+            self.utility = make_utility(utility or structure.noise or "gumbel")
         self.action, self.baseline, self.n_samples = action, baseline, n_samples
         self.normalize_variance = normalize_variance
         if baseline in ("ema", "nvil"):
