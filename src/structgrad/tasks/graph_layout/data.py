@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structgrad import cache
+from structgrad.structures import SpanningTree
 
 Floats = NDArray[np.float64]
 
@@ -33,37 +34,8 @@ def random_trees(rng: np.random.Generator, graphs: int, vertices: int) -> NDArra
     Returns:
         symmetric adjacency matrices ``[graphs, vertices, vertices]``.
     """
-    row, column = np.triu_indices(vertices, 1)
-    weights = np.full((graphs, vertices, vertices), -np.inf)
-    weights[:, row, column] = weights[:, column, row] = rng.gumbel(size=(graphs, len(row)))
-    return maximum_spanning_trees(weights)
-
-
-def maximum_spanning_trees(weights: Floats) -> NDArray[np.bool_]:
-    """Prim's algorithm on all graphs at once.
-
-    Args:
-        weights: ``[graphs, n, n]``, symmetric.
-
-    Returns:
-        symmetric adjacency matrices ``[graphs, n, n]``.
-    """
-    graphs, n, _ = weights.shape
-    everyone = np.arange(graphs)
-    tree = np.zeros(weights.shape, np.bool_)
-    best = weights[:, 0].copy()  # of the edges from the tree so far to each vertex
-    nearest = np.zeros((graphs, n), np.int64)  # the end of that edge which is in the tree
-    inside = np.zeros((graphs, n), np.bool_)
-    inside[:, 0] = True
-    for _ in range(n - 1):
-        new = np.where(inside, -np.inf, best).argmax(1)
-        end = nearest[everyone, new]
-        tree[everyone, new, end] = tree[everyone, end, new] = True
-        inside[everyone, new] = True
-        better = weights[everyone, new] > best
-        best = np.where(better, weights[everyone, new], best)
-        nearest = np.where(better, new[:, None], nearest)
-    return tree
+    weights = rng.gumbel(size=(graphs, vertices, vertices))
+    return SpanningTree().argmax(torch.from_numpy(weights)).bool().numpy()
 
 
 def force_step(positions: Floats, adjacency: NDArray[Any]) -> Floats:

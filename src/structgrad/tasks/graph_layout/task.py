@@ -51,7 +51,7 @@ class GraphLayout(Task):
         ValueError: if the structure is not over the edges of a graph.
     """
 
-    monitor: ClassVar[str] = "elbo"
+    monitor: ClassVar[str] = "val/elbo"
     mode: ClassVar[Literal["min", "max"]] = "max"
     progress: ClassVar[tuple[str, ...]] = ("elbo", "edge_precision")
 
