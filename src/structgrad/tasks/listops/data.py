@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -247,9 +247,10 @@ class ListOpsData:
     @property
     def key(self) -> dict[str, object]:
         """What the expressions depend on."""
-        content = {k: v for k, v in asdict(self).items() if k not in ("cache", "test_file", "_loaded")}
-        content |= {name: list(content[name]) for name in ("length", "depth", "arguments", "operators")}
-        return content | {"generator": _GENERATOR_VERSION}
+        names = ("train", "val", "test", "operator_probability", "seed")
+        ranges = ("length", "depth", "arguments", "operators")
+        content: dict[str, object] = {name: getattr(self, name) for name in names}
+        return content | {name: list(getattr(self, name)) for name in ranges} | {"generator": _GENERATOR_VERSION}
 
     @property
     def folder(self) -> Path:

@@ -1,0 +1,215 @@
+"""The generator, the cache and the reader of published files."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from structgrad.tasks.listops.data import (
+    CLOSE,
+    PAD,
+    VOCABULARY,
+    Expressions,
+    ListOpsData,
+    ListOpsFileError,
+    generate,
+    parse,
+    read_tsv,
+    to_text,
+)
+
+
+def small(cache: Path, **changes: Any) -> ListOpsData:
+    options = {"train": 100, "val": 30, "test": 30, "length": (6, 20), "depth": (1, 3), "arguments": (2, 5)}
+    return ListOpsData(cache, **(options | changes))
+
+
+def same(a: Expressions, b: Expressions) -> bool:
+    # The longest expression decides the padding, which is no part of the data.
+    n = int(a.lengths.max())
+    return (
+        n == int(b.lengths.max())
+        and torch.equal(a.tokens[:, :n], b.tokens[:, :n])
+        and torch.equal(a.parents[:, :n], b.parents[:, :n])
+        and all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("values", "lengths", "depths"))
+    )
+
+
+def by_hand(words: list[str]) -> tuple[int, int]:
+    """Value and depth by recursive descent: a second opinion."""
+
+    def read(position: int) -> tuple[int, int, int]:
+        word = words[position]
+        if word.isdigit():
+            return int(word), 0, position + 1
+        position += 1
+        arguments, depth = [], 0
+        while words[position] != "]":
+            value, below, position = read(position)
+            arguments.append(value)
+            depth = max(depth, below)
+        arguments.sort()
+        n = len(arguments)
+        median = (arguments[(n - 1) // 2] + arguments[n // 2]) // 2
+        value = {"[MIN": arguments[0], "[MAX": arguments[-1], "[MED": median}[word]
+        return value, depth + 1, position + 1
+
+    value, depth, end = read(0)
+    assert end == len(words)
+    return value, depth
+
+
+def test_expressions_are_what_was_asked_for(tmp_path: Path) -> None:
+    splits = generate(small(tmp_path, operators=("MIN", "MED")), progress=False)
+    seen = set()
+    for name, size in (("train", 100), ("val", 30), ("test", 30)):
+        e = splits[name]
+        assert len(e) == size
+        shares = e.depths.bincount(minlength=4)[1:]
+        assert shares.sum() == size
+        assert shares.max() - shares.min() <= 1
+        for i in range(size):
+            words = to_text(e.tokens[i])
+            seen.add(tuple(words))
+            assert 6 <= len(words) <= 20
+            assert len(words) == e.lengths[i]
+            assert "[MAX" not in words
+            assert by_hand(words) == (e.values[i], e.depths[i])
+            tokens, parents, value, depth = parse(words)
+            assert tokens == e.tokens[i, : len(words)].tolist()
+            assert parents == e.parents[i, : len(words)].tolist()
+            assert (value, depth) == (e.values[i], e.depths[i])
+            assert (e.tokens[i, len(words) :] == PAD).all()
+            assert (e.parents[i, len(words) :] == -1).all()
+            children = torch.tensor(parents)[torch.tensor(parents) >= 0].bincount()
+            assert children[children > 0].min() >= 2
+            assert children.max() <= 5
+    assert len(seen) == 160
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    first, again, other = (generate(small(tmp_path, seed=s), progress=False)["train"] for s in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_parents_by_hand() -> None:
+    tokens, parents, value, depth = parse(["[MAX", "3", "[MIN", "8", "2", "]", "4", "]"])
+    assert [VOCABULARY[t] for t in tokens] == ["[MAX", "3", "[MIN", "8", "2", "]", "4", "]"]
+    assert parents == [-1, 0, 0, 2, 2, -1, 0, -1]
+    assert (value, depth) == (4, 2)
+    assert parse(["[MED", "1", "4", "8", "9", "]"])[2] == 6
+    assert parse(["7"]) == ([8], [-1], 7, 0)
+    assert tokens[-1] == CLOSE
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"length": (20, 6)}, "data.length"),
+        ({"depth": (0, 3)}, "data.depth"),
+        ({"operators": ("MIN", "SM")}, "data.operators"),
+        ({"val": 0}, "must be positive"),
+        ({"operator_probability": 1.0}, "operator_probability"),
+        ({"length": (6, 8)}, "depth 3 takes 10 tokens"),
+    ],
+)
+def test_impossible_configurations_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(tmp_path, **changes)
+
+
+def test_what_cannot_be_found_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("structgrad.tasks.listops.data._GIVE_UP", 300_000)
+    with pytest.raises(ValueError, match="depth 1 with 10 to 20 tokens and 2 to 5 arguments"):
+        generate(small(tmp_path, length=(10, 20)), progress=False)
+    # One operator and two digits make 100 expressions.
+    few = small(tmp_path, train=380, val=10, test=10, depth=(1, 1), length=(4, 4), operators=("MIN",))
+    with pytest.raises(ValueError, match=r"found 100 of 400"):
+        generate(few, progress=False)
+
+
+def test_cache_gives_back_what_was_generated(tmp_path: Path) -> None:
+    data = small(tmp_path)
+    data.prepare()
+    for name, expected in generate(data, progress=False).items():
+        assert same(small(tmp_path).split(name), expected)
+    assert small(tmp_path, seed=1).folder != data.folder
+    assert small(tmp_path, test_file="elsewhere").folder == data.folder
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no manifest", "bad manifest", "missing", "interrupted"])
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    data = small(tmp_path)
+    data.prepare()
+    expected = data.split("train")
+    manifest = data.folder / "manifest.json"
+    arrow = next((data.folder / "train").glob("*.arrow"))
+    if damage == "truncated":
+        arrow.write_bytes(arrow.read_bytes()[:-100])
+    elif damage == "no manifest":
+        manifest.unlink()
+    elif damage == "bad manifest":
+        manifest.write_text(manifest.read_text()[:50])
+    elif damage == "missing":
+        arrow.unlink()
+    else:  # a process was killed while it generated: only its working folder is there
+        data.folder.rename(data.folder.with_suffix(".abc.part"))
+    with caplog.at_level(logging.WARNING):
+        fresh = small(tmp_path)
+        fresh.prepare()
+    assert same(fresh.split("train"), expected)
+    notices = [r.getMessage() for r in caplog.records if "rebuilding" in r.getMessage()]
+    assert len(notices) == (damage != "interrupted")
+    assert all("\n" not in notice for notice in notices)
+
+    caplog.clear()
+    before = arrow.stat().st_mtime_ns
+    small(tmp_path).prepare()
+    assert next((data.folder / "train").glob("*.arrow")).stat().st_mtime_ns == before
+    assert not caplog.records
+
+
+def test_published_files_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "published.tsv"
+    file.write_text("4\t( ( ( ( [MAX 3 ) ( ( ( [MIN 8 ) 2 ) ] ) ) 4 ) ] )\n5\t5\n")
+    e = read_tsv(file)
+    assert to_text(e.tokens[0]) == ["[MAX", "3", "[MIN", "8", "2", "]", "4", "]"]
+    assert e.parents.tolist() == [[-1, 0, 0, 2, 2, -1, 0, -1], [-1] * 8]
+    assert (e.values.tolist(), e.lengths.tolist(), e.depths.tolist()) == ([4, 5], [8, 1], [2, 0])
+    assert same(small(tmp_path, test_file=file).split("test"), e)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("4 [MAX 4 ]", "label<TAB>expression"),
+        ("12\t[MAX 4 ]", "label must be a digit; got '12'"),
+        ("\t[MAX 4 ]", "label must be a digit; got ''"),
+        ("4\t( ( [SM 4 ) ] )", r"unknown token '\[SM'"),
+        ("4\t[MAX 4", r"1 missing '\]'"),
+        ("4\t[MAX 4 ] ]", "after the end"),
+        ("4\t]", "without an operator"),
+        ("4\t[MAX ]", r"\[MAX without arguments"),
+        ("4\t", "no expression"),
+        ("3\t[MAX 4 ]", "the label is 3 but the expression evaluates to 4"),
+        ("", "label<TAB>expression"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    file = tmp_path / "bad.tsv"
+    file.write_text(f"4\t[MAX 4 ]\n{line}\n")
+    with pytest.raises(ListOpsFileError, match=f"bad.tsv, line 2: .*{reason}"):
+        read_tsv(file)
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.test_file"):
+        read_tsv(tmp_path / "nowhere.tsv")
+    (tmp_path / "empty.tsv").write_text("")
+    with pytest.raises(ListOpsFileError, match="empty"):
+        read_tsv(tmp_path / "empty.tsv")
