@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
 
-from structgrad.structures._tree_kernels import threads
+from structgrad.structures._tree_kernels import run
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _assign(utility: Any, exists: Any, row_of: Any, u: Any, v: Any, distance: Any, before: Any, done: Any) -> bool:
     """Assign the rows of one example that have an existing entry; False if they, or the columns, cannot all be."""
     n = utility.shape[0]
@@ -69,18 +69,17 @@ def _assign(utility: Any, exists: Any, row_of: Any, u: Any, v: Any, distance: An
     return columns == assigned
 
 
-@njit(cache=True, parallel=True)
-def _assign_all(utility: Any, exists: Any, vertex: Any, duals: Any, feasible: Any) -> None:
-    n, chunks = utility.shape[1], min(len(utility), 64)
-    for chunk in prange(chunks):
-        row_of, before, done = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_)
-        distance = np.empty(n)
-        for b in range(chunk * len(utility) // chunks, (chunk + 1) * len(utility) // chunks):
-            feasible[b] = _assign(utility[b], exists[b], row_of, duals[b, 0], duals[b, 1], distance, before, done)
-            if feasible[b]:
-                for j in range(n):
-                    if row_of[j] >= 0:
-                        vertex[b, row_of[j], j] = 1
+@njit(cache=True, nogil=True)
+def _assign_all(first: int, stride: int, utility: Any, exists: Any, vertex: Any, duals: Any, feasible: Any) -> None:
+    n = utility.shape[1]
+    row_of, before, done = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_)
+    distance = np.empty(n)
+    for b in range(first, len(utility), stride):
+        feasible[b] = _assign(utility[b], exists[b], row_of, duals[b, 0], duals[b, 1], distance, before, done)
+        if feasible[b]:
+            for j in range(n):
+                if row_of[j] >= 0:
+                    vertex[b, row_of[j], j] = 1
 
 
 def assign_compiled(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,14 +98,8 @@ def assign_compiled(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Te
     duals = torch.zeros(len(utility), 2, utility.shape[-1], dtype=torch.float64)
     feasible = torch.ones(len(utility), dtype=torch.bool)
     if vertex.numel():
-        threads()
-        _assign_all(
-            utility.contiguous().numpy(),
-            exists.contiguous().numpy(),
-            vertex.numpy(),
-            duals.numpy(),
-            feasible.numpy(),
-        )
+        work = vertex.numel() * utility.shape[-1]
+        run(_assign_all, work, utility.contiguous(), exists.contiguous(), vertex, duals, feasible)
     return vertex, duals, feasible
 
 

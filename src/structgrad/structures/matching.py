@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from structgrad.structures._assignment import assign, assign_compiled
-from structgrad.structures.base import Structure, Trace, values_can_be_read
+from structgrad.structures.base import Trace, values_can_be_read
 from structgrad.structures.layout import Layout
+from structgrad.structures.sparsemap import ActiveSetProjection
 
 
-class Matching(Structure):
+class Matching(ActiveSetProjection):
     """Permutation matrices ``[*batch, n, n]``: ``x[i, j] = 1`` where row i is matched with column j (Paulus et al.
     2020, B.6).
 
