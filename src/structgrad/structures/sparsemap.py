@@ -207,7 +207,7 @@ def _minimise(problem: _Problem, max_iterations: int | None, tolerance: float) -
     target = problem.target.detach()
     rows = torch.arange(len(target), device=target.device)
     first = problem.argmax(target, rows).unsqueeze(1)
-    ones = torch.ones_like(first[..., 0])
+    ones = first.new_ones(first.shape[:2])
     now = _ActiveSet(first, ones > 0, ones, first @ first.transpose(-1, -2))
     finished: list[tuple[Tensor, _ActiveSet]] = []
     limit = _STEPS_A_PART * (target.shape[-1] + 1) if max_iterations is None else max_iterations
