@@ -9,11 +9,12 @@ from torch import Tensor
 
 from structgrad.structures import _kruskal, _matrix_tree
 from structgrad.structures.arborescence import Arborescence
-from structgrad.structures.base import Structure, Trace, values_can_be_read
+from structgrad.structures.base import Trace, values_can_be_read
 from structgrad.structures.layout import Layout
+from structgrad.structures.sparsemap import ActiveSetProjection
 
 
-class SpanningTree(Structure):
+class SpanningTree(ActiveSetProjection):
     """Spanning trees of an undirected graph (Paulus et al. 2020, B.7; Struminsky et al. 2021, 2.3).
 
     Parts are the edges ``[i, j]``, i < j, of ``[n, n]``; scores are read above the diagonal, vertices and marginals are symmetric. A node that touches no
