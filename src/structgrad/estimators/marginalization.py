@@ -11,7 +11,7 @@ from torch import Tensor
 from structgrad.estimators.base import Estimate, Estimator, Objective, each_once, uniform_kl
 from structgrad.estimators.score_function import RunningMean
 from structgrad.structures import OneHot
-from structgrad.structures.base import SparseDistribution, Structure
+from structgrad.structures.base import SparseDistribution, Structure, UnsupportedError, values_can_be_read
 
 Distribution = Literal["softmax", "sparsemax", "topk_sparsemax", "sparsemap"]
 
@@ -84,6 +84,11 @@ class Marginalize(Estimator):
             raise ValueError(f"k must be at least 1; got {k}")
         oracle = {"topk_sparsemax": "top_k", "sparsemap": "sparsemap"}.get(distribution, "enumerate")
         structure.require(oracle, by=f"estimator marginalize (distribution={distribution})")
+        if oracle == "enumerate" and structure.vertex_layout is not structure.layout:
+            raise UnsupportedError(
+                f"estimator marginalize (distribution={distribution}) needs vertices that are linear in the scores; "
+                f"those of {structure.name} are not"
+            )
         self.distribution, self.k = distribution, k
         self._vertices: dict[torch.Size, Tensor] = {}
 
@@ -143,6 +148,12 @@ class Marginalize(Estimator):
         if mask is not None:
             missing = (~exists).to(flat) @ flat.T > 0
             values = torch.where(missing, -math.inf, values)
+            none = missing.all(-1)
+            if values_can_be_read(none) and bool(none.any()):
+                raise ValueError(
+                    f"example {int(none.nonzero()[0])} has no vertex of full size under its mask; "
+                    f"{self.structure.name} cannot be enumerated at smaller sizes in the same batch"
+                )
         return vertices.expand(scores.shape[0], *vertices.shape), values
 
 

@@ -1,0 +1,243 @@
+"""Exact sums equal the enumerated ones; sum-and-sample is unbiased and better than its sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import entmax
+import pytest
+import torch
+
+from structgrad.estimators import Marginalize, Reinforce, SumAndSample
+from structgrad.estimators.marginalization import sparsemax
+from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, SpanningTree, Structure, UnsupportedError
+from tests.estimators.oracle import Problem, assert_unbiased
+from tests.estimators.test_score_function import CASES, measured_variance, problem
+
+#: Structures whose vertices under a mask are those of the full size that use no missing part.
+FILTERED = ("one_hot", "subset", "edges", "k_subset")
+SPARSE: dict[str, tuple[Structure, tuple[int, ...]]] = {
+    name: CASES[name][:2] for name in CASES if name != "binary_tree"
+}
+
+
+def unmasked(name: str, **options: Any) -> Problem:
+    """The case of that name with every part."""
+    structure, shape, _ = CASES[name]
+    return Problem.make(structure, shape, **options)
+
+
+# --- exact sums -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", SPARSE)
+def test_dense_is_the_expected_objective(name: str, masked: bool) -> None:
+    if masked and name not in FILTERED:
+        pytest.skip("its vertices under a mask are not a subset of all")
+    case = problem(name) if masked else unmasked(name)
+    out = Marginalize(case.structure)(case.scores, case.decoder, mask=case.mask if masked else None)
+    truth = case.expected("gibbs")
+    torch.testing.assert_close(out.objective.sum(), truth.detach())
+    torch.testing.assert_close(case.gradient(out.surrogate.sum()), case.gradient(truth))
+    counts = torch.tensor([len(case.vertices(example)) for example in range(2)])
+    assert out.rows.bincount().tolist() == counts.tolist()
+    assert out.metrics["decoder_calls"] == counts.sum() / 2
+    if "log_partition" in case.structure.oracles:
+        for example in range(2):
+            _, p = case.probabilities(example, "gibbs")
+            torch.testing.assert_close(out.kl[example], (p * (p * len(p)).log()).sum())
+        assert out.kl.requires_grad
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0, 100.0])
+def test_sparsemax_evaluates_its_support_only(scale: float) -> None:
+    case = problem("one_hot", scale=scale)
+    out = Marginalize(OneHot(), "sparsemax")(case.scores, case.decoder, mask=case.mask)
+    p = entmax.sparsemax(case.scores.masked_fill(~case.mask, -1e9), dim=-1)
+    assert out.rows.numel() == (p > 0).sum()
+    assert out.metrics["decoder_calls"] == (p > 0).sum() / 2
+    every = torch.stack([case.decoder(torch.eye(4, dtype=torch.float64), torch.full((4,), b)) for b in range(2)])
+    truth = (p * every).sum()
+    torch.testing.assert_close(out.objective.sum(), truth.detach())
+    torch.testing.assert_close(case.gradient(out.surrogate.sum()), case.gradient(truth))
+    log_p = torch.where(p > 0, p, 1).log()
+    torch.testing.assert_close(out.kl, (p * log_p).sum(1) + case.mask.sum(1).log())
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 9])
+@pytest.mark.parametrize("name", [n for n in SPARSE if "top_k" in CASES[n][0].oracles])
+def test_topk_sparsemax(name: str, k: int) -> None:
+    """Sparsemax over the k best vertices, and over all of them where its support is smaller (Correia et al., 4.1)."""
+    case = problem(name, scale=0.4)
+    out = Marginalize(case.structure, "topk_sparsemax", k=k)(case.scores, case.decoder, mask=case.mask)
+    total = torch.zeros((), dtype=torch.float64)
+    certified = 0
+    for example in range(2):
+        vertices = case.vertices(example)
+        parts = case.structure.parts(case.scores[example], case.mask[example])
+        values = (vertices * torch.where(parts, case.scores[example], 0.0)).flatten(1).sum(1)
+        best = values.topk(min(k, len(values)))
+        p = entmax.sparsemax(best.values, dim=0)
+        chosen = vertices[best.indices]
+        total = total + p @ case.decoder(chosen, torch.full((len(chosen),), example))
+        assert (out.rows == example).sum() == (p > 0).sum()
+        if (p > 0).sum() < k:
+            certified += 1
+            torch.testing.assert_close(
+                p.sort().values, entmax.sparsemax(values, dim=0).topk(len(p)).values.sort().values
+            )
+    torch.testing.assert_close(out.objective.sum(), total.detach())
+    torch.testing.assert_close(case.gradient(out.surrogate.sum()), case.gradient(total))
+    assert out.metrics["certified"] == certified / 2
+    assert out.metrics["decoder_calls"] == out.rows.numel() / 2
+
+
+@pytest.mark.parametrize("name", [n for n in SPARSE if "sparsemap" in CASES[n][0].oracles])
+def test_sparsemap(name: str) -> None:
+    """Its mean is the projection, its gradient that of its own value, by finite differences."""
+    case = problem(name, scale=0.5)
+    estimator = Marginalize(case.structure, "sparsemap")
+    out = estimator(case.scores, case.decoder, mask=case.mask)
+    torch.testing.assert_close(
+        out.mean(out.vertices), case.structure.project(case.scores, case.mask).detach(), rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(out.mean(torch.ones_like(out.weights)), torch.ones(2, dtype=torch.float64))
+    assert out.metrics["decoder_calls"] == out.rows.numel() / 2
+    assert torch.autograd.gradcheck(
+        lambda s: estimator(s, case.decoder, mask=case.mask).surrogate, case.scores, eps=1e-6, atol=1e-5
+    )
+    losses = case.decoder(out.vertices, out.rows)
+    parameters = list(case.decoder.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad(out.surrogate.sum(), parameters),
+        torch.autograd.grad((losses * out.weights).sum(), parameters),
+    )
+
+
+def test_evaluation_keeps_the_sum() -> None:
+    case = problem("one_hot")
+    estimator = Marginalize(OneHot(), "sparsemax").eval()
+    with torch.no_grad():
+        out = estimator(case.scores, case.decoder, mask=case.mask)
+    training = estimator.train()(case.scores, case.decoder, mask=case.mask)
+    torch.testing.assert_close(out.objective, training.objective)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_sparsemax_function(size: int) -> None:
+    for scale in (0.0, 1.0, 100.0):
+        scores = (scale * torch.randn(50, size, dtype=torch.float64)).requires_grad_()
+        torch.testing.assert_close(sparsemax(scores), entmax.sparsemax(scores, dim=-1))
+        upstream = torch.randn(50, size, dtype=torch.float64)
+        torch.testing.assert_close(
+            torch.autograd.grad((sparsemax(scores) * upstream).sum(), scores),
+            torch.autograd.grad((entmax.sparsemax(scores, dim=-1) * upstream).sum(), scores),
+        )
+    infinite = torch.tensor([[3.0, -torch.inf, 2.5]], requires_grad=True)
+    weights = sparsemax(infinite)
+    torch.testing.assert_close(weights, torch.tensor([[0.75, 0.0, 0.25]]))
+    (gradient,) = torch.autograd.grad(weights[0, 0], infinite)
+    torch.testing.assert_close(gradient, torch.tensor([[0.5, 0.0, -0.5]]))
+
+
+@pytest.mark.parametrize("distribution", ["softmax", "sparsemax", "topk_sparsemax", "sparsemap"])
+def test_large_scores_and_missing_parts_in_float32(distribution: Any) -> None:
+    structure, shape, mask = CASES["one_hot"]
+    scores = (200 * torch.rand(2, *shape) - 100).masked_fill(~mask, torch.nan).requires_grad_()
+    k = 3 if distribution == "topk_sparsemax" else None
+    out = Marginalize(structure, distribution, k)(scores, lambda v, r: (v @ torch.arange(4.0)).sin() + r, mask=mask)
+    assert out.surrogate.isfinite().all()
+    (gradient,) = torch.autograd.grad((out.surrogate + out.kl).sum(), scores)
+    assert gradient.isfinite().all()
+    assert (gradient[~mask] == 0).all()
+
+
+# --- sum and sample ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize(
+    "name", [n for n in SPARSE if CASES[n][0].oracles >= {"top_k", "sample", "log_prob", "entropy"}]
+)
+def test_sum_and_sample_is_unbiased(name: str, k: int) -> None:
+    assert_unbiased(SumAndSample(CASES[name][0], k), problem(name), "gibbs", count=100, repeats=100)
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_sum_and_sample_is_unbiased_for_any_number_of_tries(tries: int) -> None:
+    """Scores for which most samples are among the k best, so that the tries often fail."""
+    case = problem("subset", scale=2.0)
+    assert_unbiased(SumAndSample(case.structure, 2, tries=tries), case, "gibbs", count=100, repeats=100)
+
+
+@pytest.mark.parametrize("name", ["one_hot", "subset"])
+def test_sum_and_sample_has_less_variance(name: str) -> None:
+    """Than REINFORCE with the same baseline."""
+    case = problem(name)
+    variances = []
+    for estimator in (
+        Reinforce(case.structure, baseline="ema"),
+        SumAndSample(case.structure, 1),
+        SumAndSample(case.structure, 2),
+    ):
+        for _ in range(3):
+            measured_variance(estimator, case, 1000)
+        variances.append(measured_variance(estimator, case, 4000))
+    assert variances[0] > variances[1] > variances[2]
+
+
+@pytest.mark.parametrize("name", ["one_hot", "subset"])
+def test_sum_and_sample_over_everything_is_exact(name: str) -> None:
+    case = problem(name)
+    out = SumAndSample(case.structure, k=20)(case.scores, case.decoder, mask=case.mask)
+    torch.testing.assert_close(case.gradient(out.surrogate.sum()), case.gradient(case.expected("gibbs")))
+    torch.testing.assert_close(out.objective.sum(), case.expected("gibbs").detach())
+
+
+def test_sum_and_sample_reports() -> None:
+    case = problem("one_hot")
+    estimator = SumAndSample(OneHot(), 2)
+    out = estimator(case.scores, case.decoder, mask=case.mask)
+    assert out.metrics["decoder_calls"] == 3
+    torch.testing.assert_close(out.mean(torch.ones(6, dtype=torch.float64)), torch.ones(2, dtype=torch.float64))
+    assert estimator.running.weight > 0
+    assert "running.total" in estimator.state_dict()
+    out = estimator.eval()(case.scores, case.decoder, mask=case.mask)
+    assert out.rows.tolist() == [0, 1]
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="distribution must be one of"):
+        Marginalize(OneHot(), "hardmax")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k goes with"):
+        Marginalize(OneHot(), "topk_sparsemax")
+    with pytest.raises(ValueError, match="k goes with"):
+        Marginalize(OneHot(), "sparsemax", k=3)
+    with pytest.raises(ValueError, match="at least 1"):
+        Marginalize(OneHot(), "topk_sparsemax", k=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        SumAndSample(OneHot(), k=0)
+    with pytest.raises(UnsupportedError, match="top_k"):
+        Marginalize(SpanningTree(), "topk_sparsemax", k=2)
+    with pytest.raises(UnsupportedError, match="linear"):
+        Marginalize(BinaryTree())
+    with pytest.raises(UnsupportedError, match="sum_and_sample"):
+        SumAndSample(Matching())
+
+
+def test_vertices_that_all_use_missing_parts_are_refused() -> None:
+    """The trees of a smaller graph are not among the trees of the full one."""
+    case = problem("arborescence")
+    with pytest.raises(ValueError, match="example 1"):
+        Marginalize(Arborescence())(case.scores, case.decoder, mask=case.mask)
+
+
+def test_gradient_reaches_the_scores_through_the_kl() -> None:
+    scores = torch.zeros(1, 3, requires_grad=True)
+    out = Marginalize(OneHot())(scores + torch.tensor([1.0, 0.0, 0.0]), lambda v, r: torch.zeros(len(v)))
+    (gradient,) = torch.autograd.grad(out.kl.sum(), scores)
+    assert gradient[0, 0] > 0
