@@ -29,7 +29,7 @@ def command(folder: Path, *overrides: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT / "examples" / "own_package"), "OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"PYTHONPATH": str(ROOT / "examples" / "own_package"), "OMP_NUM_THREADS": "1"}
 
 
 def launch(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -191,6 +191,26 @@ def test_a_disk_that_fills_up_is_reported(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "No space left on device" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_tracking_service_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
+    result = launch(tmp_path, "logger=wandb")
+    assert result.returncode == 1
+    assert "logger wandb: " in result.stderr
+    assert "logger=default needs no account" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_wandb_offline_gets_the_whole_configuration(tmp_path: Path) -> None:
+    result = launch(tmp_path, "logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=20")
+    assert result.returncode == 0, result.stderr
+    assert list(tmp_path.glob("**/wandb/offline-run-*/*.wandb"))
+
+
+def test_two_processes_share_the_batches(tmp_path: Path) -> None:
+    result = launch(tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_steps=20")
+    assert result.returncode == 0, result.stderr
+    assert summary(tmp_path)["metrics"]["test/overlap"] > 0
 
 
 def test_help_lists_every_group() -> None:

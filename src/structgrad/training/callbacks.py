@@ -68,8 +68,10 @@ class StopOnNonFiniteLoss(pl.Callback):
 
 
 class RandomState(pl.Callback):
-    """Keeps the state of every random number generator in the checkpoint, so that a resumed run repeats an
-    uninterrupted one.
+    """Keeps the state of every random number generator in the checkpoint.
+
+    A resumed run then repeats an uninterrupted one, to the last digit on one process; on several, the others draw
+    fresh noise.
     """
 
     def on_save_checkpoint(
@@ -90,7 +92,7 @@ class RandomState(pl.Callback):
     ) -> None:
         """Restore as late as possible: Lightning's own start-up must not draw from the restored generators."""
         state, self._loaded = getattr(self, "_loaded", None), None
-        if state is None:
+        if state is None or trainer.global_rank:
             return
         torch.set_rng_state(state["torch"].cpu())
         if state["cuda"] and torch.cuda.is_available():
@@ -99,6 +101,11 @@ class RandomState(pl.Callback):
         random.setstate((version, tuple(python), gauss))
         name, keys, *rest = state["numpy"]
         np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Processes that share a batch must not share the noise; the first keeps the state that a checkpoint holds."""
+        if trainer.global_rank:
+            torch.manual_seed(hash((torch.initial_seed(), trainer.global_rank, trainer.global_step)) % 2**63)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -172,9 +172,7 @@ def _train(
     metrics_file = MetricsFile(folder)
     if checkpoint is not None:
         metrics_file.rewind(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    loggers: list[Logger] = [metrics_file, *(instantiate(node) for node in config.logger.values())]
-    for logger in loggers:
-        logger.log_hyperparams(settings)
+    loggers: list[Logger] = [metrics_file, *_start_loggers(config)]
     best = ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
@@ -233,6 +231,22 @@ def _train(
     for logger in loggers:
         logger.finalize("success")
     return summary
+
+
+def _start_loggers(config: DictConfig) -> list[Logger]:
+    loggers: list[Logger] = []
+    for name, node in config.logger.items():
+        try:
+            logger = instantiate(node)
+            # The first call opens a connection, where there is one.
+            logger.log_hyperparams(resolved(config))
+        except OSError:
+            raise
+        except Exception as error:  # every tracking service has errors of its own
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"logger {name}: {reason}; logger=default needs no account and no network") from error
+        loggers.append(logger)
+    return loggers
 
 
 def _draw(task: Task, folder: Path, loggers: list[Logger], step: int) -> list[Path]:
