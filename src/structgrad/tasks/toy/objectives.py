@@ -1,0 +1,60 @@
+"""What the toy problems minimise: functions of one vertex, each between 0 or 1 and a known best value.
+
+Struminsky et al. (2021) name the structures and, for two of them, what is optimised (children of the root,
+height); the rest is our choice. Where a relaxed vertex exists, the objectives are defined on it and agree
+with the expectation under independent parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from structgrad.structures import Arborescence, BinaryTree, Matching, SpanningTree
+from structgrad.structures.base import Structure
+
+
+def childless_root(vertices: Tensor) -> Tensor:
+    """Share of the nodes that are not children of the root, node 0: ``[N, n, n] -> [N]``, 0 at best."""
+    return 1 - vertices[:, 0].sum(-1) / (vertices.shape[-1] - 1)
+
+
+def height(vertices: Tensor) -> Tensor:
+    """Edges on the longest path from the root of a tree: ``[N, n, n] -> [N]``, ``floor(log2 n)`` at best.
+    Hard vertices only.
+    """
+    reached, total = torch.ones_like(vertices[:, 0]), vertices.new_zeros(len(vertices))
+    for _ in range(vertices.shape[-1] - 1):
+        # After k rounds: the nodes that have an ancestor k edges above.
+        reached = ((reached.unsqueeze(1) @ vertices).squeeze(1) > 0).to(vertices.dtype)
+        total = total + reached.amax(-1)
+    return total
+
+
+def far_from_star(vertices: Tensor) -> Tensor:
+    """``1 - sum of degree^2 / (n (n - 1))`` of a spanning tree: ``[N, n, n] -> [N]``, 0 for each of the n
+    stars.
+    """
+    n = vertices.shape[-1]
+    return 1 - vertices.sum(-1).square().sum(-1) / (n * (n - 1))
+
+
+def unevenness(vertices: Tensor) -> Tensor:
+    """Mean distance of the columns matched with neighbouring rows: ``[N, n, n] -> [N]``, 1 for the identity
+    and its reverse.
+    """
+    n = vertices.shape[-1]
+    column = torch.arange(n, device=vertices.device, dtype=vertices.dtype)
+    distance = (column[:, None] - column).abs()
+    return ((vertices[:, :-1] @ distance) * vertices[:, 1:]).flatten(1).sum(-1) / (n - 1)
+
+
+#: Structure -> (shape of the scores as multiples of n, objective).
+OBJECTIVES: dict[type[Structure], tuple[int, Callable[[Tensor], Tensor]]] = {
+    Arborescence: (2, childless_root),
+    BinaryTree: (1, height),
+    SpanningTree: (2, far_from_star),
+    Matching: (2, unevenness),
+}
