@@ -1,0 +1,228 @@
+"""The ListOps networks, metrics and task."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from structgrad.estimators import SST
+from structgrad.structures import Arborescence, GroundTruth, NoStructure, OneHot, SpanningTree, Subset
+from structgrad.structures.base import Structure
+from structgrad.tasks.listops import ListOps, ListOpsData
+from structgrad.tasks.listops.data import PAD, Expressions, generate, parse
+from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier
+from structgrad.tasks.listops.task import edge_metrics, true_edges
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ListOpsData:
+    cache = tmp_path_factory.mktemp("cache")
+    return ListOpsData(cache, train=200, val=40, test=40, length=(4, 14), depth=(1, 2), arguments=(2, 5))
+
+
+@pytest.fixture(scope="module")
+def expressions(data: ListOpsData) -> Expressions:
+    return generate(data, progress=False)["val"]
+
+
+def make(structure: Structure, data: ListOpsData) -> ListOps:
+    estimator = SST(structure, temperature=1.0) if structure.is_latent else None
+    optimizer = partial(torch.optim.AdamW, lr=3e-3)
+    return ListOps(
+        structure=structure,
+        estimator=estimator,
+        optimizer=optimizer,
+        data=data,
+        batch_size=20,
+        hidden=16,
+        message_steps=2,
+    )
+
+
+def adjacency(parents: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.one_hot(parents + 1, parents.shape[1] + 1)[..., 1:].transpose(1, 2).to(torch.float64)
+
+
+def test_scores_do_not_see_the_future_or_padding() -> None:
+    encoder = EdgeEncoder(8, 0.1).double().eval()
+    tokens = torch.tensor([[11, 3, 4, 14], [12, 5, 14, PAD]])
+    scores, summary = encoder(tokens)
+    alone, alone_summary = encoder(tokens[1:, :3])
+    torch.testing.assert_close(scores[1, :3, :3], alone[0])
+    torch.testing.assert_close(summary[1], alone_summary[0])
+    assert scores.shape == (2, 4, 4)
+    assert summary.shape == (2, 7)
+
+
+def test_messages_over_hard_edges_and_over_all_pairs_agree(
+    expressions: Expressions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = GraphNetwork(8, 3, 0.0).double()
+    edges = true_edges(expressions.parents)
+    dense = adjacency(expressions.parents)
+    results = []
+    for graphs, pairs in ((edges, 0), (dense, 10**9), (dense, 500)):
+        monkeypatch.setattr("structgrad.tasks.listops.model._PAIRS", pairs)
+        network.zero_grad()
+        logits = network(expressions.tokens, graphs)
+        torch.nn.functional.cross_entropy(logits, expressions.values).backward()
+        results.append([logits.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_the_answer_flows_from_operands_to_the_first_token() -> None:
+    tokens, parents, _, depth = parse(["[MAX", "3", "[MIN", "8", "2", "]", "4", "]"])
+    assert depth == 2
+    network = GraphNetwork(8, 2, 0.0).double().eval()
+    before = torch.tensor([tokens])
+    for position, heard in ((1, True), (4, True), (5, False)):
+        after = before.clone()
+        after[0, position] = 7
+        edges = true_edges(torch.tensor([parents]))
+        assert torch.equal(network(before, edges), network(after, edges)) != heard
+    # Two operators deep, one step of messages does not reach.
+    network.steps = 1
+    after = before.clone()
+    after[0, 4] = 7
+    assert torch.equal(network(before, edges), network(after, edges))
+
+
+def test_dropout_keeps_the_mean_of_the_first_layer() -> None:
+    torch.manual_seed(0)
+    network = GraphNetwork(4, 1, 0.5).double()
+    a, b = torch.randn(1, 2, 4, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)
+    keep = network.dropout(torch.ones(1, 1, 4, dtype=torch.float64))
+    torch.testing.assert_close(torch.relu(keep * a + keep * b), keep * torch.relu(a + b))
+    assert set(keep.flatten().tolist()) <= {0.0, 2.0}
+
+
+def test_hard_evaluation_needs_no_memory_for_pairs(expressions: Expressions) -> None:
+    network = GraphNetwork(8, 1, 0.0).eval()
+    largest = 0
+
+    def watch(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal largest
+        largest = max(largest, inputs[0].numel())
+
+    network.message.register_forward_pre_hook(watch)
+    edges = true_edges(expressions.parents)
+    network(expressions.tokens, edges)
+    assert largest == len(edges.graph) * 8
+
+
+def test_metrics_by_hand() -> None:
+    #            0    1 2    3 4 5 6 7
+    tokens, parents, *_ = parse(["[MAX", "3", "[MIN", "8", "2", "]", "4", "]"])
+    t, p = torch.tensor([tokens]), torch.tensor([parents])
+    x = torch.zeros(4, 8, 8)
+    for i, j in ((0, 1), (0, 2), (1, 4), (2, 5), (5, 6), (0, 7)):  # two right, one wrong, three that touch brackets
+        x[0, i, j] = 1
+    x[1] = x[0] + x[0].T
+    x[2] = 0.25
+    precision, recall = edge_metrics(x, torch.zeros(4, dtype=torch.int64), t, p)
+    torch.testing.assert_close(precision, torch.tensor([2 / 3, 1 / 3, 5 / 36, 0.0]))
+    torch.testing.assert_close(recall, torch.tensor([2 / 5, 2 / 5, 1 / 4, 0.0]))
+    perfect = adjacency(p)
+    assert [m.tolist() for m in edge_metrics(perfect, torch.tensor([0]), t, p)] == [[1.0], [1.0]]
+    single = torch.zeros(1, 1, 1)
+    assert [m.tolist() for m in edge_metrics(single, torch.tensor([0]), t[:, 1:2], p[:, :1])] == [[0.0], [0.0]]
+
+
+def test_metrics_follow_rows(expressions: Expressions) -> None:
+    rows = torch.tensor([3, 0, 3, 7])
+    x = adjacency(expressions.parents)[rows]
+    precision, recall = edge_metrics(x, rows, expressions.tokens, expressions.parents)
+    assert precision.tolist() == recall.tolist() == [1.0] * 4
+
+
+def test_lstm_baseline() -> None:
+    network = LSTMClassifier(8, 0.1, max_length=6).double().eval()
+    tokens = torch.tensor([[11, 3, 4, 14, PAD], [12, 5, 6, 7, 14]])
+    torch.testing.assert_close(network(tokens)[:1], network(tokens[:1, :4]))
+    with pytest.raises(ValueError, match="at most 6 tokens; got 7"):
+        network(torch.ones(1, 7, dtype=torch.int64))
+
+
+def test_impossible_combinations(data: ListOpsData) -> None:
+    one_hot = OneHot()
+    with pytest.raises(ValueError, match="edges of a graph"):
+        make(one_hot, data)
+    with pytest.raises(ValueError, match="takes no estimator"):
+        ListOps(structure=NoStructure(), estimator=SST(one_hot, temperature=1.0), optimizer=torch.optim.SGD, data=data)
+    with pytest.raises(ValueError, match="takes an estimator"):
+        ListOps(structure=Arborescence(), estimator=None, optimizer=torch.optim.SGD, data=data)
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [NoStructure(), GroundTruth(), Subset("directed"), Subset("undirected"), Arborescence(), SpanningTree()],
+    ids=lambda s: f"{s.name}-{s.layout.name}",
+)
+def test_trains_tests_and_draws(structure: Structure, data: ListOpsData, tmp_path: Path) -> None:
+    task = make(structure, data)
+    trainer = pl.Trainer(
+        max_steps=4,
+        val_check_interval=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(task)
+    seen = set(trainer.callback_metrics)
+    (result,) = trainer.test(task, verbose=False)
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+    names = {"accuracy"} | ({"precision", "recall"} if structure.is_latent else set())
+    assert {f"{split}/{name}" for split in ("train", "val") for name in names | {"loss"}} <= seen
+    assert {f"test/{name}" for name in names | {"loss"}} <= set(result)
+    assert all(0 <= result[f"test/{name}"] <= 1 for name in names)
+
+    pictures = task.pictures(tmp_path / "pictures")
+    assert len(pictures) == structure.is_latent
+    for picture in pictures:
+        assert matplotlib.image.imread(picture).std() > 0.01
+
+
+def test_published_file_replaces_the_test_set(tmp_path: Path, data: ListOpsData) -> None:
+    file = tmp_path / "published.tsv"
+    file.write_text("3\t[MAX 3 [MIN 1 2 ] ]\n5\t5\n")
+    own = ListOpsData(
+        data.cache, train=200, val=40, test=40, length=(4, 14), depth=(1, 2), arguments=(2, 5), test_file=file
+    )
+    own.prepare()
+    task = make(Arborescence(), own).eval()
+    (batch,) = task.batches("test")
+    assert batch["tokens"].shape == (2, 7)
+    out = task.step(batch)
+    assert torch.isfinite(out.loss)
+
+
+def test_learns_with_the_true_parse(data: ListOpsData) -> None:
+    torch.manual_seed(0)
+    data.prepare()
+    task = make(GroundTruth(), data)
+    optimizer = task.configure_optimizers()
+    losses = []
+    for _ in range(4):
+        for batch in task.batches("train"):
+            loss = task.step(batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_edges_are_a_list() -> None:
+    edges = true_edges(torch.tensor([[-1, 0, 0], [-1, 0, -1]]))
+    assert isinstance(edges, Edges)
+    assert [e.tolist() for e in edges] == [[0, 0, 1], [0, 0, 0], [1, 2, 1]]
