@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import networkx as nx
 import pytest
 import torch
@@ -24,7 +26,7 @@ def sparse(n: int, root: int = 0) -> list[torch.Tensor]:
 
 
 class TestArborescence(CoversWhatIsPresent, StructureContract):
-    cases = [
+    cases: ClassVar[list[Case]] = [
         Case(Arborescence(), (4, 4), length_masks(4, 3, 2, 1, 0) + sparse(4)),
         Case(Arborescence(root=2), (4, 4)),
         Case(Arborescence(), (5, 5), length_masks(5, 3) + sparse(5)),
@@ -147,7 +149,8 @@ def test_shift_into_a_node_changes_nothing() -> None:
 
 
 def test_marginals_where_linear_weights_underflow() -> None:
-    """A chain that climbs 200 nats at every step: log Z = -200 (n - 1), one tree, although each node prefers its successor."""
+    """A chain that climbs 200 nats at every step: log Z = -200 (n - 1), one tree, although each node prefers its
+    successor."""
     n = 12
     mask = torch.zeros(n, n, dtype=torch.bool)
     scores = torch.zeros(n, n)
@@ -184,6 +187,17 @@ def test_trace_leads_to_argmax() -> None:
     exponentials = torch.where(exists, torch.empty_like(scores).exponential_(), torch.nan)
     trace = STRUCTURE.trace(exponentials, exists)
     assert torch.equal(trace.vertex, STRUCTURE.argmax(-exponentials, exists))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (4, 4), (2, 1, 1), (2, 0, 0), (0, 3, 4, 4)])
+def test_trace_shapes(shape: tuple[int, ...]) -> None:
+    exponentials = torch.empty(shape).exponential_()
+    trace = STRUCTURE.trace(exponentials)
+    assert trace.vertex.shape == shape
+    assert trace.choices.shape[: len(shape) - 2] == shape[:-2]
+    assert STRUCTURE.trace_log_prob(trace, exponentials).shape == shape[:-2]
+    assert STRUCTURE.conditional(trace, exponentials).shape == shape
+    assert (trace.vertex.sum((-1, -2)) == STRUCTURE.argmax(exponentials).sum((-1, -2))).all()
 
 
 @pytest.mark.parametrize("masked", [False, True])

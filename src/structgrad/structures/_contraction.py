@@ -1,16 +1,20 @@
 r"""Chu-Liu-Edmonds by path growing, and the events that are its execution trace.
 
-Every node but the root picks its cheapest incoming edge. Nodes on a cycle of picks become one node, whose incoming edges cost what they cost beyond the pick of
-the node that they end in; it picks in turn. An *event* is one pick: event v < n is the pick of node v, event n + t that of the t-th contracted node. The
-order of contraction does not change which cycles arise; here a path of picks grows backwards from the first node not yet connected to the root, so one
-pick is made at a time and each contraction costs O(n) for each node that it removes: O(n^2) in total (Tarjan 1977, for dense graphs).
+Every node but the root picks its cheapest incoming edge. Nodes on a cycle of picks become one node, whose incoming
+edges cost what they cost beyond the pick of the node that they end in; it picks in turn. An *event* is one pick: event
+v < n is the pick of node v, event n + t that of the t-th contracted node. The order of contraction does not change
+which cycles arise; here a path of picks grows backwards from the first node not yet connected to the root, so one pick
+is made at a time and each contraction costs O(n) for each node that it removes: O(n^2) in total (Tarjan 1977, for dense
+graphs).
 
-What an event stands for is a set S of nodes (``inside``); the sets are nested or disjoint. A pick enters S from outside. The edges picked before are inside
-S, so none has the infinite rate of Algorithm 2 of Paulus et al. 2020 (B.8): with exponential costs the pick of S is an edge entering S with probability proportional to its
-rate, independently of the other picks given the sets. The arborescence is found by going through the events from the last to the first:
-a pick counts unless one that counts already ends in its S.
+What an event stands for is a set S of nodes (``inside``); the sets are nested or disjoint. A pick enters S from
+outside. The edges picked before are inside S, so none has the infinite rate of Algorithm 2 of Paulus et al. 2020 (B.8):
+with exponential costs the pick of S is an edge entering S with probability proportional to its rate, independently of
+the other picks given the sets. The arborescence is found by going through the events from the last to the first: a pick
+counts unless one that counts already ends in its S.
 
-``choices [B, E, 2]`` records for each event the edge ``u * n + v`` and the event that contracts it; -1 where there is none. E = max(2 n - 2, n).
+``choices [B, E, 2]`` records for each event the edge ``u * n + v`` and the event that contracts it; -1 where there is
+none. E = max(2 n - 2, n).
 """
 
 from __future__ import annotations
@@ -51,8 +55,8 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
     choices = torch.empty(batch, n_events(n), 2, dtype=torch.int64)
     reached = torch.ones(batch, dtype=torch.bool)
     if n:
-        arrays = (vertex.numpy(), choices.numpy(), reached.numpy())
-        kernels.arborescence(costs.numpy(), exists.numpy(), root, sign, kernels.threads(), *arrays)
+        operations = 10 * costs.numel()
+        kernels.run(kernels.arborescence, operations, costs, exists, root, sign, vertex, choices, reached)
     return vertex, choices, reached
 
 
@@ -130,6 +134,15 @@ def torch_minimum_arborescence(
 
 def inside(choices: Tensor, n: int) -> Tensor:
     """Which nodes each event stands for: bool ``[B, E, n]``."""
+    if choices.device.type != "cpu":
+        return torch_inside(choices, n)
+    out = torch.empty(*choices.shape[:2], n, dtype=torch.bool)
+    kernels.run(kernels.inside, 2 * out.numel(), choices, out)
+    return out
+
+
+def torch_inside(choices: Tensor, n: int) -> Tensor:
+    """:func:`inside` for any device."""
     batch, limit = choices.shape[:2]
     members = torch.zeros(batch, limit, n, dtype=torch.bool, device=choices.device)
     members[:, :n] = torch.eye(n, dtype=torch.bool, device=choices.device)
@@ -142,8 +155,7 @@ class _LogEntering(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
         out = torch.empty(choices.shape[:2], dtype=torch.float64)
-        arrays = (log_rates.detach().numpy(), exists.numpy(), choices.numpy())
-        kernels.entering(*arrays, kernels.threads(), out.numpy())
+        kernels.run(kernels.entering, 20 * log_rates.numel(), log_rates, exists, choices, out)
         ctx.save_for_backward(log_rates, exists, choices, out)
         return out
 
@@ -152,13 +164,15 @@ class _LogEntering(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         log_rates, exists, choices, value = ctx.saved_tensors
         out = torch.zeros_like(log_rates)
-        arrays = (log_rates.detach().numpy(), exists.numpy(), choices.numpy(), value.numpy())
-        kernels.entering_backward(*arrays, upstream.contiguous().numpy(), kernels.threads(), out.numpy())
+        arguments = (log_rates, exists, choices, value, upstream.contiguous(), out)
+        kernels.run(kernels.entering_backward, 20 * log_rates.numel(), *arguments)
         return out, None, None
 
 
 def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
-    """Log of the total rate of the edges that enter what each event stands for: float64 ``[B, E]``, 0 where none happened."""
+    """Log of the total rate of the edges that enter what each event stands for: float64 ``[B, E]``, 0 where none
+    happened.
+    """
     if log_rates.device.type == "cpu":
         out: Tensor = _LogEntering.apply(log_rates, exists, choices)
         return out
@@ -167,7 +181,7 @@ def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
 
 def torch_log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
     """:func:`log_entering` for any device, one event at a time."""
-    members = inside(choices, log_rates.shape[-1])
+    members = torch_inside(choices, log_rates.shape[-1])
     totals = []
     for e in range(choices.shape[1]):
         enters = exists & members[:, e, None, :] & ~members[:, e, :, None]

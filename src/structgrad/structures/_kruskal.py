@@ -1,8 +1,9 @@
 """Minimum spanning trees, and the order of their edges as an execution trace.
 
-Kruskal's algorithm takes edges in ascending order unless their ends are joined already. With independent exponentials of rates ``exp(l)`` each step
-takes one of the edges between different components, with probability proportional to its rate (Paulus et al. 2020, B.7; Struminsky et al. 2021, 2.3).
-All that the trace says about an edge is the step at which its ends are joined (``joined_at``): it is in the running up to that step.
+Kruskal's algorithm takes edges in ascending order unless their ends are joined already. With independent exponentials
+of rates ``exp(l)`` each step takes one of the edges between different components, with probability proportional to its
+rate (Paulus et al. 2020, B.7; Struminsky et al. 2021, 2.3). All that the trace says about an edge is the step at which
+its ends are joined (``joined_at``): it is in the running up to that step.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
         sign: -1 for maximum trees.
 
     Returns:
-        symmetric vertices ``[B, n, n]``, edges ``i * n + j`` (i < j) in ascending order of cost ``[B, n - 1]``, then -1, and
-        bool ``[B]``: whether the example is connected.
+        symmetric vertices ``[B, n, n]``, edges ``i * n + j`` (i < j) in ascending order of cost ``[B, n - 1]``, then
+        -1, and bool ``[B]``: whether the example is connected.
     """
     costs = costs.detach()
     if costs.device.type != "cpu":
@@ -34,8 +35,7 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
     vertex = torch.zeros_like(costs)
     choices = torch.empty(batch, max(n - 1, 0), dtype=torch.int64)
     reached = torch.empty(batch, dtype=torch.bool)
-    arrays = (vertex.numpy(), choices.numpy(), reached.numpy())
-    kernels.spanning_tree(costs.numpy(), exists.numpy(), sign, kernels.threads(), *arrays)
+    kernels.run(kernels.spanning_tree, 5 * costs.numel(), costs, exists, sign, vertex, choices, reached)
     return vertex, choices, reached
 
 
@@ -59,7 +59,8 @@ def torch_minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0
         closer = cost[rows, new] < nearest
         nearest = torch.where(closer, cost[rows, new], nearest)
         link = torch.where(closer, new[:, None], link)
-        # Waiting nodes first, even those at an infinite distance: taking one of these is what shows that the graph is not connected.
+        # Waiting nodes first, even those at an infinite distance: taking one of these is what shows that the graph is
+        # not connected.
         distance, new = torch.where(waiting, nearest.clamp(max=torch.finfo(cost.dtype).max), torch.inf).min(1)
         happened = waiting.any(1)
         reached &= ~happened | nearest[rows, new].isfinite()
@@ -81,7 +82,7 @@ def joined_at(choices: Tensor, n: int) -> Tensor:
     if choices.device.type != "cpu":
         return torch_joined_at(choices, n)
     out = torch.empty(len(choices), n, n, dtype=torch.int64)
-    kernels.joined_at(choices.contiguous().numpy(), n, kernels.threads(), out.numpy())
+    kernels.run(kernels.joined_at, 3 * out.numel(), choices.contiguous(), n, out)
     return out
 
 
@@ -104,8 +105,8 @@ def torch_joined_at(choices: Tensor, n: int) -> Tensor:
 def log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
     """Log of the total rate of the edges in the running at each step: float64 ``[B, n - 1]``, differentiable.
 
-    From the last step to the first: those in the running at the next step, and those joined at this one. Nothing is subtracted. Steps that did not
-    happen have a very low but finite value.
+    From the last step to the first: those in the running at the next step, and those joined at this one. Nothing is
+    subtracted. Steps that did not happen have a very low but finite value.
     """
     batch, n = log_rates.shape[:2]
     steps = max(n - 1, 0)

@@ -1,21 +1,25 @@
 r"""The matrix-tree theorem for rooted directed trees, without a subtraction.
 
-With weights ``w[k, j] = exp(s[k, j])`` of the edges k -> j, the arborescences from a root sum to the determinant of a Laplacian (Tutte 1948; Koo et
-al. 2007; Paulus et al. 2020, B.7 and B.8). An LU factorisation of it cancels catastrophically once scores spread over some ten nats. Instead
-nodes are eliminated one by one, in the way of Grassmann, Taksar and Heyman (1985). Eliminating i, where ``D = sum_k w[k, i]``, gives
+With weights ``w[k, j] = exp(s[k, j])`` of the edges k -> j, the arborescences from a root sum to the determinant of a
+Laplacian (Tutte 1948; Koo et al. 2007; Paulus et al. 2020, B.7 and B.8). An LU factorisation of it cancels
+catastrophically once scores spread over some ten nats. Instead nodes are eliminated one by one, in the way of
+Grassmann, Taksar and Heyman (1985). Eliminating i, where ``D = sum_k w[k, i]``, gives
 
     Z(w) = D Z(w'),    w'[k, j] = w[k, j] + w[k, i] w[i, j] / D    (k != j),
 
-with positive terms only, so that every intermediate is accurate to a few units in the last place whatever the scores. Let ``share[k] = w[k, i] / D``
-and ``via[k, j] = (w[k, i] w[i, j] / D) / w'[k, j]``, the part of the new edge that goes through i; both lie in [0, 1] and are all that the derivatives
-of ``log Z`` need. Marginals follow by undoing the elimination: with ``q[k, j] = mu'[k, j] via[k, j]``,
+with positive terms only, so that every intermediate is accurate to a few units in the last place whatever the scores.
+Let ``share[k] = w[k, i] / D`` and ``via[k, j] = (w[k, i] w[i, j] / D) / w'[k, j]``, the part of the new edge that goes
+through i; both lie in [0, 1] and are all that the derivatives of ``log Z`` need. Marginals follow by undoing the
+elimination: with ``q[k, j] = mu'[k, j] via[k, j]``,
 
     mu[k, j] = mu'[k, j] - q[k, j],   mu[i, j] = sum_k q[k, j],   mu[k, i] = share[k] (1 - sum q) + sum_j q[k, j],
 
-and an exact Gibbs sample likewise (:func:`sample_arborescences`). O(n^3 / 3) multiplications, O(n^3 / 3) memory for one example.
+and an exact Gibbs sample likewise (:func:`sample_arborescences`). O(n^3 / 3) multiplications, O(n^3 / 3) memory for one
+example.
 
-On the CPU compiled kernels do this for each example (in linear float64, with logarithms where that came near underflow); elsewhere a loop over nodes does it for
-the whole batch with logarithms in float64, and autograd provides the derivatives.
+On the CPU compiled kernels do this for each example (in linear float64, with logarithms where that came near
+underflow); elsewhere a loop over nodes does it for the whole batch with logarithms in float64, and autograd provides
+the derivatives.
 """
 
 from __future__ import annotations
@@ -49,8 +53,8 @@ def eliminate(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, lis
         root: int64 ``[B]``.
 
     Returns:
-        log Z ``[B]`` in float64, and the log-weights ``[B, n, n]`` before each elimination, node n-1 first. Absent nodes and the root are
-        eliminated too, as nodes without children and with one edge of weight 1 from the root.
+        log Z ``[B]`` in float64, and the log-weights ``[B, n, n]`` before each elimination, node n-1 first. Absent
+        nodes and the root are eliminated too, as nodes without children and with one edge of weight 1 from the root.
     """
     n = scores.shape[-1]
     nodes = torch.arange(n, device=scores.device)
@@ -94,18 +98,26 @@ def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 # --- compiled, CPU ---------------------------------------------------------------------------------------------------
 
 
-def _run(scores: Tensor, exists: Tensor, root: Tensor, with_marginals: bool) -> tuple[Tensor, Tensor]:
-    logz = torch.empty(scores.shape[0], dtype=torch.float64)
-    mean = torch.zeros_like(scores) if with_marginals else scores.new_empty(1, 1, 1)
-    arrays = (scores.detach().numpy(), exists.numpy(), root.numpy())
-    kernels.matrix_tree(*arrays, kernels.threads(), with_marginals, logz.numpy(), mean.numpy())
-    return logz, mean
+def _weights(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights ``[B, n, n]`` relative to the largest that enters a node, and the logs of these ``[B, n]``; float64."""
+    if scores.numel() == 0:
+        return scores.double(), scores.new_zeros(scores.shape[:2], dtype=torch.float64)
+    wide = scores.detach().double().masked_fill(~exists, -torch.inf)
+    tops = wide.amax(1)
+    return torch.exp(wide - tops.clamp_min(torch.finfo(torch.float64).min)[:, None]), tops
+
+
+def _run(kernel: Any, scores: Tensor, weights: tuple[Tensor, Tensor], *rest: Any) -> None:
+    kernels.run(kernel, scores.numel() * scores.shape[-1], scores, *weights, *rest)
 
 
 class _LogPartition(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-        logz, mean = _run(scores, exists, root, ctx.needs_input_grad[0])
+        logz = torch.empty(scores.shape[0], dtype=torch.float64)
+        mean = torch.zeros_like(scores)
+        weights = _weights(scores, exists)
+        _run(kernels.matrix_tree, scores, weights, exists, root, ctx.needs_input_grad[0], logz, mean)
         ctx.save_for_backward(scores, exists, root, mean)
         return logz
 
@@ -120,22 +132,27 @@ class _LogPartition(torch.autograd.Function):
 class _Marginals(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-        ctx.save_for_backward(scores, exists, root)
-        return _run(scores, exists, root, True)[1]
+        logz = torch.empty(scores.shape[0], dtype=torch.float64)
+        mean = torch.zeros_like(scores)
+        weights = _weights(scores, exists)
+        _run(kernels.matrix_tree, scores, weights, exists, root, True, logz, mean)
+        ctx.save_for_backward(scores, exists, root, *weights)
+        return mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        # The Jacobian is the covariance of the edges, which is symmetric: the derivative along `upstream` is what is wanted.
-        scores, exists, root = ctx.saved_tensors
+        # The Jacobian is the covariance of the edges, which is symmetric: the derivative along `upstream` is wanted.
+        scores, exists, root, *weights = ctx.saved_tensors
         out = torch.zeros_like(scores)
-        arrays = (scores.detach().numpy(), exists.numpy(), root.numpy(), upstream.contiguous().numpy())
-        kernels.matrix_tree_tangent(*arrays, kernels.threads(), out.numpy())
+        _run(kernels.matrix_tree_tangent, scores, tuple(weights), exists, root, upstream.contiguous(), out)
         return out, None, None
 
 
 def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-    """``log Z`` ``[B]`` in float64, -inf where there is no arborescence; arguments as for :func:`eliminate`, contiguous."""
+    """``log Z`` ``[B]`` in float64, -inf where there is no arborescence; arguments as for :func:`eliminate`,
+    contiguous.
+    """
     if scores.device.type == "cpu":
         logz: Tensor = _LogPartition.apply(scores, exists, root)
         return logz
@@ -143,7 +160,9 @@ def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 
 
 def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-    """Edge marginals ``[B, n, n]`` in the dtype of the scores, differentiable once (twice elsewhere than on the CPU)."""
+    """Edge marginals ``[B, n, n]`` in the dtype of the scores, differentiable once (twice elsewhere than on the
+    CPU).
+    """
     if scores.device.type == "cpu":
         mean: Tensor = _Marginals.apply(scores, exists, root)
         return mean
@@ -153,19 +172,20 @@ def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     """One exact Gibbs sample for each example: ``[B, n, n]``.
 
-    The elimination is undone on trees. Given a tree of the reduced graph without i, each of its edges k -> j goes through i with probability ``via[k, j]``, and
-    then j becomes a child of i. If so, the parent of i is drawn with probability proportional to ``w[k, i]`` among the k that still reach the root (not those below
-    i); that the parents k of those edges say nothing more is Cayley's identity: with ``a`` the weight from the root's side and ``b_1, ..., b_r`` that
-    from the subtrees cut off, the ways to attach them to each other weigh ``a (a + sum b)^(r - 1)``, and ``a + sum b = D``. No rejection, no random walk whose
-    length depends on the scores (as Wilson's), no subtraction.
+    The elimination is undone on trees. Given a tree of the reduced graph without i, each of its edges k -> j goes
+    through i with probability ``via[k, j]``, and then j becomes a child of i. If so, the parent of i is drawn with
+    probability proportional to ``w[k, i]`` among the k that still reach the root (not those below i); that the parents
+    k of those edges say nothing more is Cayley's identity: with ``a`` the weight from the root's side and
+    ``b_1, ..., b_r`` that from the subtrees cut off, the ways to attach them to each other weigh
+    ``a (a + sum b)^(r - 1)``, and ``a + sum b = D``. No rejection, no random walk whose length depends on the scores
+    (as Wilson's), no subtraction.
     """
     uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
     scores = scores.detach()
     if scores.device.type != "cpu":
         return torch_sample(scores, exists, root, uniform)
     out = torch.zeros_like(scores)
-    arrays = (scores.numpy(), exists.numpy(), root.numpy(), uniform.numpy())
-    kernels.sample_arborescences(*arrays, kernels.threads(), out.numpy())
+    _run(kernels.sample_arborescences, scores, _weights(scores, exists), exists, root, uniform, out)
     return out
 
 
@@ -174,7 +194,8 @@ def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) 
     batch, n = scores.shape[:2]
     rows = torch.arange(batch, device=scores.device)
     stages = eliminate(scores, exists, root)[1]
-    # Node n is the root; above[x, y]: y is x or an ancestor of x; only columns of nodes already back in the tree matter.
+    # Node n is the root; above[x, y]: y is x or an ancestor of x; only columns of nodes already back in the tree
+    # matter.
     parent = torch.full((batch, n), n, device=scores.device)
     above = torch.eye(n + 1, dtype=torch.bool, device=scores.device).repeat(batch, 1, 1)
     above[:, :, n] = True

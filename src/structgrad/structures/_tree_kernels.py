@@ -1,17 +1,20 @@
-"""Compiled (numba, CPU) kernels of the tree structures; the plain torch versions are in ``_matrix_tree`` and ``_contraction``.
+"""Compiled (numba, CPU) kernels of the tree structures; the plain torch versions are in ``_matrix_tree`` and
+``_contraction``.
 
-Examples of a batch are dealt out to the threads; a thread allocates its scratch memory once. Every kernel works on the nodes that are
-present, so an example of length m costs what m costs, whatever the padding.
+:func:`run` deals the examples of a batch out to threads; each allocates its scratch memory once. Every kernel works on
+the nodes that are present, so an example of length m costs what m costs, whatever the padding.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from numba import config, njit, prange, set_num_threads
+from numba import config, njit, set_num_threads
 
 #: Reassociation and fused multiply-add only: infinities and NaN keep their meaning.
 _FAST = {"reassoc", "contract"}
@@ -19,11 +22,51 @@ _FAST = {"reassoc", "contract"}
 _TINY = 1e-280
 
 
+#: Fewer elementary operations than this are done before a second thread has started.
+_WORTH_A_THREAD = 200_000
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    """A forked child has the pool, but not its threads."""
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)
+
+
 def threads() -> int:
-    """How many threads a kernel may use: as many as torch uses; tells numba."""
+    """How many threads a kernel with ``parallel=True`` may use: as many as torch uses; tells numba."""
     count = int(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
     set_num_threads(count)
     return count
+
+
+def run(kernel: Any, operations: int, *tensors: Any) -> None:
+    """Call ``kernel(first, stride, *arrays)`` on as many threads as torch uses, one share of the examples each.
+
+    Kernels release the interpreter lock. Plain threads, not numba's own: they share no state with torch's OpenMP and
+    may be used from any thread and after a fork.
+
+    Args:
+        kernel: one of the functions below that take ``first`` and ``stride``.
+        operations: roughly how many elementary operations there are altogether.
+        tensors: the other arguments, tensors on the CPU (contiguous) or numbers.
+    """
+    global _pool
+    arguments = [t.detach().numpy() if isinstance(t, torch.Tensor) else t for t in tensors]
+    shares = min(torch.get_num_threads(), 1 + operations // _WORTH_A_THREAD)
+    if shares == 1:
+        kernel(0, 1, *arguments)
+        return
+    if _pool is None:
+        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="structgrad")
+    others = [_pool.submit(kernel, share, shares, *arguments) for share in range(1, shares)]
+    kernel(0, shares, *arguments)
+    for other in others:
+        other.result()
 
 
 # --- the matrix-tree theorem without subtractions --------------------------------------------------------------------
@@ -46,30 +89,20 @@ def _present(exists: Any, root: int, nodes: Any) -> int:
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
-def _eliminate(scores: Any, exists: Any, nodes: Any, m: int, w: Any, share: Any, via: Any) -> float:
+def _eliminate(weights: Any, tops: Any, exists: Any, nodes: Any, m: int, w: Any, share: Any, via: Any) -> float:
     """Eliminate the nodes m-1, ..., 0 in linear float64; see ``_matrix_tree`` for the algorithm.
 
-    Returns log Z, +inf if weights came near underflow (then ``_eliminate_logs`` has to be asked), -inf if there is no tree.
+    Returns log Z, +inf if weights came near underflow (then ``_eliminate_logs`` has to be asked), -inf if there is no
+    tree.
     """
     logz = 0.0
     for j in range(m):
-        top = -math.inf
-        low = math.inf
+        if tops[nodes[j]] > -math.inf:
+            logz += tops[nodes[j]]
         for k in range(m + 1):
-            if k != j and exists[nodes[k], nodes[j]]:
-                s = scores[nodes[k], nodes[j]]
-                top = max(top, s)
-                low = min(low, s)
-        if top == -math.inf:
-            return -math.inf
-        if top - low > 640.0:
-            return math.inf
-        logz += top
-        for k in range(m + 1):
-            if k != j and exists[nodes[k], nodes[j]]:
-                w[k, j] = math.exp(scores[nodes[k], nodes[j]] - top)
-            else:
-                w[k, j] = 0.0
+            w[k, j] = weights[nodes[k], nodes[j]]
+            if w[k, j] < _TINY and k != j and exists[nodes[k], nodes[j]]:
+                return math.inf
     block = 0
     for step in range(m):
         i = m - 1 - step
@@ -93,13 +126,13 @@ def _eliminate(scores: Any, exists: Any, nodes: Any, m: int, w: Any, share: Any,
                 detour = p * w[i, j]
                 whole = w[k, j] + detour
                 w[k, j] = whole
-                via[block + row * i + j] = detour / (whole + 1e-305)
+                via[block + row, j] = detour / (whole + 1e-305)
             if row < i:
-                w[k, k] = 0.0
-                via[block + row * i + row] = 0.0
+                w[k, row] = 0.0
+                via[block + row, row] = 0.0
         if least_in * least_out < _TINY:
             return math.inf
-        block += (i + 1) * i
+        block += i + 1
     return logz
 
 
@@ -134,19 +167,21 @@ def _eliminate_logs(scores: Any, exists: Any, nodes: Any, m: int, w: Any, share:
                 high = max(old, detour)
                 if j == row or high == -math.inf:
                     w[k, j] = -math.inf
-                    via[block + row * i + j] = 0.0
+                    via[block + row, j] = 0.0
                 else:
                     whole = high + math.log1p(math.exp(min(old, detour) - high))
                     w[k, j] = whole
-                    via[block + row * i + j] = math.exp(detour - whole)
-        block += (i + 1) * i
+                    via[block + row, j] = math.exp(detour - whole)
+        block += i + 1
     return logz
 
 
 @njit(cache=True)
-def _eliminate_safely(scores: Any, exists: Any, nodes: Any, m: int, w: Any, share: Any, via: Any) -> tuple[float, bool]:
-    """log Z, and whether ``w`` was left holding logarithms."""
-    logz = _eliminate(scores, exists, nodes, m, w, share, via)
+def _eliminate_safely(
+    scores: Any, weights: Any, tops: Any, exists: Any, nodes: Any, m: int, w: Any, share: Any, via: Any
+) -> tuple[float, bool]:
+    """Log Z, and whether ``w`` was left holding logarithms."""
+    logz = _eliminate(weights, tops, exists, nodes, m, w, share, via)
     if logz == math.inf:
         return _eliminate_logs(scores, exists, nodes, m, w, share, via), True
     return logz, False
@@ -155,9 +190,9 @@ def _eliminate_safely(scores: Any, exists: Any, nodes: Any, m: int, w: Any, shar
 @njit(cache=True, fastmath=_FAST)
 def _expand(m: int, share: Any, via: Any, mu: Any) -> None:
     """Marginals ``mu[k, j]`` from the shares and detours of an elimination, undoing it node by node."""
-    block = m * (m - 1) * (m + 1) // 3
+    block = m * (m + 1) // 2
     for i in range(m):
-        block -= (i + 1) * i
+        block -= i + 1
         for j in range(i):
             mu[i, j] = 0.0
         everything = 0.0
@@ -165,7 +200,7 @@ def _expand(m: int, share: Any, via: Any, mu: Any) -> None:
             k = row if row < i else m
             moved = 0.0
             for j in range(i):
-                q = mu[k, j] * via[block + row * i + j]
+                q = mu[k, j] * via[block + row, j]
                 mu[k, j] -= q
                 mu[i, j] += q
                 moved += q
@@ -175,7 +210,8 @@ def _expand(m: int, share: Any, via: Any, mu: Any) -> None:
         for row in range(i + 1):
             k = row if row < i else m
             mu[k, i] += share[k, i] * (1.0 - everything)
-    # What follows is not a clamp of a bad formula: every term above is accurate to a few units of 1e-16 absolutely, so is mu.
+    # What follows is not a clamp of a bad formula: every term above is accurate to a few units of 1e-16 absolutely, so
+    # is mu.
     for k in range(m + 1):
         for j in range(m):
             mu[k, j] = min(1.0, max(0.0, mu[k, j]))
@@ -195,13 +231,13 @@ def _tangent(m: int, share: Any, via: Any, dlog: Any, slack: Any, mu: Any, dmu: 
             dlog[k, i] -= mean
             shift = dlog[k, i]
             for j in range(i):
-                f = via[block + row * i + j]
+                f = via[block + row, j]
                 c = shift + dlog[i, j] - dlog[k, j]
                 dlog[k, j] += f * c
-                slack[block + row * i + j] = (1.0 - f) * c
-        block += (i + 1) * i
+                slack[block + row, j] = (1.0 - f) * c
+        block += i + 1
     for i in range(m):
-        block -= (i + 1) * i
+        block -= i + 1
         for j in range(i):
             mu[i, j] = 0.0
             dmu[i, j] = 0.0
@@ -212,9 +248,8 @@ def _tangent(m: int, share: Any, via: Any, dlog: Any, slack: Any, mu: Any, dmu: 
             moved = 0.0
             d_moved = 0.0
             for j in range(i):
-                f = via[block + row * i + j]
-                q = mu[k, j] * f
-                dq = dmu[k, j] * f + q * slack[block + row * i + j]
+                q = mu[k, j] * via[block + row, j]
+                dq = dmu[k, j] * via[block + row, j] + q * slack[block + row, j]
                 mu[k, j] -= q
                 dmu[k, j] -= dq
                 mu[i, j] += q
@@ -234,113 +269,127 @@ def _tangent(m: int, share: Any, via: Any, dlog: Any, slack: Any, mu: Any, dmu: 
             dmu[k, i] += p * (dlog[k, i] * (1.0 - everything) - d_everything)
 
 
-@njit(cache=True, parallel=True)
-def matrix_tree(scores: Any, exists: Any, root: Any, chunks: int, with_marginals: bool, logz: Any, mean: Any) -> None:
+@njit(cache=True, nogil=True)
+def matrix_tree(
+    first: int,
+    stride: int,
+    scores: Any,
+    weights: Any,
+    tops: Any,
+    exists: Any,
+    root: Any,
+    with_marginals: bool,
+    logz: Any,
+    mean: Any,
+) -> None:
     """``logz [B]`` and, if asked, ``mean [B, n, n]`` (zeroed by the caller); -inf where there is no arborescence."""
     n = scores.shape[1]
-    for chunk in prange(chunks):
-        w = np.empty((n, n))
-        share = np.empty((n, n))
-        mu = np.empty((n, n))
-        nodes = np.empty(n + 1, np.int64)
-        via = np.empty(n * (n - 1) * (n - 2) // 3 + 1)
-        for b in range(chunk, scores.shape[0], chunks):
-            m = _present(exists[b], root[b], nodes)
-            logz[b], _ = _eliminate_safely(scores[b], exists[b], nodes, m, w, share, via)
-            if with_marginals and logz[b] != -math.inf:
-                _expand(m, share, via, mu)
-                for k in range(m + 1):
-                    for j in range(m):
-                        mean[b, nodes[k], nodes[j]] = mu[k, j]
+    w = np.empty((n, n))
+    share = np.empty((n, n))
+    mu = np.empty((n, n))
+    nodes = np.empty(n + 1, np.int64)
+    via = np.empty((n * (n - 1) // 2, n))
+    for b in range(first, scores.shape[0], stride):
+        m = _present(exists[b], root[b], nodes)
+        logz[b], _ = _eliminate_safely(scores[b], weights[b], tops[b], exists[b], nodes, m, w, share, via)
+        if with_marginals and logz[b] != -math.inf:
+            _expand(m, share, via, mu)
+            for k in range(m + 1):
+                for j in range(m):
+                    mean[b, nodes[k], nodes[j]] = mu[k, j]
 
 
-@njit(cache=True, parallel=True)
-def matrix_tree_tangent(scores: Any, exists: Any, root: Any, direction: Any, chunks: int, out: Any) -> None:
+@njit(cache=True, nogil=True)
+def matrix_tree_tangent(
+    first: int, stride: int, scores: Any, weights: Any, tops: Any, exists: Any, root: Any, direction: Any, out: Any
+) -> None:
     """``out [B, n, n]`` (zeroed by the caller): the covariance of the edges times ``direction``."""
     n = scores.shape[1]
-    for chunk in prange(chunks):
-        w = np.empty((n, n))
-        share = np.empty((n, n))
-        mu = np.empty((n, n))
-        dmu = np.empty((n, n))
-        dlog = np.empty((n, n))
-        nodes = np.empty(n + 1, np.int64)
-        via = np.empty(n * (n - 1) * (n - 2) // 3 + 1)
-        slack = np.empty(n * (n - 1) * (n - 2) // 3 + 1)
-        for b in range(chunk, scores.shape[0], chunks):
-            m = _present(exists[b], root[b], nodes)
-            _eliminate_safely(scores[b], exists[b], nodes, m, w, share, via)
-            for k in range(m + 1):
-                for j in range(m):
-                    there = exists[b, nodes[k], nodes[j]] and k != j
-                    dlog[k, j] = direction[b, nodes[k], nodes[j]] if there else 0.0
-            _tangent(m, share, via, dlog, slack, mu, dmu)
-            for k in range(m + 1):
-                for j in range(m):
-                    if exists[b, nodes[k], nodes[j]] and k != j:
-                        out[b, nodes[k], nodes[j]] = dmu[k, j]
-
-
-@njit(cache=True, parallel=True)
-def sample_arborescences(scores: Any, exists: Any, root: Any, uniform: Any, chunks: int, out: Any) -> None:
-    """Exact Gibbs samples into ``out [B, n, n]`` (zeroed by the caller) from ``uniform [B, n, n]``; see ``_matrix_tree``."""
-    n = scores.shape[1]
-    for chunk in prange(chunks):
-        w = np.empty((n, n))
-        share = np.empty((n, n))
-        nodes = np.empty(n + 1, np.int64)
-        parent = np.empty(n, np.int64)
-        reaches_root = np.empty(n + 1, np.bool_)
-        known = np.empty(n + 1, np.bool_)
-        walk = np.empty(n + 1, np.int64)
-        via = np.empty(n * (n - 1) * (n - 2) // 3 + 1)
-        for b in range(chunk, scores.shape[0], chunks):
-            m = _present(exists[b], root[b], nodes)
-            _, logs = _eliminate_safely(scores[b], exists[b], nodes, m, w, share, via)
-            block = m * (m - 1) * (m + 1) // 3
-            for i in range(m):
-                block -= (i + 1) * i
-                for j in range(i):
-                    k = parent[j]
-                    row = k if k < i else i
-                    if uniform[b, i, j] < via[block + row * i + j]:
-                        parent[j] = i
-                # The parent of i may be any node that still reaches the root; those below i do not.
-                for j in range(i):
-                    known[j] = False
-                reaches_root[m], known[m] = True, True
-                reaches_root[i], known[i] = False, True
-                for j in range(i):
-                    length, v = 0, j
-                    while not known[v]:
-                        walk[length] = v
-                        length += 1
-                        v = parent[v]
-                    for t in range(length):
-                        known[walk[t]] = True
-                        reaches_root[walk[t]] = reaches_root[v]
-                top = w[m, i]
-                for k in range(i):
-                    if reaches_root[k]:
-                        top = max(top, w[k, i])
-                total = 0.0
-                for k in range(m + 1):
-                    if (k < i or k == m) and reaches_root[k]:
-                        total += math.exp(w[k, i] - top) if logs else w[k, i]
-                target = uniform[b, i, i] * total
-                running = 0.0
-                choice = -1
-                for k in range(m + 1):
-                    if (k < i or k == m) and reaches_root[k]:
-                        weight = math.exp(w[k, i] - top) if logs else w[k, i]
-                        if weight > 0.0:
-                            choice = k
-                            running += weight
-                            if running > target:
-                                break
-                parent[i] = choice
+    w = np.empty((n, n))
+    share = np.empty((n, n))
+    mu = np.empty((n, n))
+    dmu = np.empty((n, n))
+    dlog = np.empty((n, n))
+    nodes = np.empty(n + 1, np.int64)
+    via = np.empty((n * (n - 1) // 2, n))
+    slack = np.empty((n * (n - 1) // 2, n))
+    for b in range(first, scores.shape[0], stride):
+        m = _present(exists[b], root[b], nodes)
+        _eliminate_safely(scores[b], weights[b], tops[b], exists[b], nodes, m, w, share, via)
+        for k in range(m + 1):
             for j in range(m):
-                out[b, nodes[parent[j]], nodes[j]] = 1.0
+                there = exists[b, nodes[k], nodes[j]] and k != j
+                dlog[k, j] = direction[b, nodes[k], nodes[j]] if there else 0.0
+        _tangent(m, share, via, dlog, slack, mu, dmu)
+        for k in range(m + 1):
+            for j in range(m):
+                if exists[b, nodes[k], nodes[j]] and k != j:
+                    out[b, nodes[k], nodes[j]] = dmu[k, j]
+
+
+@njit(cache=True, nogil=True)
+def sample_arborescences(
+    first: int, stride: int, scores: Any, weights: Any, tops: Any, exists: Any, root: Any, uniform: Any, out: Any
+) -> None:
+    """Exact Gibbs samples into ``out [B, n, n]`` (zeroed by the caller) from ``uniform [B, n, n]``; see
+    ``_matrix_tree``.
+    """
+    n = scores.shape[1]
+    w = np.empty((n, n))
+    share = np.empty((n, n))
+    nodes = np.empty(n + 1, np.int64)
+    parent = np.empty(n, np.int64)
+    reaches_root = np.empty(n + 1, np.bool_)
+    known = np.empty(n + 1, np.bool_)
+    walk = np.empty(n + 1, np.int64)
+    via = np.empty((n * (n - 1) // 2, n))
+    for b in range(first, scores.shape[0], stride):
+        m = _present(exists[b], root[b], nodes)
+        _, logs = _eliminate_safely(scores[b], weights[b], tops[b], exists[b], nodes, m, w, share, via)
+        block = m * (m + 1) // 2
+        for i in range(m):
+            block -= i + 1
+            for j in range(i):
+                k = parent[j]
+                row = k if k < i else i
+                if uniform[b, i, j] < via[block + row, j]:
+                    parent[j] = i
+            # The parent of i may be any node that still reaches the root; those below i do not.
+            for j in range(i):
+                known[j] = False
+            reaches_root[m], known[m] = True, True
+            reaches_root[i], known[i] = False, True
+            for j in range(i):
+                length, v = 0, j
+                while not known[v]:
+                    walk[length] = v
+                    length += 1
+                    v = parent[v]
+                for t in range(length):
+                    known[walk[t]] = True
+                    reaches_root[walk[t]] = reaches_root[v]
+            top = w[m, i]
+            for k in range(i):
+                if reaches_root[k]:
+                    top = max(top, w[k, i])
+            total = 0.0
+            for k in range(m + 1):
+                if (k < i or k == m) and reaches_root[k]:
+                    total += math.exp(w[k, i] - top) if logs else w[k, i]
+            target = uniform[b, i, i] * total
+            running = 0.0
+            choice = -1
+            for k in range(m + 1):
+                if (k < i or k == m) and reaches_root[k]:
+                    weight = math.exp(w[k, i] - top) if logs else w[k, i]
+                    if weight > 0.0:
+                        choice = k
+                        running += weight
+                        if running > target:
+                            break
+            parent[i] = choice
+        for j in range(m):
+            out[b, nodes[parent[j]], nodes[j]] = 1.0
 
 
 # --- minimum arborescences -------------------------------------------------------------------------------------------
@@ -348,9 +397,20 @@ def sample_arborescences(scores: Any, exists: Any, root: Any, uniform: Any, chun
 
 @njit(cache=True)
 def _contract(
-    exists: Any, root: int, cost: Any, head: Any, members: Any, edge: Any, into: Any, comp: Any, place: Any, path: Any, best: Any
+    exists: Any,
+    root: int,
+    cost: Any,
+    head: Any,
+    members: Any,
+    edge: Any,
+    into: Any,
+    comp: Any,
+    place: Any,
+    path: Any,
+    best: Any,
 ) -> int:
-    """Chu-Liu-Edmonds on ``cost[v, u]`` (of u -> v, +inf where missing; overwritten); see ``_contraction`` for the algorithm.
+    """Chu-Liu-Edmonds on ``cost[v, u]`` (of u -> v, +inf where missing; overwritten); see ``_contraction`` for the
+    algorithm.
 
     Returns how many events there were, or -1 if a node cannot be reached.
     """
@@ -427,43 +487,44 @@ def _contract(
     return events
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def arborescence(
-    costs: Any, exists: Any, root: int, sign: float, chunks: int, vertex: Any, choices: Any, reached: Any
+    first: int, stride: int, costs: Any, exists: Any, root: int, sign: float, vertex: Any, choices: Any, reached: Any
 ) -> None:
-    """Minimum arborescences of ``sign * costs``: ``vertex [B, n, n]`` (zeroed), ``choices [B, E, 2]``, ``reached [B]``."""
+    """Minimum arborescences of ``sign * costs``: ``vertex [B, n, n]`` (zeroed), ``choices [B, E, 2]``,
+    ``reached [B]``.
+    """
     n = costs.shape[1]
     limit = choices.shape[1]
-    for chunk in prange(chunks):
-        cost = np.empty((n, n))
-        head = np.empty((n, n), np.int64)
-        members = np.empty((limit, n), np.bool_)
-        edge = np.empty(limit, np.int64)
-        into = np.empty(limit, np.int64)
-        comp = np.empty(n, np.int64)
-        place = np.empty(n, np.int64)
-        path = np.empty(n, np.int64)
-        best = np.empty(n)
-        taken = np.empty(n, np.bool_)
-        for b in range(chunk, costs.shape[0], chunks):
-            for u in range(n):
-                for v in range(n):
-                    cost[v, u] = sign * costs[b, u, v] if exists[b, u, v] else math.inf
-            events = _contract(exists[b], root, cost, head, members, edge, into, comp, place, path, best)
-            reached[b] = events >= 0
-            for e in range(limit):
-                choices[b, e, 0] = edge[e]
-                choices[b, e, 1] = into[e]
-            taken[:] = False
-            for step in range(events):
-                e = events - 1 - step
-                if edge[e] >= 0:
-                    blocked = False
-                    for x in range(n):
-                        blocked = blocked or (members[e, x] and taken[x])
-                    if not blocked:
-                        taken[edge[e] % n] = True
-                        vertex[b, edge[e] // n, edge[e] % n] = 1.0
+    cost = np.empty((n, n))
+    head = np.empty((n, n), np.int64)
+    members = np.empty((limit, n), np.bool_)
+    edge = np.empty(limit, np.int64)
+    into = np.empty(limit, np.int64)
+    comp = np.empty(n, np.int64)
+    place = np.empty(n, np.int64)
+    path = np.empty(n, np.int64)
+    best = np.empty(n)
+    taken = np.empty(n, np.bool_)
+    for b in range(first, costs.shape[0], stride):
+        for u in range(n):
+            for v in range(n):
+                cost[v, u] = sign * costs[b, u, v] if exists[b, u, v] else math.inf
+        events = _contract(exists[b], root, cost, head, members, edge, into, comp, place, path, best)
+        reached[b] = events >= 0
+        for e in range(limit):
+            choices[b, e, 0] = edge[e]
+            choices[b, e, 1] = into[e]
+        taken[:] = False
+        for step in range(events):
+            e = events - 1 - step
+            if edge[e] >= 0:
+                blocked = False
+                for x in range(n):
+                    blocked = blocked or (members[e, x] and taken[x])
+                if not blocked:
+                    taken[edge[e] % n] = True
+                    vertex[b, edge[e] // n, edge[e] % n] = 1.0
 
 
 @njit(cache=True)
@@ -479,138 +540,144 @@ def _inside(choices: Any, n: int, members: Any) -> None:
                 members[parent, v] = members[parent, v] or members[e, v]
 
 
-@njit(cache=True, parallel=True)
-def entering(log_rates: Any, exists: Any, choices: Any, chunks: int, out: Any) -> None:
+@njit(cache=True, nogil=True)
+def inside(first: int, stride: int, choices: Any, out: Any) -> None:
+    """``out [B, E, n]``: which nodes each event stands for."""
+    for b in range(first, choices.shape[0], stride):
+        _inside(choices[b], out.shape[2], out[b])
+
+
+@njit(cache=True, nogil=True)
+def entering(first: int, stride: int, log_rates: Any, exists: Any, choices: Any, out: Any) -> None:
     """``out [B, E]``: log of the total rate of the edges that enter what an event stands for; 0 where none happened."""
     n = log_rates.shape[1]
     limit = choices.shape[1]
-    for chunk in prange(chunks):
-        members = np.empty((limit, n), np.bool_)
-        for b in range(chunk, log_rates.shape[0], chunks):
-            _inside(choices[b], n, members)
-            for e in range(limit):
-                out[b, e] = 0.0
-                if choices[b, e, 0] < 0:
-                    continue
-                top = -math.inf
-                for u in range(n):
-                    if not members[e, u]:
-                        for v in range(n):
-                            if members[e, v] and exists[b, u, v]:
-                                top = max(top, log_rates[b, u, v])
-                total = 0.0
-                for u in range(n):
-                    if not members[e, u]:
-                        for v in range(n):
-                            if members[e, v] and exists[b, u, v]:
-                                total += math.exp(log_rates[b, u, v] - top)
-                out[b, e] = top + math.log(total)
+    members = np.empty((limit, n), np.bool_)
+    for b in range(first, log_rates.shape[0], stride):
+        _inside(choices[b], n, members)
+        for e in range(limit):
+            out[b, e] = 0.0
+            if choices[b, e, 0] < 0:
+                continue
+            top = -math.inf
+            for u in range(n):
+                if not members[e, u]:
+                    for v in range(n):
+                        if members[e, v] and exists[b, u, v]:
+                            top = max(top, log_rates[b, u, v])
+            total = 0.0
+            for u in range(n):
+                if not members[e, u]:
+                    for v in range(n):
+                        if members[e, v] and exists[b, u, v]:
+                            total += math.exp(log_rates[b, u, v] - top)
+            out[b, e] = top + math.log(total)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True, nogil=True)
 def entering_backward(
-    log_rates: Any, exists: Any, choices: Any, value: Any, upstream: Any, chunks: int, out: Any
+    first: int, stride: int, log_rates: Any, exists: Any, choices: Any, value: Any, upstream: Any, out: Any
 ) -> None:
     """The vector-Jacobian product of :func:`entering` into ``out [B, n, n]`` (zeroed by the caller)."""
     n = log_rates.shape[1]
     limit = choices.shape[1]
-    for chunk in prange(chunks):
-        members = np.empty((limit, n), np.bool_)
-        for b in range(chunk, log_rates.shape[0], chunks):
-            _inside(choices[b], n, members)
-            for e in range(limit):
-                if choices[b, e, 0] < 0 or upstream[b, e] == 0.0:
-                    continue
-                for u in range(n):
-                    if not members[e, u]:
-                        for v in range(n):
-                            if members[e, v] and exists[b, u, v]:
-                                out[b, u, v] += upstream[b, e] * math.exp(log_rates[b, u, v] - value[b, e])
+    members = np.empty((limit, n), np.bool_)
+    for b in range(first, log_rates.shape[0], stride):
+        _inside(choices[b], n, members)
+        for e in range(limit):
+            if choices[b, e, 0] < 0 or upstream[b, e] == 0.0:
+                continue
+            for u in range(n):
+                if not members[e, u]:
+                    for v in range(n):
+                        if members[e, v] and exists[b, u, v]:
+                            out[b, u, v] += upstream[b, e] * math.exp(log_rates[b, u, v] - value[b, e])
 
 
 # --- minimum spanning trees ------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, parallel=True)
-def spanning_tree(costs: Any, exists: Any, sign: float, chunks: int, vertex: Any, choices: Any, reached: Any) -> None:
+@njit(cache=True, nogil=True)
+def spanning_tree(
+    first: int, stride: int, costs: Any, exists: Any, sign: float, vertex: Any, choices: Any, reached: Any
+) -> None:
     """Minimum spanning trees of ``sign * costs`` (symmetric in use, read above the diagonal) by Prim's algorithm.
 
-    ``vertex [B, n, n]`` (zeroed) gets both triangles, ``choices [B, n - 1]`` the edges ``i * n + j``, i < j, cheapest first, then -1.
+    ``vertex [B, n, n]`` (zeroed) gets both triangles, ``choices [B, n - 1]`` the edges ``i * n + j``, i < j, cheapest
+    first, then -1.
     """
     n = costs.shape[1]
-    for chunk in prange(chunks):
-        nearest = np.empty(n)
-        via = np.empty(n, np.int64)
-        waiting = np.empty(n, np.int64)
-        length = np.empty(max(n - 1, 0))
-        edge = np.empty(max(n - 1, 0), np.int64)
-        for b in range(chunk, costs.shape[0], chunks):
-            first = -1
-            count = 0
-            for v in range(n):
-                touches = False
-                for u in range(v):
-                    touches = touches or exists[b, u, v]
-                for u in range(v + 1, n):
-                    touches = touches or exists[b, v, u]
-                if touches and first < 0:
-                    first = v
-                elif touches:
-                    waiting[count] = v
-                    nearest[v] = math.inf
-                    count += 1
-            reached[b] = True
-            new = first
-            steps = 0
-            while count > 0:
-                at = 0
-                for t in range(count):
-                    v = waiting[t]
-                    i, j = (new, v) if new < v else (v, new)
-                    if exists[b, i, j]:
-                        c = sign * costs[b, i, j]
-                        if c < nearest[v]:
-                            nearest[v] = c
-                            via[v] = new
-                    if nearest[v] < nearest[waiting[at]]:
-                        at = t
-                new = waiting[at]
-                if nearest[new] == math.inf:
-                    reached[b] = False
-                    break
-                count -= 1
-                waiting[at] = waiting[count]
-                i, j = (new, via[new]) if new < via[new] else (via[new], new)
-                vertex[b, i, j] = 1.0
-                vertex[b, j, i] = 1.0
-                length[steps] = nearest[new]
-                edge[steps] = i * n + j
-                steps += 1
-            choices[b] = -1
-            order = np.argsort(length[:steps])
-            for t in range(steps):
-                choices[b, t] = edge[order[t]]
+    nearest = np.empty(n)
+    via = np.empty(n, np.int64)
+    waiting = np.empty(n, np.int64)
+    length = np.empty(max(n - 1, 0))
+    edge = np.empty(max(n - 1, 0), np.int64)
+    for b in range(first, costs.shape[0], stride):
+        start = -1
+        count = 0
+        for v in range(n):
+            touches = False
+            for u in range(v):
+                touches = touches or exists[b, u, v]
+            for u in range(v + 1, n):
+                touches = touches or exists[b, v, u]
+            if touches and start < 0:
+                start = v
+            elif touches:
+                waiting[count] = v
+                nearest[v] = math.inf
+                count += 1
+        reached[b] = True
+        new = start
+        steps = 0
+        while count > 0:
+            at = 0
+            for t in range(count):
+                v = waiting[t]
+                i, j = (new, v) if new < v else (v, new)
+                if exists[b, i, j]:
+                    c = sign * costs[b, i, j]
+                    if c < nearest[v]:
+                        nearest[v] = c
+                        via[v] = new
+                if nearest[v] < nearest[waiting[at]]:
+                    at = t
+            new = waiting[at]
+            if nearest[new] == math.inf:
+                reached[b] = False
+                break
+            count -= 1
+            waiting[at] = waiting[count]
+            i, j = (new, via[new]) if new < via[new] else (via[new], new)
+            vertex[b, i, j] = 1.0
+            vertex[b, j, i] = 1.0
+            length[steps] = nearest[new]
+            edge[steps] = i * n + j
+            steps += 1
+        choices[b] = -1
+        order = np.argsort(length[:steps])
+        for t in range(steps):
+            choices[b, t] = edge[order[t]]
 
 
-@njit(cache=True, parallel=True)
-def joined_at(choices: Any, n: int, chunks: int, out: Any) -> None:
+@njit(cache=True, nogil=True)
+def joined_at(first: int, stride: int, choices: Any, n: int, out: Any) -> None:
     """``out [B, n, n]``: the step at which Kruskal's algorithm joins i and j, both ways; -1 if it never does."""
-    for chunk in prange(chunks):
-        comp = np.empty(n, np.int64)
-        for b in range(chunk, choices.shape[0], chunks):
-            out[b] = -1
-            for v in range(n):
-                comp[v] = v
-            for t in range(choices.shape[1]):
-                if choices[b, t] < 0:
-                    break
-                keep, drop = comp[choices[b, t] // n], comp[choices[b, t] % n]
-                for i in range(n):
-                    if comp[i] == keep:
-                        for j in range(n):
-                            if comp[j] == drop:
-                                out[b, i, j] = t
-                                out[b, j, i] = t
-                for j in range(n):
-                    if comp[j] == drop:
-                        comp[j] = keep
+    comp = np.empty(n, np.int64)
+    for b in range(first, choices.shape[0], stride):
+        out[b] = -1
+        for v in range(n):
+            comp[v] = v
+        for t in range(choices.shape[1]):
+            if choices[b, t] < 0:
+                break
+            keep, drop = comp[choices[b, t] // n], comp[choices[b, t] % n]
+            for i in range(n):
+                if comp[i] == keep:
+                    for j in range(n):
+                        if comp[j] == drop:
+                            out[b, i, j] = t
+                            out[b, j, i] = t
+            for j in range(n):
+                if comp[j] == drop:
+                    comp[j] = keep

@@ -8,26 +8,29 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import _contraction, _matrix_tree
-from structgrad.structures.base import Structure, Trace, values_can_be_read
+from structgrad.structures.base import Trace, values_can_be_read
 from structgrad.structures.layout import Layout
+from structgrad.structures.sparsemap import ActiveSetProjection
 
 
-class Arborescence(Structure):
+class Arborescence(ActiveSetProjection):
     """Directed trees in which a fixed root reaches every node (Paulus et al. 2020, B.8; Struminsky et al. 2021, 2.3).
 
-    Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root. A node that touches no existing part is absent. Every other
-    node must be reachable from the root.
+    Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root. A node that touches no
+    existing part is absent. Every other node must be reachable from the root.
 
-    ``argmax`` and ``trace`` are exact, O(n^2) for one example (Chu-Liu-Edmonds by path growing). ``log_partition``, ``marginals`` and ``sample`` are O(n^3) and
-    use no subtraction, so they hold for any finite scores; see ``_matrix_tree``. ``marginals`` and ``log_partition`` have first derivatives
-    everywhere, and ``log_partition`` second ones. The CPU path is compiled code and does not run under ``torch.func.vmap`` (leading batch dimensions do
+    ``argmax`` and ``trace`` are exact, O(n^2) for one example (Chu-Liu-Edmonds by path growing). ``log_partition``,
+    ``marginals`` and ``sample`` are O(n^3) and use no subtraction, so they hold for any finite scores; see
+    ``_matrix_tree``. ``marginals`` and ``log_partition`` have first derivatives everywhere, and ``log_partition``
+    second ones. The CPU path is compiled code and does not run under ``torch.func.vmap`` (leading batch dimensions do
     what it would); ``torch.compile`` breaks the graph there.
 
     Args:
         root: the node that reaches all others, the same in every example.
 
     Raises:
-        ValueError: for a negative root; from every oracle, if the root is not one of the n nodes, or (eager CPU code) if an example has a node
+        ValueError: for a negative root; from every oracle, if the root is not one of the n nodes, or (eager CPU code)
+        if an example has a node
             that the root cannot reach.
     """
 
@@ -58,9 +61,11 @@ class Arborescence(Structure):
         return self._minimum(utility, mask, sign=-1.0).vertex
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
-        """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks, as ``_contraction`` describes them.
+        """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks, as ``_contraction`` describes
+        them.
 
-        ``choices[..., e, 0]`` is the edge ``u * n + v`` that event e picks, ``choices[..., e, 1]`` the event that contracts it; E = max(2 n - 2, n).
+        ``choices[..., e, 0]`` is the edge ``u * n + v`` that event e picks, ``choices[..., e, 1]`` the event that
+        contracts it; E = max(2 n - 2, n).
         """
         return self._minimum(exponentials, mask, sign=1.0)
 
@@ -77,7 +82,9 @@ class Arborescence(Structure):
         return self._log_partition(scores, mask).to(scores.dtype)
 
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E[x]``; its vector-Jacobian products cost about as much again. Their own derivatives exist off the CPU only."""
+        """``E[x]``; its vector-Jacobian products cost about as much again. Their own derivatives exist off the CPU
+        only.
+        """
         flat, exists = self._flat(scores, mask)
         return _matrix_tree.marginals(flat, exists, self._roots(flat)).reshape(scores.shape)
 
@@ -116,9 +123,11 @@ class Arborescence(Structure):
         return log_p.sum(1).reshape(log_rates.shape[:-2]).to(log_rates.dtype)
 
     def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E | T``: what an edge waited for at every pick that it lost, then, unless it was picked, a fresh exponential.
+        """``E | T``: what an edge waited for at every pick that it lost, then, unless it was picked, a fresh
+        exponential.
 
-        The minimum at each pick is exponential with the total rate of the edges entering that node, and independent of what was picked; the edges that lose are memoryless.
+        The minimum at each pick is exponential with the total rate of the edges entering that node, and independent of
+        what was picked; the edges that lose are memoryless.
         """
         flat, exists = self._flat(log_rates, mask)
         n = flat.shape[-1]
@@ -172,4 +181,6 @@ class Arborescence(Structure):
         if values_can_be_read(unreached) and bool(unreached.any()):
             index = int(unreached.nonzero()[0, 0])
             example = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), scores.shape[:-2] or (1,)))
-            raise ValueError(f"example {example} has no arborescence: some node cannot be reached from root {self.root}")
+            raise ValueError(
+                f"example {example} has no arborescence: some node cannot be reached from root {self.root}"
+            )

@@ -17,12 +17,12 @@ from structgrad.structures.sparsemap import ActiveSetProjection
 class SpanningTree(ActiveSetProjection):
     """Spanning trees of an undirected graph (Paulus et al. 2020, B.7; Struminsky et al. 2021, 2.3).
 
-    Parts are the edges ``[i, j]``, i < j, of ``[n, n]``; scores are read above the diagonal, vertices and marginals are symmetric. A node that touches no
-    existing part is absent; the others must be connected.
+    Parts are the edges ``[i, j]``, i < j, of ``[n, n]``; scores are read above the diagonal, vertices and marginals are
+    symmetric. A node that touches no existing part is absent; the others must be connected.
 
-    ``argmax`` is exact, O(n^2) for one example (Prim). ``log_partition``, ``marginals`` and ``sample`` are O(n^3) and use no subtraction: a
-    spanning tree is an arborescence from any one node. The ``trace`` is the order in which Kruskal's algorithm takes the edges. Derivatives, ``vmap`` and
-    ``torch.compile`` are as for :class:`Arborescence`.
+    ``argmax`` is exact, O(n^2) for one example (Prim). ``log_partition``, ``marginals`` and ``sample`` are O(n^3) and
+    use no subtraction: a spanning tree is an arborescence from any one node. The ``trace`` is the order in which
+    Kruskal's algorithm takes the edges. Derivatives, ``vmap`` and ``torch.compile`` are as for :class:`Arborescence`.
 
     Raises:
         ValueError: from every oracle, in eager CPU code, if an example is not connected.
@@ -40,7 +40,9 @@ class SpanningTree(ActiveSetProjection):
         return self._minimum(utility, mask, sign=-1.0).vertex
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
-        """Kruskal's algorithm on ``exponentials``; ``choices [*batch, n - 1]`` are its edges ``i * n + j``, i < j, in order."""
+        """Kruskal's algorithm on ``exponentials``; ``choices [*batch, n - 1]`` are its edges ``i * n + j``, i < j, in
+        order.
+        """
         return self._minimum(exponentials, mask, sign=1.0)
 
     def _minimum(self, costs: Tensor, mask: Tensor | None, sign: float) -> Trace:
@@ -57,7 +59,8 @@ class SpanningTree(ActiveSetProjection):
 
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``E[x]``, symmetric; its vector-Jacobian products cost about as much again."""
-        # Towards or away from the root: the two cases exclude each other; their rounded probabilities may add up to 1 + 1e-7.
+        # Towards or away from the root: the two cases exclude each other; their rounded probabilities may add up to 1 +
+        # 1e-7.
         mean = _matrix_tree.marginals(*self._rooted(*self._flat(scores, mask)))
         return (mean + mean.transpose(1, 2)).clamp(max=1).reshape(scores.shape)
 
@@ -86,7 +89,9 @@ class SpanningTree(ActiveSetProjection):
     # --- the trace ------------------------------------------------------------------------------------------------
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Sum over Kruskal's steps: log rate of the edge minus log of the total rate of the edges between different components."""
+        """Sum over Kruskal's steps: log rate of the edge minus log of the total rate of the edges between different
+        components.
+        """
         flat, exists = self._flat(log_rates, mask)
         choices = trace.choices.reshape(len(flat), trace.choices.shape[-1])
         joined = _kruskal.joined_at(choices, flat.shape[-1])
@@ -95,9 +100,11 @@ class SpanningTree(ActiveSetProjection):
         return log_p.sum(1).reshape(log_rates.shape[:-2]).to(log_rates.dtype)
 
     def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E | T``: step t comes an exponential time after the one before, at the total rate of the edges then in the running.
+        """``E | T``: step t comes an exponential time after the one before, at the total rate of the edges then in the
+        running.
 
-        The chosen edge has the time of its step. An edge whose ends are joined by another one stays in the running until then, so it has that time plus a fresh exponential.
+        The chosen edge has the time of its step. An edge whose ends are joined by another one stays in the running
+        until then, so it has that time plus a fresh exponential.
         """
         flat, exists = self._flat(log_rates, mask)
         n = flat.shape[-1]
@@ -117,7 +124,9 @@ class SpanningTree(ActiveSetProjection):
     # --- the tests' oracle ----------------------------------------------------------------------------------------
 
     def enumerate(self, *shape: int) -> Tensor:
-        """All ``n^(n - 2)`` trees of ``shape = (n, n)``: the arborescences from node 0 without their directions; up to n = 7."""
+        """All ``n^(n - 2)`` trees of ``shape = (n, n)``: the arborescences from node 0 without their directions; up to
+        n = 7.
+        """
         directed = Arborescence(root=0).enumerate(*shape)
         return directed + directed.transpose(1, 2)
 

@@ -1,0 +1,102 @@
+"""Spanning trees and arborescences against torch-struct and networkx: ``python benchmarks/trees.py``.
+
+``published`` is what the code released with the papers takes on a two-core machine (issue 3's table); torch-struct and
+networkx are run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import networkx as nx
+import torch
+from benchmarks.harness import Row, milliseconds, report
+from torch import Tensor
+
+from structgrad.structures import Arborescence, SpanningTree
+from structgrad.structures.base import Structure
+
+
+def forward_backward(function: Callable[[Tensor], Tensor], scores: Tensor) -> Callable[[], object]:
+    """A call that runs ``function`` and its vector-Jacobian product with a fixed vector."""
+    upstream = torch.randn_like(function(scores))
+
+    def call() -> object:
+        leaf = scores.detach().requires_grad_()
+        return torch.autograd.grad(function(leaf), leaf, upstream)
+
+    return call
+
+
+def networkx_trees(scores: Tensor, directed: bool) -> Callable[[], object]:
+    """networkx, one example after the other."""
+    n = scores.shape[-1]
+
+    def call() -> None:
+        for s in scores.tolist():
+            graph = nx.DiGraph() if directed else nx.Graph()
+            pairs = ((i, j) for i in range(n) for j in range(n) if (i != j and j > 0 if directed else i < j))
+            graph.add_weighted_edges_from((i, j, s[i][j]) for i, j in pairs)
+            nx.maximum_spanning_arborescence(graph) if directed else nx.maximum_spanning_tree(graph)
+
+    return call
+
+
+def torch_struct_marginals(scores: Tensor) -> Tensor:
+    """The marginals of torch-struct's projective-free dependency CRF, the same matrix-tree theorem by LU."""
+    from torch_struct import NonProjectiveDependencyCRF
+
+    marginals: Tensor = NonProjectiveDependencyCRF(scores, multiroot=True).marginals
+    return marginals
+
+
+def row(structure: Structure, oracle: str, batch: int, n: int, bound: float, published: float, *, loop: bool) -> Row:
+    """Measure one line of the table; ``loop``: measure the opponent (a tenth of the batch for networkx)."""
+    scores = torch.randn(batch, n, n)
+    directed = isinstance(structure, Arborescence)
+    size = f"B {batch}, n {n}"
+    if oracle == "argmax":
+        ours = milliseconds(lambda: structure.argmax(scores))
+        theirs = None
+        if loop:
+            some = min(batch, 20)
+            theirs = milliseconds(networkx_trees(scores[:some], directed), repeats=3, warmup=1) * batch / some
+        return Row(f"{structure.name} argmax", size, ours, "networkx", theirs, bound, published)
+    if oracle == "marginals":
+        ours = milliseconds(forward_backward(structure.marginals, scores))
+        # torch-struct has no root among the tokens: n - 1 of them, the root's scores on the diagonal.
+        theirs = milliseconds(forward_backward(torch_struct_marginals, scores[:, 1:, 1:])) if directed else None
+        return Row(f"{structure.name} marginals, fwd + bwd", size, ours, "torch-struct", theirs, bound, published)
+    trace = structure.trace(torch.empty_like(scores).exponential_() * torch.exp(-scores))
+    function = getattr(structure, oracle)
+    ours = milliseconds(forward_backward(lambda s: function(trace, s), scores))
+    return Row(f"{structure.name} {oracle}, fwd + bwd", size, ours, bound=bound, published=published)
+
+
+def main() -> None:
+    """Print the table and write ``results/benchmarks/trees.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-opponents", dest="opponents", action="store_false", help="leave networkx out")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    lines: list[tuple[Structure, str, int, int, float, float]] = [
+        (SpanningTree(), "argmax", 128, 10, 0.7, 3.3),
+        (SpanningTree(), "argmax", 100, 50, 7, 68),
+        (SpanningTree(), "argmax", 10_000, 10, 30, 167),
+        (SpanningTree(), "marginals", 128, 10, 1.0, 1.9),
+        (SpanningTree(), "marginals", 100, 50, 9, 17.6),
+        (SpanningTree(), "trace_log_prob", 128, 10, 1.5, 5.5),
+        (SpanningTree(), "trace_log_prob", 100, 50, 20, 155),
+        (Arborescence(), "argmax", 100, 50, 25, 335),
+        (Arborescence(), "marginals", 100, 50, 6, 6.3),
+        (Arborescence(), "trace_log_prob", 100, 50, 15, 112),
+        (Arborescence(), "conditional", 100, 50, 25, 219),
+    ]
+    report("trees", [row(*line, loop=arguments.opponents) for line in lines])
+
+
+if __name__ == "__main__":
+    main()
