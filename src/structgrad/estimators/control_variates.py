@@ -291,7 +291,8 @@ class Rebar(ControlVariate):
         self, vertices: Tensor, utilities: Tensor, scores: Tensor, objective: Objective, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`ControlVariate`."""
-        relaxed = self.structure.relax(self.relaxation, utilities / self.log_temperature.exp(), mask)
+        temperature = self.log_temperature.exp()
+        relaxed = self.structure.relax(self.relaxation, utilities / temperature, mask, temperature)
         evaluated = torch.cat([vertices, relaxed.flatten(1, 2)], 1)
         samples = self.n_samples
         rows = torch.arange(len(vertices), device=vertices.device).repeat_interleave(3 * samples)

@@ -236,7 +236,7 @@ class SST(Estimator):
             mask = None if mask is None else mask.expand(scores.shape).repeat_interleave(self.n_samples, 0)
             scores = scores.repeat_interleave(self.n_samples, 0)
         utilities = self.perturb(scores, mask, self.draws)
-        vertices = self.relax(utilities / current, mask)
+        vertices = self.relax(utilities / current, mask, current)
         if self.straight_through:
             # The relaxed terms cancel exactly, so that the value is the hard vertex to the last bit.
             vertices = self.structure.argmax(utilities, mask) + (vertices - vertices.detach())
@@ -247,10 +247,10 @@ class SST(Estimator):
         scores = torch.where(self.structure.parts(scores, mask), scores, 0.0)
         return torch.where(self.structure.perturbed(scores), self.utility.sample(scores, draws), scores)
 
-    def relax(self, utilities: Tensor, mask: Tensor | None) -> Tensor:
+    def relax(self, utilities: Tensor, mask: Tensor | None, temperature: float | Tensor) -> Tensor:
         """Relaxed vertices for utilities that have been divided by the temperature."""
         if self.backward_by == "exact":
-            return self.structure.relax(self.relaxation, utilities, mask)
+            return self.structure.relax(self.relaxation, utilities, mask, temperature)
         relaxed: Tensor = _FiniteDifference.apply(utilities, mask, self.structure, self.relaxation, self.epsilon)
         return relaxed
 

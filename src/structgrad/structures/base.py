@@ -94,6 +94,9 @@ class Structure:
     #: Relaxations beyond ``exp_family`` (= ``marginals``) and ``euclidean`` (= ``project``): name -> method name.
     extra_relaxations: ClassVar[dict[str, str]] = {}
 
+    #: Relaxations whose method also takes the keyword ``temperature``, by which its utility was divided.
+    tempered: ClassVar[frozenset[str]] = frozenset()
+
     #: False for the stand-ins of ``structure=none`` and ``structure=ground_truth``, which take no estimator.
     is_latent: ClassVar[bool] = True
 
@@ -144,13 +147,16 @@ class Structure:
             have = ", ".join(o for o in ORACLES if o in self.oracles)
             raise UnsupportedError(f"{by} needs {', '.join(missing)}, which {self.name} lacks; it has {have}")
 
-    def relax(self, relaxation: str, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+    def relax(
+        self, relaxation: str, utility: Tensor, mask: Tensor | None = None, temperature: float | Tensor = 1.0
+    ) -> Tensor:
         """The relaxation of that name: a point of conv(X) (or its bespoke substitute), differentiable in ``utility``.
 
         Args:
             relaxation: a key of :attr:`relaxations`.
             utility: ``[*batch, *parts]``, already divided by the temperature.
             mask: which parts exist.
+            temperature: what the utility was divided by, for the few that are no function of the quotient alone.
 
         Raises:
             UnsupportedError: if this structure lacks it.
@@ -159,7 +165,8 @@ class Structure:
             raise UnsupportedError(
                 f"{self.name} has no relaxation {relaxation!r}; it has {', '.join(self.relaxations) or 'none'}"
             )
-        relaxed: Tensor = getattr(self, self.relaxations[relaxation])(utility, mask)
+        options = {"temperature": temperature} if relaxation in self.tempered else {}
+        relaxed: Tensor = getattr(self, self.relaxations[relaxation])(utility, mask, **options)
         return relaxed
 
     def draws(self, relaxation: str) -> int | None:

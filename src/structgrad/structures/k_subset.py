@@ -48,6 +48,7 @@ class KSubset(Structure):
         "softsub": "softsub",
     }
     constant_size: ClassVar[bool] = True
+    tempered: ClassVar[frozenset[str]] = frozenset({"softsub"})
 
     def __init__(self, k: int, layout: LayoutName = "vector") -> None:
         if k < 1:
