@@ -1,0 +1,96 @@
+"""Binary trees, matchings, orderings and active-set SparseMAP: ``python -m benchmarks.structures_other``.
+
+Medians, float32. ``published`` is what the code released with the papers takes on a two-core machine (issue 3's table).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from benchmarks.harness import Row, milliseconds, report
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from structgrad.structures import Arborescence, BinaryTree, Matching, Permutation, SpanningTree, Structure, Subset
+from structgrad.structures.sparsemap import project, sparsemap
+
+
+def both_ways(function: Callable[[Tensor], Tensor], scores: Tensor) -> Callable[[], object]:
+    """Forward and backward of ``function`` with a fixed upstream gradient."""
+    upstream = torch.randn_like(function(scores))
+
+    def call() -> object:
+        leaf = scores.detach().requires_grad_()
+        return torch.autograd.grad(function(leaf), leaf, upstream)
+
+    return call
+
+
+def item_rows(structure: Structure, batch: int, n: int, bound: float | None, published: float | None) -> list[Row]:
+    """Trace, and trace log-probability and conditional forward and backward, of orderings and binary trees."""
+    scores = torch.randn(batch, n)
+    trace = structure.trace(torch.rand(batch, n))
+    size, name = f"B {batch}, n {n}", structure.name
+    exponentials = torch.rand(batch, n)
+    log_prob = both_ways(lambda s: structure.trace_log_prob(trace, s), scores)
+    conditional = both_ways(lambda s: structure.conditional(trace, s), scores)
+    return [
+        Row(
+            f"{name} trace", size, milliseconds(lambda: structure.trace(exponentials)), bound=bound, published=published
+        ),
+        Row(f"{name} trace log-prob, fwd + bwd", size, milliseconds(log_prob)),
+        Row(f"{name} conditional, fwd + bwd", size, milliseconds(conditional)),
+    ]
+
+
+def matching_rows(batch: int, n: int) -> list[Row]:
+    """The exact argmax against a loop over scipy; Sinkhorn and the greedy trace."""
+    scores = torch.randn(batch, n, n)
+    matching, size, arrays = Matching(), f"B {batch}, n {n}", scores.numpy()
+    theirs = milliseconds(lambda: [linear_sum_assignment(a, maximize=True) for a in arrays])
+    ours = milliseconds(lambda: matching.argmax(scores))
+    return [
+        Row("Matching argmax", size, ours, "scipy.linear_sum_assignment, loop", theirs, bound=theirs),
+        Row("Matching trace", size, milliseconds(lambda: matching.trace(scores.exp()))),
+        Row("Matching sinkhorn, fwd + bwd", size, milliseconds(both_ways(matching.sinkhorn, scores), repeats=5)),
+    ]
+
+
+def sparse_rows(structure: Structure, batch: int, *shape: int) -> list[Row]:
+    """The active-set projection and its distribution, against the closed form where the structure has one."""
+    scores = torch.randn(batch, *shape)
+    size = f"B {batch}, {'x'.join(map(str, shape))}"
+    closed = structure.name if "sparsemap" in vars(type(structure)) else ""
+
+    def mean(s: Tensor) -> Tensor:
+        return project(structure, s)
+
+    ours = milliseconds(both_ways(mean, scores), repeats=5, warmup=1)
+    theirs = milliseconds(both_ways(structure.project, scores)) if closed else None
+    rows = [Row(f"active set: project {structure.name}, f+b", size, ours, closed and "its closed form", theirs)]
+    ours = milliseconds(lambda: sparsemap(structure, scores), repeats=5, warmup=1)
+    theirs = milliseconds(lambda: structure.sparsemap(scores)) if closed else None
+    return [*rows, Row(f"active set: sparsemap {structure.name}", size, ours, closed and "its closed form", theirs)]
+
+
+def support(structure: Structure, batch: int, *shape: int) -> dict[str, float]:
+    """Vertices an example: of the active set, and of the structure's own distribution."""
+    scores = torch.randn(batch, *shape)
+    return {
+        "active set": len(sparsemap(structure, scores).rows) / batch,
+        "own": len(structure.sparsemap(scores).rows) / batch,
+    }
+
+
+if __name__ == "__main__":
+    rows = [
+        *item_rows(BinaryTree(), 128, 20, 2.0, 55.0),
+        *item_rows(Permutation(), 128, 20, None, None),
+        *matching_rows(128, 10),
+        *sparse_rows(Subset(), 64, 32),
+        *sparse_rows(Matching(), 32, 6, 6),
+        *sparse_rows(SpanningTree(), 32, 8, 8),
+        *sparse_rows(Arborescence(), 32, 8, 8),
+    ]
+    report("structures_other", rows, support={"Subset D 32": support(Subset(), 64, 32)})

@@ -1,0 +1,58 @@
+"""Write ``docs/structures/README.md``, the table structure x oracle, from the code."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import structgrad.structures as structures
+from structgrad.structures.base import ORACLES, Structure
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "structures" / "README.md"
+
+INTRODUCTION = """\
+# Structures
+
+Written by `scripts/structure_table.py` from the code; do not edit. What every oracle means is said in
+`src/structgrad/structures/base.py`; one page a structure is linked below. [Sparse projections](sparsemap.md) compares
+the active-set method with the closed forms.
+"""
+
+
+def latent_structures() -> list[type[Structure]]:
+    """The public structures, by name."""
+    public = [getattr(structures, name) for name in sorted(structures.__all__)]
+    classes = [c for c in public if inspect.isclass(c) and issubclass(c, Structure) and c is not Structure]
+    return [c for c in classes if c.is_latent]
+
+
+def page(structure: type[Structure]) -> str:
+    """File name of a structure's page: ``KSubset`` -> ``k_subset.md``."""
+    return structure.__module__.rsplit(".", 1)[-1] + ".md"
+
+
+def table() -> str:
+    """The whole file."""
+    classes = latent_structures()
+    heads = [f"[{c.__name__}]({page(c)})" if (TARGET.parent / page(c)).exists() else c.__name__ for c in classes]
+    lines = [INTRODUCTION, "| oracle | " + " | ".join(heads) + " |", "|---|" + ":-:|" * len(classes)]
+    for oracle in ORACLES:
+        has = ["x" if getattr(c, oracle) is not getattr(Structure, oracle) else "" for c in classes]
+        lines.append(f"| `{oracle}` | " + " | ".join(has) + " |")
+    lines += [
+        "",
+        "Relaxations, by the name that `relaxation=` takes, and the method behind each:",
+        "",
+        "| structure | relaxations |",
+        "|---|---|",
+    ]
+    for c in classes:
+        # Neither property looks at the instance, so none has to be built with made-up arguments.
+        names = c.__new__(c).relaxations
+        lines.append(f"| {c.__name__} | " + ", ".join(f"`{name}` ({method})" for name, method in names.items()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.parent.mkdir(parents=True, exist_ok=True)
+    TARGET.write_text(table())
