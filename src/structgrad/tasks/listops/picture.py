@@ -49,7 +49,7 @@ def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
         ``path``.
     """
     longest = max(len(to_text(p.tokens)) for p in parses)
-    figure = Figure(figsize=(2 * (0.36 * longest + 0.6), 2.5 * len(parses) + 0.5), layout="constrained")
+    figure = Figure(figsize=(2 * (0.36 * longest + 0.6), 1.7 * len(parses) + 0.4), layout="constrained")
     axes = figure.subplots(len(parses), 2, squeeze=False)
     for (left, right), parse in zip(axes, parses, strict=True):
         words = to_text(parse.tokens)
@@ -69,8 +69,8 @@ def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
             longest,
             f"recovered: {found} of {len(truth)} edges, {len(counted) - found} others; predicted {parse.prediction}",
         )
-        # Wrong ones last, on top.
-        for colour in (_UNCOUNTED, _RIGHT, _WRONG):
+        # Right ones last, on top.
+        for colour in (_UNCOUNTED, _WRONG, _RIGHT):
             for edge in recovered:
                 uncounted = edge not in counted
                 if colour == (_UNCOUNTED if uncounted else _RIGHT if edge in known else _WRONG):
@@ -83,7 +83,7 @@ def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
 def _panel(axes: Any, words: list[str], longest: int, title: str) -> None:
     axes.set_title(title, fontsize=9, loc="left", color="#444444")
     axes.set_xlim(-0.7, longest - 0.3)
-    axes.set_ylim(-0.9, 0.52 * longest**0.75 + 0.6)
+    axes.set_ylim(-0.9, 0.29 * longest**0.75 + 0.3)
     axes.axis("off")
     for position, word in enumerate(words):
         weight = "bold" if word.startswith("[") else "normal"

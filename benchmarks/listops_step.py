@@ -1,0 +1,134 @@
+"""A training step of ListOps at the paper's sizes: its time, where it goes, how near the matrix product rate it runs.
+
+Run once as it is and once with glibc's default allocator: ``python benchmarks/listops_step.py --untuned``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from benchmarks.harness import Row, matmul_rate, measure, report
+from torch import Tensor
+
+from structgrad.data import Batch
+from structgrad.estimators import SST
+from structgrad.estimators.base import Objective
+from structgrad.runtime import tune_allocator
+from structgrad.structures import Arborescence
+from structgrad.tasks.listops import ListOps, ListOpsData
+
+BATCH, HIDDEN, MESSAGE_STEPS = 100, 60, 5
+
+
+class Timed(torch.autograd.Function):
+    """The identity; its backward calls back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, callback: Any) -> Tensor:
+        ctx.callback = callback
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        ctx.callback()
+        return gradients[0], None
+
+
+class Watched(SST):
+    """SST that adds up the time between its scores and the objective, there and back, without the objective's."""
+
+    def __init__(self, structure: Arborescence) -> None:
+        super().__init__(structure, temperature=1.0)
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def begin(self) -> None:
+        self._start = time.perf_counter()
+
+    def end(self) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+    def forward(self, scores: Tensor, objective: Objective, **options: Any) -> Any:
+        def watched(vertices: Tensor, rows: Tensor) -> Tensor:
+            self.end()
+            losses = objective(Timed.apply(vertices, self.begin), rows)
+            self.begin()
+            return losses
+
+        self.begin()
+        estimate = super().forward(Timed.apply(scores, self.end), watched, **options)
+        self.end()
+        return estimate
+
+
+def flops(batch: Batch) -> float:
+    """Multiply-adds, twice, that the step's matrix products need: forward, and twice that backward."""
+    lengths = (batch["tokens"] != 0).sum(1).double()
+    tokens, pairs, d = float(lengths.sum()), float((lengths**2).sum()), HIDDEN
+    lstm = 2 * tokens * (2 * d * 4 * d)  # two of them: input and recurrent product into four gates
+    scores = pairs * d
+    per_step = pairs * (d * d + d) + tokens * (2 * d * d + 2 * d * 3 * d)  # second layer and sum; first layer; GRU
+    return 3 * 2 * (lstm + scores + MESSAGE_STEPS * per_step)
+
+
+def main() -> None:
+    """Measure one batch of the paper's data."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--untuned", action="store_true", help="leave glibc's allocator as it is")
+    untuned = parser.parse_args().untuned
+    if not untuned and not tune_allocator():
+        print("the allocator cannot be tuned on this machine")
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as cache:
+        data = ListOpsData(cache, train=2000, val=5, test=5)
+        data.prepare()
+        estimator = Watched(Arborescence())
+        task = ListOps(
+            structure=estimator.structure,
+            estimator=estimator,
+            optimizer=partial(torch.optim.AdamW, lr=1e-3),
+            data=data,
+            batch_size=BATCH,
+            hidden=HIDDEN,
+            message_steps=MESSAGE_STEPS,
+        )
+        batch = next(iter(task.batches("train")))
+    optimizer = task.configure_optimizers()
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        steps += 1
+        optimizer.zero_grad()
+        task.step(batch).loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    rate = matmul_rate()
+    step()  # compiles the kernels
+    estimator.seconds, steps = 0.0, 0
+    seconds = measure(step, repeats=9)
+    share = estimator.seconds / steps
+    needed = flops(batch)
+    size = f"{BATCH} x {batch['tokens'].shape[1]}, d={HIDDEN}"
+    report(
+        "listops_step_untuned" if untuned else "listops_step",
+        [
+            Row("training step, arborescence, SST", size, 1e3 * seconds),
+            Row("  of it structure and estimator (mean)", size, 1e3 * share, bound=300 * seconds),
+        ],
+        allocator="glibc default" if untuned else "tuned",
+        structure_share=round(share / seconds, 3),
+        gflop_needed=round(needed / 1e9, 2),
+        gflop_per_second=round(needed / seconds / 1e9, 1),
+        matmul_gflop_per_second=round(rate / 1e9, 1),
+        fraction_of_matmul_rate=round(needed / seconds / rate, 3),
+    )
+
+
+if __name__ == "__main__":
+    main()
