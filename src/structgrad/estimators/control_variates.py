@@ -97,26 +97,42 @@ class ControlVariate(Estimator):
         parameters = [p for p in self.parameters() if p.requires_grad]
         with torch.enable_grad():
             leaf = finite.detach()[:, None].expand(each).clone().requires_grad_()
-            vertices, log_prob, utilities = self._draw(leaf, None if masks is None else masks.expand(each))
+            leaf_mask = None if masks is None else masks.expand(each)
+            vertices, action, first = self._draw(leaf.detach(), leaf_mask)
+            log_prob = self._log_prob(action, leaf, leaf_mask)
+            generator = _generator_state(leaf.device)
+            second = torch.where(exists[:, None], self._conditional(action, leaf, leaf_mask), 0.0)
+            utilities = torch.stack([torch.where(exists[:, None], first, 0.0), second.detach()], 2).requires_grad_()
             losses, critic, evaluated = self.criticise(
                 vertices,
-                torch.where(exists[:, None, None], utilities, 0.0),
+                utilities,
                 leaf.detach()[:, :, None].expand(both),
                 objective,
                 None if masks is None else masks[:, None].expand(both),
             )
+            (slopes,) = torch.autograd.grad((critic[..., 0] - critic[..., 1]).sum(), utilities, create_graph=True)
+            slopes = torch.where(exists[:, None, None], slopes, 0.0)
             (score,) = torch.autograd.grad(log_prob.sum(), leaf)
-            (path,) = torch.autograd.grad((critic[..., 0] - critic[..., 1]).sum(), leaf, create_graph=True)
-            signal = losses.detach() - critic[..., 1]
+            # u is the scores plus noise; u~ is not.
+            (pulled,) = torch.autograd.grad(second, leaf, slopes[:, :, 1].detach())
+            signal = losses.detach() - critic[..., 1].detach()
+            path = slopes[:, :, 0].detach() + pulled
             gradient = (signal.reshape(*signal.shape, *[1] * (score.dim() - 2)) * score + path).mean(1)
-            variance = gradient.square().flatten(1).sum(1)
-            slopes = torch.autograd.grad(variance.mean(), parameters, retain_graph=True)
 
-        # Both terms have value zero and exactly the gradient that was computed; the second is the same in
-        # every example,
-        # so that the mean over the batch has it once.
+            # g is linear in c(u~), grad c(u) and grad c(u~): the derivative of ||g||^2 is that of <2 g, g>
+            # with one g held.
+            held = 2 * gradient[:, None].expand(each) / self.n_samples
+            pushed = self._push(action, leaf.detach(), leaf_mask, held, generator)
+            change = (torch.stack([held, pushed], 2) * slopes).flatten(1).sum(1)
+            change = change - ((held * score).flatten(2).sum(2) * critic[..., 1]).sum(1)
+            to_parameters = torch.autograd.grad(change.mean(), parameters, retain_graph=True)
+
+        # Both terms have value zero and exactly the gradient that was computed; the second is the same in every
+        # example, so that the mean over the batch has it once.
         to_scores = ((finite - finite.detach()) * gradient.detach()).flatten(1).sum(1)
-        to_critic = torch.stack([((p - p.detach()) * g).sum() for p, g in zip(parameters, slopes, strict=True)]).sum()
+        to_critic = torch.stack(
+            [((p - p.detach()) * g).sum() for p, g in zip(parameters, to_parameters, strict=True)]
+        ).sum()
         samples = evaluated.shape[1]
         weights = scores.new_zeros(batch, samples)
         weights[:, : self.n_samples] = 1 / self.n_samples
@@ -127,30 +143,64 @@ class ControlVariate(Estimator):
             vertices=evaluated.flatten(0, 1),
             rows=torch.arange(batch, device=scores.device).repeat_interleave(samples),
             weights=weights.flatten(),
-            metrics={"squared_gradient": variance.detach().mean()},
+            metrics={"squared_gradient": gradient.square().flatten(1).sum(1).mean()},
         )
 
-    def _draw(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Vertices ``[*batch, *vertex]``, log-probability of their actions ``[*batch]``, u and u~ ``[*batch,
-        2, *parts]``.
-        """
-        structure = self.structure
-        dim = -structure.layout.ndim - 1
+    def _draw(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Trace, Tensor]:
+        """Vertices, the actions that made them, and the utilities u that decided these."""
         if self.explicit:
             utilities = Logistic().sample(scores)
-            vertices = structure.argmax(utilities, mask)
-            again: Tensor = structure.conditional_utility(vertices, scores, mask)  # type: ignore[attr-defined]
-            return vertices, structure.log_prob(vertices, scores, mask), torch.stack([utilities, again], dim)
-        # In float64, where exponentials of log-rates of +-100 are finite.
-        exists = structure.parts(scores, mask)
-        first = exponentials(scores, exists)
-        trace = structure.trace(first, mask)
+            vertices = self.structure.argmax(utilities, mask)
+            return vertices, vertices, utilities
+        sample = exponentials(scores, self.structure.parts(scores, mask))
+        trace = self.structure.trace(sample, mask)
         trace = Trace(trace.vertex.to(scores.dtype), trace.choices)
-        again = structure.conditional(trace, scores.double(), mask)
-        # -log E = scores + Gumbel noise: adding and taking away the scores attaches the gradient.
-        utilities = -first.log().to(scores) + (scores - scores.detach())
-        both = torch.stack([utilities, -again.log().to(scores)], dim)
-        return trace.vertex, structure.trace_log_prob(trace, scores, mask), both
+        return trace.vertex, trace, -sample.log().to(scores)
+
+    def _log_prob(self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
+        if isinstance(action, Trace):
+            return self.structure.trace_log_prob(action, scores, mask)
+        return self.structure.log_prob(action, scores, mask)
+
+    def _conditional(self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """u~, reparameterised in the scores and in their dtype."""
+        # In float64, where exponentials of log-rates of +-100 are finite.
+        if isinstance(action, Trace):
+            return -self.structure.conditional(action, scores.double(), mask).log().to(scores)
+        utilities: Tensor = self.structure.conditional_utility(action, scores, mask)  # type: ignore[attr-defined]
+        return utilities
+
+    def _push(
+        self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None, direction: Tensor, generator: Tensor
+    ) -> Tensor:
+        """Derivative of u~ along a direction of the scores, at the noise that followed the generator's state.
+
+        By central differences in float64 (nine digits): automatic derivatives would have to differentiate
+        twice, which the structures' compiled backward passes do not.
+        """
+        exists = self.structure.parts(scores, mask)
+        length = direction.flatten(2).abs().amax(2).clamp_min(torch.finfo(direction.dtype).tiny)
+        length = length.reshape(*length.shape, *[1] * (direction.dim() - 2)).double()
+        step = 1e-5 * direction.double() / length
+        devices = [scores.device] if scores.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            moved = []
+            for sign in (1, -1):
+                _set_generator_state(generator, scores.device)
+                moved.append(self._conditional(action, scores.double() + sign * step, mask))
+        return torch.where(exists, (moved[0] - moved[1]) / 2e-5 * length, 0.0).to(direction)
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    """State of the default random generator of a device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_generator_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 class FlatCritic(nn.Module):
@@ -255,8 +305,7 @@ class Rebar(ControlVariate):
         relaxation: one of ``structure.relaxations``.
         temperature: initial.
         eta: initial.
-        learn_temperature: False keeps the temperature, for relaxations and objectives that cannot be
-            differentiated twice.
+        learn_temperature: False keeps it.
         n_samples: K.
 
     Raises:

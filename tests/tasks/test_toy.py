@@ -1,0 +1,110 @@
+"""Toy problems: objectives by hand, and every kind of estimator makes progress."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from structgrad.estimators import SST, Reinforce, Relax
+from structgrad.estimators.base import Estimator
+from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, SpanningTree, Structure
+from structgrad.tasks.toy import Toy
+from structgrad.tasks.toy.objectives import childless_root, far_from_star, height, unevenness
+
+ADAM = partial(torch.optim.Adam, lr=0.05)
+
+
+def test_childless_root() -> None:
+    star = torch.zeros(2, 4, 4)
+    star[0, 0, 1:] = 1
+    star[1, [0, 1, 2], [1, 2, 3]] = 1
+    torch.testing.assert_close(childless_root(star), torch.tensor([0.0, 2 / 3]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_height_of_every_binary_tree(n: int) -> None:
+    """By walking up from every node."""
+    vertices = BinaryTree().enumerate(n)
+    for vertex, computed in zip(vertices, height(vertices), strict=True):
+        depths = []
+        for node in range(n):
+            depth = 0
+            while vertex[:, node].any():
+                node, depth = int(vertex[:, node].argmax()), depth + 1
+            depths.append(depth)
+        assert computed == max(depths)
+    assert height(vertices).min() == n.bit_length() - 1
+    assert height(vertices).max() == n - 1
+
+
+def test_far_from_star() -> None:
+    values = far_from_star(SpanningTree().enumerate(5, 5))
+    assert (values.abs() < 1e-12).sum() == 5
+    assert values.max() == pytest.approx(1 - (2 * 1 + 3 * 4) / 20)
+
+
+def test_unevenness() -> None:
+    permutations = list(itertools.permutations(range(4)))
+    values = unevenness(torch.eye(4, dtype=torch.float64)[torch.tensor(permutations)])
+    expected = [sum(abs(a - b) for a, b in itertools.pairwise(p)) / 3 for p in permutations]
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
+    assert values.min() == 1
+
+
+STRUCTURES: dict[str, Structure] = {
+    "arborescence": Arborescence(),
+    "binary_tree": BinaryTree(),
+    "spanning_tree": SpanningTree(),
+    "matching": Matching(),
+}
+
+
+def estimator(kind: str, name: str) -> Estimator:
+    """An estimator with three samples a step."""
+    structure = STRUCTURES[name]
+    if kind == "relax":
+        return Relax(structure, "flat", [5] if name == "binary_tree" else [5, 5], n_samples=3)
+    if kind == "sst":
+        relaxation: Any = "sinkhorn" if name == "matching" else "exp_family"
+        return SST(
+            structure, relaxation, utility="neg_exponential" if name == "arborescence" else "gumbel", n_samples=3
+        )
+    return Reinforce(structure, "T", "loo", n_samples=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, k) for n in STRUCTURES for k in ("loo", "relax", "sst") if (n, k) != ("binary_tree", "sst")]
+)
+def test_the_objective_falls(name: str, kind: str) -> None:
+    task = Toy(structure=STRUCTURES[name], estimator=estimator(kind, name), optimizer=ADAM, size=5, eval_samples=500)
+
+    def evaluate() -> float:
+        task.eval()
+        (batch,) = task.batches("val")
+        with torch.no_grad():
+            value: Tensor = task.step(batch).metrics["objective"]  # type: ignore[assignment]
+        task.train()
+        return value.item()
+
+    before = evaluate()
+    optimizer = task.configure_optimizers()
+    for _ in range(150):
+        (batch,) = task.batches("train")
+        optimizer.zero_grad()
+        task.step(batch).loss.backward()
+        optimizer.step()
+    assert evaluate() < before - 0.05 * abs(before)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of the structures Arborescence"):
+        Toy(structure=OneHot(), estimator=Reinforce(OneHot()), optimizer=ADAM)
+    with pytest.raises(ValueError, match="needs an estimator"):
+        Toy(structure=BinaryTree(), estimator=None, optimizer=ADAM)
+    with pytest.raises(ValueError, match="size >= 2"):
+        Toy(structure=BinaryTree(), estimator=Reinforce(BinaryTree(), "T"), optimizer=ADAM, size=1)
