@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from structgrad.structures._tree_kernels import run
 from structgrad.structures.base import values_can_be_read
 
 
@@ -71,29 +72,29 @@ class _Projection(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, exists: Tensor, total: int, at_most: bool) -> Tensor:  # type: ignore[override]
         n = scores.shape[-1]
-        flat = scores.detach().reshape(-1, n) if n else scores.detach().reshape(0, 0)
-        point, is_bound = _project_rows(
-            flat.contiguous().numpy(), exists.reshape(flat.shape).contiguous().numpy(), total, at_most
-        )
-        ctx.point, ctx.is_bound = point, is_bound
-        return torch.from_numpy(point).reshape(scores.shape)
+        flat = scores.detach().reshape(-1, n).contiguous() if n else scores.detach().reshape(0, 0)
+        point = torch.zeros_like(flat)
+        is_bound = torch.ones(len(flat), dtype=torch.bool)
+        rows = exists.reshape(flat.shape).contiguous()
+        run(_project_rows, 20 * flat.numel(), flat, rows, total, at_most, point, is_bound)
+        ctx.save_for_backward(point, is_bound)
+        return point.reshape(scores.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        flat = upstream.reshape(ctx.point.shape).contiguous().numpy()
-        return torch.from_numpy(_project_rows_backward(ctx.point, ctx.is_bound, flat)).reshape(upstream.shape), *[
-            None
-        ] * 3
+        point, is_bound = ctx.saved_tensors
+        out = torch.zeros_like(point)
+        flat = upstream.reshape(point.shape).contiguous()
+        run(_project_rows_backward, 4 * point.numel(), point, is_bound, flat, out)
+        return out.reshape(upstream.shape), None, None, None
 
 
-@numba.njit(parallel=True, cache=True)
-def _project_rows(scores, exists, total, at_most):  # type: ignore[no-untyped-def]
-    """Rows of ``scores`` ``[B, n]`` projected, and whether the sum was a binding constraint ``[B]``."""
+@numba.njit(nogil=True, cache=True)
+def _project_rows(first, stride, scores, exists, total, at_most, point, is_bound):  # type: ignore[no-untyped-def]
+    """Every ``stride``-th row of ``scores`` ``[B, n]`` projected; whether the sum was a binding constraint ``[B]``."""
     batch, n = scores.shape
-    point = np.zeros_like(scores)
-    is_bound = np.ones(batch, dtype=np.bool_)
-    for b in numba.prange(batch):
+    for b in range(first, batch, stride):
         if at_most:
             mass = 0.0
             for i in range(n):
@@ -136,15 +137,13 @@ def _project_rows(scores, exists, total, at_most):  # type: ignore[no-untyped-de
             tau = step if low < step < high else 0.5 * (low + high)
         for i in range(n):
             point[b, i] = min(max(row[i] - tau, 0.0), 1.0)
-    return point, is_bound
 
 
-@numba.njit(parallel=True, cache=True)
-def _project_rows_backward(point, is_bound, upstream):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _project_rows_backward(first, stride, point, is_bound, upstream, out):  # type: ignore[no-untyped-def]
     """The (symmetric) Jacobian of every row times a vector."""
     batch, n = point.shape
-    out = np.zeros_like(upstream)
-    for b in numba.prange(batch):
+    for b in range(first, batch, stride):
         shift = 0.0
         if is_bound[b]:
             inside = 0
@@ -156,7 +155,6 @@ def _project_rows_backward(point, is_bound, upstream):  # type: ignore[no-untype
         for i in range(n):
             if 0.0 < point[b, i] < 1.0:
                 out[b, i] = upstream[b, i] - shift
-    return out
 
 
 def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from structgrad.structures._tree_kernels import run
 from structgrad.structures.base import values_can_be_read
 
 #: Log-weight of what is impossible in the torch version; finite, so that no gradient is inf - inf.
@@ -74,16 +75,20 @@ class Chain:
             return _sample_in_torch(self, uniform)
         unary, pair, exists = self._flat()
         flat = uniform.reshape(unary.shape)
-        _, ratio = _backward_pass(unary.numpy(), pair.numpy(), exists.numpy(), self.low, self.high, self.states)
-        return torch.from_numpy(_sample_pass(ratio, flat.numpy())).reshape(uniform.shape)
+        _, ratio = _ratios(unary, pair, exists, self.low, self.high, self.states)
+        bits = torch.zeros_like(flat)
+        run(_sample_pass, flat.numel(), ratio, flat, bits)
+        return bits.reshape(uniform.shape)
 
     def argmax(self) -> Tensor:
         """A vector of highest score: float64 0/1 ``[*batch, n]``."""
         if not values_can_be_read(self.unary):
             return _argmax_in_torch(self)
         unary, pair, exists = self._flat()
-        best = _argmax_pass(unary.numpy(), pair.numpy(), exists.numpy(), self.low, self.high, self.states)
-        return torch.from_numpy(best).reshape(self.unary.shape)
+        bits = torch.zeros_like(unary)
+        work = 2 * unary.numel() * (self.high + 1) * self.states
+        run(_argmax_pass, work, unary, pair, exists, self.low, self.high, self.states, bits)
+        return bits.reshape(self.unary.shape)
 
     def _flat(self) -> tuple[Tensor, Tensor, Tensor]:
         n = self.unary.shape[-1]
@@ -93,6 +98,14 @@ class Chain:
         return unary, pair, self.exists.reshape(batch, n).contiguous()
 
 
+def _ratios(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, states: int) -> tuple[Tensor, Tensor]:
+    """``V_0`` ``[B]`` and the ratios ``[B, n, high + 1, states]``."""
+    log_z = unary.new_empty(len(unary))
+    ratio = unary.new_zeros(*unary.shape, high + 1, states)
+    run(_backward_pass, 20 * ratio.numel(), unary, pair, exists, low, high, states, log_z, ratio)
+    return log_z, ratio
+
+
 class _Moments(torch.autograd.Function):
     """Log-partition and marginals by the compiled kernels."""
 
@@ -100,39 +113,38 @@ class _Moments(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, states: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        log_z, ratio = _backward_pass(unary.detach().numpy(), pair.detach().numpy(), exists.numpy(), low, high, states)
-        mean, both = (torch.from_numpy(m) for m in _forward_pass(ratio))
-        ctx.ratio = ratio
-        ctx.save_for_backward(mean, both)
+        log_z, ratio = _ratios(unary, pair, exists, low, high, states)
+        mean, both = torch.zeros_like(unary), torch.zeros_like(pair)
+        run(_forward_pass, 4 * ratio.numel(), ratio, mean, both)
+        ctx.save_for_backward(mean, both, ratio)
         ctx.set_materialize_grads(False)
-        return torch.from_numpy(log_z), mean, both
+        return log_z, mean, both
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        mean, both = ctx.saved_tensors
+        mean, both, ratio = ctx.saved_tensors
         d_log_z, d_mean, d_both = upstream
         unary, pair = torch.zeros_like(mean), torch.zeros_like(both)
         if d_mean is not None or d_both is not None:
             d_mean = torch.zeros_like(mean) if d_mean is None else d_mean.contiguous()
             d_both = torch.zeros_like(both) if d_both is None else d_both.contiguous()
-            unary, pair = (torch.from_numpy(m) for m in _covariance_pass(ctx.ratio, d_mean.numpy(), d_both.numpy()))
+            run(_covariance_pass, 10 * ratio.numel(), ratio, d_mean, d_both, unary, pair)
         if d_log_z is not None:
             unary, pair = unary + d_log_z[:, None] * mean, pair + d_log_z[:, None] * both
         return unary, pair, None, None, None, None
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
-# Arrays: unary [B, n], pair [B, n - 1] (or [B, 0] with one state), exists [B, n], ratio [B, n, high + 1, states].
+# Each does the examples first, first + stride, ... and writes to its last arguments, which start as zeros. Arrays:
+# unary [B, n], pair [B, n - 1] (or [B, 0] with one state), exists [B, n], ratio [B, n, high + 1, states].
 
 
-@numba.njit(parallel=True, cache=True)
-def _backward_pass(unary, pair, exists, low, high, states):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _backward_pass(first, stride, unary, pair, exists, low, high, states, log_z, ratio):  # type: ignore[no-untyped-def]
     """Right to left: ``V_0`` ``[B]`` and the ratios."""
     batch, n = unary.shape
-    ratio = np.zeros((batch, n, high + 1, states))
-    log_z = np.empty(batch)
-    for b in numba.prange(batch):
+    for b in range(first, batch, stride):
         value = np.full((high + 2, states), -np.inf)
         value[low : high + 1] = 0.0
         for i in range(n - 1, -1, -1):
@@ -162,16 +174,13 @@ def _backward_pass(unary, pair, exists, low, high, states):  # type: ignore[no-u
                         value[j, c] = zero + np.log1p(odds)
                         ratio[b, i, j, c] = odds / (1.0 + odds)
         log_z[b] = value[0, 0]
-    return log_z, ratio
 
 
-@numba.njit(parallel=True, cache=True)
-def _forward_pass(ratio):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _forward_pass(first, stride, ratio, mean, both):  # type: ignore[no-untyped-def]
     """Left to right: ``E[x_i]`` and ``E[x_i x_{i+1}]``."""
     batch, n, rows, states = ratio.shape
-    mean = np.zeros((batch, n))
-    both = np.zeros((batch, max(n - 1, 0) if states == 2 else 0))
-    for b in numba.prange(batch):
+    for b in range(first, batch, stride):
         here = np.zeros((rows + 1, states))
         here[0, 0] = 1.0
         for i in range(n):
@@ -197,16 +206,13 @@ def _forward_pass(ratio):  # type: ignore[no-untyped-def]
             mean[b, i] = total
             if states == 2 and i > 0:
                 both[b, i - 1] = repeated
-    return mean, both
 
 
-@numba.njit(parallel=True, cache=True)
-def _covariance_pass(ratio, d_mean, d_both):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _covariance_pass(first, stride, ratio, d_mean, d_both, unary, pair):  # type: ignore[no-untyped-def]
     """The covariance of (bits, pairs) times a vector: the derivative of the marginals in that direction."""
     batch, n, rows, states = ratio.shape
-    unary = np.zeros((batch, n))
-    pair = np.zeros((batch, d_both.shape[1]))
-    for b in numba.prange(batch):
+    for b in range(first, batch, stride):
         # Right to left: the derivative of V, which is what is expected to come, and from it that of the ratios.
         slope = np.zeros((n, rows, states))
         value = np.zeros((rows + 1, states))
@@ -257,15 +263,13 @@ def _covariance_pass(ratio, d_mean, d_both):  # type: ignore[no-untyped-def]
             unary[b, i] = total
             if states == 2 and i > 0:
                 pair[b, i - 1] = repeated
-    return unary, pair
 
 
-@numba.njit(parallel=True, cache=True)
-def _sample_pass(ratio, uniform):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _sample_pass(first, stride, ratio, uniform, bits):  # type: ignore[no-untyped-def]
     """Walk the Markov chain."""
     batch, n, _, states = ratio.shape
-    bits = np.zeros((batch, n))
-    for b in numba.prange(batch):
+    for b in range(first, batch, stride):
         j = 0
         c = 0
         for i in range(n):
@@ -274,15 +278,13 @@ def _sample_pass(ratio, uniform):  # type: ignore[no-untyped-def]
                 bits[b, i] = 1.0
                 j += 1
             c = 1 if one and states == 2 else 0
-    return bits
 
 
-@numba.njit(parallel=True, cache=True)
-def _argmax_pass(unary, pair, exists, low, high, states):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _argmax_pass(first, stride, unary, pair, exists, low, high, states, bits):  # type: ignore[no-untyped-def]
     """The same recursion with max in place of log-sum-exp."""
     batch, n = unary.shape
-    bits = np.zeros((batch, n))
-    for b in numba.prange(batch):
+    for b in range(first, batch, stride):
         take = np.zeros((n, high + 1, states), dtype=np.bool_)
         value = np.full((high + 2, states), -np.inf)
         value[low : high + 1] = 0.0
@@ -304,7 +306,6 @@ def _argmax_pass(unary, pair, exists, low, high, states):  # type: ignore[no-unt
                 bits[b, i] = 1.0
                 j += 1
             c = 1 if one_here and states == 2 else 0
-    return bits
 
 
 # --- the same in torch ------------------------------------------------------------------------------------------------
