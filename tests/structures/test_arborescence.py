@@ -74,6 +74,21 @@ def test_argmax_is_optimal_on_thousands_of_small_graphs(ties: bool) -> None:
         torch.testing.assert_close(weight(found, masked[feasible]), expected[feasible], rtol=1e-12, atol=1e-9)
 
 
+def test_top_k_is_sorted_distinct_and_beats_random_trees() -> None:
+    n, k = 9, 40
+    scores = torch.randn(3, n, n)
+    vertices, values = STRUCTURE.top_k(scores, k)
+    assert (values.diff(dim=1) <= 1e-5).all()
+    for b in range(3):
+        assert len(vertices[b].flatten(1).unique(dim=0)) == k
+        # Gibbs samples at low temperature are good trees; none that beats the k-th may be missing from the list.
+        sample = STRUCTURE.sample((4 * scores[b]).expand(5000, n, n))
+        better = sample[weight(sample, scores[b]) > values[b, -1] + 1e-4].flatten(1).unique(dim=0)
+        assert len(better) > 5
+        listed = (better[:, None] == vertices[b].flatten(1)).all(-1).any(1)
+        assert listed.all()
+
+
 def cases_for_both_paths() -> tuple[torch.Tensor, torch.Tensor]:
     n = 7
     masks = torch.stack([torch.ones(n, n, dtype=torch.bool), *length_masks(n, 6, 2, 1, 0), *sparse(n)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar
 
 import networkx as nx
@@ -70,6 +71,18 @@ def test_argmax_is_optimal_on_thousands_of_small_graphs(ties: bool) -> None:
         feasible = expected > -1e5
         found = STRUCTURE.argmax(scores[feasible], mask[feasible])
         torch.testing.assert_close(weight(found, masked[feasible]), expected[feasible], rtol=1e-12, atol=1e-9)
+
+
+def test_top_k_is_what_networkx_lists() -> None:
+    n, k = 8, 12
+    scores = torch.randn(2, n, n, dtype=torch.float64)
+    _, values = STRUCTURE.top_k(scores, k)
+    for s, found in zip(scores, values, strict=True):
+        graph = nx.Graph()
+        graph.add_weighted_edges_from((i, j, s[i, j].item()) for i in range(n) for j in range(i + 1, n))
+        trees = itertools.islice(nx.SpanningTreeIterator(graph, minimum=False), k)
+        expected = [sum(d["weight"] for *_, d in tree.edges(data=True)) for tree in trees]
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
 def cases_for_both_paths() -> tuple[torch.Tensor, torch.Tensor]:

@@ -63,7 +63,7 @@ def torch_minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0
         # not connected.
         distance, new = torch.where(waiting, nearest.clamp(max=torch.finfo(cost.dtype).max), torch.inf).min(1)
         happened = waiting.any(1)
-        reached &= ~happened | nearest[rows, new].isfinite()
+        reached &= ~happened | (nearest[rows, new] < torch.inf)
         other = link[rows, new]
         low, high = torch.minimum(new, other), torch.maximum(new, other)
         edges.append(torch.where(happened, low * n + high, -1))

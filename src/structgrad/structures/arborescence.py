@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import _contraction, _matrix_tree
+from structgrad.structures._k_best import k_best_trees
 from structgrad.structures.base import Trace, values_can_be_read
 from structgrad.structures.layout import Layout
 from structgrad.structures.sparsemap import ActiveSetProjection
@@ -74,6 +75,25 @@ class Arborescence(ActiveSetProjection):
         vertex, choices, reached = _contraction.minimum_arborescence(flat, exists, self.root, sign)
         self._refuse(~reached, costs)
         return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], *choices.shape[1:]))
+
+    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best arborescences, exact, by at most ``k (n - 1) + 1`` argmaxes; see ``_k_best``."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
+        self.argmax(scores, mask)  # refuses what has no vertex
+        flat, exists = self._flat(scores, mask)
+
+        def solve(allowed: Tensor, forced: Tensor) -> Tensor:
+            # A forced edge is the only one into its node.
+            open_ = allowed & (forced | ~forced.any(-2, keepdim=True))
+            costs = flat[:, None].expand(open_.shape).flatten(0, 1)
+            vertex = _contraction.minimum_arborescence(costs, open_.flatten(0, 1), self.root, -1.0)[0]
+            return vertex.reshape(open_.shape) > 0
+
+        vertices, valid = k_best_trees(flat, exists, k, solve)
+        values = (vertices * torch.where(exists, flat, 0)[:, None]).sum((-2, -1)).masked_fill(~valid, -torch.inf)
+        batch = scores.shape[:-2]
+        return vertices.to(scores.dtype).reshape(*batch, *vertices.shape[1:]), values.reshape(*batch, k)
 
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
 

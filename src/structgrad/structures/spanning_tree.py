@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import _kruskal, _matrix_tree
+from structgrad.structures._k_best import k_best_trees
 from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.base import Trace, values_can_be_read
 from structgrad.structures.layout import Layout
@@ -50,6 +51,23 @@ class SpanningTree(ActiveSetProjection):
         vertex, choices, reached = _kruskal.minimum_spanning_tree(flat, exists, sign)
         self._refuse(~reached, costs)
         return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], choices.shape[1]))
+
+    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best spanning trees, exact, by at most ``k (n - 1) + 1`` argmaxes; see ``_k_best``."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
+        self.argmax(scores, mask)  # refuses what has no vertex
+        flat, exists = self._flat(scores, mask)
+
+        def solve(allowed: Tensor, forced: Tensor) -> Tensor:
+            costs = torch.where(forced, torch.inf, flat[:, None]).flatten(0, 1)
+            vertex = _kruskal.minimum_spanning_tree(costs, allowed.flatten(0, 1), -1.0)[0]
+            return (vertex.reshape(allowed.shape) > 0) & exists[:, None]
+
+        vertices, valid = k_best_trees(flat, exists, k, solve)
+        values = (vertices * torch.where(exists, flat, 0)[:, None]).sum((-2, -1)).masked_fill(~valid, -torch.inf)
+        shown = self.layout.mirror(vertices.to(scores.dtype))
+        return shown.reshape(*scores.shape[:-2], *shown.shape[1:]), values.reshape(*scores.shape[:-2], k)
 
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
 
