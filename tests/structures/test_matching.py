@@ -10,7 +10,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from structgrad.structures import Matching, Trace
+from structgrad.structures import Matching, Trace, matching
 from structgrad.structures._assignment import assign, assign_compiled
 from tests.structures.template import Case, StructureContract
 
@@ -76,6 +76,17 @@ class TestMatching(StructureContract):
             Matching().argmax(torch.randn(2, 3, 3), mask)
         with pytest.raises(ValueError, match=r"\[\.\.\., n, n\]"):
             Matching().argmax(torch.randn(2, 3))
+
+    def test_where_values_are_not_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The path of other devices, on the CPU."""
+        exists = sizes(5, 5, 3)
+        mask, scores = torch.stack(exists), torch.randn(2, 5, 5)
+        best, top = Matching().argmax(scores, mask), Matching().top_k(scores, 8, mask)
+        soft = Matching().sinkhorn(scores, mask)
+        monkeypatch.setattr(matching, "values_can_be_read", lambda tensor: False)
+        torch.testing.assert_close(Matching().argmax(scores, mask), best)
+        torch.testing.assert_close(Matching().top_k(scores, 8, mask), top)
+        torch.testing.assert_close(Matching().sinkhorn(scores, mask), soft, atol=1e-5, rtol=1e-4)
 
     # --- sinkhorn -------------------------------------------------------------------------------------------------
 
