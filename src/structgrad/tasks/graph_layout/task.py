@@ -144,7 +144,8 @@ class GraphLayout(Task):
     def pictures(self, folder: Path) -> list[Path]:
         """A test graph's layout over time and the edges found in it; the edges of a few more."""
         test = self.data.split("test")
-        positions, tree = (test[name][:8].to(self.device) for name in ("positions", "adjacency"))
+        # More than are drawn, to choose between graphs and their complements.
+        positions, tree = (test[name][:200].to(self.device) for name in ("positions", "adjacency"))
         if self.encoder is None or self.estimator is None:
             return [draw_layout(positions[0], tree[0], None, folder / "layout.png")]
         scores, _ = self.encoder(positions)
@@ -155,7 +156,7 @@ class GraphLayout(Task):
             found = complement(found)
         return [
             draw_layout(positions[0], tree[0], found[0], folder / "layout.png"),
-            draw_graphs(positions[:, -1], tree, found, folder / "graphs.png"),
+            draw_graphs(positions[:8, -1], tree[:8], found[:8], folder / "graphs.png"),
         ]
 
     def _errors(self, positions: Tensor, vertices: Tensor, rows: Tensor) -> Tensor:
