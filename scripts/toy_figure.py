@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 import os
-import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+
+from structgrad.training.run import ConfigurationError, RunError, run
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = "estimator.n_samples=3"
@@ -50,14 +55,18 @@ def curves_of(structure: str, size: int) -> dict[str, list[str]]:
 
 
 def train(overrides: list[str]) -> Path:
-    """Run ``train.py`` (or find the finished run) and return the run's folder."""
-    command = [sys.executable, "train.py", "task=toy", *overrides]
-    print(" ".join(command[1:]), flush=True)
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    folders = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("run:")]
-    if done.returncode or not folders:
-        sys.exit(f"{done.stdout[-2000:]}\nerror: the run failed: {' '.join(command)}")
-    return ROOT / folders[-1]
+    """Do the run that ``python train.py task=toy <overrides>`` does (or find it finished) and return its folder."""
+    overrides = ["task=toy", *overrides]
+    print("train.py", *overrides, flush=True)
+    config = compose("config", overrides, return_hydra_config=True)
+    choices = {str(group): str(choice) for group, choice in config.hydra.runtime.choices.items()}
+    with open_dict(config):
+        del config["hydra"]
+    try:
+        run(config, choices, dict(o.split("=", 1) for o in overrides))
+    except (ConfigurationError, RunError) as error:
+        sys.exit(f"error: {error}")
+    return Path(config.run.folder)
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +86,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="passed to every run, e.g. trainer=cpu")
     options = parser.parse_args()
 
+    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     os.environ.setdefault("MPLBACKEND", "agg")
     from matplotlib import pyplot
 
@@ -87,6 +98,7 @@ def main() -> None:
     for panel in panels.flat[len(options.structures) :]:
         panel.axis("off")
     colors = {label: f"C{i}" for i, label in enumerate([*SCORE_FUNCTIONS, "SST"])}
+    initialize_config_dir(str(ROOT / "configs"), version_base="1.3")
     for structure, panel in zip(options.structures, panels.flat, strict=False):
         for label, overrides in curves_of(structure, size).items():
             common = [f"structure={structure}", f"budget={options.budget}", *options.overrides]

@@ -164,11 +164,12 @@ class ControlVariate(Estimator):
 
     def _conditional(self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
         """u~, reparameterised in the scores and in their dtype."""
-        # In float64, where exponentials of log-rates of +-100 are finite.
+        # In float64, where exponentials of log-rates of +-100 are finite, and where the same noise serves `_push`.
+        wide = scores.double()
         if isinstance(action, Trace):
-            return -self.structure.conditional(action, scores.double(), mask).log().to(scores)
-        utilities: Tensor = self.structure.conditional_utility(action, scores, mask)  # type: ignore[attr-defined]
-        return utilities
+            return -self.structure.conditional(action, wide, mask).log().to(scores)
+        utilities: Tensor = self.structure.conditional_utility(action, wide, mask)  # type: ignore[attr-defined]
+        return utilities.to(scores)
 
     def _push(
         self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None, direction: Tensor, generator: Tensor
