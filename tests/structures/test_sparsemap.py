@@ -8,7 +8,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from structgrad.structures import Matching, OneHot, Structure, Subset
+from structgrad.structures import Arborescence, Matching, OneHot, SpanningTree, Structure, Subset
 from structgrad.structures.sparsemap import ActiveSetProjection, project, sparsemap
 
 
@@ -63,6 +63,19 @@ def test_gradients_by_finite_differences(structure: Structure, shape: tuple[int,
     sparse = sparsemap(structure, scores)
     mean = torch.einsum("n,n...->n...", sparse.weights, sparse.vertices)
     (through_weights,) = torch.autograd.grad((mean * upstream[sparse.rows]).sum(), scores)
+    (through_mean,) = torch.autograd.grad((project(structure, scores) * upstream).sum(), scores)
+    torch.testing.assert_close(through_weights, through_mean)
+
+
+@pytest.mark.parametrize("structure", [Matching(), SpanningTree(), Arborescence()], ids=lambda s: s.name)
+def test_the_weights_carry_the_gradient_of_the_projection(structure: Structure) -> None:
+    """At sizes and scores as in training, with dozens of vertices, the active set spans the face."""
+    scores = (0.3 * torch.randn(4, 9, 9, dtype=torch.float64)).requires_grad_()
+    upstream = torch.randn_like(scores)
+    sparse = sparsemap(structure, scores)
+    assert len(sparse.rows) > 4 * 15
+    inner = (sparse.vertices * upstream[sparse.rows]).sum((-1, -2))
+    (through_weights,) = torch.autograd.grad((sparse.weights * inner).sum(), scores)
     (through_mean,) = torch.autograd.grad((project(structure, scores) * upstream).sum(), scores)
     torch.testing.assert_close(through_weights, through_mean)
 
