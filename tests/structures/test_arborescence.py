@@ -194,6 +194,15 @@ def test_bad_root() -> None:
         Arborescence(root=5).argmax(torch.randn(3, 3))
 
 
+def test_transforms_and_compilation() -> None:
+    scores = torch.randn(2, 5, 5)
+    with pytest.raises(NotImplementedError, match="vmap"):
+        torch.func.vmap(STRUCTURE.marginals)(scores)
+    for oracle in ("argmax", "marginals", "log_partition"):
+        function = getattr(STRUCTURE, oracle)
+        torch.testing.assert_close(torch.compile(function, backend="eager")(scores), function(scores))
+
+
 # --- the trace --------------------------------------------------------------------------------------------------------
 
 

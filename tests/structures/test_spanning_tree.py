@@ -136,6 +136,15 @@ def test_disconnected_example_is_named() -> None:
             getattr(STRUCTURE, oracle)(scores.abs(), mask)
 
 
+def test_transforms_and_compilation() -> None:
+    scores = torch.randn(2, 5, 5)
+    with pytest.raises(NotImplementedError, match="vmap"):
+        torch.func.vmap(STRUCTURE.marginals)(scores)
+    for oracle in ("argmax", "marginals", "log_partition"):
+        function = getattr(STRUCTURE, oracle)
+        torch.testing.assert_close(torch.compile(function, backend="eager")(scores), function(scores))
+
+
 # --- the trace --------------------------------------------------------------------------------------------------------
 
 

@@ -169,12 +169,15 @@ class _LogEntering(torch.autograd.Function):
         return out, None, None
 
 
+_compiled_log_entering = torch.compiler.disable(_LogEntering.apply)
+
+
 def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
     """Log of the total rate of the edges that enter what each event stands for: float64 ``[B, E]``, 0 where none
     happened.
     """
     if log_rates.device.type == "cpu":
-        out: Tensor = _LogEntering.apply(log_rates, exists, choices)
+        out: Tensor = _compiled_log_entering(log_rates, exists, choices)
         return out
     return torch_log_entering(log_rates, exists, choices)
 

@@ -44,6 +44,22 @@ def threads() -> int:
     return count
 
 
+def refuse_transforms(scores: torch.Tensor, name: str) -> None:
+    """Compiled code cannot look into the tensors of ``torch.func``.
+
+    Raises:
+        NotImplementedError: for a tensor on the CPU under ``torch.func.vmap``, ``grad`` and so on.
+    """
+    if torch.compiler.is_compiling() or scores.device.type != "cpu":
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(scores):
+        raise NotImplementedError(
+            f"{name} does not run under torch.func transforms (vmap, grad) on the CPU; it takes leading batch "
+            "dimensions, and torch.autograd gives its gradients"
+        )
+
+
+@torch.compiler.disable
 def run(kernel: Any, operations: int, *tensors: Any) -> None:
     """Call ``kernel(first, stride, *arrays)`` on as many threads as torch uses, one share of the examples each.
 
@@ -210,8 +226,7 @@ def _expand(m: int, share: Any, via: Any, mu: Any) -> None:
         for row in range(i + 1):
             k = row if row < i else m
             mu[k, i] += share[k, i] * (1.0 - everything)
-    # What follows is not a clamp of a bad formula: every term above is accurate to a few units of 1e-16 absolutely, so
-    # is mu.
+    # Every term above is accurate to some 1e-14 absolutely; what follows removes that much and no more.
     for k in range(m + 1):
         for j in range(m):
             mu[k, j] = min(1.0, max(0.0, mu[k, j]))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from structgrad.structures import _contraction, _matrix_tree
 from structgrad.structures._k_best import k_best_trees
+from structgrad.structures._tree_kernels import refuse_transforms
 from structgrad.structures.base import Trace, values_can_be_read
 from structgrad.structures.layout import Layout
 from structgrad.structures.sparsemap import ActiveSetProjection
@@ -31,8 +32,7 @@ class Arborescence(ActiveSetProjection):
 
     Raises:
         ValueError: for a negative root; from every oracle, if the root is not one of the n nodes, or (eager CPU code)
-        if an example has a node
-            that the root cannot reach.
+            if an example has a node that the root cannot reach.
     """
 
     constant_size: ClassVar[bool] = True
@@ -62,8 +62,7 @@ class Arborescence(ActiveSetProjection):
         return self._minimum(utility, mask, sign=-1.0).vertex
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
-        """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks, as ``_contraction`` describes
-        them.
+        """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks (see ``_contraction``).
 
         ``choices[..., e, 0]`` is the edge ``u * n + v`` that event e picks, ``choices[..., e, 1]`` the event that
         contracts it; E = max(2 n - 2, n).
@@ -102,9 +101,7 @@ class Arborescence(ActiveSetProjection):
         return self._log_partition(scores, mask).to(scores.dtype)
 
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E[x]``; its vector-Jacobian products cost about as much again. Their own derivatives exist off the CPU
-        only.
-        """
+        """``E[x]``; a vector-Jacobian product costs twice as much. It has no derivative itself on the CPU."""
         flat, exists = self._flat(scores, mask)
         return _matrix_tree.marginals(flat, exists, self._roots(flat)).reshape(scores.shape)
 
@@ -143,8 +140,7 @@ class Arborescence(ActiveSetProjection):
         return log_p.sum(1).reshape(log_rates.shape[:-2]).to(log_rates.dtype)
 
     def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E | T``: what an edge waited for at every pick that it lost, then, unless it was picked, a fresh
-        exponential.
+        """``E | T``: the minima of the picks that an edge took part in, plus, unless it was picked, a fresh exponential.
 
         The minimum at each pick is exponential with the total rate of the edges entering that node, and independent of
         what was picked; the edges that lose are memoryless.
@@ -189,6 +185,7 @@ class Arborescence(ActiveSetProjection):
     def _flat(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores and existing parts, checked, ``[B, n, n]`` and contiguous."""
         self.check(scores, mask)
+        refuse_transforms(scores, self.name)
         batch = scores.shape[:-2].numel()
         exists = self.parts(scores, mask).reshape(batch, *scores.shape[-2:])
         return scores.reshape(exists.shape).contiguous(), exists.contiguous()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from structgrad.structures import _kruskal, _matrix_tree
 from structgrad.structures._k_best import k_best_trees
+from structgrad.structures._tree_kernels import refuse_transforms
 from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.base import Trace, values_can_be_read
 from structgrad.structures.layout import Layout
@@ -153,6 +154,7 @@ class SpanningTree(ActiveSetProjection):
     def _flat(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores and existing parts, checked, ``[B, n, n]`` and contiguous."""
         self.check(scores, mask)
+        refuse_transforms(scores, self.name)
         batch = scores.shape[:-2].numel()
         exists = self.parts(scores, mask).reshape(batch, *scores.shape[-2:])
         return scores.reshape(exists.shape).contiguous(), exists.contiguous()
