@@ -222,3 +222,19 @@ def test_k_best_do_not_repeat_beyond_all_there_are() -> None:
     assert values[:, :8].isfinite().all()
     for row in vertices[:, :8]:
         assert len(torch.unique(row, dim=0)) == 8
+
+
+@pytest.mark.parametrize("structure", [KSubset(4), BudgetSubset(4), BudgetSubset(9), Subset()], ids=str)
+def test_k_best_at_size(structure: Structure) -> None:
+    """Where only a window of the parts is open: against all vertices of nine parts, with ties."""
+    every = structure.enumerate(9)
+    for scores in (torch.randn(20, 9, dtype=torch.float64), torch.randint(-2, 3, (20, 9)).double()):
+        for k in (1, 2, 3, 5, 20):
+            vertices, values = structure.top_k(scores, k)
+            expected = (scores @ every.T).sort(dim=-1, descending=True).values[:, :k]
+            torch.testing.assert_close(values, expected)
+            for row in vertices:
+                assert len(torch.unique(row, dim=0)) == k
+            assert (vertices[:, :, None] == every).all(-1).any(-1).all()
+    with pytest.raises(ValueError, match="at least 1"):
+        structure.top_k(scores, 0)

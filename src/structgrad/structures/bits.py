@@ -306,6 +306,8 @@ def best_of_cardinality(
     Returns:
         bool ``[*batch, k, n]``, best first, and which of them are real, bool ``[*batch, k]``.
     """
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}")
     n = scores.shape[-1]
     ordered, origin = torch.where(exists, scores.detach(), -math.inf).sort(dim=-1, descending=True)
     present = exists.sum(-1, keepdim=True)

@@ -52,6 +52,8 @@ class OneHot(Structure):
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k categories of highest score, exact: ``[*batch, k, K]`` and ``[*batch, k]``."""
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
         scores, exists = self._read(scores, mask)
         size = min(k, scores.shape[-1])
         values, index = scores.topk(size, dim=-1)

@@ -63,6 +63,8 @@ class Subset(Structure):
         The k best flip few bits of the argmax, only the k - 1 cheapest ones: one bit at a time, the list of the k
         cheapest sets of flips is merged with itself plus that bit. O(D + k^2), one pass for the whole batch.
         """
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
         flat, exists = self._read(scores, mask)
         with torch.no_grad():
             cost = flat.abs().masked_fill(~exists, math.inf)
