@@ -11,6 +11,10 @@ from torch import Tensor
 Batch = dict[str, Tensor]
 
 
+class MissingDataError(RuntimeError):
+    """A data set is not here and cannot be downloaded; the message says what to put where."""
+
+
 class Batches:
     """Iterates over dictionaries of tensors, batch by batch.
 

@@ -35,6 +35,7 @@ class Estimate:
         rows: int64 ``[N]``: the example each vertex belongs to.
         weights: ``[N]``, detached: sum to one within an example.
         metrics: scalars worth logging, detached; ``decoder_calls`` (evaluated vertices per example) is always there.
+        exact: whether ``vertices`` and ``weights`` are the whole latent distribution rather than samples of it.
     """
 
     surrogate: Tensor
@@ -44,6 +45,7 @@ class Estimate:
     rows: Tensor
     weights: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """Count the decoder calls."""

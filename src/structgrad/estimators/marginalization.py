@@ -112,6 +112,7 @@ class Marginalize(Estimator):
             rows=sparse.rows,
             weights=sparse.weights.detach(),
             metrics=metrics,
+            exact=True,
         )
 
     def _weigh(self, scores: Tensor, mask: Tensor | None) -> tuple[SparseDistribution, Tensor, dict[str, Tensor]]:

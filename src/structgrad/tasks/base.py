@@ -110,13 +110,17 @@ class Task(pl.LightningModule, abc.ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; logs ``train/*``."""
         out = self.step(batch)
+        self.log_training(out)
+        return out.loss
+
+    def log_training(self, out: StepOutput) -> None:
+        """Log ``train/*`` of a step."""
         values = {"loss": out.loss.detach()} | {
             name: value[0] / value[1].clamp_min(1) if isinstance(value, tuple) else value
             for name, value in out.metrics.items()
         }
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name in ("loss", *self.progress), batch_size=out.size)
-        return out.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accumulates ``val/*``."""

@@ -22,6 +22,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
+from structgrad.data import MissingDataError
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import Task
@@ -115,6 +116,8 @@ def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str
         RunError: if the run cannot go on; its folder keeps what it has.
     """
     pl.seed_everything(config.seed, verbose=False)
+    test_file = config.paths.test_file
+    config.paths.test_file = None
     task = assemble(config, chosen)
     name = run_name(config, choices)
     folder = Path(config.paths.runs) / name
@@ -124,15 +127,27 @@ def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str
         summary: dict[str, Any] = json.loads(finished.read_text())
         log.info("this run is finished: %s", folder)
         _print_summary(summary, folder)
-        return summary
-    _make_folder(folder, config)
+    else:
+        _make_folder(folder, config)
+        summary = _train_or_explain(config, choices, task, folder)
+    if test_file is not None:
+        config.paths.test_file = test_file
+        _test_on(config, chosen, folder)
+    return summary
+
+
+def _train_or_explain(config: DictConfig, choices: Mapping[str, str], task: Task, folder: Path) -> dict[str, Any]:
     checkpoint = _checkpoint_to_resume(folder)
     try:
         return _train(config, choices, task, folder, checkpoint)
+    except FileNotFoundError as error:  # data that cannot be had; the message says where to get them
+        raise RunError(str(error)) from error
     except NonFiniteLossError as error:
         best = folder / "checkpoints" / "best.ckpt"
         kept = f"the last good checkpoint is {best}" if best.exists() else "no checkpoint was written before"
         raise RunError(f"{error}; {kept}; try a smaller learning rate or gradient clipping") from error
+    except MissingDataError as error:
+        raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(
             f"cannot write to {folder}: {error}; free space or set paths.runs, then repeat the command"
@@ -231,6 +246,20 @@ def _train(
     for logger in loggers:
         logger.finalize("success")
     return summary
+
+
+def _test_on(config: DictConfig, chosen: Mapping[str, str] | None, folder: Path) -> None:
+    """Test the finished model on ``paths.test_file``; the metrics go to ``test-<name of the file>.json``."""
+    task = assemble(config, chosen)
+    trainer = pl.Trainer(accelerator=config.trainer.accelerator, devices=1, logger=False, enable_model_summary=False)
+    try:
+        checkpoint = folder / "checkpoints" / "best.ckpt"
+        (metrics,) = trainer.test(task, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunError(str(error)) from error
+    file = Path(config.paths.test_file)
+    _write(folder / f"test-{file.stem}.json", {"test_file": str(file), "metrics": metrics})
+    print(f"{file}: " + "  ".join(f"{name.removeprefix('test/')} {value:.4g}" for name, value in metrics.items()))
 
 
 def _start_loggers(config: DictConfig) -> list[Logger]:

@@ -1,0 +1,60 @@
+"""The images of the bit-vector VAE: first ones for training, last ones of the training part for validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from structgrad.images import prepare_images, read_images
+from structgrad.tasks.base import Split
+
+
+@dataclass
+class ImageData:
+    """A split of a data set of labelled images.
+
+    Args:
+        source: see :func:`structgrad.images.prepare_images`.
+        data: folder of data sets, ``paths.data``.
+        cache: folder of decoded images, ``paths.cache``.
+        train: the first so many images of the training part.
+        val: the last so many images of the training part.
+        test: the first so many images of the test part.
+
+    Raises:
+        ValueError: for a size below 1; from :meth:`prepare`, if there are not that many images.
+    """
+
+    source: str
+    data: str | Path
+    cache: str | Path
+    train: int = 55_000
+    val: int = 5_000
+    test: int = 10_000
+    _loaded: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        for name in ("train", "val", "test"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1; got {getattr(self, name)}")
+
+    def prepare(self) -> None:
+        """Decode the images, unless they are cached."""
+        prepare_images(self.source, self.data, self.cache)
+
+    def split(self, split: Split) -> Tensor:
+        """Grey levels, uint8 ``[n, pixels]``."""
+        if not self._loaded:
+            folder = prepare_images(self.source, self.data, self.cache)
+            for name, size in (("train", self.train + self.val), ("test", self.test)):
+                pixels = torch.from_numpy(read_images(folder, name).pixels).flatten(1)
+                if len(pixels) < size:
+                    raise ValueError(f"{self.source} has {len(pixels)} {name} images; the sizes need {size}")
+                self._loaded[name] = pixels
+        if split == "test":
+            return self._loaded["test"][: self.test]
+        return self._loaded["train"][: self.train] if split == "train" else self._loaded["train"][-self.val :]

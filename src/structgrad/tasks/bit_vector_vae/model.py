@@ -1,0 +1,74 @@
+"""Encoder and decoder of the bit-vector VAE (Correia et al. 2020, section 5.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from structgrad.tasks.bit_vector_vae.likelihood import CHUNK, cross_entropy
+
+#: Grey levels.
+LEVELS = 256
+
+
+class Encoder(nn.Module):
+    """Scores of bits from pixels: one hidden layer, ReLU.
+
+    Args:
+        pixels: of an image.
+        bits: D.
+        hidden: units.
+    """
+
+    def __init__(self, pixels: int, bits: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(pixels, hidden)
+        self.outer = nn.Linear(hidden, bits)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores ``[batch, bits]`` and features ``[batch, hidden]`` of uint8 images ``[batch, pixels]``."""
+        features = self.inner(images / 255).relu()
+        return self.outer(features), features
+
+
+class Decoder(nn.Module):
+    """Independent categorical distributions of 256 grey levels for every pixel, from bits.
+
+    One hidden layer, ReLU; each pixel gets ``rank`` features, and one linear map, shared by all pixels, makes the
+    logits of the grey levels from them.
+
+    Args:
+        pixels: of an image.
+        bits: D.
+        hidden: units.
+        rank: features of a pixel.
+    """
+
+    def __init__(self, pixels: int, bits: int, hidden: int, rank: int = 5) -> None:
+        super().__init__()
+        self.pixels, self.rank = pixels, rank
+        self.inner = nn.Linear(bits, hidden)
+        self.outer = nn.Linear(hidden, pixels * rank)
+        self.levels = nn.Linear(rank, LEVELS)
+
+    def forward(self, vertices: Tensor, images: Tensor, rows: Tensor) -> Tensor:
+        """``-log p(images[rows] | vertices)`` in nats: ``[N]``.
+
+        Args:
+            vertices: ``[N, bits]``, hard or relaxed.
+            images: uint8 ``[batch, pixels]``.
+            rows: int64 ``[N]``.
+        """
+        hidden = self.inner(vertices).relu()
+        outer, levels = self.outer, self.levels
+        return cross_entropy(hidden, outer.weight, outer.bias, levels.weight, levels.bias, targets=images, rows=rows)
+
+    @torch.no_grad()
+    def mean(self, vertices: Tensor) -> Tensor:
+        """The expected grey levels, 0 to 255: ``[N, pixels]``."""
+        values = torch.arange(LEVELS, device=vertices.device, dtype=vertices.dtype)
+        parts = []
+        for some in vertices.split(CHUNK):
+            features = self.outer(self.inner(some).relu()).reshape(-1, self.pixels, self.rank)
+            parts.append(self.levels(features).softmax(-1) @ values)
+        return torch.cat(parts)

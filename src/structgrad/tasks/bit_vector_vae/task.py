@@ -1,0 +1,214 @@
+"""The bit-vector VAE: images compressed into bits (Correia et al. 2020, section 5.3)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from structgrad.data import Batch, Batches
+from structgrad.estimators.base import Estimate, Estimator
+from structgrad.structures.base import Structure
+from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.bit_vector_vae.data import ImageData
+from structgrad.tasks.bit_vector_vae.model import Decoder, Encoder
+from structgrad.tasks.bit_vector_vae.pictures import draw_reconstructions
+
+#: Vertices that the importance sampler decodes at once.
+_AT_ONCE = 1024
+
+
+class BitVectorVAE(Task):
+    """Compress images into D bits.
+
+    The encoder scores the bits; the objective is ``-log p(x | z)``, an independent categorical distribution over 256
+    grey levels for every pixel. The prior is uniform over all ``2^D`` bit vectors, whatever the structure: the rate is
+    ``D log 2 - H(q)``, which is an estimator's ``kl`` (from the uniform distribution over the vertices) plus the
+    constant ``D log 2 - log |X|``, not 0 for structures with a budget. Metrics are means over images, in nats:
+
+    - ``rate``; ``distortion``, the objective; ``elbo``, minus their sum;
+    - ``decoder_calls``; in training also its quartiles over the images of every epoch;
+    - ``bits_per_dim``, at test: ``-log2 p(x)`` by :meth:`log_likelihood`, over the number of pixels.
+
+    Args:
+        structure: over a vector of parts.
+        estimator: its ``kl`` must be that of its vertices' distribution.
+        optimizer: see :class:`~structgrad.tasks.base.Task`.
+        data: the images.
+        bits: D.
+        pixels: of an image.
+        hidden: units of encoder and decoder.
+        rank: features of a pixel in the decoder.
+        batch_size: images in a training batch.
+        eval_batch_size: images in a validation or test batch.
+        importance_samples: for ``bits_per_dim``.
+        importance_images: ``bits_per_dim`` is taken over the first so many test images.
+        seed: of the order of training images.
+
+    Raises:
+        UnsupportedError: if the structure lacks ``sample``, ``log_prob`` or ``log_partition``.
+        ValueError: if its parts are no vector, or a size is below 1.
+    """
+
+    monitor: ClassVar[str] = "val/elbo"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    progress: ClassVar[tuple[str, ...]] = ("rate", "distortion")
+
+    def __init__(
+        self,
+        *,
+        structure: Structure,
+        estimator: Estimator | None,
+        optimizer: OptimizerFactory,
+        data: ImageData,
+        bits: int = 32,
+        pixels: int = 784,
+        hidden: int = 128,
+        rank: int = 5,
+        batch_size: int = 64,
+        eval_batch_size: int = 64,
+        importance_samples: int = 1024,
+        importance_images: int = 10_000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
+        if structure.layout.name != "vector" or estimator is None:
+            raise ValueError(f"bit_vector_vae needs a latent vector of bits; got {structure.name}")
+        structure.require("sample", "log_prob", "log_partition", by="task bit_vector_vae")
+        if min(bits, importance_samples, importance_images) < 1:
+            raise ValueError("bits, importance_samples and importance_images must be at least 1")
+        self.data, self.bits, self.seed = data, bits, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.importance_samples, self.importance_images = importance_samples, importance_images
+        self.encoder = Encoder(pixels, bits, hidden)
+        self.decoder = Decoder(pixels, bits, hidden, rank)
+        log_size = float(structure.log_partition(torch.zeros(bits, dtype=torch.float64)))
+        self.outside = bits * math.log(2) - log_size
+        self._calls: list[Tensor] = []
+
+    def prepare_data(self) -> None:
+        """Decode the images, unless they are cached."""
+        self.data.prepare()
+
+    def batches(self, split: Split) -> Batches:
+        """Grey levels and the number of each image within its split."""
+        trainer = self._trainer
+        images = self.data.split(split)
+        return Batches(
+            {"images": images, "number": torch.arange(len(images))},
+            self.batch_size if split == "train" else self.eval_batch_size,
+            shuffle=split == "train",
+            seed=self.seed,
+            rank=self.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+        )
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Negative ELBO."""
+        return self._step(batch)[0]
+
+    def _step(self, batch: Batch) -> tuple[StepOutput, Tensor, Estimate]:
+        """Also the scores and what the estimator made of them."""
+        assert self.estimator is not None
+        images = batch["images"]
+        scores, features = self.encoder(images)
+        estimate = self.estimator(scores, lambda vertices, rows: self.decoder(vertices, images, rows), context=features)
+        rate = estimate.kl + self.outside
+        metrics = {
+            "rate": rate.detach().mean(),
+            "distortion": estimate.objective.mean(),
+            "elbo": -(estimate.objective + rate.detach()).mean(),
+            **estimate.metrics,
+        }
+        return StepOutput((estimate.surrogate + rate).mean(), len(images), metrics), scores, estimate
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step; at the end of an epoch of the data, the quartiles of the decoder calls."""
+        out, _, estimate = self._step(batch)
+        self.log_training(out)
+        self._calls.append(estimate.rows.bincount(minlength=out.size))
+        if (self.global_step + 1) % (self.data.train // self.batch_size) == 0:
+            # A resumed run has the calls since it was resumed.
+            calls = torch.cat(self._calls).float()
+            quartiles = calls.quantile(torch.tensor([0.25, 0.5, 0.75], device=calls.device)).tolist()
+            names = ("lower_quartile", "median", "upper_quartile")
+            for logger in self.loggers:
+                logger.log_metrics(
+                    {f"train/decoder_calls_{n}": q for n, q in zip(names, quartiles, strict=True)}, self.global_step
+                )
+            self._calls = []
+        return out.loss
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Also ``bits_per_dim`` of the first images."""
+        out, scores, estimate = self._step(batch)
+        scored = batch["number"] < self.importance_images
+        total = torch.zeros((), device=scores.device, dtype=torch.float64)
+        if bool(scored.any()):
+            log_p = self.log_likelihood(batch["images"], scores, estimate, self.importance_samples)
+            total = -log_p[scored].double().sum() / (math.log(2) * batch["images"].shape[1])
+        out.metrics["bits_per_dim"] = (total, scored.sum())
+        self._accumulate(out)
+
+    @torch.no_grad()
+    def log_likelihood(self, images: Tensor, scores: Tensor, estimate: Estimate, samples: int) -> Tensor:
+        """Estimate ``log p(x) = log sum_z 2^-D p(x | z)``; the estimate of p(x) itself is unbiased.
+
+        Where ``estimate`` is a whole distribution, the sum over its support is exact and the rest of the sum is
+        estimated from uniformly random bit vectors, those of the support counting 0. Otherwise this is importance
+        sampling from the Gibbs distribution of the scores (Burda et al. 2016); where the structure does not contain all
+        bit vectors, that misses the others and is a lower bound.
+
+        Args:
+            images: uint8 ``[batch, pixels]``.
+            scores: ``[batch, bits]``.
+            estimate: of these scores.
+            samples: an image; decoded in portions of bounded size.
+
+        Returns:
+            ``[batch]``, in nats.
+        """
+        batch = len(images)
+        total = scores.new_full((batch,), -math.inf, dtype=torch.float64)
+        portion = max(1, _AT_ONCE // batch)
+        for start in range(0, samples, portion):
+            size = min(portion, samples - start)
+            expanded = scores.detach().expand(size, batch, self.bits)
+            if estimate.exact:
+                vertices = torch.rand_like(expanded).lt(0.5).to(scores)
+                ratio = torch.where(_contains(estimate, vertices), -math.inf, 0.0)
+            else:
+                vertices = self.structure.sample(expanded)
+                ratio = -self.bits * math.log(2) - self.structure.log_prob(vertices, expanded)
+            rows = torch.arange(batch, device=scores.device).repeat(size)
+            losses = self.decoder(vertices.flatten(0, 1), images, rows).reshape(size, batch)
+            total = torch.logaddexp(total, (ratio - losses).double().logsumexp(0))
+        total = total - math.log(samples)
+        if not estimate.exact:
+            return total
+        inside = total.new_empty(batch)
+        losses = self.decoder(estimate.vertices, images, estimate.rows)
+        for row, mass in enumerate((-losses.double()).split(estimate.rows.bincount(minlength=batch).tolist())):
+            inside[row] = mass.logsumexp(0)
+        return torch.logaddexp(total, inside - self.bits * math.log(2))
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """A few test images and their reconstructions, the mean grey levels under the latent distribution."""
+        assert self.estimator is not None
+        images = self.data.split("test")[:10].to(self.device)
+        scores, features = self.encoder(images)
+        estimate = self.estimator(scores, lambda vertices, rows: self.decoder(vertices, images, rows), context=features)
+        means = estimate.mean(self.decoder.mean(estimate.vertices))
+        return [draw_reconstructions(images, means, folder / "reconstructions.png")]
+
+
+def _contains(estimate: Estimate, vertices: Tensor) -> Tensor:
+    """Whether ``vertices`` ``[samples, batch, bits]`` are in the support of their row: bool ``[samples, batch]``."""
+    support, rows = estimate.vertices, estimate.rows
+    chosen = vertices[:, rows]
+    same = (chosen == support).all(-1)
+    counts = torch.zeros(vertices.shape[:2], dtype=torch.int64, device=rows.device)
+    return counts.index_add(1, rows, same.long()) > 0

@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import io
+import math
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from structgrad.data import MissingDataError
+from structgrad.estimators import SST, Marginalize, Reinforce
+from structgrad.estimators.base import Estimator
+from structgrad.images import prepare_images, read_images
+from structgrad.structures import BudgetSubset, Subset
+from structgrad.structures.base import Structure
+from structgrad.tasks.bit_vector_vae import BitVectorVAE, ImageData
+from structgrad.tasks.bit_vector_vae.likelihood import cross_entropy
+from structgrad.training.run import assemble
+
+ROOT = Path(__file__).resolve().parents[2]
+MNIST = ROOT.parent / "shared" / "data" / "MNIST" / "parquet"
+
+
+# --- images --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A folder of data sets with one of 4 x 4 images, ``tiny``: 40 for training, 12 for the test."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data" / "tiny"
+    folder.mkdir(parents=True)
+    for split, n in (("train", 40), ("test", 12)):
+        images = []
+        for pixels in rng.integers(0, 256, (n, 4, 4), dtype=np.uint8):
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG")
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        table = pa.table({"image": images, "label": np.arange(n) % 10})
+        features = (
+            '{"info": {"features": {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}}}'
+        )
+        pq.write_table(table.replace_schema_metadata({"huggingface": features}), folder / f"{split}-0.parquet")
+    return tmp_path / "data"
+
+
+def test_images_are_decoded_once(tiny: Path, tmp_path: Path) -> None:
+    folder = prepare_images("tiny", tiny, tmp_path / "cache")
+    rng = np.random.default_rng(0)
+    expected = rng.integers(0, 256, (40, 4, 4), dtype=np.uint8)
+    train = read_images(folder, "train")
+    np.testing.assert_array_equal(train.pixels, expected)
+    np.testing.assert_array_equal(train.labels, np.arange(40) % 10)
+    manifest = (folder / "manifest.json").stat().st_mtime_ns
+    assert prepare_images("tiny", tiny, tmp_path / "cache") == folder
+    assert (folder / "manifest.json").stat().st_mtime_ns == manifest
+
+
+def test_split_is_first_and_last(tiny: Path, tmp_path: Path) -> None:
+    data = ImageData("tiny", tiny, tmp_path / "cache", train=30, val=5, test=12)
+    every = torch.from_numpy(read_images(prepare_images("tiny", tiny, tmp_path / "cache"), "train").pixels).flatten(1)
+    torch.testing.assert_close(data.split("train"), every[:30])
+    torch.testing.assert_close(data.split("val"), every[-5:])
+    assert data.split("test").shape == (12, 16)
+    with pytest.raises(ValueError, match="has 40 train images"):
+        ImageData("tiny", tiny, tmp_path / "cache", train=36, val=5, test=12).split("train")
+    with pytest.raises(ValueError, match=r"data\.val"):
+        ImageData("tiny", tiny, tmp_path / "cache", val=0)
+
+
+def test_missing_images_say_what_to_do(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match=r"no folder .*nowhere.* put them into .*nowhere"):
+        prepare_images(str(tmp_path / "nowhere"), tiny, tmp_path / "cache")
+
+
+def test_download_without_network_fails_at_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    start = time.monotonic()
+    with pytest.raises(MissingDataError, match=r"hub does not give it.*zalando-datasets/fashion_mnist, put them into"):
+        prepare_images("zalando-datasets/fashion_mnist", tiny, tmp_path / "cache")
+    assert time.monotonic() - start < 15
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="the shared MNIST is not here")
+def test_mnist(tmp_path: Path) -> None:
+    folder = prepare_images("MNIST/parquet", MNIST.parents[1], tmp_path / "cache")
+    test = read_images(folder, "test")
+    assert test.pixels.shape == (10_000, 28, 28)
+    assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert test.pixels.mean() / 255 == pytest.approx(0.1325, abs=1e-4)
+
+
+# --- likelihood ----------------------------------------------------------------------------------------------------
+
+
+def arguments(n: int, pixels: int, dtype: torch.dtype, scale: float = 1.0) -> tuple[list[Tensor], Tensor, Tensor]:
+    torch.manual_seed(0)
+    shapes = ((n, 6), (pixels * 5, 6), (pixels * 5,), (256, 5), (256,))
+    weights = [(scale * torch.randn(s, dtype=torch.float64)).to(dtype).requires_grad_() for s in shapes]
+    return weights, torch.randint(0, 256, (3, pixels), dtype=torch.uint8), torch.arange(n) % 3
+
+
+def plain(weights: list[Tensor], targets: Tensor, rows: Tensor) -> Tensor:
+    hidden, weight, bias, classes, offsets = weights
+    logits = F.linear(F.linear(hidden, weight, bias).reshape(len(hidden), -1, 5), classes, offsets)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets[rows].long().flatten(), reduction="none")
+    return losses.reshape(len(hidden), -1).sum(1)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])  # at 5 logits differ by thousands
+@pytest.mark.parametrize("n", [1, 7, 150])
+def test_cross_entropy_is_that_of_plain_logits(n: int, scale: float) -> None:
+    weights, targets, rows = arguments(n, 11, torch.float32, scale)
+    exact = [w.detach().double().requires_grad_() for w in weights]
+    gradient = torch.randn(n)
+    gradient[0] = 0.0
+    ours, expected = cross_entropy(*weights, targets=targets, rows=rows), plain(exact, targets, rows)
+    torch.testing.assert_close(ours.double(), expected, rtol=2e-5, atol=1e-4)
+    pairs = zip(
+        torch.autograd.grad(ours, weights, gradient),
+        torch.autograd.grad(expected, exact, gradient.double()),
+        strict=True,
+    )
+    for mine, theirs in pairs:
+        size = theirs.abs().max().item()
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=(1e-5 if scale < 5 else 2e-3) * size)
+
+
+def test_cross_entropy_passes_gradcheck() -> None:
+    weights, targets, rows = arguments(4, 3, torch.float64)
+    assert torch.autograd.gradcheck(lambda *w: cross_entropy(*w, targets=targets, rows=rows), weights)
+    torch.testing.assert_close(cross_entropy(*weights, targets=targets, rows=rows), plain(weights, targets, rows))
+
+
+def test_cross_entropy_of_nan_is_nan() -> None:
+    weights, targets, rows = arguments(2, 3, torch.float32)
+    hidden = weights[0].detach().clone()
+    hidden[1, 0] = math.nan
+    assert cross_entropy(hidden, *weights[1:], targets=targets, rows=rows).isnan().tolist() == [False, True]
+
+
+# --- task ----------------------------------------------------------------------------------------------------------
+
+
+def estimators(structure: Structure) -> dict[str, Estimator]:
+    gibbs: dict[str, Any] = {"utility": "logistic", "kl": "distribution"}
+    return {
+        "sfe": Reinforce(structure, baseline="ema"),
+        "sfe_plus": Reinforce(structure, baseline="sample"),
+        "nvil": Reinforce(structure, baseline="nvil", context_size=8),
+        "gumbel": SST(structure, **gibbs),
+        "st": SST(structure, straight_through=True, **gibbs),
+        "topk_sparsemax": Marginalize(structure, "topk_sparsemax", k=4),
+        "sparsemap": Marginalize(structure, "sparsemap"),
+    }
+
+
+NAMES = ("sfe", "sfe_plus", "nvil", "gumbel", "st", "topk_sparsemax", "sparsemap")
+
+
+def make(structure: Structure, estimator: Estimator, data: ImageData | None = None, **options: Any) -> BitVectorVAE:
+    torch.manual_seed(0)
+    return BitVectorVAE(
+        structure=structure,
+        estimator=estimator,
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        data=data or ImageData("unused", "unused", "unused"),
+        **{"bits": 5, "pixels": 16, "hidden": 8, "batch_size": 10, "eval_batch_size": 5} | options,
+    )
+
+
+def exact_log_likelihood(task: BitVectorVAE, images: Tensor) -> Tensor:
+    every = Subset().enumerate(task.bits).float()
+    rows = torch.arange(len(images)).repeat_interleave(len(every))
+    losses = task.decoder(every.repeat(len(images), 1), images, rows).reshape(len(images), -1).double()
+    total: Tensor = (-losses).logsumexp(1) - task.bits * math.log(2)
+    return total
+
+
+@pytest.mark.parametrize("name", ["sfe", "topk_sparsemax", "sparsemap", "budget"])
+@torch.no_grad()
+def test_importance_sampling_is_unbiased(name: str) -> None:
+    """Mean of 200 estimates of p(x) over the enumerated p(x), within 4 standard errors (99.99 % each)."""
+    if name == "budget":
+        structure: Structure = BudgetSubset(3)
+        estimator: Estimator = Marginalize(structure, "sparsemap")
+    else:
+        structure = Subset()
+        estimator = estimators(structure)[name]
+    task = make(structure, estimator, bits=6).eval()
+    task.encoder.outer.weight *= 3
+    task.decoder.inner.weight *= 2
+    images = torch.randint(0, 256, (3, 16), dtype=torch.uint8)
+    exact = exact_log_likelihood(task, images)
+    _, scores, estimate = task._step({"images": images})
+    assert estimate.exact == (name != "sfe")
+    ratios = torch.stack([task.log_likelihood(images, scores, estimate, 30) - exact for _ in range(200)]).exp()
+    error = ratios.std(0) / math.sqrt(len(ratios))
+    assert ((ratios.mean(0) - 1).abs() < 4 * error).all()
+    assert (error < 0.05).all()
+
+
+def test_rate_counts_all_bit_vectors() -> None:
+    structure = BudgetSubset(2)
+    task = make(structure, Marginalize(structure, "sparsemap")).eval()
+    images = torch.randint(0, 256, (3, 16), dtype=torch.uint8)
+    out, _, estimate = task._step({"images": images})
+    entropy = -estimate.mean(estimate.weights.log())
+    rate, distortion, elbo = (out.metrics[name] for name in ("rate", "distortion", "elbo"))
+    assert isinstance(rate, Tensor)
+    assert isinstance(distortion, Tensor)
+    assert isinstance(elbo, Tensor)
+    torch.testing.assert_close(rate, (5 * math.log(2) - entropy).mean())
+    torch.testing.assert_close(elbo, -(rate + distortion))
+    torch.testing.assert_close(out.loss.detach(), -elbo)
+    assert (-elbo.item()) >= -exact_log_likelihood(task, images).mean().item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fits_tests_and_draws(name: str, tiny: Path, tmp_path: Path) -> None:
+    structure = Subset()
+    data = ImageData("tiny", tiny, tmp_path / "cache", train=30, val=10, test=12)
+    task = make(structure, estimators(structure)[name], data, importance_samples=20, importance_images=7)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=6,
+        val_check_interval=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(task)
+    assert {"val/elbo", "val/rate", "val/distortion", "val/decoder_calls"} <= set(trainer.callback_metrics)
+    (metrics,) = trainer.test(task, verbose=False)
+    # ELBO of the whole test against the bound on its first images only: both near log2(256) bits a pixel here.
+    assert 5 < metrics["test/bits_per_dim"] < 12
+    assert [p.name for p in task.pictures(tmp_path)] == ["reconstructions.png"]
+
+
+def test_refuses_what_is_no_bit_vector() -> None:
+    matrix = Subset("matrix")
+    with pytest.raises(ValueError, match="vector of bits"):
+        make(matrix, Reinforce(matrix))
+    with pytest.raises(ValueError, match="at least 1"):
+        make(Subset(), Reinforce(Subset()), importance_samples=0)
+
+
+# --- configuration -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _configs() -> Iterator[None]:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        yield
+
+
+EXPERIMENTS = {
+    "sfe": ("bit_vector", "sfe", 1e-3, 1e-3),
+    "sfe_plus": ("bit_vector", "sfe_plus", 1e-3, 1e-3),
+    "nvil": ("bit_vector", "nvil", 1e-3, 5e-4),
+    "gumbel": ("bit_vector", "gumbel_softmax", 1e-3, 1e-3),
+    "st": ("bit_vector", "st_gumbel", 1e-3, 5e-4),
+    "topk_sparsemax": ("bit_vector", "topk_sparsemax", 2e-3, 1e-3),
+    "sparsemap": ("bit_vector", "sparsemap", 2e-3, 2e-3),
+    "sparsemap_budget": ("budget_subset", "sparsemap", 2e-3, 2e-3),
+}
+
+
+@pytest.mark.usefixtures("_configs")
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_eight_estimators_by_configuration_alone(name: str) -> None:
+    structure, estimator, small, large = EXPERIMENTS[name]
+    config = compose("config", ["task=bit_vector_vae", f"structure={structure}", f"estimator={estimator}"])
+    task = assemble(config)
+    assert isinstance(task, BitVectorVAE)
+    assert (task.bits, config.task.optimizer.lr, task.batch_size) == (32, small, 64)
+    if name == "sparsemap_budget":
+        assert task.outside > 0.3
+    config = compose("config", [f"experiment=bit_vector_vae/{name}_d128"])
+    task = assemble(config)
+    assert isinstance(task, BitVectorVAE)
+    assert (task.bits, config.task.optimizer.lr) == (128, large)
+    if structure == "budget_subset":
+        assert config.structure.budget == 64
+    assert config.trainer.max_steps == 100 * (55_000 // task.batch_size)
