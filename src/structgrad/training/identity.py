@@ -28,14 +28,12 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 def identity(config: DictConfig) -> str:
     """Ten hexadecimal digits that are equal for runs that compute the same thing."""
-    content = {key: value for key, value in resolved(config).items() if key not in _IRRELEVANT}
+    # A task refers to the machine's folders only by interpolation of `paths`, which are the same for everyone here.
+    elsewhere = OmegaConf.merge(config, {"paths": {str(key): f"<{key}>" for key in config.paths}})
+    assert isinstance(elsewhere, DictConfig)
+    content = {key: value for key, value in resolved(elsewhere).items() if key not in _IRRELEVANT}
     content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in _HARDWARE}
-    # A task refers to the machine's folders only through `paths`; what remains of them must not count.
-    folders = [str(path) for path in resolved(config)["paths"].values() if path]
-    text = json.dumps(content, sort_keys=True)
-    for folder in sorted(folders, key=len, reverse=True):
-        text = text.replace(json.dumps(folder)[:-1], '"<path>')
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def environment() -> dict[str, Any]:

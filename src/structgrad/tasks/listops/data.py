@@ -491,7 +491,7 @@ def read_tsv(path: Path) -> Expressions:
             or a label other than the value of its expression.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"data.test_file: no file {path}")
+        raise FileNotFoundError(f"paths.test_file: no file {path}")
     rows = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
