@@ -14,6 +14,9 @@ from structgrad.structures.base import Trace, values_can_be_read
 from structgrad.structures.layout import Layout
 from structgrad.structures.sparsemap import ActiveSetProjection
 
+#: Sinkhorn iterations between Newton steps.
+_NEWTON_EVERY = 8
+
 
 class Matching(ActiveSetProjection):
     """Permutation matrices ``[*batch, n, n]``: ``x[i, j] = 1`` where row i is matched with column j (Paulus et al.
@@ -35,8 +38,9 @@ class Matching(ActiveSetProjection):
     algorithm could otherwise end without a matching.
 
     Args:
-        tolerance: the Sinkhorn iterations end when no row sum is further than this from 1 (columns sum to 1 exactly).
-        max_iterations: or after this many; always this many where values are not read (see ``values_can_be_read``).
+        tolerance: the Sinkhorn iterations end when the row sums are together no further than this from 1 (columns sum
+        to 1 exactly). max_iterations: or after this many; always this many where values are not read (see
+        ``values_can_be_read``).
     """
 
     layout = Layout("matrix")
@@ -144,7 +148,8 @@ class Matching(ActiveSetProjection):
 
         Alternating normalisation of rows and columns in the log domain (Sinkhorn 1964; Mena et al. 2018), in float64,
         O(n^2) an iteration, from dual variables of the best matching: they are the solution as the temperature goes
-        to 0, and from elsewhere the number of iterations grows with the scores. The gradient is that of the fixed
+        to 0, and from elsewhere the number of iterations grows with the scores. Every eighth iteration is followed by
+        a Newton step on the dual, O(n^3), which is kept where it reduces the error. The gradient is that of the fixed
         point, by implicit differentiation of the dual optimality conditions, O(n^3) whatever the number of
         iterations: exact up to the ``tolerance`` of the sums.
         """
@@ -159,19 +164,30 @@ class Matching(ActiveSetProjection):
         point = torch.where(exists, (log_k + f.unsqueeze(-1) + g.unsqueeze(-2)).exp(), 0.0)
         if not (utility.requires_grad and torch.is_grad_enabled()):
             return point.to(utility.dtype)
-        # d(f, g) solves [[R, P], [P^T, C]] d(f, g) = -d(row sums, column sums at fixed f, g). The matrix is singular
-        # along (1, -1) of every connected block, where f + g does not change; the ridge picks one of the solutions.
-        ridge = 1e-10
-        p = point.detach()
-        row_sum = torch.where(rows, p.sum(-1), 1.0) + ridge
-        column_sum = torch.where(columns, p.sum(-2), 1.0) + ridge
-        schur = column_sum.diag_embed() - p.transpose(-1, -2) @ (p / row_sum.unsqueeze(-1))
-        row_excess, column_excess = point.sum(-1, keepdim=True), point.sum(-2).unsqueeze(-1)
-        right = column_excess - p.transpose(-1, -2) @ (row_excess / row_sum.unsqueeze(-1))
-        move_g = -torch.cholesky_solve(right, torch.linalg.cholesky(schur))
-        move_f = -(row_excess + p @ move_g) / row_sum.unsqueeze(-1)
-        move = move_f + move_g.transpose(-1, -2)
+        # The sums' dependence on the utility at fixed f, g, and what f, g do about it.
+        move_f, move_g = self._dual_step(point.detach(), point.sum(-1), point.sum(-2))
+        move = move_f.unsqueeze(-1) + move_g.unsqueeze(-2)
         return (point * (1 + move - move.detach())).to(utility.dtype)
+
+    @staticmethod
+    def _dual_step(point: Tensor, row_excess: Tensor, column_excess: Tensor) -> tuple[Tensor, Tensor]:
+        """How f and g have to move to take these excesses ``[*batch, n]`` from the sums of ``point``, to first order.
+
+        Solves ``[[R, P], [P^T, C]] d(f, g) = -excess``. The matrix is singular along (1, -1) of every connected block,
+        where f + g does not change; a ridge picks one of the solutions. Linear and differentiable in the excesses.
+        """
+        ridge = 1e-10
+        transposed = point.transpose(-1, -2)
+        row_sum, column_sum = point.sum(-1), point.sum(-2)
+        row_sum = torch.where(row_sum > 0, row_sum, 1.0) + ridge
+        column_sum = torch.where(column_sum > 0, column_sum, 1.0) + ridge
+        schur = column_sum.diag_embed() - transposed @ (point / row_sum.unsqueeze(-1))
+        right = column_excess - (transposed @ (row_excess / row_sum).unsqueeze(-1)).squeeze(-1)
+        # Positive definite whatever the point, by its own sums and the ridge; no check, which would wait for the device.
+        factor, _ = torch.linalg.cholesky_ex(schur)
+        move_g = -torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+        move_f = -(row_excess + (point @ move_g.unsqueeze(-1)).squeeze(-1)) / row_sum
+        return move_f, move_g
 
     @staticmethod
     def _central_duals(log_k: Tensor, vertex: Tensor, duals: Tensor) -> Tensor:
@@ -197,14 +213,27 @@ class Matching(ActiveSetProjection):
 
     def _potentials(self, g: Tensor, log_k: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """``f, g`` ``[*batch, n]`` such that ``exp(log_k + f 1^T + 1 g^T)`` is doubly stochastic; 0 where absent."""
-        row_sum = (log_k + g.unsqueeze(-2)).logsumexp(-1)
-        for _ in range(self.max_iterations):
-            f = torch.where(rows, -row_sum, 0.0)
+
+        def normalize(f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Exact columns for this f; logarithms of the row sums without f; the largest error of a row."""
             g = torch.where(columns, -(log_k + f.unsqueeze(-1)).logsumexp(-2), 0.0)
             row_sum = (log_k + g.unsqueeze(-2)).logsumexp(-1)
-            error = torch.where(rows, (row_sum + f).expm1().abs(), 0.0)
+            return g, row_sum, torch.where(rows, (row_sum + f).expm1().abs(), 0.0).sum(-1)
+
+        row_sum = (log_k + g.unsqueeze(-2)).logsumexp(-1)
+        for iteration in range(1, self.max_iterations + 1):
+            f = torch.where(rows, -row_sum, 0.0)
+            g, row_sum, error = normalize(f)
             if values_can_be_read(log_k) and bool((error < self.tolerance).all()):
                 break
+            if iteration % _NEWTON_EVERY == 0:
+                point = (log_k + f.unsqueeze(-1) + g.unsqueeze(-2)).exp()
+                excess = torch.where(rows, point.sum(-1) - 1, 0.0)
+                trial = f + self._dual_step(point, excess, torch.zeros_like(excess))[0]
+                trial_g, trial_sum, trial_error = normalize(trial)
+                better = (trial_error < error).unsqueeze(-1)
+                f, g = torch.where(better, trial, f), torch.where(better, trial_g, g)
+                row_sum = torch.where(better, trial_sum, row_sum)
         return f, g
 
     # --- the greedy trace -----------------------------------------------------------------------------------------
