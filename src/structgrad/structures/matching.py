@@ -183,7 +183,7 @@ class Matching(ActiveSetProjection):
         column_sum = torch.where(column_sum > 0, column_sum, 1.0) + ridge
         schur = column_sum.diag_embed() - transposed @ (point / row_sum.unsqueeze(-1))
         right = column_excess - (transposed @ (row_excess / row_sum).unsqueeze(-1)).squeeze(-1)
-        # Positive definite whatever the point, by its own sums and the ridge; no check, which would wait for the device.
+        # Positive definite for any point, by its own sums and the ridge; a check would wait for the device.
         factor, _ = torch.linalg.cholesky_ex(schur)
         move_g = -torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
         move_f = -(row_excess + (point @ move_g.unsqueeze(-1)).squeeze(-1)) / row_sum
