@@ -140,7 +140,7 @@ class Arborescence(ActiveSetProjection):
         return log_p.sum(1).reshape(log_rates.shape[:-2]).to(log_rates.dtype)
 
     def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E | T``: the minima of the picks that an edge took part in, plus, unless it was picked, a fresh exponential.
+        """``E | T``: the minima of the picks that an edge took part in and, unless it was picked, a fresh exponential.
 
         The minimum at each pick is exponential with the total rate of the edges entering that node, and independent of
         what was picked; the edges that lose are memoryless.
