@@ -351,3 +351,14 @@ def test_fit_test_and_pictures(root: Path, tmp_path: Path, structure: str) -> No
         pictures = task.pictures(tmp_path)
     assert all(p.stat().st_size > 5000 for p in pictures)
     assert len(pictures) == (2 if structure == "spanning_tree" else 1)
+
+
+def test_settings_of_a_row_come_with_its_parts(root: Path, tmp_path: Path) -> None:
+    tree = make_task(root, tmp_path).estimator
+    assert (tree.temperature, tree.clip_range) == (5.0, 15.0)
+    assert make_task(root, tmp_path, "structure=top_edges").estimator.temperature == 5.0
+    assert make_task(root, tmp_path, "estimator.temperature=2").estimator.temperature == 2
+    assert make_task(root, tmp_path, "estimator=reinforce").estimator.action == "U"
+    directed = "structure=independent_directed"
+    assert make_task(root, tmp_path, directed, "estimator=reinforce").estimator.action == "X"
+    assert type(make_task(root, tmp_path, directed).estimator.utility).__name__ == "Logistic"
