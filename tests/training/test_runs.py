@@ -29,7 +29,10 @@ def command(folder: Path, *overrides: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"PYTHONPATH": str(ROOT / "examples" / "own_package"), "OMP_NUM_THREADS": "1"}
+    return {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {
+        "PYTHONPATH": str(ROOT / "examples" / "own_package"),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 def launch(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -218,3 +221,25 @@ def test_help_lists_every_group() -> None:
     assert result.returncode == 0
     for group in ("task", "structure", "estimator", "budget", "trainer", "logger"):
         assert f"\n{group}: " in result.stdout, result.stdout
+
+
+def test_a_finished_run_is_tested_on_a_published_file(tmp_path: Path) -> None:
+    file = tmp_path / "published.tsv"
+    file.write_text("5\t( ( ( [MAX 2 ) 5 ) ] )\n7\t[MIN 9 [MAX 7 1 ] ]\n")
+    options = ["task=listops", "budget=smoke", "trainer=cpu", f"paths.runs={tmp_path}", f"paths.cache={tmp_path}"]
+
+    def run(*overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "train.py", *options, *overrides]
+        return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+
+    assert run().returncode == 0
+    result = run(f"paths.test_file={file}")
+    assert result.returncode == 0, result.stderr
+    assert "this run is finished" in result.stdout + result.stderr
+    (tested,) = tmp_path.glob("listops/*/test-published.json")
+    assert json.loads(tested.read_text())["metrics"].keys() >= {"test/accuracy", "test/precision"}
+    file.write_text("5\t[MAX 2 5 ]\n4\t[MAX 2 5 ]\n")
+    result = run(f"paths.test_file={file}")
+    assert result.returncode == 1
+    assert "line 2" in result.stderr
+    assert "Traceback" not in result.stderr
