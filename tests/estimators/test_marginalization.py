@@ -10,7 +10,7 @@ import torch
 
 from structgrad.estimators import Marginalize, Reinforce, SumAndSample
 from structgrad.estimators.marginalization import sparsemax
-from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, SpanningTree, Structure, UnsupportedError
+from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Structure, UnsupportedError
 from tests.estimators.oracle import Problem, assert_unbiased
 from tests.estimators.test_score_function import CASES, measured_variance, problem
 
@@ -222,7 +222,7 @@ def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         SumAndSample(OneHot(), k=0)
     with pytest.raises(UnsupportedError, match="top_k"):
-        Marginalize(SpanningTree(), "topk_sparsemax", k=2)
+        Marginalize(BinaryTree(), "topk_sparsemax", k=2)
     with pytest.raises(UnsupportedError, match="linear"):
         Marginalize(BinaryTree())
     with pytest.raises(UnsupportedError, match="sum_and_sample"):
