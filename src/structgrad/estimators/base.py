@@ -50,7 +50,7 @@ class Estimate:
     def __post_init__(self) -> None:
         """Count the decoder calls."""
         calls = self.rows.numel() / max(1, self.surrogate.shape[0])
-        self.metrics.setdefault("decoder_calls", torch.tensor(calls, device=self.surrogate.device))
+        self.metrics.setdefault("decoder_calls", torch.full((), calls, device=self.surrogate.device))
 
     def mean(self, values: Tensor) -> Tensor:
         """Average ``values`` ``[N, ...]`` of the evaluated vertices into examples: ``[batch, ...]``."""
