@@ -27,7 +27,6 @@ class Toy(Task):
         optimizer: parameters -> optimizer.
         size: number of nodes, tokens or rows.
         eval_samples: vertices whose mean objective is reported.
-        context_size: features of the (constant) context for input-dependent baselines.
 
     Raises:
         ValueError: for another structure, without an estimator, for an objective that the estimator cannot
@@ -46,23 +45,20 @@ class Toy(Task):
         optimizer: OptimizerFactory,
         size: int = 10,
         eval_samples: int = 1000,
-        context_size: int = 1,
     ) -> None:
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
         known = next((entry for kind, entry in OBJECTIVES.items() if isinstance(structure, kind)), None)
         if known is None or estimator is None:
             names = ", ".join(kind.__name__ for kind in OBJECTIVES)
             raise ValueError(f"toy needs an estimator and one of the structures {names}; got {structure.name}")
-        if size < 2 or eval_samples < 1 or context_size < 1:
-            raise ValueError(
-                f"needs size >= 2, eval_samples and context_size >= 1; got {size}, {eval_samples}, {context_size}"
-            )
+        if size < 2 or eval_samples < 1:
+            raise ValueError(f"toy needs size >= 2 and eval_samples >= 1; got {size} and {eval_samples}")
         dimensions, self.objective = known
         if estimator.needs_differentiable_objective and self.objective is height:
             raise ValueError(
                 f"toy minimises the height of a binary tree, which {type(estimator).__name__} cannot differentiate"
             )
-        self.eval_samples, self.context_size = eval_samples, context_size
+        self.eval_samples = eval_samples
         self.scores = nn.Parameter(torch.zeros([size] * dimensions))
 
     def prepare_data(self) -> None:
@@ -82,7 +78,7 @@ class Toy(Task):
         estimate = self.estimator(
             self.scores.expand(size, *self.scores.shape),
             lambda vertices, rows: self.objective(vertices),
-            context=self.scores.new_ones(size, self.context_size),
+            context=self.scores.new_ones(size, 1),
         )
         metrics = {"objective": estimate.objective.mean(), **estimate.metrics}
         return StepOutput(estimate.surrogate.mean(), size, metrics)
