@@ -90,7 +90,7 @@ def _fetch(source: str, local: Path, split: str) -> datasets.Dataset:
 
 def _advice(source: str, local: Path, reason: str) -> str:
     return (
-        f"The images {source!r} are not here and {reason} "
+        f"The images {source!r} are not here and {reason}. "
         f"Download the parquet files of its splits train and test (columns image and label) on a machine with network "
         f"access, from the page https://huggingface.co/datasets/{source}, put them into {local}, "
         "and repeat the command; or choose a data set that is here, e.g. task.data.source=MNIST/parquet."

@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 
 #: Vertices whose features are in memory at once: 128 x 784 x 5 float32 are 2 MB.
 CHUNK = 128
+#: Divides the number of grey levels.
+_LANES = 16
 
 Floats = NDArray[np.float32]
 
@@ -180,12 +182,12 @@ def _forward_kernel(
     levels = len(offsets)
     for i in numba.prange(n):
         logits = np.empty(levels, np.float32)
+        tops = np.empty(_LANES, np.float32)
         loss = 0.0
         for j in range(pixels):
             f0, f1, f2, f3, f4 = features[i, j]
-            top = np.float32(-np.inf)
             for c in range(levels):
-                value = (
+                logits[c] = (
                     offsets[c]
                     + f0 * classes[0, c]
                     + f1 * classes[1, c]
@@ -193,8 +195,13 @@ def _forward_kernel(
                     + f3 * classes[3, c]
                     + f4 * classes[4, c]
                 )
-                logits[c] = value
-                top = max(top, value)
+            # One maximum a lane of a vector register: a single one would be taken element by element.
+            tops[:] = -np.inf
+            for start in range(0, levels, _LANES):
+                for lane in range(_LANES):
+                    value = logits[start + lane]
+                    tops[lane] = value if value > tops[lane] else tops[lane]
+            top = tops.max()
             total = np.float32(0.0)
             for c in range(levels):
                 total += _exp(logits[c] - top)

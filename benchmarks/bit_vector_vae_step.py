@@ -1,0 +1,73 @@
+"""Decoder of the bit-vector VAE, forward and backward, at the paper's size: vertices evaluated in a second.
+
+Run from the root of the checkout, nothing else running: ``python -m benchmarks.bit_vector_vae_step``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from benchmarks.harness import Row, matmul_rate, measure, report
+from torch import Tensor
+from torch.nn import functional as F
+
+from structgrad.runtime import tune_allocator
+from structgrad.tasks.bit_vector_vae.model import LEVELS, Decoder
+
+BATCH, PIXELS, HIDDEN, RANK = 64, 784, 128, 5
+#: Vertices a second that we ask of ourselves on two cores.
+BOUND = 2000
+
+
+def flops(bits: int) -> float:
+    """Multiplications and additions of a vertex, forward and backward, the logits computed once."""
+    return 3 * 2.0 * (bits * HIDDEN + HIDDEN * PIXELS * RANK + PIXELS * RANK * LEVELS)
+
+
+def plain(decoder: Decoder, vertices: Tensor, images: Tensor, rows: Tensor) -> Tensor:
+    """The same losses by plain PyTorch."""
+    features = decoder.outer(decoder.inner(vertices).relu()).reshape(-1, PIXELS, RANK)
+    logits = decoder.levels(features).flatten(0, 1)
+    losses = F.cross_entropy(logits, images[rows].flatten().long(), reduction="none")
+    return losses.reshape(len(vertices), -1).sum(1)
+
+
+def main() -> None:
+    """Ours against plain PyTorch for one and for several vertices an image."""
+    tune_allocator()
+    torch.manual_seed(0)
+    images = torch.randint(0, LEVELS, (BATCH, PIXELS), dtype=torch.uint8)
+    rows_out, rates, shares = [], {}, {}
+    for bits, support in ((32, 1), (32, 10), (32, 24), (128, 1)):
+        decoder = Decoder(PIXELS, bits, HIDDEN, RANK)
+        vertices = torch.rand(BATCH * support, bits).lt(0.5).float()
+        rows = torch.arange(BATCH).repeat_interleave(support)
+        weights = torch.full((len(rows),), 1 / len(rows))
+
+        def ours(v: Tensor = vertices, r: Tensor = rows, w: Tensor = weights, d: Decoder = decoder) -> None:
+            torch.autograd.grad((d(v, images, r) * w).sum(), list(d.parameters()))
+
+        def theirs(v: Tensor = vertices, r: Tensor = rows, w: Tensor = weights, d: Decoder = decoder) -> None:
+            torch.autograd.grad((plain(d, v, images, r) * w).sum(), list(d.parameters()))
+
+        mine, product = measure(ours, repeats=7), matmul_rate()
+        # Plain PyTorch holds all logits: 24 vertices an image would take several gigabytes.
+        other = measure(theirs, repeats=3, warmup=1) if support <= 10 else None
+        size = f"D={bits} vertices={support}x{BATCH}"
+        bound = 1e3 * len(rows) / BOUND
+        theirs_ms = None if other is None else 1e3 * other
+        rows_out.append(Row("decoder, forward and backward", size, 1e3 * mine, "plain PyTorch", theirs_ms, bound))
+        rates[size] = {"ours": round(len(rows) / mine)} | ({} if other is None else {"plain": round(len(rows) / other)})
+        shares[size] = round(flops(bits) * len(rows) / mine / product, 2)
+    report(
+        "bit_vector_vae_step",
+        rows_out,
+        vertices_per_second=rates,
+        share_of_matmul_rate=shares,
+        load_average=round(os.getloadavg()[0], 2),
+    )
+
+
+if __name__ == "__main__":
+    main()
