@@ -60,13 +60,13 @@ TABLES: dict[str, Table] = {
     "graph_layout": Table(
         (
             Column("test/elbo", "ELBO", 1, 0),
-            Column("test/precision", "Edge precision (%)", 100, 0),
-            Column("test/recall", "Edge recall (%)", 100, 0),
+            Column("test/edge_precision", "Edge precision (%)", 100, 0),
+            Column("test/edge_recall", "Edge recall (%)", 100, 0),
         ),
         "Paulus et al. 2020, Table 1, T = 10; Struminsky et al. 2021, Table 2 (means)",
         {
             ("independent_directed", "sst"): ("-1370 ± 20", "48 ± 2", "93 ± 1"),
-            ("k_subset", "sst"): ("-2100 ± 20", "41 ± 1", "41 ± 1"),
+            ("top_edges", "sst"): ("-2100 ± 20", "41 ± 1", "41 ± 1"),
             ("spanning_tree", "sst"): ("-1080 ± 110", "91 ± 3", "91 ± 3"),
             ("spanning_tree", "t_reinforce_plus"): ("-1582.72 ± 571.18", "70 ± 31", "86 ± 8"),
             ("spanning_tree", "relax"): ("-2079.18 ± 569.49", "43 ± 31", "81 ± 6"),

@@ -140,14 +140,12 @@ def _train_or_explain(config: DictConfig, choices: Mapping[str, str], task: Task
     checkpoint = _checkpoint_to_resume(folder)
     try:
         return _train(config, choices, task, folder, checkpoint)
-    except FileNotFoundError as error:  # data that cannot be had; the message says where to get them
+    except (FileNotFoundError, MissingDataError) as error:  # data that cannot be had; the message says how to get them
         raise RunError(str(error)) from error
     except NonFiniteLossError as error:
         best = folder / "checkpoints" / "best.ckpt"
         kept = f"the last good checkpoint is {best}" if best.exists() else "no checkpoint was written before"
         raise RunError(f"{error}; {kept}; try a smaller learning rate or gradient clipping") from error
-    except MissingDataError as error:
-        raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(
             f"cannot write to {folder}: {error}; free space or set paths.runs, then repeat the command"
