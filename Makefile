@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
 
-.PHONY: demo test lint bench clean table-listops table-graph-layout
+.PHONY: demo test lint bench clean table-listops table-graph-layout table-bit-vector-vae toy
 
 demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
@@ -43,6 +43,18 @@ TABLE = $(PY) train.py -m budget=quick trainer=cpu logger=csv seed=$(SEEDS)
 table-listops: .venv/installed
 	$(TABLE) task=listops structure=none,ground_truth,independent_directed,arborescence paths.results=results/listops_quick
 	$(PY) report.py results/listops_quick --into README.md
+
+# Eight estimators, one of them over vectors with at most D/2 ones.
+table-bit-vector-vae: .venv/installed
+	$(TABLE) task=bit_vector_vae paths.results=results/bit_vector_vae_quick \
+		estimator=sfe,sfe_plus,nvil,gumbel_softmax,st_gumbel,topk_sparsemax,sparsemap
+	$(TABLE) task=bit_vector_vae paths.results=results/bit_vector_vae_quick structure=budget_subset estimator=sparsemap
+	$(PY) scripts/rate_distortion.py
+	$(PY) report.py results/bit_vector_vae_quick --into README.md
+
+# Curves of the score functions and SST on four toy problems, into docs/images.
+toy: .venv/installed
+	$(PY) scripts/toy_figure.py --budget quick
 
 table-graph-layout: .venv/installed
 	$(TABLE) task=graph_layout structure=independent_directed,top_edges,spanning_tree paths.results=results/graph_layout_quick
