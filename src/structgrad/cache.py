@@ -58,7 +58,7 @@ def ensure(folder: Path, key: Key, make: Callable[[], Mapping[str, pa.Table]]) -
                 _verify(folder)
                 return
             except Damaged as damage:
-                log.warning("The cache %s is damaged (%s): building it again.", folder, damage)
+                log.warning("The cache %s is damaged (%s): rebuilding it.", folder, damage)
         _store(make(), folder, key)
 
 

@@ -8,27 +8,19 @@ edges.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 import numba
 import numpy as np
 import pyarrow as pa
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-log = logging.getLogger(__name__)
+from structgrad import cache
 
 SPLITS = ("train", "val", "test")
 OPERATORS = ("MIN", "MAX", "MED")
@@ -49,10 +41,6 @@ _GIVE_UP = 20_000_000
 
 class ListOpsFileError(ValueError):
     """A line of a published file cannot be read; the message names file, line and reason."""
-
-
-class Damaged(Exception):  # noqa: N818 - never leaves this module
-    """A cache folder does not hold what its manifest says."""
 
 
 # --- expressions ---------------------------------------------------------------------------------------------------
@@ -255,20 +243,11 @@ class ListOpsData:
     @property
     def folder(self) -> Path:
         """Where this configuration is cached."""
-        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
-        return Path(self.cache) / "listops" / digest[:16]
+        return cache.folder_of(self.cache, "listops", self.key)
 
     def prepare(self) -> None:
         """Generate and store the expressions unless an intact cache is there; safe in several processes at once."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.folder}.lock"):
-            if self.folder.exists():
-                try:
-                    verify(self.folder)
-                    return
-                except Damaged as damage:
-                    log.warning("The ListOps cache %s is damaged (%s): rebuilding it.", self.folder, damage)
-            store(generate(self), self.folder, self.key)
+        cache.ensure(self.folder, self.key, lambda: {name: _to_arrow(e) for name, e in generate(self).items()})
 
     def split(self, name: str) -> Expressions:
         """The expressions of a split, from the cache (see :meth:`prepare`), or from ``test_file``."""
@@ -276,7 +255,7 @@ class ListOpsData:
             if name == "test" and self.test_file is not None:
                 self._loaded[name] = read_tsv(Path(self.test_file))
             else:
-                self._loaded[name] = _load(self.folder / name)
+                self._loaded[name] = _from_arrow(cache.load(self.folder, name))
         return self._loaded[name]
 
 
@@ -351,52 +330,6 @@ def generate(data: ListOpsData, *, progress: bool = True) -> dict[str, Expressio
 # --- cache ---------------------------------------------------------------------------------------------------------
 
 
-def store(splits: dict[str, Expressions], folder: Path, key: dict[str, object]) -> None:
-    """Write expressions as Hugging Face data sets (Arrow) with a manifest of their contents; all of it appears at once.
-
-    Args:
-        splits: name -> expressions.
-        folder: replaced if it exists.
-        key: written into the manifest, for the human reader.
-    """
-    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
-        for name, expressions in splits.items():
-            datasets.Dataset(datasets.table.InMemoryTable(_to_arrow(expressions))).save_to_disk(work / name)
-        files = {str(f.relative_to(work)): _fingerprint(f) for f in sorted(work.rglob("*")) if f.is_file()}
-        (work / "manifest.json").write_text(json.dumps({"configuration": key, "sha256": files}, indent=1))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def verify(folder: Path) -> None:
-    """Compare every file of a cache with its manifest.
-
-    Raises:
-        Damaged: saying what is wrong.
-    """
-    try:
-        files: dict[str, str] = json.loads((folder / "manifest.json").read_text())["sha256"]
-    except FileNotFoundError:
-        raise Damaged("no manifest") from None
-    except (ValueError, KeyError, TypeError):
-        raise Damaged("unreadable manifest") from None
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise Damaged(f"{name} is missing")
-        if _fingerprint(path) != expected:
-            raise Damaged(f"{name} has changed")
-
-
-def _fingerprint(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _to_arrow(expressions: Expressions) -> pa.Table:
     exist = expressions.tokens != PAD
     offsets = pa.array(np.concatenate([[0], np.cumsum(expressions.lengths.numpy())]).astype(np.int32))
@@ -414,9 +347,7 @@ def _to_arrow(expressions: Expressions) -> pa.Table:
     )
 
 
-def _load(folder: Path) -> Expressions:
-    table = datasets.load_from_disk(folder).data.table.combine_chunks()
-
+def _from_arrow(table: pa.Table) -> Expressions:
     def column(name: str) -> Tensor:
         return torch.from_numpy(table[name].to_numpy().astype(np.int64))
 
