@@ -58,8 +58,15 @@ def test_every_estimator_is_a_class_with_a_search_space_of_its_own_options(estim
 
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_experiment_composes(experiment: str) -> None:
-    config = composed(f"+experiment={experiment}") if "task" in experiment else composed(f"experiment={experiment}")
+    config = composed(f"experiment={experiment}")
     OmegaConf.resolve(config)
+    assemble(config)
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_every_task_declares_a_search_space(task: str) -> None:
+    config = composed(f"task={task}")
+    assert [key for key in config.search if str(key).startswith("task.")]
 
 
 @pytest.mark.parametrize("estimator", [e for e in choices("estimator") if e != "none"])
