@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from structgrad.structures import _contraction, _matrix_tree
-from structgrad.structures._k_best import k_best_trees
-from structgrad.structures._tree_kernels import refuse_transforms
-from structgrad.structures.base import Trace, values_can_be_read
+from structgrad.structures._tree import Tree
+from structgrad.structures.base import Trace
 from structgrad.structures.layout import Layout
-from structgrad.structures.sparsemap import ActiveSetProjection
 
 
-class Arborescence(ActiveSetProjection):
+class Arborescence(Tree):
     """Directed trees in which a fixed root reaches every node (Paulus et al. 2020, B.8; Struminsky et al. 2021, 2.3).
 
     Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root. A node that touches no
@@ -35,8 +31,6 @@ class Arborescence(ActiveSetProjection):
             if an example has a node that the root cannot reach.
     """
 
-    constant_size: ClassVar[bool] = True
-
     def __init__(self, root: int = 0) -> None:
         if root < 0:
             raise ValueError(f"root must be a node, 0 or more; got {root}")
@@ -55,11 +49,18 @@ class Arborescence(ActiveSetProjection):
         head = torch.arange(scores.shape[-1], device=scores.device)
         return super().parts(scores, mask) & (head != self.root)
 
-    # --- the best one ---------------------------------------------------------------------------------------------
+    # --- the Gibbs distribution -----------------------------------------------------------------------------------
 
-    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """A maximum arborescence, exact."""
-        return self._minimum(utility, mask, sign=-1.0).vertex
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``E[x]``; a vector-Jacobian product costs twice as much. It has no derivative itself on the CPU."""
+        return _matrix_tree.marginals(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One exact sample for each example, without random walks; see ``_matrix_tree.sample_arborescences``."""
+        self._log_partition(scores.detach(), mask)
+        return _matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
+
+    # --- the trace ------------------------------------------------------------------------------------------------
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
         """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks (see ``_contraction``).
@@ -68,67 +69,6 @@ class Arborescence(ActiveSetProjection):
         contracts it; E = max(2 n - 2, n).
         """
         return self._minimum(exponentials, mask, sign=1.0)
-
-    def _minimum(self, costs: Tensor, mask: Tensor | None, sign: float) -> Trace:
-        flat, exists = self._flat(costs, mask)
-        vertex, choices, reached = _contraction.minimum_arborescence(flat, exists, self.root, sign)
-        self._refuse(~reached, costs)
-        return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], *choices.shape[1:]))
-
-    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best arborescences, exact, by at most ``k (n - 1) + 1`` argmaxes; see ``_k_best``."""
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
-        self.argmax(scores, mask)  # refuses what has no vertex
-        flat, exists = self._flat(scores, mask)
-
-        def solve(allowed: Tensor, forced: Tensor) -> Tensor:
-            # A forced edge is the only one into its node.
-            open_ = allowed & (forced | ~forced.any(-2, keepdim=True))
-            costs = flat[:, None].expand(open_.shape).flatten(0, 1)
-            vertex = _contraction.minimum_arborescence(costs, open_.flatten(0, 1), self.root, -1.0)[0]
-            return vertex.reshape(open_.shape) > 0
-
-        vertices, valid = k_best_trees(flat, exists, k, solve)
-        values = (vertices * torch.where(exists, flat, 0)[:, None]).sum((-2, -1)).masked_fill(~valid, -torch.inf)
-        batch = scores.shape[:-2]
-        return vertices.to(scores.dtype).reshape(*batch, *vertices.shape[1:]), values.reshape(*batch, k)
-
-    # --- the Gibbs distribution -----------------------------------------------------------------------------------
-
-    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``log sum_x exp <x, s>`` by the matrix-tree theorem."""
-        return self._log_partition(scores, mask).to(scores.dtype)
-
-    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E[x]``; a vector-Jacobian product costs twice as much. It has no derivative itself on the CPU."""
-        flat, exists = self._flat(scores, mask)
-        return _matrix_tree.marginals(flat, exists, self._roots(flat)).reshape(scores.shape)
-
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One exact sample for each example, without random walks; see ``_matrix_tree.sample_arborescences``."""
-        self._log_partition(scores.detach(), mask)
-        flat, exists = self._flat(scores, mask)
-        return _matrix_tree.sample_arborescences(flat, exists, self._roots(flat)).reshape(scores.shape)
-
-    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``<vertex, s> - log Z``."""
-        log_partition = self._log_partition(scores, mask)
-        return (self.inner(vertex.double(), scores.double(), mask) - log_partition).to(scores.dtype)
-
-    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``log Z - <mu, s>``, in float64 inside."""
-        wide = scores.double()
-        expected = self.inner(self.marginals(wide, mask), torch.where(self.parts(wide, mask), wide, 0.0), mask)
-        return (self._log_partition(wide, mask) - expected).to(scores.dtype)
-
-    def _log_partition(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        flat, exists = self._flat(scores, mask)
-        logz = _matrix_tree.log_partition(flat, exists, self._roots(flat))
-        self._refuse(logz == -torch.inf, scores)
-        return logz.reshape(scores.shape[:-2])
-
-    # --- the trace ------------------------------------------------------------------------------------------------
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sum over the picks: log rate minus log of the total rate of the edges that could have been picked."""
@@ -180,24 +120,17 @@ class Arborescence(ActiveSetProjection):
         vertices[:, self.root, self.root] = 0
         return vertices
 
-    # --- helpers --------------------------------------------------------------------------------------------------
+    # --- what tells it from other trees ---------------------------------------------------------------------------
 
-    def _flat(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores and existing parts, checked, ``[B, n, n]`` and contiguous."""
-        self.check(scores, mask)
-        refuse_transforms(scores, self.name)
-        batch = scores.shape[:-2].numel()
-        exists = self.parts(scores, mask).reshape(batch, *scores.shape[-2:])
-        return scores.reshape(exists.shape).contiguous(), exists.contiguous()
+    def _solve(self, costs: Tensor, exists: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+        return _contraction.minimum_arborescence(costs, exists, self.root, sign)
 
-    def _roots(self, flat: Tensor) -> Tensor:
-        return torch.full(flat.shape[:1], self.root, device=flat.device)
+    def _constrained(self, scores: Tensor, allowed: Tensor, forced: Tensor) -> tuple[Tensor, Tensor]:
+        # A forced edge is the only one into its node.
+        return scores, allowed & (forced | ~forced.any(-2, keepdim=True))
 
-    def _refuse(self, unreached: Tensor, scores: Tensor) -> None:
-        """Raise if an example (of the flattened batch) has no arborescence, where that can be seen for free."""
-        if values_can_be_read(unreached) and bool(unreached.any()):
-            index = int(unreached.nonzero()[0, 0])
-            example = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), scores.shape[:-2] or (1,)))
-            raise ValueError(
-                f"example {example} has no arborescence: some node cannot be reached from root {self.root}"
-            )
+    def _rooted(self, flat: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return flat, exists, torch.full(flat.shape[:1], self.root, device=flat.device)
+
+    def _lacking(self) -> str:
+        return f"arborescence: some node cannot be reached from root {self.root}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from structgrad.structures._assignment import assign, assign_compiled
+from structgrad.structures._k_best import k_best
 from structgrad.structures.base import Trace, values_can_be_read
 from structgrad.structures.layout import Layout
 from structgrad.structures.sparsemap import ActiveSetProjection
@@ -87,61 +88,28 @@ class Matching(ActiveSetProjection):
         return vertex.reshape(utility.shape), duals.reshape(*batch, 2, n)
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best matchings, exact, distinct, by Murty's partition (1968): k rounds of n assignments each, O(k n^4).
+        """The k best matchings, exact, distinct, by partition (see ``_k_best``): k rounds of n assignments, O(k n^4).
 
         Returns:
             vertices ``[*batch, k, n, n]``, best first, and their values ``[*batch, k]``, differentiable; 0 and -inf
             where an example has fewer than k.
         """
         self.check(scores, mask)
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
         batch, n = scores.shape[:-2], scores.shape[-1]
         size = batch.numel()
-        exists = self.parts(scores, mask).reshape(size, n, n)
-        known = torch.where(exists, scores.reshape(size, n, n), 0.0)
-        first, _ = self._assign(known.detach(), exists)
-        present = exists.any(-1)
-        example = torch.arange(size, device=scores.device)
-        # Every matching but those already out lies in one of these disjoint sets: what it may use, its best, its
-        # value.
-        allowed, best = exists.unsqueeze(1), first.unsqueeze(1)
-        values = (first * known).detach().double().sum((-1, -2)).unsqueeze(1)
-        row = torch.arange(n, device=scores.device)
-        vertices, found = [], []
-        for _ in range(k):
-            value, chosen = values.max(-1)
-            vertex, free = best[example, chosen] > 0, allowed[example, chosen]
-            left = value > -torch.inf
-            vertices.append(torch.where(left[:, None, None], vertex, False))
-            found.append(left)
-            if len(found) == k:
-                break
-            # Set t: as this one in the rows before t, not as this one in row t.
-            before = (row < row.unsqueeze(-1)).unsqueeze(-1)
-            same = (row == row.unsqueeze(-1)).unsqueeze(-1)
-            used, rest = vertex.unsqueeze(1), free.unsqueeze(1)
-            split = torch.where(before, used, torch.where(same, rest & ~used, rest))
-            more, possible = self._solve(known.detach().repeat_interleave(n, 0), split.reshape(-1, n, n))
-            more, possible = more.reshape(size, n, n, n), possible.reshape(size, n)
-            complete = (more.sum(-1) > 0).eq(present.unsqueeze(1)).all(-1)
-            gains = (more * known.detach().unsqueeze(1)).double().sum((-1, -2))
-            gains = torch.where(possible & complete & present & left.unsqueeze(-1), gains, -torch.inf)
-            values = torch.cat([values.scatter(-1, chosen.unsqueeze(-1), -torch.inf), gains], 1)
-            allowed, best = torch.cat([allowed, split], 1), torch.cat([best, more], 1)
-        stacked = torch.stack(vertices, 1).to(scores.dtype)
-        totals = torch.where(torch.stack(found, 1), (stacked * known.unsqueeze(1)).sum((-1, -2)), -torch.inf)
-        return stacked.reshape(*batch, k, n, n), totals.reshape(*batch, k)
+        flat, exists = scores.reshape(size, n, n), self.parts(scores, mask).reshape(size, n, n)
+        self._assign(flat.detach(), exists)  # refuses what has no vertex
 
-    @staticmethod
-    def _solve(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-        """The best matchings ``[B, n, n]`` of those examples that have one, bool ``[B]``."""
-        if values_can_be_read(utility):
-            vertex, _, feasible = assign_compiled(utility, exists)
-        else:
-            vertex, _ = assign(utility, exists)
-            feasible = vertex.sum((-1, -2)) == exists.any(-2).sum(-1)
-        return vertex, feasible
+        def solve(allowed: Tensor, forced: Tensor) -> Tensor:
+            # A forced entry is the only one of its row and column.
+            taken = forced.any(-1, keepdim=True) | forced.any(-2, keepdim=True)
+            utility = flat.detach()[:, None].expand(allowed.shape).flatten(0, 1)
+            open_ = (allowed & (forced | ~taken)).flatten(0, 1)
+            find = assign_compiled if values_can_be_read(utility) else assign
+            return find(utility, open_)[0].reshape(allowed.shape) > 0
+
+        vertices, values = k_best(flat, exists, k, solve)
+        return vertices.to(scores.dtype).reshape(*batch, k, n, n), values.reshape(*batch, k)
 
     def sinkhorn(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``max_{x in conv X} <x, u> - sum x log x``: ``[*batch, n, n]``, doubly stochastic, differentiable once.

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from structgrad.structures import _kruskal, _matrix_tree
-from structgrad.structures._k_best import k_best_trees
-from structgrad.structures._tree_kernels import refuse_transforms
+from structgrad.structures._tree import Tree
 from structgrad.structures.arborescence import Arborescence
-from structgrad.structures.base import Trace, values_can_be_read
+from structgrad.structures.base import Trace
 from structgrad.structures.layout import Layout
-from structgrad.structures.sparsemap import ActiveSetProjection
 
 
-class SpanningTree(ActiveSetProjection):
+class SpanningTree(Tree):
     """Spanning trees of an undirected graph (Paulus et al. 2020, B.7; Struminsky et al. 2021, 2.3).
 
     Parts are the edges ``[i, j]``, i < j, of ``[n, n]``; scores are read above the diagonal, vertices and marginals are
@@ -30,56 +26,14 @@ class SpanningTree(ActiveSetProjection):
         ValueError: from every oracle, in eager CPU code, if an example is not connected.
     """
 
-    constant_size: ClassVar[bool] = True
-
     def __init__(self) -> None:
         self.layout = Layout("undirected")
 
-    # --- the best one ---------------------------------------------------------------------------------------------
-
-    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """A maximum spanning tree, exact."""
-        return self._minimum(utility, mask, sign=-1.0).vertex
-
-    def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
-        """Kruskal's algorithm on ``exponentials``; ``choices [*batch, n - 1]`` are its edges ``i * n + j``, i < j, in
-        order.
-        """
-        return self._minimum(exponentials, mask, sign=1.0)
-
-    def _minimum(self, costs: Tensor, mask: Tensor | None, sign: float) -> Trace:
-        flat, exists = self._flat(costs, mask)
-        vertex, choices, reached = _kruskal.minimum_spanning_tree(flat, exists, sign)
-        self._refuse(~reached, costs)
-        return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], choices.shape[1]))
-
-    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best spanning trees, exact, by at most ``k (n - 1) + 1`` argmaxes; see ``_k_best``."""
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
-        self.argmax(scores, mask)  # refuses what has no vertex
-        flat, exists = self._flat(scores, mask)
-
-        def solve(allowed: Tensor, forced: Tensor) -> Tensor:
-            costs = torch.where(forced, torch.inf, flat[:, None]).flatten(0, 1)
-            vertex = _kruskal.minimum_spanning_tree(costs, allowed.flatten(0, 1), -1.0)[0]
-            return (vertex.reshape(allowed.shape) > 0) & exists[:, None]
-
-        vertices, valid = k_best_trees(flat, exists, k, solve)
-        values = (vertices * torch.where(exists, flat, 0)[:, None]).sum((-2, -1)).masked_fill(~valid, -torch.inf)
-        shown = self.layout.mirror(vertices.to(scores.dtype))
-        return shown.reshape(*scores.shape[:-2], *shown.shape[1:]), values.reshape(*scores.shape[:-2], k)
-
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
-
-    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``log sum_x exp <x, s>`` by the matrix-tree theorem."""
-        return self._log_partition(scores, mask).to(scores.dtype)
 
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``E[x]``, symmetric; its vector-Jacobian products cost about as much again."""
-        # Towards or away from the root: the two cases exclude each other; their rounded probabilities may add up to 1 +
-        # 1e-7.
+        # Towards or away from the root: the two cases exclude each other. Rounded, they may add up to 1 + 1e-7.
         mean = _matrix_tree.marginals(*self._rooted(*self._flat(scores, mask)))
         return (mean + mean.transpose(1, 2)).clamp(max=1).reshape(scores.shape)
 
@@ -89,23 +43,13 @@ class SpanningTree(ActiveSetProjection):
         tree = _matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask)))
         return (tree + tree.transpose(1, 2)).reshape(scores.shape)
 
-    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``<vertex, s> - log Z``."""
-        log_partition = self._log_partition(scores, mask)
-        return (self.inner(vertex.double(), scores.double(), mask) - log_partition).to(scores.dtype)
-
-    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``log Z - <mu, s>``, in float64 inside."""
-        wide = scores.double()
-        expected = self.inner(self.marginals(wide, mask), torch.where(self.parts(wide, mask), wide, 0.0), mask)
-        return (self._log_partition(wide, mask) - expected).to(scores.dtype)
-
-    def _log_partition(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        logz = _matrix_tree.log_partition(*self._rooted(*self._flat(scores, mask)))
-        self._refuse(logz == -torch.inf, scores)
-        return logz.reshape(scores.shape[:-2])
-
     # --- the trace ------------------------------------------------------------------------------------------------
+
+    def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
+        """Kruskal's algorithm on ``exponentials``; ``choices [*batch, n - 1]`` are its edges ``i * n + j``, i < j, in
+        order.
+        """
+        return self._minimum(exponentials, mask, sign=1.0)
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sum over Kruskal's steps: log rate of the edge minus log of the total rate of the edges between different
@@ -149,26 +93,20 @@ class SpanningTree(ActiveSetProjection):
         directed = Arborescence(root=0).enumerate(*shape)
         return directed + directed.transpose(1, 2)
 
-    # --- helpers --------------------------------------------------------------------------------------------------
+    # --- what tells it from other trees ---------------------------------------------------------------------------
 
-    def _flat(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scores and existing parts, checked, ``[B, n, n]`` and contiguous."""
-        self.check(scores, mask)
-        refuse_transforms(scores, self.name)
-        batch = scores.shape[:-2].numel()
-        exists = self.parts(scores, mask).reshape(batch, *scores.shape[-2:])
-        return scores.reshape(exists.shape).contiguous(), exists.contiguous()
+    def _solve(self, costs: Tensor, exists: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+        return _kruskal.minimum_spanning_tree(costs, exists, sign)
+
+    def _constrained(self, scores: Tensor, allowed: Tensor, forced: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(forced, torch.inf, scores), allowed
 
     def _rooted(self, flat: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores and edges in both directions, and the first present node as the root."""
+        """In both directions, from the first present node."""
         both = self.layout.mirror(torch.where(exists, flat, 0.0))
         exists = exists | exists.transpose(1, 2)
         root = exists.any(1).int().argmax(1) if flat.shape[-1] else exists.new_zeros(len(flat), dtype=torch.int64)
         return both, exists, root
 
-    def _refuse(self, unreached: Tensor, scores: Tensor) -> None:
-        """Raise if an example (of the flattened batch) is not connected, where that can be seen for free."""
-        if values_can_be_read(unreached) and bool(unreached.any()):
-            index = int(unreached.nonzero()[0, 0])
-            example = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), scores.shape[:-2] or (1,)))
-            raise ValueError(f"example {example} has no spanning tree: its nodes are not connected")
+    def _lacking(self) -> str:
+        return "spanning tree: its nodes are not connected"
