@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import bits
-from structgrad.structures.base import SparseDistribution, Structure
+from structgrad.structures._flat import Flat
+from structgrad.structures.base import SparseDistribution
 from structgrad.structures.counting import Chain
 from structgrad.structures.layout import Layout, LayoutName
 
 
-class BudgetSubset(Structure):
+class BudgetSubset(Flat):
     """All 0/1 vectors with at most B ones (Correia et al. 2020, section 4 and appendix C).
 
     :meth:`argmax` takes the largest positive scores. Relaxations: ``exp_family`` is the mean of the Gibbs distribution
@@ -40,18 +41,6 @@ class BudgetSubset(Structure):
 
     def __repr__(self) -> str:
         return f"BudgetSubset(budget={self.budget}, layout={self.layout.name!r})"
-
-    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Checked flat scores ``[*batch, D]``, 0 where a part is missing, and which parts exist."""
-        self.check(scores, mask)
-        exists = self.layout.flatten(self.parts(scores, mask))
-        flat = self.layout.flatten(scores)
-        whole = mask is None and not self.layout.is_graph
-        return flat if whole else flat.masked_fill(~exists, 0.0), exists
-
-    def _show(self, flat: Tensor, like: Tensor) -> Tensor:
-        """``[*batch, D]`` -> ``[*batch, *parts]``."""
-        return self.layout.unflatten(flat, like.shape[like.dim() - self.layout.ndim :])
 
     def _chain(self, flat: Tensor, exists: Tensor) -> Chain:
         return Chain(flat.double(), None, exists, 0, min(self.budget, flat.shape[-1]))

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import bits
-from structgrad.structures.base import SparseDistribution, Structure, Trace
+from structgrad.structures._flat import Flat
+from structgrad.structures.base import SparseDistribution, Trace
 from structgrad.structures.counting import Chain
 from structgrad.structures.layout import Layout, LayoutName
 
 
-class KSubset(Structure):
+class KSubset(Flat):
     """All 0/1 vectors with exactly k ones (Paulus et al. 2020, B.4; Struminsky et al. 2021, section 2.1).
 
     Gumbel utilities, or exponentials through :meth:`trace`, choose k parts without replacement (Plackett-Luce); that
@@ -64,20 +65,13 @@ class KSubset(Structure):
         return self.k if relaxation == "l2x" else None
 
     def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Checked flat scores ``[*batch, n]``, 0 where a part is missing, and which parts exist."""
-        self.check(scores, mask)
-        exists = self.layout.flatten(self.parts(scores, mask))
-        flat = self.layout.flatten(scores)
+        """Also refuses examples of fewer than k parts."""
+        flat, exists = super()._read(scores, mask)
         if flat.shape[-1] < self.k:
             raise ValueError(f"k = {self.k} parts are to be chosen, and scores {list(scores.shape)} have fewer")
-        if mask is None and not self.layout.is_graph:
-            return flat, exists
-        bits.refuse(exists.sum(-1) < self.k, f"has fewer than k = {self.k} parts")
-        return flat.masked_fill(~exists, 0.0), exists
-
-    def _show(self, flat: Tensor, like: Tensor) -> Tensor:
-        """``[*batch, n]`` -> ``[*batch, *parts]``."""
-        return self.layout.unflatten(flat, like.shape[like.dim() - self.layout.ndim :])
+        if mask is not None or self.layout.is_graph:
+            bits.refuse(exists.sum(-1) < self.k, f"has fewer than k = {self.k} parts")
+        return flat, exists
 
     def _largest(self, flat: Tensor, exists: Tensor) -> Tensor:
         """Indices of the k largest existing parts, largest first: ``[*batch, k]``."""

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import bits
-from structgrad.structures.base import SparseDistribution, Structure
+from structgrad.structures._flat import Flat
+from structgrad.structures.base import SparseDistribution
 from structgrad.structures.layout import Layout, LayoutName
 
 
-class Subset(Structure):
+class Subset(Flat):
     """All 0/1 vectors over D independent parts (Paulus et al. 2020, B.3; Correia et al. 2020, section 4).
 
     With Gibbs scores ``s`` each bit is Bernoulli(sigmoid(s)), which is ``[U > 0]`` for utilities ``U = s + Logistic``.
@@ -39,18 +40,6 @@ class Subset(Structure):
 
     def __repr__(self) -> str:
         return f"Subset(layout={self.layout.name!r})"
-
-    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Checked flat scores ``[*batch, D]``, 0 where a part is missing, and which parts exist."""
-        self.check(scores, mask)
-        exists = self.layout.flatten(self.parts(scores, mask))
-        flat = self.layout.flatten(scores)
-        whole = mask is None and not self.layout.is_graph
-        return flat if whole else flat.masked_fill(~exists, 0.0), exists
-
-    def _show(self, flat: Tensor, like: Tensor) -> Tensor:
-        """``[*batch, D]`` -> ``[*batch, *parts]``."""
-        return self.layout.unflatten(flat, like.shape[like.dim() - self.layout.ndim :])
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[utility > 0]``: ``[*batch, *parts]``."""
