@@ -15,7 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from structgrad.structures._tree_kernels import run
+from structgrad._threads import run
 
 
 @njit(cache=True, nogil=True)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from structgrad._threads import run
 from structgrad.structures import _tree_kernels as kernels
 
 _DONE, _GONE, _FRESH = -2, -3, -1
@@ -56,7 +57,7 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
     reached = torch.ones(batch, dtype=torch.bool)
     if n:
         operations = 10 * costs.numel()
-        kernels.run(kernels.arborescence, operations, costs, exists, root, sign, vertex, choices, reached)
+        run(kernels.arborescence, operations, costs, exists, root, sign, vertex, choices, reached)
     return vertex, choices, reached
 
 
@@ -137,7 +138,7 @@ def inside(choices: Tensor, n: int) -> Tensor:
     if choices.device.type != "cpu":
         return torch_inside(choices, n)
     out = torch.empty(*choices.shape[:2], n, dtype=torch.bool)
-    kernels.run(kernels.inside, 2 * out.numel(), choices, out)
+    run(kernels.inside, 2 * out.numel(), choices, out)
     return out
 
 
@@ -155,7 +156,7 @@ class _LogEntering(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
         out = torch.empty(choices.shape[:2], dtype=torch.float64)
-        kernels.run(kernels.entering, 20 * log_rates.numel(), log_rates, exists, choices, out)
+        run(kernels.entering, 20 * log_rates.numel(), log_rates, exists, choices, out)
         ctx.save_for_backward(log_rates, exists, choices, out)
         return out
 
@@ -165,7 +166,7 @@ class _LogEntering(torch.autograd.Function):
         log_rates, exists, choices, value = ctx.saved_tensors
         out = torch.zeros_like(log_rates)
         arguments = (log_rates, exists, choices, value, upstream.contiguous(), out)
-        kernels.run(kernels.entering_backward, 20 * log_rates.numel(), *arguments)
+        run(kernels.entering_backward, 20 * log_rates.numel(), *arguments)
         return out, None, None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from structgrad._threads import run
 from structgrad.structures import _tree_kernels as kernels
 
 _LOG_ZERO = -1e30  # finite: see _matrix_tree
@@ -35,7 +36,7 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
     vertex = torch.zeros_like(costs)
     choices = torch.empty(batch, max(n - 1, 0), dtype=torch.int64)
     reached = torch.empty(batch, dtype=torch.bool)
-    kernels.run(kernels.spanning_tree, 5 * costs.numel(), costs, exists, sign, vertex, choices, reached)
+    run(kernels.spanning_tree, 5 * costs.numel(), costs, exists, sign, vertex, choices, reached)
     return vertex, choices, reached
 
 
@@ -82,7 +83,7 @@ def joined_at(choices: Tensor, n: int) -> Tensor:
     if choices.device.type != "cpu":
         return torch_joined_at(choices, n)
     out = torch.empty(len(choices), n, n, dtype=torch.int64)
-    kernels.run(kernels.joined_at, 3 * out.numel(), choices.contiguous(), n, out)
+    run(kernels.joined_at, 3 * out.numel(), choices.contiguous(), n, out)
     return out
 
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from structgrad._threads import run
 from structgrad.structures import _tree_kernels as kernels
 
 #: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
@@ -109,7 +110,7 @@ def _weights(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _run(kernel: Any, scores: Tensor, weights: tuple[Tensor, Tensor], *rest: Any) -> None:
-    kernels.run(kernel, scores.numel() * scores.shape[-1], scores, *weights, *rest)
+    run(kernel, scores.numel() * scores.shape[-1], scores, *weights, *rest)
 
 
 class _LogPartition(torch.autograd.Function):

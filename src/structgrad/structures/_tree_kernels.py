@@ -1,47 +1,23 @@
 """Compiled (numba, CPU) kernels of the tree structures; the plain torch versions are in ``_matrix_tree`` and
 ``_contraction``.
 
-:func:`run` deals the examples of a batch out to threads; each allocates its scratch memory once. Every kernel works on
-the nodes that are present, so an example of length m costs what m costs, whatever the padding.
+:func:`structgrad._threads.run` deals the examples of a batch out to threads; each allocates its scratch memory once.
+Every kernel works on the nodes that are present, so an example of length m costs what m costs, whatever the padding.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from numba import config, njit, set_num_threads
+from numba import njit
 
 #: Reassociation and fused multiply-add only: infinities and NaN keep their meaning.
 _FAST = {"reassoc", "contract"}
 #: A product of weights below this may have lost digits to underflow; the example is then redone with logarithms.
 _TINY = 1e-280
-
-
-#: Fewer elementary operations than this are done before a second thread has started.
-_WORTH_A_THREAD = 200_000
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    """A forked child has the pool, but not its threads."""
-    global _pool
-    _pool = None
-
-
-os.register_at_fork(after_in_child=_forget_pool)
-
-
-def threads() -> int:
-    """How many threads a kernel with ``parallel=True`` may use: as many as torch uses; tells numba."""
-    count = int(min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
-    set_num_threads(count)
-    return count
 
 
 def refuse_transforms(scores: torch.Tensor, name: str) -> None:
@@ -57,32 +33,6 @@ def refuse_transforms(scores: torch.Tensor, name: str) -> None:
             f"{name} does not run under torch.func transforms (vmap, grad) on the CPU; it takes leading batch "
             "dimensions, and torch.autograd gives its gradients"
         )
-
-
-@torch.compiler.disable
-def run(kernel: Any, operations: int, *tensors: Any) -> None:
-    """Call ``kernel(first, stride, *arrays)`` on as many threads as torch uses, one share of the examples each.
-
-    Kernels release the interpreter lock. Plain threads, not numba's own: they share no state with torch's OpenMP and
-    may be used from any thread and after a fork.
-
-    Args:
-        kernel: one of the functions below that take ``first`` and ``stride``.
-        operations: roughly how many elementary operations there are altogether.
-        tensors: the other arguments, tensors on the CPU (contiguous) or numbers.
-    """
-    global _pool
-    arguments = [t.detach().numpy() if isinstance(t, torch.Tensor) else t for t in tensors]
-    shares = min(torch.get_num_threads(), 1 + operations // _WORTH_A_THREAD)
-    if shares == 1:
-        kernel(0, 1, *arguments)
-        return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="structgrad")
-    others = [_pool.submit(kernel, share, shares, *arguments) for share in range(1, shares)]
-    kernel(0, shares, *arguments)
-    for other in others:
-        other.result()
 
 
 # --- the matrix-tree theorem without subtractions --------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from structgrad.structures._tree_kernels import run
+from structgrad._threads import run
 from structgrad.structures.base import values_can_be_read
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from structgrad.structures._tree_kernels import run
+from structgrad._threads import run
 from structgrad.structures.base import values_can_be_read
 
 #: Log-weight of what is impossible in the torch version; finite, so that no gradient is inf - inf.
