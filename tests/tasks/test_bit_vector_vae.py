@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -142,6 +143,21 @@ def test_cross_entropy_is_that_of_plain_logits(n: int, scale: float) -> None:
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=(1e-5 if scale < 5 else 2e-3) * size)
 
 
+def test_cross_entropy_is_the_same_on_several_threads() -> None:
+    weights, targets, rows = arguments(150, 11, torch.float32)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            losses = cross_entropy(*weights, targets=targets, rows=rows)
+            results.append((losses.detach(), *torch.autograd.grad(losses.sum(), weights)))
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*results, strict=True):
+        torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-5 * one.abs().max().item())
+
+
 def test_cross_entropy_passes_gradcheck() -> None:
     weights, targets, rows = arguments(4, 3, torch.float64)
     assert torch.autograd.gradcheck(lambda *w: cross_entropy(*w, targets=targets, rows=rows), weights)
@@ -253,6 +269,62 @@ def test_fits_tests_and_draws(name: str, tiny: Path, tmp_path: Path) -> None:
     # ELBO of the whole test against the bound on its first images only: both near log2(256) bits a pixel here.
     assert 5 < metrics["test/bits_per_dim"] < 12
     assert [p.name for p in task.pictures(tmp_path)] == ["reconstructions.png"]
+
+
+class Recorder(Logger):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int | None, dict[str, float]]] = []
+
+    name = version = "recorder"
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to keep."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keep them."""
+        self.seen.append((step, metrics))
+
+
+def test_quartiles_of_decoder_calls_are_those_of_every_epoch(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three batches of ten are an epoch; a third epoch is not finished. Calls of an image: its number of vertices."""
+    structure = Subset()
+    estimator = Marginalize(structure, "sparsemap")
+    data = ImageData("tiny", tiny, tmp_path / "cache", train=30, val=10, test=12)
+    calls: list[Tensor] = []
+    forward = estimator.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        estimate = forward(*args, **kwargs)
+        if estimator.training:
+            calls.append(torch.stack([(estimate.rows == image).sum() for image in range(10)]))
+        return estimate
+
+    monkeypatch.setattr(estimator, "forward", counted)
+    task = make(structure, estimator, data)
+    with torch.no_grad():
+        task.encoder.outer.weight *= 8  # or all supports are of one size
+    logger = Recorder()
+    pl.Trainer(
+        accelerator="cpu",
+        max_steps=8,
+        limit_val_batches=0,
+        logger=logger,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(task)
+    logged = [(step, metrics) for step, metrics in logger.seen if "train/decoder_calls_median" in metrics]
+    assert [step for step, _ in logged] == [2, 5]
+    for (_, metrics), epoch in zip(logged, (calls[:3], calls[3:6]), strict=True):
+        expected = np.percentile(torch.cat(epoch).numpy(), [25, 50, 75])
+        names = ("lower_quartile", "median", "upper_quartile")
+        assert [metrics[f"train/decoder_calls_{name}"] for name in names] == pytest.approx(expected)
+        assert torch.cat(epoch).float().std() > 0
 
 
 def test_refuses_what_is_no_bit_vector() -> None:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from structgrad._threads import run
+
 #: Vertices whose features are in memory at once: 128 x 784 x 5 float32 are 2 MB.
 CHUNK = 128
 #: Divides the number of grey levels.
@@ -102,14 +104,8 @@ def _forward(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor
     if _compiled(features):
         log_sums = torch.empty(targets.shape)
         losses = torch.empty(len(targets))
-        _forward_kernel(
-            features.numpy(),
-            classes.detach().T.contiguous().numpy(),
-            offsets.detach().numpy(),
-            targets.numpy(),
-            losses.numpy(),
-            log_sums.numpy(),
-        )
+        arguments = (features, classes.T.contiguous(), offsets, targets, losses, log_sums)
+        run(_forward_kernel, targets.numel() * len(classes), *arguments)
         return losses, log_sums
     logits = torch.nn.functional.linear(features, classes, offsets)
     log_sums = logits.logsumexp(-1)
@@ -122,18 +118,9 @@ def _backward(
     """Gradients for the features, the classes and the offsets."""
     if _compiled(features):
         d_features = torch.empty_like(features)
-        threads = numba.get_num_threads()
-        partial = torch.zeros(threads, classes.shape[1] + 1, classes.shape[0])
-        _backward_kernel(
-            features.numpy(),
-            classes.detach().T.contiguous().numpy(),
-            offsets.detach().numpy(),
-            targets.numpy(),
-            log_sums.numpy(),
-            gradient.contiguous().numpy(),
-            d_features.numpy(),
-            partial.numpy(),
-        )
+        partial = torch.zeros(torch.get_num_threads(), classes.shape[1] + 1, classes.shape[0])
+        arguments = (features, classes.T.contiguous(), offsets, targets, log_sums, gradient, d_features, partial)
+        run(_backward_kernel, targets.numel() * len(classes), *arguments)
         d_map = partial.sum(0)
         return d_features, d_map[:-1].T, d_map[-1]
     logits = torch.nn.functional.linear(features, classes, offsets)
@@ -169,8 +156,10 @@ def _exp(x: np.float32) -> np.float32:
     return result
 
 
-@numba.njit(parallel=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, cache=True)  # type: ignore[untyped-decorator]
 def _forward_kernel(
+    first: int,
+    stride: int,
     features: Floats,
     classes: Floats,
     offsets: Floats,
@@ -180,9 +169,9 @@ def _forward_kernel(
 ) -> None:
     n, pixels, _ = features.shape
     levels = len(offsets)
-    for i in numba.prange(n):
-        logits = np.empty(levels, np.float32)
-        tops = np.empty(_LANES, np.float32)
+    logits = np.empty(levels, np.float32)
+    tops = np.empty(_LANES, np.float32)
+    for i in range(first, n, stride):
         loss = 0.0
         for j in range(pixels):
             f0, f1, f2, f3, f4 = features[i, j]
@@ -211,8 +200,10 @@ def _forward_kernel(
         losses[i] = loss
 
 
-@numba.njit(parallel=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, cache=True)  # type: ignore[untyped-decorator]
 def _backward_kernel(
+    first: int,
+    stride: int,
     features: Floats,
     classes: Floats,
     offsets: Floats,
@@ -224,45 +215,43 @@ def _backward_kernel(
 ) -> None:
     n, pixels, _ = features.shape
     levels = len(offsets)
-    threads = len(partial)
-    for thread in numba.prange(threads):
-        d_map = partial[thread]
-        for i in range(thread * n // threads, (thread + 1) * n // threads):
-            g = gradient[i]
-            for j in range(pixels):
-                f0, f1, f2, f3, f4 = features[i, j]
-                log_sum = log_sums[i, j]
-                a0 = a1 = a2 = a3 = a4 = np.float32(0.0)
-                for c in range(levels):
-                    value = (
-                        offsets[c]
-                        + f0 * classes[0, c]
-                        + f1 * classes[1, c]
-                        + f2 * classes[2, c]
-                        + f3 * classes[3, c]
-                        + f4 * classes[4, c]
-                    )
-                    p = g * _exp(min(value - log_sum, np.float32(0.0)))
-                    a0 += p * classes[0, c]
-                    a1 += p * classes[1, c]
-                    a2 += p * classes[2, c]
-                    a3 += p * classes[3, c]
-                    a4 += p * classes[4, c]
-                    d_map[0, c] += p * f0
-                    d_map[1, c] += p * f1
-                    d_map[2, c] += p * f2
-                    d_map[3, c] += p * f3
-                    d_map[4, c] += p * f4
-                    d_map[5, c] += p
-                t = targets[i, j]
-                d_features[i, j, 0] = a0 - g * classes[0, t]
-                d_features[i, j, 1] = a1 - g * classes[1, t]
-                d_features[i, j, 2] = a2 - g * classes[2, t]
-                d_features[i, j, 3] = a3 - g * classes[3, t]
-                d_features[i, j, 4] = a4 - g * classes[4, t]
-                d_map[0, t] -= g * f0
-                d_map[1, t] -= g * f1
-                d_map[2, t] -= g * f2
-                d_map[3, t] -= g * f3
-                d_map[4, t] -= g * f4
-                d_map[5, t] -= g
+    d_map = partial[first]
+    for i in range(first, n, stride):
+        g = gradient[i]
+        for j in range(pixels):
+            f0, f1, f2, f3, f4 = features[i, j]
+            log_sum = log_sums[i, j]
+            a0 = a1 = a2 = a3 = a4 = np.float32(0.0)
+            for c in range(levels):
+                value = (
+                    offsets[c]
+                    + f0 * classes[0, c]
+                    + f1 * classes[1, c]
+                    + f2 * classes[2, c]
+                    + f3 * classes[3, c]
+                    + f4 * classes[4, c]
+                )
+                p = g * _exp(min(value - log_sum, np.float32(0.0)))
+                a0 += p * classes[0, c]
+                a1 += p * classes[1, c]
+                a2 += p * classes[2, c]
+                a3 += p * classes[3, c]
+                a4 += p * classes[4, c]
+                d_map[0, c] += p * f0
+                d_map[1, c] += p * f1
+                d_map[2, c] += p * f2
+                d_map[3, c] += p * f3
+                d_map[4, c] += p * f4
+                d_map[5, c] += p
+            t = targets[i, j]
+            d_features[i, j, 0] = a0 - g * classes[0, t]
+            d_features[i, j, 1] = a1 - g * classes[1, t]
+            d_features[i, j, 2] = a2 - g * classes[2, t]
+            d_features[i, j, 3] = a3 - g * classes[3, t]
+            d_features[i, j, 4] = a4 - g * classes[4, t]
+            d_map[0, t] -= g * f0
+            d_map[1, t] -= g * f1
+            d_map[2, t] -= g * f2
+            d_map[3, t] -= g * f3
+            d_map[4, t] -= g * f4
+            d_map[5, t] -= g
