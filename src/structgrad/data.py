@@ -18,11 +18,9 @@ class MissingDataError(RuntimeError):
 class Batches:
     """Iterates over dictionaries of tensors, batch by batch.
 
-    A data loader for data that fit in memory: no worker processes, no collation. The order of an epoch is a function
-    of (seed,
-    epoch) alone, and :meth:`state_dict` holds the position, so that a resumed run sees exactly the batches that an
-    uninterrupted one
-    would have seen. Lightning saves and restores that state with its checkpoints.
+    A data loader for data that fit in memory, without worker processes. The order of an epoch is a function of
+    (seed, epoch) alone, and :meth:`state_dict` holds the position, so that a resumed run sees exactly the batches
+    that an uninterrupted one would have seen. Lightning saves and restores that state with its checkpoints.
 
     Args:
         tensors: equally long tensors, ``[n, ...]`` each.
@@ -95,8 +93,7 @@ class Steps:
     """Repeats training batches, epoch after epoch, for a fixed number of optimiser steps.
 
     Lightning sees one long epoch: its progress bar then shows the time left of the whole run, validation falls on
-    fixed steps, and a
-    resumed run continues in the middle of an epoch of the data.
+    fixed steps, and a resumed run continues in the middle of an epoch of the data.
 
     Args:
         batches: the data.

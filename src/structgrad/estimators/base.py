@@ -23,15 +23,13 @@ class Estimate:
 
     Attributes:
         surrogate: ``[batch]``; its gradient estimates that of the expected objective, for encoder and decoder. Its
-        value means
-            nothing: minimise ``(surrogate + kl).mean()``, monitor :attr:`objective`.
+            value means nothing: minimise ``(surrogate + kl).mean()``, monitor :attr:`objective`.
         objective: ``[batch]``, detached: the (weighted) mean of the objective over the evaluated vertices.
-        kl: ``[batch]``, differentiable in the scores: divergence of the latent distribution from its prior (see each
-        estimator).
+        kl: ``[batch]``, differentiable in the scores: divergence of the latent distribution from its prior (see
+            each estimator).
         vertices: ``[N, *parts]``: what the objective was evaluated on; hard unless the estimator relaxes while
-        training.
-            ``vertices.requires_grad`` is False exactly when no gradient flows through them, in which case they are
-            hard.
+            training. ``vertices.requires_grad`` is False exactly when no gradient flows through them, in which case
+            they are hard.
         rows: int64 ``[N]``: the example each vertex belongs to.
         weights: ``[N]``, detached: sum to one within an example.
         metrics: scalars worth logging, detached; ``decoder_calls`` (evaluated vertices per example) is always there.
@@ -63,8 +61,8 @@ class Estimator(nn.Module, abc.ABC):
     """Turns scores and an objective into a surrogate whose gradient estimates that of the expected objective.
 
     Buffers and parameters hold the estimator's state (running baselines, critics, schedules), so it is saved, moved
-    and resumed with the model.
-    In ``train()`` mode :meth:`forward` estimates gradients; in ``eval()`` mode it evaluates hard vertices.
+    and resumed with the model. In ``train()`` mode :meth:`forward` estimates gradients; in ``eval()`` mode it
+    evaluates hard vertices.
 
     Args:
         structure: the set of vertices.
@@ -93,8 +91,8 @@ class Estimator(nn.Module, abc.ABC):
 
         Args:
             scores: ``[batch, *parts]``.
-            objective: ``(vertices [N, *parts], rows [N]) -> losses [N]``; called once a step with all vertices to be
-            evaluated.
+            objective: ``(vertices [N, *parts], rows [N]) -> losses [N]``; called once a step with all vertices to
+                be evaluated.
             mask: which parts exist, broadcastable to the scores.
             context: ``[batch, features]`` for input-dependent baselines; others leave it alone.
 

@@ -72,23 +72,21 @@ def values_can_be_read(tensor: Tensor) -> bool:
 class Structure:
     """A finite set X of 0/1 vertices over parts, and what can be computed about it.
 
-    Shapes: scores, utilities, masks and vertices are ``[*batch, *parts]`` with an arbitrary leading ``*batch`` shape;
-    how
-    the parts lie is said by :attr:`layout`. ``mask`` is bool, broadcastable to the scores, and False where a part is
-    missing; a missing part is 0 in every vertex, and its score is never looked at (it may be anything, NaN and
-    infinity included). Examples of one batch may have different masks. Scores are finite.
+    Shapes: scores, utilities, masks and vertices are ``[*batch, *parts]`` with an arbitrary leading ``*batch``
+    shape; how the parts lie is said by :attr:`layout`. ``mask`` is bool, broadcastable to the scores, and False
+    where a part is missing; a missing part is 0 in every vertex, and its score is never looked at (it may be
+    anything, NaN and infinity included). Examples of one batch may have different masks. Scores are finite.
 
     The Gibbs distribution of scores ``s`` is ``p(x) = exp(<x, s>) / sum_y exp(<y, s>)``; ``<x, s>`` counts each part
     once.
 
     A subclass implements the oracles that exist for it, and nothing else; calling another one raises
     :class:`UnsupportedError`, and :meth:`require` says so before any data is touched. Beyond the oracles below a
-    structure may
-    have relaxations: methods ``(utility, mask=None) -> relaxed vertex`` listed in :attr:`relaxations`.
+    structure may have relaxations: methods ``(utility, mask=None) -> relaxed vertex`` listed in
+    :attr:`relaxations`.
 
     Everything is batched, differentiable where that makes sense, and runs on the device of the scores. Values are
-    checked
-    (NaN, empty sets) where looking is free, that is in eager mode on the CPU; shapes are always checked.
+    checked (NaN, empty sets) where looking is free, that is in eager mode on the CPU; shapes are always checked.
     """
 
     #: Relaxations beyond ``exp_family`` (= ``marginals``) and ``euclidean`` (= ``project``): name -> method name.
@@ -201,8 +199,8 @@ class Structure:
 
         Raises:
             TypeError: if scores are not floating point or the mask is not bool.
-            ValueError: for a shape that does not fit, or (eager CPU code only) a NaN or an infinity in an existing
-            part.
+            ValueError: for a shape that does not fit, or (eager CPU code only) a NaN or an infinity in an
+                existing part.
         """
         self.layout.check(scores)
         if not scores.is_floating_point():
@@ -240,9 +238,8 @@ class Structure:
         """The k best distinct vertices, best first.
 
         Returns:
-            vertices ``[*batch, k, *parts]`` and their values ``<x, scores>`` ``[*batch, k]`` (differentiable). Where
-            an example has fewer
-            than k vertices, the surplus vertices are 0 and their values -inf.
+            vertices ``[*batch, k, *parts]`` and their values ``<x, scores>`` ``[*batch, k]`` (differentiable).
+            Where an example has fewer than k vertices, the surplus vertices are 0 and their values -inf.
         """
         raise self._lacks()
 
@@ -251,9 +248,7 @@ class Structure:
         raise self._lacks()
 
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E[x]`` under the Gibbs distribution, the exponential-family relaxation: ``[*batch, *parts]``,
-        differentiable.
-        """
+        """Mean of the Gibbs distribution, the exponential-family relaxation: ``[*batch, *parts]``, differentiable."""
         raise self._lacks()
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -280,14 +275,14 @@ class Structure:
         """Run the structure's recursive algorithm, smallest first, on ``exponentials`` ``[*batch, *parts]`` > 0.
 
         With ``E ~ Exp(rate)`` the trace is a sample of :meth:`trace_log_prob`, and its vertex is ``argmax(-E)``,
-        unless the structure says
-        otherwise.
+        unless the structure says otherwise.
         """
         raise self._lacks()
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``log P(T = trace)`` when ``E ~ Exp(exp(log_rates))`` (Struminsky et al., Algorithm 3): ``[*batch]``,
-        differentiable.
+        """``log P(T = trace)`` when ``E ~ Exp(exp(log_rates))``: ``[*batch]``, differentiable.
+
+        Struminsky et al. (2021), Algorithm 3.
         """
         raise self._lacks()
 

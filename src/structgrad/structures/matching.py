@@ -39,9 +39,9 @@ class Matching(ActiveSetProjection):
     algorithm could otherwise end without a matching.
 
     Args:
-        tolerance: the Sinkhorn iterations end when the row sums are together no further than this from 1 (columns sum
-        to 1 exactly). max_iterations: or after this many; always this many where values are not read (see
-        ``values_can_be_read``).
+        tolerance: the Sinkhorn iterations end when the row sums are together no further than this from 1 (columns
+            sum to 1 exactly).
+        max_iterations: or after this many; always this many where values are not read (see ``values_can_be_read``).
     """
 
     layout = Layout("matrix")

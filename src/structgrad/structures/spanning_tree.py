@@ -46,15 +46,14 @@ class SpanningTree(Tree):
     # --- the trace ------------------------------------------------------------------------------------------------
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
-        """Kruskal's algorithm on ``exponentials``; ``choices [*batch, n - 1]`` are its edges ``i * n + j``, i < j, in
-        order.
+        """Kruskal's algorithm on ``exponentials``.
+
+        ``choices [*batch, n - 1]`` are its edges ``i * n + j``, i < j, in order.
         """
         return self._minimum(exponentials, mask, sign=1.0)
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Sum over Kruskal's steps: log rate of the edge minus log of the total rate of the edges between different
-        components.
-        """
+        """Sum over Kruskal's steps: log rate of the edge minus log of the total rate of those between components."""
         flat, exists = self._flat(log_rates, mask)
         choices = trace.choices.reshape(len(flat), trace.choices.shape[-1])
         joined = _kruskal.joined_at(choices, flat.shape[-1])
@@ -87,9 +86,7 @@ class SpanningTree(Tree):
     # --- the tests' oracle ----------------------------------------------------------------------------------------
 
     def enumerate(self, *shape: int) -> Tensor:
-        """All ``n^(n - 2)`` trees of ``shape = (n, n)``: the arborescences from node 0 without their directions; up to
-        n = 7.
-        """
+        """All ``n^(n - 2)`` trees of ``shape = (n, n)``, up to n = 7: arborescences without their directions."""
         directed = Arborescence(root=0).enumerate(*shape)
         return directed + directed.transpose(1, 2)
 

@@ -1,6 +1,4 @@
-"""What every task is: data, encoder, decoder, objective and metrics, as one LightningModule that knows no estimator
-by name.
-"""
+"""What every task is: one LightningModule with data, models, objective and metrics that names no estimator."""
 
 from __future__ import annotations
 
@@ -29,7 +27,7 @@ class StepOutput:
     Attributes:
         loss: scalar to minimise; NaN stops the run.
         metrics: name -> scalar tensor (a mean over the batch) or ``(sum, count)`` pair for ratios whose denominator
-        differs by batch.
+            differs by batch.
         size: number of examples, the weight of the means.
     """
 
@@ -71,8 +69,9 @@ class Task(pl.LightningModule, abc.ABC):
 
     @abc.abstractmethod
     def batches(self, split: Split) -> Batches:
-        """The data of a split; pass ``rank=self.global_rank, world_size=self.trainer.world_size`` where a trainer
-        is attached.
+        """The data of a split.
+
+        Pass ``rank=self.global_rank, world_size=self.trainer.world_size`` where a trainer is attached.
         """
 
     @abc.abstractmethod
@@ -80,8 +79,9 @@ class Task(pl.LightningModule, abc.ABC):
         """Loss and metrics of a batch; ``self.training`` says whether gradients are wanted."""
 
     def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The metrics of a validation or test set, from the means over all its examples; for what is decided once for
-        a whole set.
+        """The metrics of a validation or test set, from the means over all its examples.
+
+        For what is decided once for a whole set.
         """
         return means
 

@@ -35,9 +35,8 @@ class NonFiniteLossError(RuntimeError):
 class StopOnNonFiniteLoss(pl.Callback):
     """Stops with :class:`NonFiniteLossError`, naming the step, before a checkpoint could be written after it.
 
-    The loss is looked at every step on a CPU; elsewhere every ``every`` steps and before each validation, so that no
-    step waits for
-    the device.
+    The loss is looked at every step on a CPU; elsewhere every ``every`` steps and before each validation, so that
+    no other step waits for the device.
 
     Args:
         every: how often a loss on another device is looked at.

@@ -14,9 +14,8 @@ from pytorch_lightning.utilities import rank_zero_only
 class MetricsFile(Logger):
     """Appends every metric to ``metrics.csv``, one line ``step,metric,value`` each.
 
-    Lightning's own CSV logger deletes the file of an interrupted run when it is resumed; this one keeps it, less the
-    lines after
-    the checkpoint that the run continues from.
+    Lightning's own CSV logger deletes the file of an interrupted run when it is resumed; this one keeps it, less
+    the lines after the checkpoint that the run continues from.
 
     Args:
         folder: of the run.
