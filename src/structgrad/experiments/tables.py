@@ -28,7 +28,7 @@ def table(summaries: list[Summary]) -> str:
     known = list(layout.published)
     order = sorted(groups, key=lambda key: (known.index(key) if key in known else len(known), key))
     published = budget == "paper" and bool(layout.published)
-    titles = ["Structure", "Estimator", "Seeds", *(column.title for column in layout.columns), "Training (s)"]
+    titles = ["Structure", "Estimator", "Seeds", *(column.title for column in layout.columns)]
     if published:
         titles += [f"{column.title}, published" for column in layout.columns]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
@@ -38,7 +38,6 @@ def table(summaries: list[Summary]) -> str:
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"{key}: seeds {sorted(seeds)} repeat; runs with different settings are in one folder")
         cells = [*key, str(len(runs)), *(_cell(runs, column) for column in layout.columns)]
-        cells.append(Cell.of(run.content["training_s"] for run in runs).show(digits=0))
         if published:
             cells += [value or "-" for value in layout.published.get(key, (None,) * len(layout.columns))]
         lines.append("| " + " | ".join(cells) + " |")
