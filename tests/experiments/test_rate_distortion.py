@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
+from structgrad.experiments.runs import load
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,7 +43,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_draws_one_point_a_row(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from rate_distortion import load, points
+    from rate_distortion import points
 
     cells = points(load(results))
     assert list(cells) == [("bit_vector", "sfe"), ("budget_subset", "sparsemap"), ("bit_vector", "marginal")]
