@@ -190,8 +190,7 @@ class Problem:
             yield self.gradient(estimate.surrogate.sum() / repeats)
 
 
-# --- what an estimator is measured against
-# ----------------------------------------------------------------------------
+# --- what an estimator is measured against --------------------------------------------------------------------------
 
 
 def target(estimator: Estimator) -> Distribution | Utility:
@@ -298,8 +297,7 @@ def diagnose(
     )
 
 
-# --- the command
-# ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------------------------
 
 #: Options of the command that are not configuration, with their defaults.
 OPTIONS: dict[str, Any] = {

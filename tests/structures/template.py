@@ -1,9 +1,8 @@
 """One template of tests for every structure, with enumeration as the oracle.
 
 Subclass :class:`StructureContract`, name the cases, and every oracle that the structure has is checked: against all
-vertices, in
-float64 and float32, with masks that differ by example, with scores of +-100, with ties, by gradcheck, and for its
-shapes.
+vertices, in float64 and float32, with masks that differ by example, with scores of +-100, with ties, by gradcheck, and
+for its shapes.
 """
 
 from __future__ import annotations

@@ -232,8 +232,7 @@ class Reinforce(Estimator):
             weights=weights.flatten(),
         )
 
-    # --- actions
-    # --------------------------------------------------------------------------------------------------
+    # --- actions ----------------------------------------------------------------------------------------------------
 
     def _sample(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Trace]:
         """Vertices ``[*batch, *parts]`` and the actions that made them."""
@@ -277,8 +276,7 @@ class Reinforce(Estimator):
         kl = self.utility.kl(torch.where(exists, scores, 0.0))
         return torch.where(exists, kl, 0.0).flatten(-self.structure.layout.ndim).sum(-1)
 
-    # --- baselines
-    # ------------------------------------------------------------------------------------------------
+    # --- baselines --------------------------------------------------------------------------------------------------
 
     def _baseline(self, losses: Tensor, rival: Tensor, context: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
         """Detached baseline, broadcastable to ``losses`` ``[batch, K]``, and the training loss of the

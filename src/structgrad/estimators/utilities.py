@@ -116,8 +116,8 @@ class Logistic(Utility):
         The density is f(z) = exp(-z) / (1 + exp(-z))^2 and its entropy 2, so KL = -2 + s + 2 E softplus(-s - Z),
         whose derivative, 1 - 2 E sigmoid(-s - Z), integrates in closed form.
         """
-        # Near zero the closed form is a difference of nearly equal numbers: there, its power series 2 B_2k s^2k /
-        # (2k)!.
+        # Near zero the closed form is a difference of nearly equal numbers: there, its power series,
+        # 2 B_2k s^2k / (2k)!.
         near = scores.abs() < 0.5
         small = torch.where(near, scores, 0.0).square()
         series = small * (1 / 6 - small * (1 / 360 - small * (1 / 15120 - small * (1 / 604800 - small / 23950080))))

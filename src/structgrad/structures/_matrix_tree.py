@@ -201,8 +201,7 @@ def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) 
     batch, n = scores.shape[:2]
     rows = torch.arange(batch, device=scores.device)
     stages = eliminate(scores, exists, root)[1]
-    # Node n is the root; above[x, y]: y is x or an ancestor of x; only columns of nodes already back in the tree
-    # matter.
+    # Node n is the root; above[x, y]: y is x or an ancestor of x. Only columns of nodes back in the tree matter.
     parent = torch.full((batch, n), n, device=scores.device)
     above = torch.eye(n + 1, dtype=torch.bool, device=scores.device).repeat(batch, 1, 1)
     above[:, :, n] = True

@@ -1,5 +1,6 @@
-"""Compiled (numba, CPU) kernels of the tree structures; the plain torch versions are in ``_matrix_tree`` and
-``_contraction``.
+"""Compiled (numba, CPU) kernels of the tree structures.
+
+The plain torch versions are in ``_matrix_tree``, ``_contraction`` and ``_kruskal``.
 
 :func:`structgrad._threads.run` deals the examples of a batch out to threads; each allocates its scratch memory once.
 Every kernel works on the nodes that are present, so an example of length m costs what m costs, whatever the padding.
@@ -381,7 +382,7 @@ def _contract(
     """
     n = exists.shape[0]
     done, fresh = -2, -1
-    events = n
+    events: int = n
     owner = np.empty(n, np.int64)  # the event that a slot stands for
     for v in range(n):
         comp[v] = v

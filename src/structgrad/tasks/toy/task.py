@@ -30,7 +30,7 @@ class Toy(Task):
 
     Raises:
         ValueError: for another structure, without an estimator, for an objective that the estimator cannot
-        differentiate, or sizes out of range.
+            differentiate, or sizes out of range.
     """
 
     monitor: ClassVar[str] = "val/objective"
@@ -65,9 +65,7 @@ class Toy(Task):
         """Nothing to prepare."""
 
     def batches(self, split: Split) -> Batches:
-        """The rows ``[1]`` of training, ``[eval_samples]`` of validation and test: their number is all that
-        matters.
-        """
+        """The rows ``[1]`` of training, ``[eval_samples]`` of validation and test, of which only the number counts."""
         size = 1 if split == "train" else self.eval_samples
         return Batches({"row": torch.arange(size)}, size)
 
