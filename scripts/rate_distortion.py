@@ -1,6 +1,6 @@
 """Draw the rate and distortion of finished runs of the bit-vector VAE, as Correia et al. (2020), figure 3.
 
-    python scripts/rate_distortion.py results/bit_vector_vae_quick --output docs/images/rate_distortion.png
+    python scripts/rate_distortion.py results/bit_vector_vae_quick --output docs/images/rate_distortion.png  # the defaults
 
 One point a (structure, estimator): the mean over seeds of the test set's rate and distortion, both in nats an image,
 with standard errors. Left and down is better; along a dashed line the ELBO is the same.
@@ -92,7 +92,9 @@ def draw(cells: dict[tuple[str, str], tuple[Cell, Cell]], file: Path) -> None:
 def main() -> None:
     """Read summaries, draw."""
     parser = argparse.ArgumentParser(description="rate against distortion of finished runs of the bit-vector VAE")
-    parser.add_argument("folder", type=Path, help="of summaries, or of runs")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("results/bit_vector_vae_quick"), help="of summaries"
+    )
     parser.add_argument("--output", type=Path, default=Path("docs/images/rate_distortion.png"))
     arguments = parser.parse_args()
     try:
