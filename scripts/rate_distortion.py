@@ -1,9 +1,9 @@
 """Draw the rate and distortion of finished runs of the bit-vector VAE, as Correia et al. (2020), figure 3.
 
-    python scripts/rate_distortion.py results/bit_vector_vae_quick --output docs/images/rate_distortion.png  # the defaults
+    python scripts/rate_distortion.py results/bit_vector_vae_quick --output docs/images/rate_distortion.png
 
-One point a (structure, estimator): the mean over seeds of the test set's rate and distortion, both in nats an image,
-with standard errors. Left and down is better; along a dashed line the ELBO is the same.
+These are the defaults. One point a (structure, estimator): the mean over seeds of the test set's rate and distortion,
+both in nats an image, with standard errors. Left and down is better; along a dashed line the ELBO is the same.
 """
 
 from __future__ import annotations
