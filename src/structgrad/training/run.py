@@ -217,6 +217,7 @@ def _train(
         trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
         if trainer.interrupted:
             raise KeyboardInterrupt
+        training_s = timer.time_elapsed("train")  # now: the test below restores the best checkpoint's callbacks
         pl.seed_everything(config.seed, verbose=False)
         (metrics,) = trainer.test(task, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
     summary = {
@@ -226,7 +227,7 @@ def _train(
         "metrics": {**metrics, task.monitor: float(best.best_model_score or torch.nan)},
         "best_step": torch.load(best.best_model_path, map_location="cpu", weights_only=True)["global_step"],
         "steps": trainer.global_step,
-        "training_s": round(timer.time_elapsed("train"), 1),
+        "training_s": round(training_s, 1),
         "device": torch.cuda.get_device_name() if trainer.accelerator.name() == "cuda" else "cpu",
         **environment(),
         "config": {key: value for key, value in settings.items() if key not in ("paths", "logger", "run", "search")},
