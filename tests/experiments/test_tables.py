@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from structgrad.experiments.runs import Cell, load
-from structgrad.experiments.tables import insert, table
+from structgrad.experiments.tables import caption, insert, table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +39,19 @@ def test_rows_follow_the_paper_and_missing_metrics_are_dashes(tmp_path: Path) ->
     assert lines[2].startswith("| none | none | 3 | 50.0 ± 0.0 | - | - |")
     assert lines[3].startswith("| arborescence | sst | 3 | 81.0 ± 0.6 | 50.0 ± 0.0 | 100.0 ± 0.0 |")
     assert "published" not in lines[0]
+
+
+def test_the_selected_run_stands_in_brackets(tmp_path: Path) -> None:
+    for seed, (validation, elbo) in enumerate([(-3.0, -30.0), (-1.0, -20.0), (-2.0, -10.0)]):
+        metrics = {"val/elbo": validation, "test/elbo": elbo, "test/edge_precision": 0.5, "test/edge_recall": 0.5}
+        content = {
+            "task": "graph_layout", "structure": "spanning_tree", "estimator": "sst", "budget": "quick", "seed": seed,
+            "metrics": metrics, "device": "cpu", "commit": None,
+        }  # fmt: skip
+        (tmp_path / f"{seed}.json").write_text(json.dumps(content))
+    summaries = load(tmp_path)
+    assert "| -20 ± 6 (-20) | 50 ± 0 (50) |" in table(summaries)
+    assert "`val/elbo`" in caption(summaries)
 
 
 def test_published_numbers_stand_beside_the_papers_budget_only(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def table(summaries: list[Summary]) -> str:
         seeds = [run.seed for run in runs]
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"{key}: seeds {sorted(seeds)} repeat; runs with different settings are in one folder")
-        cells = [*key, str(len(runs)), *(_cell(runs, column) for column in layout.columns)]
+        cells = [*key, str(len(runs)), *(_cell(runs, column, layout.selected_by) for column in layout.columns)]
         if published:
             cells += [value or "-" for value in layout.published.get(key, (None,) * len(layout.columns))]
         lines.append("| " + " | ".join(cells) + " |")
@@ -49,12 +49,20 @@ def caption(summaries: list[Summary]) -> str:
     budgets = ", ".join(sorted({s.budget for s in summaries}))
     devices = ", ".join(sorted({s.content["device"] for s in summaries}))
     commits = ", ".join(sorted({(s.content["commit"] or "unknown")[:10] for s in summaries}))
-    return f"Mean ± standard error over seeds; budget `{budgets}`; device {devices}; commit {commits}."
+    layout = TABLES.get(summaries[0].task)
+    brackets = f"; in brackets the run with the best `{layout.selected_by}`" if layout and layout.selected_by else ""
+    return f"Mean ± standard error over seeds{brackets}; budget `{budgets}`; device {devices}; commit {commits}."
 
 
-def _cell(runs: list[Summary], column: Column) -> str:
+def _cell(runs: list[Summary], column: Column, selected_by: str | None) -> str:
     values = [run.metrics[column.metric] for run in runs if column.metric in run.metrics]
-    return Cell.of(values).show(column.scale, column.digits) if len(values) == len(runs) else "-"
+    if len(values) < len(runs):
+        return "-"
+    shown = Cell.of(values).show(column.scale, column.digits)
+    if selected_by is None:
+        return shown
+    selected = max(runs, key=lambda run: run.metrics[selected_by]).metrics[column.metric]
+    return f"{shown} ({selected * column.scale:.{column.digits}f})"
 
 
 def _columns_of(summaries: list[Summary]) -> tuple[Column, ...]:
