@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
 
-.PHONY: demo test lint bench clean table-listops table-graph-layout table-bit-vector-vae toy
+.PHONY: demo test lint bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae toy
 
 demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
@@ -33,8 +33,12 @@ lint: .venv/installed-dev
 	touch $@
 
 bench: .venv/installed-bench
-	@for benchmark in $(filter-out benchmarks/harness.py benchmarks/scaling.py,$(wildcard benchmarks/*.py)); do \
-		echo "== $$benchmark"; $(PY) $$benchmark || exit 1; done
+	@for benchmark in trees subsets structures_other listops_step graph_layout_step bit_vector_vae_step; do \
+		echo "== $$benchmark"; $(PY) -m benchmarks.$$benchmark || exit 1; done
+
+# How cost grows with size and batch, into docs/scaling.png.
+bench-scaling: .venv/installed-bench
+	$(PY) -m benchmarks.scaling
 
 # Quick-budget tables of the README: several seeds of every row, then the table from the summaries.
 SEEDS := 0,1,2

@@ -56,7 +56,7 @@ def test_scores_do_not_see_the_future_or_padding() -> None:
     torch.testing.assert_close(scores[1, :3, :3], alone[0])
     torch.testing.assert_close(summary[1], alone_summary[0])
     assert scores.shape == (2, 4, 4)
-    assert summary.shape == (2, 7)
+    assert summary.shape == (2, 8)
 
 
 def test_messages_over_hard_edges_and_over_all_pairs_agree(
