@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import bits
-from structgrad.structures._flat import Flat
+from structgrad.structures._flat import Counted
 from structgrad.structures.base import SparseDistribution
 from structgrad.structures.counting import Chain
 from structgrad.structures.layout import Layout, LayoutName
 
 
-class BudgetSubset(Flat):
+class BudgetSubset(Counted):
     """All 0/1 vectors with at most B ones (Correia et al. 2020, section 4 and appendix C).
 
     :meth:`argmax` takes the largest positive scores. Relaxations: ``exp_family`` is the mean of the Gibbs distribution
@@ -59,33 +59,6 @@ class BudgetSubset(Flat):
         vertices, real = bits.best_of_cardinality(flat, exists, k, size, most, exact=False)
         values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
         return self._show(vertices.to(flat.dtype), scores), values
-
-    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log of the sum of the first B elementary symmetric polynomials of ``exp(scores)``: ``[*batch]``."""
-        return self._chain(*self._read(scores, mask)).moments()[0].to(scores.dtype)
-
-    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean of the Gibbs distribution, exact backward, O(D B): ``[*batch, *parts]``."""
-        return self._show(self._chain(*self._read(scores, mask)).moments()[1].to(scores.dtype), scores)
-
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One exact Gibbs sample an example: ``[*batch, *parts]``."""
-        flat, exists = self._read(scores.detach(), mask)
-        return self._show(self._chain(flat, exists).sample().to(flat.dtype), scores)
-
-    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``<vertex, scores> - log Z``: ``[*batch]``."""
-        flat, exists = self._read(scores, mask)
-        wide = flat.double()
-        log_z = self._chain(wide, exists).moments()[0]
-        return ((wide * self.layout.flatten(vertex)).sum(-1) - log_z).to(scores.dtype)
-
-    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Of the Gibbs distribution: ``[*batch]``."""
-        flat, exists = self._read(scores, mask)
-        wide = flat.double()
-        log_z, mean, _ = self._chain(wide, exists).moments()
-        return (log_z - (mean * wide).sum(-1)).to(scores.dtype)
 
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``argmin ||x - scores||^2`` over ``0 <= x <= 1, sum x <= B``, exact: ``[*batch, *parts]``.

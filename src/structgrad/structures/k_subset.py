@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import bits
-from structgrad.structures._flat import Flat
+from structgrad.structures._flat import Counted
 from structgrad.structures.base import SparseDistribution, Trace
 from structgrad.structures.counting import Chain
 from structgrad.structures.layout import Layout, LayoutName
 
 
-class KSubset(Flat):
+class KSubset(Counted):
     """All 0/1 vectors with exactly k ones (Paulus et al. 2020, B.4; Struminsky et al. 2021, section 2.1).
 
     Gumbel utilities, or exponentials through :meth:`trace`, choose k parts without replacement (Plackett-Luce); that
@@ -77,9 +77,8 @@ class KSubset(Flat):
         """Indices of the k largest existing parts, largest first: ``[*batch, k]``."""
         return flat.detach().masked_fill(~exists, -math.inf).topk(self.k, dim=-1).indices
 
-    def _moments(self, flat: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-        log_z, mean, _ = Chain(flat.double(), None, exists, self.k, self.k).moments()
-        return log_z, mean
+    def _chain(self, flat: Tensor, exists: Tensor) -> Chain:
+        return Chain(flat.double(), None, exists, self.k, self.k)
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """The k largest: ``[*batch, *parts]``."""
@@ -93,33 +92,6 @@ class KSubset(Flat):
         vertices, real = bits.best_of_cardinality(flat, exists, k, size, self.k, exact=True)
         values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
         return self._show(vertices.to(flat.dtype), scores), values
-
-    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log of the k-th elementary symmetric polynomial of ``exp(scores)``: ``[*batch]``, O(n k)."""
-        return self._moments(*self._read(scores, mask))[0].to(scores.dtype)
-
-    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean of the Gibbs distribution, forward and backward O(n k), exact: ``[*batch, *parts]``."""
-        return self._show(self._moments(*self._read(scores, mask))[1].to(scores.dtype), scores)
-
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One exact Gibbs sample an example, O(n k): ``[*batch, *parts]``."""
-        flat, exists = self._read(scores.detach(), mask)
-        return self._show(Chain(flat.double(), None, exists, self.k, self.k).sample().to(flat.dtype), scores)
-
-    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``<vertex, scores> - log Z``: ``[*batch]``, O(n k)."""
-        flat, exists = self._read(scores, mask)
-        wide = flat.double()
-        log_z, _ = self._moments(wide, exists)
-        return ((wide * self.layout.flatten(vertex)).sum(-1) - log_z).to(scores.dtype)
-
-    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Of the Gibbs distribution: ``[*batch]``, O(n k)."""
-        flat, exists = self._read(scores, mask)
-        wide = flat.double()
-        log_z, mean = self._moments(wide, exists)
-        return (log_z - (mean * wide).sum(-1)).to(scores.dtype)
 
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``argmin ||x - scores||^2`` over ``0 <= x <= 1, sum x = k``, exact: ``[*batch, *parts]``."""
