@@ -157,6 +157,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_best(tmp_path: Path) ->
         (["task.hiden=3"], ["hiden"]),
         (["estimator=sst", "estimator.temperature=0"], ["estimator", "temperature"]),
         (["trainer.max_steps=7"], ["trainer.max_steps=7", "trainer.val_every_n_steps=10"]),
+        (["paths.test_file=x.tsv"], ["find_window reads no published test file"]),
         (["structure=none", "estimator=exact_sum"], ["no latent variable"]),
     ],
 )

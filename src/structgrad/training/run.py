@@ -45,9 +45,8 @@ def assemble(config: DictConfig, chosen: Mapping[str, str] | None = None) -> Tas
     """Build structure, estimator and task; touches no data.
 
     Args:
-        config: the composed configuration. For a structure that is not latent ``config.estimator`` is set to null, as
-        the
-            task's default estimator has nothing to estimate.
+        config: the composed configuration. For a structure that is not latent ``config.estimator`` is set to null:
+            the task's default estimator has nothing to estimate there.
         chosen: the groups that the user chose by hand, with their choice.
 
     Raises:
@@ -117,6 +116,8 @@ def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str
     """
     pl.seed_everything(config.seed, verbose=False)
     test_file = config.paths.test_file
+    if test_file is not None and str(test_file) not in json.dumps(resolved(config)["task"]):
+        raise ConfigurationError(f"paths.test_file: task {choices['task']} reads no published test file")
     config.paths.test_file = None
     task = assemble(config, chosen)
     name = run_name(config, choices)
