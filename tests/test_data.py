@@ -51,7 +51,7 @@ def test_a_saved_position_continues(stop: int) -> None:
 
 
 def test_processes_share_every_batch() -> None:
-    shards = [Batches({"x": torch.arange(8)}, 4, rank=rank, world_size=2) for rank in range(2)]
+    shards = [Batches({"x": torch.arange(8)}, 4).shard(rank, 2) for rank in range(2)]
     assert [seen(shard) for shard in shards] == [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]
 
 
@@ -65,7 +65,11 @@ def test_collate_is_applied() -> None:
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="equally long"):
         Batches({"x": torch.arange(3), "y": torch.arange(4)}, 1)
-    with pytest.raises(ValueError, match="multiple"):
-        Batches({"x": torch.arange(3)}, 3, world_size=2)
+    with pytest.raises(ValueError, match="multiple of their number"):
+        Batches({"x": torch.arange(3)}, 3).shard(0, 2)
+    with pytest.raises(ValueError, match="an example for each"):
+        Batches({"x": torch.arange(5)}, 4).shard(0, 2)
+    with pytest.raises(ValueError, match="positive"):
+        Batches({"x": torch.arange(5)}, 0)
     with pytest.raises(ValueError, match="do not fill"):
         Batches({"x": torch.arange(3)}, 4, shuffle=True)

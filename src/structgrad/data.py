@@ -27,8 +27,6 @@ class Batches:
         batch_size: examples in a batch, over all processes together.
         shuffle: draw a new order every epoch, and drop the last, incomplete batch.
         seed: of the order.
-        rank: this process.
-        world_size: number of processes; each gets its share of every batch.
         collate: applied to every batch, e.g. to cut padding or to resample pixels.
 
     Raises:
@@ -42,8 +40,6 @@ class Batches:
         *,
         shuffle: bool = False,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
         collate: Callable[[Batch], Batch] | None = None,
     ) -> None:
         lengths = {name: len(t) for name, t in tensors.items()}
@@ -51,14 +47,34 @@ class Batches:
             raise ValueError(f"tensors must be equally long; got {lengths}")
         self.tensors = dict(tensors)
         self.n = next(iter(lengths.values()))
-        if batch_size % world_size or batch_size <= 0:
-            raise ValueError(f"batch size {batch_size} must be a positive multiple of the {world_size} processes")
+        if batch_size <= 0:
+            raise ValueError(f"batch size must be positive; got {batch_size}")
         if shuffle and self.n < batch_size:
             raise ValueError(f"{self.n} examples do not fill one batch of {batch_size}")
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.rank, self.world_size, self.collate = rank, world_size, collate
+        self.collate = collate
+        self.rank, self.world_size = 0, 1
         self.epoch = 0
         self.position = 0
+
+    def shard(self, rank: int, world_size: int) -> Batches:
+        """Give this process its share of every batch; returns itself.
+
+        Args:
+            rank: this process.
+            world_size: number of processes.
+
+        Raises:
+            ValueError: if a batch cannot be divided so that every process has something to do.
+        """
+        last = self.n % self.batch_size
+        if self.batch_size % world_size or (not self.shuffle and 0 < last < world_size):
+            raise ValueError(
+                f"{world_size} processes cannot share {self.n} examples in batches of {self.batch_size}: the size "
+                "must be a multiple of their number, and the last batch must have an example for each"
+            )
+        self.rank, self.world_size = rank, world_size
+        return self
 
     def __len__(self) -> int:
         """Batches in an epoch."""

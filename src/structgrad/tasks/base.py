@@ -69,10 +69,7 @@ class Task(pl.LightningModule, abc.ABC):
 
     @abc.abstractmethod
     def batches(self, split: Split) -> Batches:
-        """The data of a split.
-
-        Pass ``rank=self.global_rank, world_size=self.trainer.world_size`` where a trainer is attached.
-        """
+        """The data of a split, whole; the base class divides them between processes."""
 
     @abc.abstractmethod
     def step(self, batch: Batch) -> StepOutput:
@@ -93,15 +90,18 @@ class Task(pl.LightningModule, abc.ABC):
 
     def train_dataloader(self) -> Steps:
         """Training batches, over and over until the trainer's ``max_steps``."""
-        return Steps(self.batches("train"), self.trainer.max_steps)
+        return Steps(self._share("train"), self.trainer.max_steps)
 
     def val_dataloader(self) -> Batches:
         """Validation batches."""
-        return self.batches("val")
+        return self._share("val")
 
     def test_dataloader(self) -> Batches:
         """Test batches."""
-        return self.batches("test")
+        return self._share("test")
+
+    def _share(self, split: Split) -> Batches:
+        return self.batches(split).shard(self.global_rank, self.trainer.world_size)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over all trainable parameters, the estimator's included."""

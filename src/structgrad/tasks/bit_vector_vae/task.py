@@ -95,15 +95,12 @@ class BitVectorVAE(Task):
 
     def batches(self, split: Split) -> Batches:
         """Grey levels and the number of each image within its split."""
-        trainer = self._trainer
         images = self.data.split(split)
         return Batches(
             {"images": images, "number": torch.arange(len(images))},
             self.batch_size if split == "train" else self.eval_batch_size,
             shuffle=split == "train",
             seed=self.seed,
-            rank=self.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
         )
 
     def step(self, batch: Batch) -> StepOutput:

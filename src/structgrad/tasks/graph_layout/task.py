@@ -91,14 +91,11 @@ class GraphLayout(Task):
 
     def batches(self, split: Split) -> Batches:
         """Positions and true trees."""
-        trainer = self._trainer
         return Batches(
             self.data.split(split),
             self.batch_size if split == "train" else self.eval_batch_size,
             shuffle=split == "train",
             seed=self.seed,
-            rank=self.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
         )
 
     def step(self, batch: Batch) -> StepOutput:

@@ -91,14 +91,11 @@ class ListOps(Task):
         """``tokens`` and ``parents`` ``[batch, n]``, cut to the longest expression of the batch, and ``values``
         ``[batch]``.
         """
-        trainer = self._trainer
         return Batches(
             self.data.split(split).tensors,
             self.batch_size,
             shuffle=split == "train",
             seed=self.seed,
-            rank=0 if trainer is None else trainer.global_rank,
-            world_size=1 if trainer is None else trainer.world_size,
             collate=_cut_padding,
         )
 
