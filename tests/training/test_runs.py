@@ -6,6 +6,7 @@ The task is the one of ``examples/own_package``.
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -106,7 +107,13 @@ def test_a_killed_run_continues_to_the_same_metrics(
 ) -> None:
     """Dropout makes the training random; killed in mid-epoch, it must still end the same, to the last digit."""
     process = subprocess.Popen(
-        [*command(tmp_path), *SLOW], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*command(tmp_path), *SLOW],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # A shell's background jobs ignore Ctrl-C, and so would the child of a test that runs in one.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("**/last.ckpt")):
