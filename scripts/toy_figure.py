@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--budget", default="quick", choices=["paper", "quick", "smoke"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the band shows the extremes over seeds")
     parser.add_argument("--structures", nargs="+", default=list(STRUCTURES), choices=list(STRUCTURES))
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "toy.png")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "toy.png")
     parser.add_argument("overrides", nargs="*", help="passed to every run, e.g. trainer=cpu")
     options = parser.parse_args()
 
