@@ -63,6 +63,13 @@ def test_every_experiment_composes(experiment: str) -> None:
     assemble(config)
 
 
+def test_a_budget_is_stronger_than_an_experiment_of_the_paper() -> None:
+    paper = composed("experiment=bit_vector_vae/sparsemap_d128")
+    smoke = composed("experiment=bit_vector_vae/sparsemap_d128", "budget=smoke")
+    assert (paper.trainer.max_steps, paper.task.batch_size, paper.task.bits) == (343700, 16, 128)
+    assert (smoke.trainer.max_steps, smoke.task.bits) == (4, 128)
+
+
 @pytest.mark.parametrize("task", choices("task"))
 def test_every_task_declares_a_search_space(task: str) -> None:
     config = composed(f"task={task}")
