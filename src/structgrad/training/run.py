@@ -223,7 +223,7 @@ def _train(
         (metrics,) = trainer.test(task, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
     summary = {
         "name": settings["run"]["name"],
-        **{group: choices[group] for group in ("task", "structure", "estimator", "budget")},
+        **{group: choices[group] for group in ("task", "structure", "estimator", "budget", "data") if group in choices},
         "seed": config.seed,
         "metrics": {**metrics, task.monitor: float(best.best_model_score or torch.nan)},
         "best_step": torch.load(best.best_model_path, map_location="cpu", weights_only=True)["global_step"],
