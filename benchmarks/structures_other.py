@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from structgrad.structures import Arborescence, BinaryTree, Matching, Permutation, SpanningTree, Structure, Subset
-from structgrad.structures.sparsemap import project, sparsemap
+from structgrad.structures.derived import project, sparsemap
 
 
 def both_ways(function: Callable[[Tensor], Tensor], scores: Tensor) -> Callable[[], object]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from structgrad.estimators.base import Estimator
 from structgrad.estimators.utilities import Gumbel, NegExponential, Utility, make_utility
 from structgrad.structures import Arborescence, CorrelatedKSubset, KSubset, OneHot, SpanningTree, Structure
-from structgrad.structures.recursion import ItemRecursion
+from structgrad.structures.family_item_recursions import ItemRecursion
 
 #: Gibbs: ``p(x) ~ exp <x, s>``; trace: the vertex of ``structure.trace`` on ``E ~ Exp(exp(s))``.
 Distribution = Literal["gibbs", "trace"]

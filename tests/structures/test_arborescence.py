@@ -7,10 +7,9 @@ from typing import ClassVar
 import networkx as nx
 import pytest
 import torch
-from scipy import stats
 
-from structgrad.structures import Arborescence, _contraction, _matrix_tree
-from tests.structures._trees import TreeContract, cases_for_both_paths, sparse_masks, weight
+from structgrad.structures import Arborescence
+from tests.structures._trees import TreeContract, sparse_masks, weight
 from tests.structures.template import Case, length_masks
 
 
@@ -70,52 +69,6 @@ def test_top_k_is_sorted_distinct_and_beats_random_trees() -> None:
         assert len(better) > 5
         listed = (better[:, None] == vertices[b].flatten(1)).all(-1).any(1)
         assert listed.all()
-
-
-def test_plain_torch_agrees_with_the_compiled_argmax() -> None:
-    for rounded in (False, True):
-        scores, exists = cases_for_both_paths(STRUCTURE)
-        scores = scores.round() if rounded else scores
-        vertex, choices, reached = _contraction.minimum_arborescence(scores, exists, 0)
-        plain, plain_choices, plain_reached = _contraction.torch_minimum_arborescence(scores, exists, 0)
-        found, other = (weight(STRUCTURE, v, scores.nan_to_num()) for v in (vertex, plain))
-        torch.testing.assert_close(other, found)
-        assert torch.equal(reached, plain_reached)
-        if not rounded:
-            assert torch.equal(vertex, plain)
-            assert torch.equal(choices, plain_choices)
-        total = _contraction.log_entering(scores, exists, choices)
-        torch.testing.assert_close(_contraction.torch_log_entering(scores, exists, choices), total)
-
-
-def test_plain_torch_agrees_with_the_compiled_matrix_tree() -> None:
-    scores, exists = cases_for_both_paths(STRUCTURE)
-    root = torch.zeros(len(scores), dtype=torch.int64)
-    for scale in (1.0, 40.0, 1000.0):  # the last one takes the logarithms in the compiled code
-        s = (scale * scores).requires_grad_()
-        mean = _matrix_tree.marginals(s, exists, root)
-        plain = _matrix_tree.torch_marginals(s, exists, root)
-        torch.testing.assert_close(plain, mean, rtol=1e-9, atol=1e-11)
-        logz = _matrix_tree.log_partition(s, exists, root)
-        torch.testing.assert_close(_matrix_tree.torch_log_partition(s, exists, root), logz)
-        upstream = torch.randn_like(mean)
-        (ours,) = torch.autograd.grad((mean * upstream).sum(), s)
-        (other,) = torch.autograd.grad((plain * upstream).sum(), s)
-        torch.testing.assert_close(ours, other, rtol=1e-7, atol=1e-9)
-
-
-def test_plain_torch_samples_the_same_law() -> None:
-    every = STRUCTURE.enumerate(4, 4)
-    scores = torch.randn(4, 4, dtype=torch.float64)
-    expected = torch.where(every > 0, scores, 0.0).sum((1, 2)).softmax(0)
-    exists = STRUCTURE.parts(every[:1]).expand(40_000, 4, 4)
-    repeated = scores.expand(40_000, 4, 4)
-    root = torch.zeros(40_000, dtype=torch.int64)
-    sample = _matrix_tree.torch_sample(repeated, exists, root, torch.rand_like(repeated))
-    same = (sample.flatten(1)[:, None] == every.flatten(1)).all(-1)
-    assert same.any(1).all()
-    # Level 1e-4; the seed is fixed.
-    assert stats.chisquare(same.sum(0).numpy(), (40_000 * expected).numpy()).pvalue > 1e-4
 
 
 def test_second_derivative_of_log_partition() -> None:

@@ -9,8 +9,8 @@ import networkx as nx
 import pytest
 import torch
 
-from structgrad.structures import SpanningTree, _kruskal
-from tests.structures._trees import TreeContract, cases_for_both_paths, sparse_masks, weight
+from structgrad.structures import SpanningTree
+from tests.structures._trees import TreeContract, sparse_masks, weight
 from tests.structures.template import Case, length_masks
 
 
@@ -60,25 +60,6 @@ def test_top_k_is_what_networkx_lists() -> None:
         trees = itertools.islice(nx.SpanningTreeIterator(graph, minimum=False), k)
         expected = [sum(d["weight"] for *_, d in tree.edges(data=True)) for tree in trees]
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
-
-
-def test_plain_torch_agrees_with_the_compiled_code() -> None:
-    for rounded in (False, True):
-        scores, exists = cases_for_both_paths(STRUCTURE)
-        scores = scores.round() if rounded else scores
-        vertex, choices, reached = _kruskal.minimum_spanning_tree(scores, exists)
-        plain, plain_choices, plain_reached = _kruskal.torch_minimum_spanning_tree(scores, exists)
-        assert torch.equal(reached, plain_reached)
-        found, other = (weight(STRUCTURE, v, scores.nan_to_num()) for v in (vertex, plain))
-        torch.testing.assert_close(other, found)
-        if not rounded:
-            assert torch.equal(vertex, plain)
-            assert torch.equal(choices, plain_choices)
-        assert torch.equal(_kruskal.joined_at(choices, 7), _kruskal.torch_joined_at(choices, 7))
-    broken = exists.clone()
-    broken[0, :3, 3:] = False
-    for function in (_kruskal.minimum_spanning_tree, _kruskal.torch_minimum_spanning_tree):
-        assert function(scores, broken)[2].tolist() == [False] + [True] * (len(scores) - 1)
 
 
 def test_marginals_at_n_400_are_probabilities() -> None:

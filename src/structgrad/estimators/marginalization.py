@@ -8,10 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.eager import values_can_be_read
 from structgrad.estimators.base import Estimate, Estimator, Objective, each_once, uniform_kl
 from structgrad.estimators.score_function import RunningMean
 from structgrad.structures import OneHot
-from structgrad.structures.base import SparseDistribution, Structure, UnsupportedError, values_can_be_read
+from structgrad.structures.base import SparseDistribution, Structure, UnsupportedError
 
 Distribution = Literal["softmax", "sparsemax", "topk_sparsemax", "sparsemap"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from structgrad.structures import _contraction, _matrix_tree
-from structgrad.structures._tree import Tree
+from structgrad.algorithms import chu_liu_edmonds, matrix_tree
 from structgrad.structures.base import Trace
+from structgrad.structures.family_trees import Tree
 from structgrad.structures.layout import Layout
 
 
@@ -19,7 +19,7 @@ class Arborescence(Tree):
 
     ``argmax`` and ``trace`` are exact, O(n^2) for one example (Chu-Liu-Edmonds by path growing). ``log_partition``,
     ``marginals`` and ``sample`` are O(n^3) and use no subtraction, so they hold for any finite scores; see
-    ``_matrix_tree``. ``marginals`` and ``log_partition`` have first derivatives everywhere, and ``log_partition``
+    ``matrix_tree``. ``marginals`` and ``log_partition`` have first derivatives everywhere, and ``log_partition``
     second ones. The CPU path is compiled code and does not run under ``torch.func.vmap`` (leading batch dimensions do
     what it would); ``torch.compile`` breaks the graph there.
 
@@ -53,17 +53,17 @@ class Arborescence(Tree):
 
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``E[x]``; a vector-Jacobian product costs twice as much. It has no derivative itself on the CPU."""
-        return _matrix_tree.marginals(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
+        return matrix_tree.marginals(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One exact sample for each example, without random walks; see ``_matrix_tree.sample_arborescences``."""
+        """One exact sample for each example, without random walks; see ``matrix_tree.sample_arborescences``."""
         self._log_partition(scores.detach(), mask)
-        return _matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
+        return matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
 
     # --- the trace ------------------------------------------------------------------------------------------------
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
-        """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks (see ``_contraction``).
+        """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks (see ``chu_liu_edmonds``).
 
         ``choices[..., e, 0]`` is the edge ``u * n + v`` that event e picks, ``choices[..., e, 1]`` the event that
         contracts it; E = max(2 n - 2, n).
@@ -76,7 +76,7 @@ class Arborescence(Tree):
         choices = trace.choices.reshape(len(flat), *trace.choices.shape[-2:])
         picks = choices[..., 0]
         picked = flat.flatten(1).gather(1, picks.clamp_min(0)).double()
-        log_p = torch.where(picks >= 0, picked - _contraction.log_entering(flat, exists, choices), 0.0)
+        log_p = torch.where(picks >= 0, picked - chu_liu_edmonds.log_entering(flat, exists, choices), 0.0)
         return log_p.sum(1).reshape(log_rates.shape[:-2]).to(log_rates.dtype)
 
     def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -89,9 +89,9 @@ class Arborescence(Tree):
         n = flat.shape[-1]
         choices = trace.choices.reshape(len(flat), *trace.choices.shape[-2:])
         happened = choices[..., 0] >= 0
-        log_total = _contraction.log_entering(flat, exists, choices)
+        log_total = chu_liu_edmonds.log_entering(flat, exists, choices)
         minimum = torch.where(happened, torch.empty_like(log_total).exponential_() * torch.exp(-log_total), 0.0)
-        inside = _contraction.inside(choices, n).double()
+        inside = chu_liu_edmonds.inside(choices, n).double()
         waited = (1 - inside).transpose(1, 2) @ (minimum[:, :, None] * inside)
         rates = torch.where(exists, flat, 0).double()
         picked = torch.zeros(len(flat), n * n + 1, dtype=torch.bool, device=flat.device)
@@ -123,7 +123,7 @@ class Arborescence(Tree):
     # --- what tells it from other trees ---------------------------------------------------------------------------
 
     def _solve(self, costs: Tensor, exists: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
-        return _contraction.minimum_arborescence(costs, exists, self.root, sign)
+        return chu_liu_edmonds.minimum_arborescence(costs, exists, self.root, sign)
 
     def _constrained(self, scores: Tensor, allowed: Tensor, forced: Tensor) -> tuple[Tensor, Tensor]:
         # A forced edge is the only one into its node.

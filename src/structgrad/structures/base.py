@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.eager import values_can_be_read
 from structgrad.structures.layout import Layout
 
 #: Every oracle a structure may have, in the order in which tables show them.
@@ -60,13 +61,6 @@ class SparseDistribution:
     vertices: Tensor
     rows: Tensor
     weights: Tensor
-
-
-def values_can_be_read(tensor: Tensor) -> bool:
-    """Whether looking at the values of ``tensor`` is free: eager CPU code, outside ``vmap`` and ``torch.compile``."""
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
-        return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 class Structure:

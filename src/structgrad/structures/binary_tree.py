@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from structgrad.structures.family_item_recursions import ItemRecursion
 from structgrad.structures.layout import Layout
-from structgrad.structures.recursion import ItemRecursion
 
 
 class BinaryTree(ItemRecursion):

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from structgrad.structures import bits
-from structgrad.structures._flat import Counted
+from structgrad.algorithms.capped_simplex import decompose_by_size, project_budget
+from structgrad.algorithms.counted_bits import Chain
+from structgrad.algorithms.k_best import best_of_cardinality
 from structgrad.structures.base import SparseDistribution
-from structgrad.structures.counting import Chain
+from structgrad.structures.family_subsets import Counted
 from structgrad.structures.layout import Layout, LayoutName
 
 
@@ -52,11 +53,11 @@ class BudgetSubset(Counted):
         return self._show(torch.zeros_like(flat).scatter(-1, index, (value > 0).to(flat.dtype)), utility)
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best subsets, exact: see :func:`bits.best_of_cardinality`."""
+        """The k best subsets, exact: see :func:`best_of_cardinality`."""
         flat, exists = self._read(scores, mask)
         most = min(self.budget, flat.shape[-1])
         size = (exists & (flat > 0)).sum(-1).clamp(max=most)
-        vertices, real = bits.best_of_cardinality(flat, exists, k, size, most, exact=False)
+        vertices, real = best_of_cardinality(flat, exists, k, size, most, exact=False)
         values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
         return self._show(vertices.to(flat.dtype), scores), values
 
@@ -66,7 +67,7 @@ class BudgetSubset(Counted):
         ``clip(scores, 0, 1)`` if that is within the budget, else the projection with sum B.
         """
         flat, exists = self._read(scores, mask)
-        return self._show(bits.project_budget(flat, exists, self.budget), scores)
+        return self._show(project_budget(flat, exists, self.budget), scores)
 
     def sparsemap(
         self, scores: Tensor, mask: Tensor | None = None, method: Literal["systematic", "sorted"] = "systematic"
@@ -82,8 +83,8 @@ class BudgetSubset(Counted):
             method: ``systematic``: cumulative sums modulo 1 in the order of the parts; ``sorted``: largest first.
         """
         flat, exists = self._read(scores, mask)
-        point = bits.project_budget(flat, exists, self.budget).reshape(-1, flat.shape[-1])
-        vertices, rows, weights = bits.decompose_by_size(point, 0, self.budget, method)
+        point = project_budget(flat, exists, self.budget).reshape(-1, flat.shape[-1])
+        vertices, rows, weights = decompose_by_size(point, 0, self.budget, method)
         return SparseDistribution(self._show(vertices, scores), rows, weights)
 
     def enumerate(self, *shape: int) -> Tensor:

@@ -7,9 +7,9 @@ import itertools
 import torch
 from torch import Tensor
 
-from structgrad.structures import bits
+from structgrad.algorithms.counted_bits import Chain
+from structgrad.algorithms.eager import refuse
 from structgrad.structures.base import Structure
-from structgrad.structures.counting import Chain
 from structgrad.structures.layout import Layout
 
 
@@ -63,7 +63,7 @@ class CorrelatedKSubset(Structure):
         n = (scores.shape[-1] + 1) // 2
         if n < self.k:
             raise ValueError(f"k = {self.k} items are to be chosen, and scores {list(scores.shape)} have {n}")
-        bits.refuse(exists[..., :n].sum(-1) < self.k, f"has fewer than k = {self.k} items")
+        refuse(exists[..., :n].sum(-1) < self.k, f"has fewer than k = {self.k} items")
         wide = scores.double() if mask is None else scores.masked_fill(~exists, 0.0).double()
         return Chain(wide[..., :n], wide[..., n:], exists[..., :n], self.k, self.k), wide, exists
 

@@ -9,10 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from structgrad.structures import bits
-from structgrad.structures._flat import Counted
+from structgrad.algorithms.capped_simplex import binary_multiplier, decompose_by_size, project_capped_simplex
+from structgrad.algorithms.counted_bits import Chain
+from structgrad.algorithms.eager import refuse
+from structgrad.algorithms.k_best import best_of_cardinality
+from structgrad.algorithms.plackett_luce import plackett_luce_conditional, plackett_luce_terms
 from structgrad.structures.base import SparseDistribution, Trace
-from structgrad.structures.counting import Chain
+from structgrad.structures.family_subsets import Counted
 from structgrad.structures.layout import Layout, LayoutName
 
 
@@ -70,7 +73,7 @@ class KSubset(Counted):
         if flat.shape[-1] < self.k:
             raise ValueError(f"k = {self.k} parts are to be chosen, and scores {list(scores.shape)} have fewer")
         if mask is not None or self.layout.is_graph:
-            bits.refuse(exists.sum(-1) < self.k, f"has fewer than k = {self.k} parts")
+            refuse(exists.sum(-1) < self.k, f"has fewer than k = {self.k} parts")
         return flat, exists
 
     def _largest(self, flat: Tensor, exists: Tensor) -> Tensor:
@@ -86,17 +89,17 @@ class KSubset(Counted):
         return self._show(torch.zeros_like(flat).scatter(-1, self._largest(flat, exists), 1.0), utility)
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best subsets (of ``self.k`` parts each), exact: see :func:`bits.best_of_cardinality`."""
+        """The k best subsets (of ``self.k`` parts each), exact: see :func:`best_of_cardinality`."""
         flat, exists = self._read(scores, mask)
         size = torch.full(flat.shape[:-1], self.k, device=flat.device)
-        vertices, real = bits.best_of_cardinality(flat, exists, k, size, self.k, exact=True)
+        vertices, real = best_of_cardinality(flat, exists, k, size, self.k, exact=True)
         values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
         return self._show(vertices.to(flat.dtype), scores), values
 
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``argmin ||x - scores||^2`` over ``0 <= x <= 1, sum x = k``, exact: ``[*batch, *parts]``."""
         flat, exists = self._read(scores, mask)
-        return self._show(bits.project_capped_simplex(flat, exists, self.k), scores)
+        return self._show(project_capped_simplex(flat, exists, self.k), scores)
 
     def sparsemap(
         self, scores: Tensor, mask: Tensor | None = None, method: Literal["systematic", "sorted"] = "systematic"
@@ -111,8 +114,8 @@ class KSubset(Counted):
             method: ``systematic``: cumulative sums modulo 1 in the order of the parts; ``sorted``: largest first.
         """
         flat, exists = self._read(scores, mask)
-        point = bits.project_capped_simplex(flat, exists, self.k).reshape(-1, flat.shape[-1])
-        vertices, rows, weights = bits.decompose_by_size(point, self.k, self.k, method)
+        point = project_capped_simplex(flat, exists, self.k).reshape(-1, flat.shape[-1])
+        vertices, rows, weights = decompose_by_size(point, self.k, self.k, method)
         return SparseDistribution(self._show(vertices, scores), rows, weights)
 
     # --- further relaxations --------------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ class KSubset(Counted):
         flat, exists = self._read(utility, mask)
         with torch.no_grad():
             largest = self._largest(flat, exists)
-            _, rest = bits.plackett_luce_terms(largest, flat, exists)
+            _, rest = plackett_luce_terms(largest, flat, exists)
             mass = self.k - torch.arange(self.k, device=flat.device)
             fits = flat.gather(-1, largest) <= rest - mass.to(flat.dtype).log()
             # The last number always fits, up to rounding.
@@ -145,7 +148,7 @@ class KSubset(Counted):
         """
         flat, exists = self._read(utility, mask)
         wide = flat.double()
-        nu = bits.binary_multiplier(wide.detach(), exists, self.k)
+        nu = binary_multiplier(wide.detach(), exists, self.k)
         relaxed = torch.where(exists, (wide.detach() - nu).sigmoid(), 0.0)
         slope = torch.where(exists, relaxed * (nu - wide.detach()).sigmoid(), 0.0)
         total = slope.sum(-1, keepdim=True)
@@ -215,13 +218,13 @@ class KSubset(Counted):
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """Plackett-Luce probability of the ordered choices: ``[*batch]``, O(n + k)."""
         flat, exists = self._read(log_rates, mask)
-        chosen, rest = bits.plackett_luce_terms(trace.choices, flat, exists)
+        chosen, rest = plackett_luce_terms(trace.choices, flat, exists)
         return (chosen - rest).sum(-1)
 
     def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """``E`` given the ordered k smallest, reparameterised (Struminsky et al. 2021, Algorithm 6)."""
         flat, exists = self._read(log_rates, mask)
-        noise = self._show(bits.plackett_luce_conditional(trace.choices, flat, exists), log_rates)
+        noise = self._show(plackett_luce_conditional(trace.choices, flat, exists), log_rates)
         return torch.where(self.layout.mirror(self.parts(log_rates, mask).to(noise.dtype)) > 0, noise, 1.0)
 
     def enumerate(self, *shape: int) -> Tensor:

@@ -9,11 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from structgrad.structures._assignment import assign, assign_compiled
-from structgrad.structures._k_best import k_best
-from structgrad.structures.base import Trace, values_can_be_read
+from structgrad.algorithms.assignment import assign, assign_compiled
+from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.k_best import k_best
+from structgrad.structures.base import Trace
+from structgrad.structures.derived import ActiveSetProjection
 from structgrad.structures.layout import Layout
-from structgrad.structures.sparsemap import ActiveSetProjection
 
 #: Sinkhorn iterations between Newton steps.
 _NEWTON_EVERY = 8
@@ -88,7 +89,7 @@ class Matching(ActiveSetProjection):
         return vertex.reshape(utility.shape), duals.reshape(*batch, 2, n)
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best matchings, exact, distinct, by partition (see ``_k_best``): k rounds of n assignments, O(k n^4).
+        """The k best matchings, exact, distinct, by partition (see ``k_best``): k rounds of n assignments, O(k n^4).
 
         Returns:
             vertices ``[*batch, k, n, n]``, best first, and their values ``[*batch, k]``, differentiable; 0 and -inf

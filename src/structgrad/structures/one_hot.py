@@ -9,7 +9,10 @@ import entmax as entmax_package
 import torch
 from torch import Tensor
 
-from structgrad.structures import bits
+from structgrad.algorithms.capped_simplex import project_capped_simplex
+from structgrad.algorithms.eager import refuse
+from structgrad.algorithms.noise import exponentials_like
+from structgrad.algorithms.plackett_luce import plackett_luce_conditional
 from structgrad.structures.base import SparseDistribution, Structure, Trace
 from structgrad.structures.layout import Layout
 
@@ -35,7 +38,7 @@ class OneHot(Structure):
         """Checked scores, lowest where a category is missing, and which categories exist."""
         self.check(scores, mask)
         exists = self.parts(scores, mask)
-        bits.refuse(~exists.any(-1), "has no category to choose from")
+        refuse(~exists.any(-1), "has no category to choose from")
         if mask is None:
             return scores, exists
         # The lowest number, not -inf: an example without categories gives zeros on devices where nobody looks.
@@ -75,7 +78,7 @@ class OneHot(Structure):
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """The Gumbel-max trick: ``[*batch, K]``."""
         scores, exists = self._read(scores.detach(), mask)
-        return self._one_hot((scores - bits.exponentials_like(scores).log()).argmax(-1), scores, exists)
+        return self._one_hot((scores - exponentials_like(scores).log()).argmax(-1), scores, exists)
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``<vertex, log_softmax(scores)>``: ``[*batch]``."""
@@ -91,7 +94,7 @@ class OneHot(Structure):
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sparsemax, ``argmin_p ||p - scores||^2`` over the simplex: ``[*batch, K]`` (Correia et al. 2020, eq. 2)."""
         scores, exists = self._read(scores, mask)
-        return bits.project_capped_simplex(scores, exists, 1)
+        return project_capped_simplex(scores, exists, 1)
 
     def entmax(self, scores: Tensor, alpha: float | Tensor = 1.5, mask: Tensor | None = None) -> Tensor:
         """``argmax_p <p, scores> + H_alpha(p)``: ``[*batch, K]`` (Peters et al. 2019), by the package ``entmax``.
@@ -135,7 +138,7 @@ class OneHot(Structure):
     def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """``E | argmin E``, reparameterised (Struminsky et al. 2021, Algorithm 6; Tucker et al. 2017, appendix)."""
         log_rates, exists = self._read(log_rates, mask)
-        return bits.plackett_luce_conditional(trace.choices, log_rates.masked_fill(~exists, 0.0), exists)
+        return plackett_luce_conditional(trace.choices, log_rates.masked_fill(~exists, 0.0), exists)
 
     def enumerate(self, *shape: int) -> Tensor:
         """The identity matrix: ``[K, K]``."""

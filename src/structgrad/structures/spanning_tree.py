@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from structgrad.structures import _kruskal, _matrix_tree
-from structgrad.structures._tree import Tree
+from structgrad.algorithms import kruskal, matrix_tree
 from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.base import Trace
+from structgrad.structures.family_trees import Tree
 from structgrad.structures.layout import Layout
 
 
@@ -34,13 +34,13 @@ class SpanningTree(Tree):
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``E[x]``, symmetric; its vector-Jacobian products cost about as much again."""
         # Towards or away from the root: the two cases exclude each other. Rounded, they may add up to 1 + 1e-7.
-        mean = _matrix_tree.marginals(*self._rooted(*self._flat(scores, mask)))
+        mean = matrix_tree.marginals(*self._rooted(*self._flat(scores, mask)))
         return (mean + mean.transpose(1, 2)).clamp(max=1).reshape(scores.shape)
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One exact sample for each example, without random walks; see ``_matrix_tree.sample_arborescences``."""
+        """One exact sample for each example, without random walks; see ``matrix_tree.sample_arborescences``."""
         self._log_partition(scores.detach(), mask)
-        tree = _matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask)))
+        tree = matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask)))
         return (tree + tree.transpose(1, 2)).reshape(scores.shape)
 
     # --- the trace ------------------------------------------------------------------------------------------------
@@ -56,9 +56,9 @@ class SpanningTree(Tree):
         """Sum over Kruskal's steps: log rate of the edge minus log of the total rate of those between components."""
         flat, exists = self._flat(log_rates, mask)
         choices = trace.choices.reshape(len(flat), trace.choices.shape[-1])
-        joined = _kruskal.joined_at(choices, flat.shape[-1])
+        joined = kruskal.joined_at(choices, flat.shape[-1])
         chosen = flat.flatten(1).gather(1, choices.clamp_min(0)).double()
-        log_p = torch.where(choices >= 0, chosen - _kruskal.log_running(flat, exists, joined), 0.0)
+        log_p = torch.where(choices >= 0, chosen - kruskal.log_running(flat, exists, joined), 0.0)
         return log_p.sum(1).reshape(log_rates.shape[:-2]).to(log_rates.dtype)
 
     def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -71,8 +71,8 @@ class SpanningTree(Tree):
         flat, exists = self._flat(log_rates, mask)
         n = flat.shape[-1]
         choices = trace.choices.reshape(len(flat), trace.choices.shape[-1])
-        joined = _kruskal.joined_at(choices, n)
-        log_total = _kruskal.log_running(flat, exists, joined)
+        joined = kruskal.joined_at(choices, n)
+        log_total = kruskal.log_running(flat, exists, joined)
         gaps = torch.empty_like(log_total).exponential_() * torch.exp(-log_total)
         times = torch.where(choices >= 0, gaps, 0.0).cumsum(1)
         rates = torch.where(exists, flat, 0).double()
@@ -93,7 +93,7 @@ class SpanningTree(Tree):
     # --- what tells it from other trees ---------------------------------------------------------------------------
 
     def _solve(self, costs: Tensor, exists: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
-        return _kruskal.minimum_spanning_tree(costs, exists, sign)
+        return kruskal.minimum_spanning_tree(costs, exists, sign)
 
     def _constrained(self, scores: Tensor, allowed: Tensor, forced: Tensor) -> tuple[Tensor, Tensor]:
         return torch.where(forced, torch.inf, scores), allowed

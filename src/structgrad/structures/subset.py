@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from structgrad.structures import bits
-from structgrad.structures._flat import Flat
+from structgrad.algorithms.capped_simplex import nested_decomposition, systematic_decomposition
+from structgrad.algorithms.noise import logistic_like
 from structgrad.structures.base import SparseDistribution
+from structgrad.structures.family_subsets import Flat
 from structgrad.structures.layout import Layout, LayoutName
 
 
@@ -136,9 +137,9 @@ class Subset(Flat):
         flat, _ = self._read(scores, mask)
         point = flat.clamp(0, 1).reshape(-1, flat.shape[-1])
         if method == "nested":
-            vertices, rows, weights = bits.nested_decomposition(point)
+            vertices, rows, weights = nested_decomposition(point)
         elif method == "systematic":
-            vertices, rows, weights = bits.systematic_decomposition(point, 0, point.shape[-1])
+            vertices, rows, weights = systematic_decomposition(point, 0, point.shape[-1])
         else:
             raise ValueError(f"method must be nested or systematic; got {method!r}")
         return SparseDistribution(self._show(vertices, scores), rows, weights)
@@ -174,8 +175,3 @@ class Subset(Flat):
         full = corners.new_zeros(len(corners), *shape)
         full[:, self.parts(full[0])] = corners
         return full
-
-
-def logistic_like(tensor: Tensor) -> Tensor:
-    """Standard logistic noise, without gradient: the logarithm of a ratio of exponentials."""
-    return bits.exponentials_like(tensor).log() - bits.exponentials_like(tensor).log()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from structgrad._threads import run
+from structgrad.algorithms.threads import run
 
 #: Vertices whose features are in memory at once: 128 x 784 x 5 float32 are 2 MB.
 CHUNK = 128

@@ -1,4 +1,4 @@
-"""Structures that read their parts as one vector, whatever their layout."""
+"""Subsets: structures that read their parts as one vector, whatever their layout, and those that count them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import abc
 
 from torch import Tensor
 
+from structgrad.algorithms.counted_bits import Chain
 from structgrad.structures.base import Structure
-from structgrad.structures.counting import Chain
 
 
 class Flat(Structure):

@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from structgrad.structures import bits
 from structgrad.structures.base import Structure
 from structgrad.structures.budget_subset import BudgetSubset
 from structgrad.structures.correlated_k_subset import CorrelatedKSubset
@@ -172,23 +171,6 @@ def test_sparsemap_at_size(dtype: torch.dtype, d: int, make: object, method: str
             assert len(torch.unique(own, dim=0)) == len(own)
     with pytest.raises(ValueError, match="method"):
         structure.sparsemap(scores, method="other")
-
-
-@pytest.mark.parametrize("total", [1, 3, 50])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_projection_versions_agree(total: int, dtype: torch.dtype) -> None:
-    for scale in (0.0, 1e-3, 1.0, 100.0):
-        scores = scale * torch.randn(50, 60, dtype=dtype)
-        exists = torch.rand(50, 60) < 0.95
-        exists[:, :total] = True
-        compiled = bits.project_capped_simplex(scores, exists, total)
-        plain = bits._project_in_torch(scores, exists, total)
-        tolerance = 2e-6 if dtype == torch.float32 else 1e-13
-        torch.testing.assert_close(plain, compiled, rtol=0, atol=tolerance)
-        torch.testing.assert_close(
-            compiled.double().sum(-1), torch.full((50,), float(total)).double(), atol=60 * tolerance, rtol=0
-        )
-        assert (compiled[~exists] == 0).all()
 
 
 def test_each_row_has_its_own_noise() -> None:

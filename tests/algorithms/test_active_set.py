@@ -9,7 +9,7 @@ from scipy import optimize
 from torch import Tensor
 
 from structgrad.structures import Arborescence, Matching, OneHot, SpanningTree, Structure, Subset
-from structgrad.structures.sparsemap import ActiveSetProjection, project, sparsemap
+from structgrad.structures.derived import ActiveSetProjection, project, sparsemap
 
 
 def nearest(vertices: Tensor, target: Tensor) -> Tensor:

@@ -8,13 +8,17 @@ its ends are joined (``joined_at``): it is in the running up to that step.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 
-from structgrad._threads import run
-from structgrad.structures import _tree_kernels as kernels
+from structgrad.algorithms.threads import run
 
-_LOG_ZERO = -1e30  # finite: see _matrix_tree
+_LOG_ZERO = -1e30  # finite: see matrix_tree
 
 
 def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +40,7 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
     vertex = torch.zeros_like(costs)
     choices = torch.empty(batch, max(n - 1, 0), dtype=torch.int64)
     reached = torch.empty(batch, dtype=torch.bool)
-    run(kernels.spanning_tree, 5 * costs.numel(), costs, exists, sign, vertex, choices, reached)
+    run(_spanning_tree_kernel, 5 * costs.numel(), costs, exists, sign, vertex, choices, reached)
     return vertex, choices, reached
 
 
@@ -83,7 +87,7 @@ def joined_at(choices: Tensor, n: int) -> Tensor:
     if choices.device.type != "cpu":
         return torch_joined_at(choices, n)
     out = torch.empty(len(choices), n, n, dtype=torch.int64)
-    run(kernels.joined_at, 3 * out.numel(), choices.contiguous(), n, out)
+    run(_joined_at_kernel, 3 * out.numel(), choices.contiguous(), n, out)
     return out
 
 
@@ -118,3 +122,92 @@ def log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
     happened = total[:, :steps] > 0
     joining = torch.where(happened, top[:, :steps] + torch.where(happened, total[:, :steps], 1).log(), _LOG_ZERO)
     return joining.flip(1).logcumsumexp(1).flip(1)
+
+
+# --- compiled, CPU ---------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _spanning_tree_kernel(
+    first: int, stride: int, costs: Any, exists: Any, sign: float, vertex: Any, choices: Any, reached: Any
+) -> None:
+    """Minimum spanning trees of ``sign * costs`` (symmetric in use, read above the diagonal) by Prim's algorithm.
+
+    ``vertex [B, n, n]`` (zeroed) gets both triangles, ``choices [B, n - 1]`` the edges ``i * n + j``, i < j, cheapest
+    first, then -1.
+    """
+    n = costs.shape[1]
+    nearest = np.empty(n)
+    via = np.empty(n, np.int64)
+    waiting = np.empty(n, np.int64)
+    length = np.empty(max(n - 1, 0))
+    edge = np.empty(max(n - 1, 0), np.int64)
+    for b in range(first, costs.shape[0], stride):
+        start = -1
+        count = 0
+        for v in range(n):
+            touches = False
+            for u in range(v):
+                touches = touches or exists[b, u, v]
+            for u in range(v + 1, n):
+                touches = touches or exists[b, v, u]
+            if touches and start < 0:
+                start = v
+            elif touches:
+                waiting[count] = v
+                nearest[v] = math.inf
+                count += 1
+        reached[b] = True
+        new = start
+        steps = 0
+        while count > 0:
+            at = 0
+            for t in range(count):
+                v = waiting[t]
+                i, j = (new, v) if new < v else (v, new)
+                if exists[b, i, j]:
+                    c = sign * costs[b, i, j]
+                    if c < nearest[v]:
+                        nearest[v] = c
+                        via[v] = new
+                if nearest[v] < nearest[waiting[at]]:
+                    at = t
+            new = waiting[at]
+            if nearest[new] == math.inf:
+                reached[b] = False
+                break
+            count -= 1
+            waiting[at] = waiting[count]
+            i, j = (new, via[new]) if new < via[new] else (via[new], new)
+            vertex[b, i, j] = 1.0
+            vertex[b, j, i] = 1.0
+            length[steps] = nearest[new]
+            edge[steps] = i * n + j
+            steps += 1
+        choices[b] = -1
+        order = np.argsort(length[:steps])
+        for t in range(steps):
+            choices[b, t] = edge[order[t]]
+
+
+@njit(cache=True, nogil=True)
+def _joined_at_kernel(first: int, stride: int, choices: Any, n: int, out: Any) -> None:
+    """``out [B, n, n]``: the step at which Kruskal's algorithm joins i and j, both ways; -1 if it never does."""
+    comp = np.empty(n, np.int64)
+    for b in range(first, choices.shape[0], stride):
+        out[b] = -1
+        for v in range(n):
+            comp[v] = v
+        for t in range(choices.shape[1]):
+            if choices[b, t] < 0:
+                break
+            keep, drop = comp[choices[b, t] // n], comp[choices[b, t] % n]
+            for i in range(n):
+                if comp[i] == keep:
+                    for j in range(n):
+                        if comp[j] == drop:
+                            out[b, i, j] = t
+                            out[b, j, i] = t
+            for j in range(n):
+                if comp[j] == drop:
+                    comp[j] = keep

@@ -19,14 +19,16 @@ none. E = max(2 n - 2, n).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from structgrad._threads import run
-from structgrad.structures import _tree_kernels as kernels
+from structgrad.algorithms.threads import run
 
 _DONE, _GONE, _FRESH = -2, -3, -1
 
@@ -57,7 +59,7 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
     reached = torch.ones(batch, dtype=torch.bool)
     if n:
         operations = 10 * costs.numel()
-        run(kernels.arborescence, operations, costs, exists, root, sign, vertex, choices, reached)
+        run(_arborescence_kernel, operations, costs, exists, root, sign, vertex, choices, reached)
     return vertex, choices, reached
 
 
@@ -138,7 +140,7 @@ def inside(choices: Tensor, n: int) -> Tensor:
     if choices.device.type != "cpu":
         return torch_inside(choices, n)
     out = torch.empty(*choices.shape[:2], n, dtype=torch.bool)
-    run(kernels.inside, 2 * out.numel(), choices, out)
+    run(_inside_kernel, 2 * out.numel(), choices, out)
     return out
 
 
@@ -156,7 +158,7 @@ class _LogEntering(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
         out = torch.empty(choices.shape[:2], dtype=torch.float64)
-        run(kernels.entering, 20 * log_rates.numel(), log_rates, exists, choices, out)
+        run(_entering_kernel, 20 * log_rates.numel(), log_rates, exists, choices, out)
         ctx.save_for_backward(log_rates, exists, choices, out)
         return out
 
@@ -166,7 +168,7 @@ class _LogEntering(torch.autograd.Function):
         log_rates, exists, choices, value = ctx.saved_tensors
         out = torch.zeros_like(log_rates)
         arguments = (log_rates, exists, choices, value, upstream.contiguous(), out)
-        run(kernels.entering_backward, 20 * log_rates.numel(), *arguments)
+        run(_entering_backward_kernel, 20 * log_rates.numel(), *arguments)
         return out, None, None
 
 
@@ -194,3 +196,204 @@ def torch_log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Te
         rates = torch.where(enters | ~happened[:, None, None], torch.where(exists, log_rates, 0).double(), -torch.inf)
         totals.append(torch.where(happened, rates.flatten(1).logsumexp(1), 0.0))
     return torch.stack(totals, 1) if totals else log_rates.new_zeros(choices.shape[:2], dtype=torch.float64)
+
+
+# --- compiled, CPU ---------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _contract(
+    exists: Any,
+    root: int,
+    cost: Any,
+    head: Any,
+    members: Any,
+    edge: Any,
+    into: Any,
+    comp: Any,
+    place: Any,
+    path: Any,
+    best: Any,
+) -> int:
+    """Chu-Liu-Edmonds on ``cost[v, u]`` (of u -> v, +inf where missing; overwritten); see above for the algorithm.
+
+    Returns how many events there were, or -1 if a node cannot be reached.
+    """
+    n = exists.shape[0]
+    done, fresh = -2, -1
+    events: int = n
+    owner = np.empty(n, np.int64)  # the event that a slot stands for
+    for v in range(n):
+        comp[v] = v
+        owner[v] = v
+        place[v] = fresh
+        for u in range(n):
+            members[v, u] = u == v
+            head[v, u] = v
+    for e in range(edge.shape[0]):
+        edge[e] = -1
+        into[e] = -1
+    place[root] = done
+    for start in range(n):
+        s = comp[start]
+        if place[s] != fresh:
+            continue
+        touches = False
+        for u in range(n):
+            touches = touches or exists[u, start] or exists[start, u]
+        if not touches:
+            continue
+        length = 1
+        path[0] = s
+        place[s] = 0
+        while True:
+            s = path[length - 1]
+            u = 0
+            for x in range(1, n):
+                if cost[s, x] < cost[s, u]:
+                    u = x
+            if cost[s, u] == math.inf:
+                return -1
+            edge[owner[s]] = u * n + head[s, u]
+            best[s] = cost[s, u]
+            r = comp[u]
+            if place[r] == done:
+                for t in range(length):
+                    place[path[t]] = done
+                break
+            if place[r] == fresh:
+                path[length] = r
+                place[r] = length
+                length += 1
+                continue
+            # A cycle: everything on the path from r on becomes one node, which takes r's slot.
+            first = place[r]
+            for x in range(n):
+                cost[r, x] -= best[r]
+                members[events, x] = members[owner[r], x]
+            into[owner[r]] = events
+            for t in range(first + 1, length):
+                s = path[t]
+                into[owner[s]] = events
+                for x in range(n):
+                    c = cost[s, x] - best[s]
+                    if c < cost[r, x]:
+                        cost[r, x] = c
+                        head[r, x] = head[s, x]
+                    if members[owner[s], x]:
+                        members[events, x] = True
+            for x in range(n):
+                if members[events, x]:
+                    comp[x] = r
+                    cost[r, x] = math.inf
+            owner[r] = events
+            events += 1
+            length = first + 1
+    return events
+
+
+@njit(cache=True, nogil=True)
+def _arborescence_kernel(
+    first: int, stride: int, costs: Any, exists: Any, root: int, sign: float, vertex: Any, choices: Any, reached: Any
+) -> None:
+    """Minimum arborescences of ``sign * costs``: ``vertex [B, n, n]`` (zeroed), ``choices [B, E, 2]``,
+    ``reached [B]``.
+    """
+    n = costs.shape[1]
+    limit = choices.shape[1]
+    cost = np.empty((n, n))
+    head = np.empty((n, n), np.int64)
+    members = np.empty((limit, n), np.bool_)
+    edge = np.empty(limit, np.int64)
+    into = np.empty(limit, np.int64)
+    comp = np.empty(n, np.int64)
+    place = np.empty(n, np.int64)
+    path = np.empty(n, np.int64)
+    best = np.empty(n)
+    taken = np.empty(n, np.bool_)
+    for b in range(first, costs.shape[0], stride):
+        for u in range(n):
+            for v in range(n):
+                cost[v, u] = sign * costs[b, u, v] if exists[b, u, v] else math.inf
+        events = _contract(exists[b], root, cost, head, members, edge, into, comp, place, path, best)
+        reached[b] = events >= 0
+        for e in range(limit):
+            choices[b, e, 0] = edge[e]
+            choices[b, e, 1] = into[e]
+        taken[:] = False
+        for step in range(events):
+            e = events - 1 - step
+            if edge[e] >= 0:
+                blocked = False
+                for x in range(n):
+                    blocked = blocked or (members[e, x] and taken[x])
+                if not blocked:
+                    taken[edge[e] % n] = True
+                    vertex[b, edge[e] // n, edge[e] % n] = 1.0
+
+
+@njit(cache=True)
+def _inside(choices: Any, n: int, members: Any) -> None:
+    """Which nodes each event stands for, from the ``choices [E, 2]`` of one example."""
+    for e in range(choices.shape[0]):
+        for v in range(n):
+            members[e, v] = e == v
+    for e in range(choices.shape[0]):
+        parent = choices[e, 1]
+        if parent >= 0:
+            for v in range(n):
+                members[parent, v] = members[parent, v] or members[e, v]
+
+
+@njit(cache=True, nogil=True)
+def _inside_kernel(first: int, stride: int, choices: Any, out: Any) -> None:
+    """``out [B, E, n]``: which nodes each event stands for."""
+    for b in range(first, choices.shape[0], stride):
+        _inside(choices[b], out.shape[2], out[b])
+
+
+@njit(cache=True, nogil=True)
+def _entering_kernel(first: int, stride: int, log_rates: Any, exists: Any, choices: Any, out: Any) -> None:
+    """``out [B, E]``: log of the total rate of the edges that enter what an event stands for; 0 where none happened."""
+    n = log_rates.shape[1]
+    limit = choices.shape[1]
+    members = np.empty((limit, n), np.bool_)
+    for b in range(first, log_rates.shape[0], stride):
+        _inside(choices[b], n, members)
+        for e in range(limit):
+            out[b, e] = 0.0
+            if choices[b, e, 0] < 0:
+                continue
+            top = -math.inf
+            for u in range(n):
+                if not members[e, u]:
+                    for v in range(n):
+                        if members[e, v] and exists[b, u, v]:
+                            top = max(top, log_rates[b, u, v])
+            total = 0.0
+            for u in range(n):
+                if not members[e, u]:
+                    for v in range(n):
+                        if members[e, v] and exists[b, u, v]:
+                            total += math.exp(log_rates[b, u, v] - top)
+            out[b, e] = top + math.log(total)
+
+
+@njit(cache=True, nogil=True)
+def _entering_backward_kernel(
+    first: int, stride: int, log_rates: Any, exists: Any, choices: Any, value: Any, upstream: Any, out: Any
+) -> None:
+    """The vector-Jacobian product of :func:`log_entering` into ``out [B, n, n]`` (zeroed by the caller)."""
+    n = log_rates.shape[1]
+    limit = choices.shape[1]
+    members = np.empty((limit, n), np.bool_)
+    for b in range(first, log_rates.shape[0], stride):
+        _inside(choices[b], n, members)
+        for e in range(limit):
+            if choices[b, e, 0] < 0 or upstream[b, e] == 0.0:
+                continue
+            for u in range(n):
+                if not members[e, u]:
+                    for v in range(n):
+                        if members[e, v] and exists[b, u, v]:
+                            out[b, u, v] += upstream[b, e] * math.exp(log_rates[b, u, v] - value[b, e])

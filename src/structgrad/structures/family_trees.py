@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from structgrad.structures import _matrix_tree
-from structgrad.structures._k_best import k_best
-from structgrad.structures._tree_kernels import refuse_transforms
-from structgrad.structures.base import Trace, values_can_be_read
-from structgrad.structures.sparsemap import ActiveSetProjection
+from structgrad.algorithms import matrix_tree
+from structgrad.algorithms.eager import refuse_transforms, values_can_be_read
+from structgrad.algorithms.k_best import k_best
+from structgrad.structures.base import Trace
+from structgrad.structures.derived import ActiveSetProjection
 
 
 class Tree(ActiveSetProjection, abc.ABC):
@@ -33,7 +33,7 @@ class Tree(ActiveSetProjection, abc.ABC):
         return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], *choices.shape[1:]))
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best trees, exact, by at most ``k (n - 1) + 1`` argmaxes; see ``_k_best``."""
+        """The k best trees, exact, by at most ``k (n - 1) + 1`` argmaxes; see ``k_best``."""
         self.argmax(scores, mask)  # refuses what has no vertex
         flat, exists = self._flat(scores, mask)
 
@@ -65,7 +65,7 @@ class Tree(ActiveSetProjection, abc.ABC):
         return (self._log_partition(wide, mask) - expected).to(scores.dtype)
 
     def _log_partition(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        logz = _matrix_tree.log_partition(*self._rooted(*self._flat(scores, mask)))
+        logz = matrix_tree.log_partition(*self._rooted(*self._flat(scores, mask)))
         self._refuse(logz == -torch.inf, scores)
         return logz.reshape(scores.shape[:-2])
 

@@ -15,7 +15,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from structgrad._threads import run
+from structgrad.algorithms.threads import run
 
 
 @njit(cache=True, nogil=True)

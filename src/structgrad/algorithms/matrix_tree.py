@@ -1,9 +1,26 @@
-"""Compiled (numba, CPU) kernels of the tree structures.
+r"""The matrix-tree theorem for rooted directed trees, without a subtraction.
 
-The plain torch versions are in ``_matrix_tree``, ``_contraction`` and ``_kruskal``.
+With weights ``w[k, j] = exp(s[k, j])`` of the edges k -> j, the arborescences from a root sum to the determinant of a
+Laplacian (Tutte 1948; Koo et al. 2007; Paulus et al. 2020, B.7 and B.8). An LU factorisation of it cancels
+catastrophically once scores spread over some ten nats. Instead nodes are eliminated one by one, in the way of
+Grassmann, Taksar and Heyman (1985). Eliminating i, where ``D = sum_k w[k, i]``, gives
 
-:func:`structgrad._threads.run` deals the examples of a batch out to threads; each allocates its scratch memory once.
-Every kernel works on the nodes that are present, so an example of length m costs what m costs, whatever the padding.
+    Z(w) = D Z(w'),    w'[k, j] = w[k, j] + w[k, i] w[i, j] / D    (k != j),
+
+with positive terms only, so that every intermediate is accurate to a few units in the last place whatever the scores.
+Let ``share[k] = w[k, i] / D`` and ``via[k, j] = (w[k, i] w[i, j] / D) / w'[k, j]``, the part of the new edge that goes
+through i; both lie in [0, 1] and are all that the derivatives of ``log Z`` need. Marginals follow by undoing the
+elimination: with ``q[k, j] = mu'[k, j] via[k, j]``,
+
+    mu[k, j] = mu'[k, j] - q[k, j],   mu[i, j] = sum_k q[k, j],   mu[k, i] = share[k] (1 - sum q) + sum_j q[k, j],
+
+all of it sums and products of probabilities, so that marginals are right to some 1e-14 (absolutely) at scores of +-100,
+and an exact Gibbs sample likewise (:func:`sample_arborescences`). O(n^3 / 3) multiplications, O(n^3 / 3) memory for one
+example.
+
+On the CPU compiled kernels do this for each example (in linear float64, with logarithms where that came near
+underflow); elsewhere a loop over nodes does it for the whole batch with logarithms in float64, and autograd provides
+the derivatives.
 """
 
 from __future__ import annotations
@@ -14,29 +31,79 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from structgrad.algorithms.threads import run
+
+#: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
+_LOG_ZERO = -1e30
 #: Reassociation and fused multiply-add only: infinities and NaN keep their meaning.
 _FAST = {"reassoc", "contract"}
 #: A product of weights below this may have lost digits to underflow; the example is then redone with logarithms.
 _TINY = 1e-280
 
 
-def refuse_transforms(scores: torch.Tensor, name: str) -> None:
-    """Compiled code cannot look into the tensors of ``torch.func``.
+def present_nodes(exists: Tensor) -> Tensor:
+    """Which nodes touch an existing edge: bool ``[*batch, n]``."""
+    return exists.any(-1) | exists.any(-2)
 
-    Raises:
-        NotImplementedError: for a tensor on the CPU under ``torch.func.vmap``, ``grad`` and so on.
+
+# --- plain torch, any device -----------------------------------------------------------------------------------------
+
+
+def eliminate(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Eliminate all nodes of a batch, differentiably.
+
+    Args:
+        scores: ``[B, n, n]``; what lies outside ``exists`` is never looked at.
+        exists: bool ``[B, n, n]``.
+        root: int64 ``[B]``.
+
+    Returns:
+        log Z ``[B]`` in float64, and the log-weights ``[B, n, n]`` before each elimination, node n-1 first. Absent
+        nodes and the root are eliminated too, as nodes without children and with one edge of weight 1 from the root.
     """
-    if torch.compiler.is_compiling() or scores.device.type != "cpu":
-        return
-    if torch._C._functorch.is_functorch_wrapped_tensor(scores):
-        raise NotImplementedError(
-            f"{name} does not run under torch.func transforms (vmap, grad) on the CPU; it takes leading batch "
-            "dimensions, and torch.autograd gives its gradients"
-        )
+    n = scores.shape[-1]
+    nodes = torch.arange(n, device=scores.device)
+    exists = exists & (nodes != root[:, None])[:, None, :] & (nodes[:, None] != nodes)
+    w = torch.where(exists, scores.double(), _LOG_ZERO)
+    # The root moves to a row of its own, the last; its old place becomes one more absent node.
+    from_root = w.gather(1, root[:, None, None].expand(-1, 1, n))
+    idle = ~present_nodes(exists) | (nodes == root[:, None])
+    from_root = torch.where(idle[:, None, :], 0.0, from_root)
+    w = torch.where((nodes == root[:, None])[:, :, None], _LOG_ZERO, w)
+    w = torch.cat([w, from_root], 1)
+    logz = w.new_zeros(w.shape[0])
+    stages = []
+    for i in reversed(range(n)):
+        stages.append(w)
+        total = torch.cat([w[:, :i, i], w[:, -1:, i]], 1).logsumexp(1)
+        logz = logz + total
+        rest = torch.cat([w[:, :i], w[:, -1:]], 1)
+        detour = rest[:, :, i, None] - total[:, None, None] + w[:, i, None, :i]
+        loops = torch.eye(i + 1, i, dtype=torch.bool, device=w.device)
+        # Not logaddexp: its second derivative is NaN where the two are 700 apart.
+        w = torch.stack([rest[:, :, :i], detour]).logsumexp(0).masked_fill(loops, _LOG_ZERO)
+    return logz, stages
 
 
-# --- the matrix-tree theorem without subtractions --------------------------------------------------------------------
+def torch_log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """``log Z`` by :func:`eliminate`."""
+    return eliminate(scores, exists, root)[0]
+
+
+def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """The gradient of :func:`torch_log_partition`, differentiable itself."""
+    create = torch.is_grad_enabled() and scores.requires_grad
+    with torch.enable_grad():
+        inputs = scores if create else scores.detach().requires_grad_()
+        logz = torch_log_partition(inputs, exists, root)
+        (mean,) = torch.autograd.grad(logz.sum(), inputs, create_graph=create)
+    return mean.clamp(0, 1)
+
+
+# --- compiled, CPU: the kernels --------------------------------------------------------------------------------------
 
 
 @njit(cache=True)
@@ -57,7 +124,7 @@ def _present(exists: Any, root: int, nodes: Any) -> int:
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _eliminate(weights: Any, tops: Any, exists: Any, nodes: Any, m: int, w: Any, share: Any, via: Any) -> float:
-    """Eliminate the nodes m-1, ..., 0 in linear float64; see ``_matrix_tree`` for the algorithm.
+    """Eliminate the nodes m-1, ..., 0 in linear float64; see above for the algorithm.
 
     Returns log Z, +inf if weights came near underflow (then ``_eliminate_logs`` has to be asked), -inf if there is no
     tree.
@@ -236,7 +303,7 @@ def _tangent(m: int, share: Any, via: Any, dlog: Any, slack: Any, mu: Any, dmu: 
 
 
 @njit(cache=True, nogil=True)
-def matrix_tree(
+def _matrix_tree_kernel(
     first: int,
     stride: int,
     scores: Any,
@@ -266,7 +333,7 @@ def matrix_tree(
 
 
 @njit(cache=True, nogil=True)
-def matrix_tree_tangent(
+def _tangent_kernel(
     first: int, stride: int, scores: Any, weights: Any, tops: Any, exists: Any, root: Any, direction: Any, out: Any
 ) -> None:
     """``out [B, n, n]`` (zeroed by the caller): the covariance of the edges times ``direction``."""
@@ -294,11 +361,11 @@ def matrix_tree_tangent(
 
 
 @njit(cache=True, nogil=True)
-def sample_arborescences(
+def _sample_kernel(
     first: int, stride: int, scores: Any, weights: Any, tops: Any, exists: Any, root: Any, uniform: Any, out: Any
 ) -> None:
     """Exact Gibbs samples into ``out [B, n, n]`` (zeroed by the caller) from ``uniform [B, n, n]``; see
-    ``_matrix_tree``.
+    :func:`sample_arborescences`.
     """
     n = scores.shape[1]
     w = np.empty((n, n))
@@ -358,292 +425,137 @@ def sample_arborescences(
             out[b, nodes[parent[j]], nodes[j]] = 1.0
 
 
-# --- minimum arborescences -------------------------------------------------------------------------------------------
+# --- compiled, CPU: with derivatives ---------------------------------------------------------------------------------
 
 
-@njit(cache=True)
-def _contract(
-    exists: Any,
-    root: int,
-    cost: Any,
-    head: Any,
-    members: Any,
-    edge: Any,
-    into: Any,
-    comp: Any,
-    place: Any,
-    path: Any,
-    best: Any,
-) -> int:
-    """Chu-Liu-Edmonds on ``cost[v, u]`` (of u -> v, +inf where missing; overwritten); see ``_contraction`` for the
-    algorithm.
+def _weights(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights ``[B, n, n]`` relative to the largest that enters a node, and the logs of these ``[B, n]``; float64."""
+    if scores.numel() == 0:
+        return scores.double(), scores.new_zeros(scores.shape[:2], dtype=torch.float64)
+    wide = scores.detach().double().masked_fill(~exists, -torch.inf)
+    tops = wide.amax(1)
+    return torch.exp(wide - tops.clamp_min(torch.finfo(torch.float64).min)[:, None]), tops
 
-    Returns how many events there were, or -1 if a node cannot be reached.
+
+def _run(kernel: Any, scores: Tensor, weights: tuple[Tensor, Tensor], *rest: Any) -> None:
+    run(kernel, scores.numel() * scores.shape[-1], scores, *weights, *rest)
+
+
+class _LogPartition(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+        logz = torch.empty(scores.shape[0], dtype=torch.float64)
+        mean = torch.zeros_like(scores)
+        weights = _weights(scores, exists)
+        _run(_matrix_tree_kernel, scores, weights, exists, root, ctx.needs_input_grad[0], logz, mean)
+        ctx.save_for_backward(scores, exists, root, mean)
+        return logz
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        scores, exists, root, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            mean = _Marginals.apply(scores, exists, root)
+        return upstream[:, None, None].to(mean.dtype) * mean, None, None
+
+
+class _Marginals(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+        logz = torch.empty(scores.shape[0], dtype=torch.float64)
+        mean = torch.zeros_like(scores)
+        weights = _weights(scores, exists)
+        _run(_matrix_tree_kernel, scores, weights, exists, root, True, logz, mean)
+        ctx.save_for_backward(scores, exists, root, *weights)
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        # The Jacobian is the covariance of the edges, which is symmetric: the derivative along `upstream` is wanted.
+        scores, exists, root, *weights = ctx.saved_tensors
+        out = torch.zeros_like(scores)
+        _run(_tangent_kernel, scores, tuple(weights), exists, root, upstream.contiguous(), out)
+        return out, None, None
+
+
+# Under torch.compile these are called as they are, between two graphs.
+_compiled_log_partition = torch.compiler.disable(_LogPartition.apply)
+_compiled_marginals = torch.compiler.disable(_Marginals.apply)
+
+
+# --- what structures call --------------------------------------------------------------------------------------------
+
+
+def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """``log Z`` ``[B]`` in float64, -inf where there is no arborescence; arguments as for :func:`eliminate`,
+    contiguous.
     """
-    n = exists.shape[0]
-    done, fresh = -2, -1
-    events: int = n
-    owner = np.empty(n, np.int64)  # the event that a slot stands for
-    for v in range(n):
-        comp[v] = v
-        owner[v] = v
-        place[v] = fresh
-        for u in range(n):
-            members[v, u] = u == v
-            head[v, u] = v
-    for e in range(edge.shape[0]):
-        edge[e] = -1
-        into[e] = -1
-    place[root] = done
-    for start in range(n):
-        s = comp[start]
-        if place[s] != fresh:
-            continue
-        touches = False
-        for u in range(n):
-            touches = touches or exists[u, start] or exists[start, u]
-        if not touches:
-            continue
-        length = 1
-        path[0] = s
-        place[s] = 0
-        while True:
-            s = path[length - 1]
-            u = 0
-            for x in range(1, n):
-                if cost[s, x] < cost[s, u]:
-                    u = x
-            if cost[s, u] == math.inf:
-                return -1
-            edge[owner[s]] = u * n + head[s, u]
-            best[s] = cost[s, u]
-            r = comp[u]
-            if place[r] == done:
-                for t in range(length):
-                    place[path[t]] = done
-                break
-            if place[r] == fresh:
-                path[length] = r
-                place[r] = length
-                length += 1
-                continue
-            # A cycle: everything on the path from r on becomes one node, which takes r's slot.
-            first = place[r]
-            for x in range(n):
-                cost[r, x] -= best[r]
-                members[events, x] = members[owner[r], x]
-            into[owner[r]] = events
-            for t in range(first + 1, length):
-                s = path[t]
-                into[owner[s]] = events
-                for x in range(n):
-                    c = cost[s, x] - best[s]
-                    if c < cost[r, x]:
-                        cost[r, x] = c
-                        head[r, x] = head[s, x]
-                    if members[owner[s], x]:
-                        members[events, x] = True
-            for x in range(n):
-                if members[events, x]:
-                    comp[x] = r
-                    cost[r, x] = math.inf
-            owner[r] = events
-            events += 1
-            length = first + 1
-    return events
+    if scores.device.type == "cpu":
+        logz: Tensor = _compiled_log_partition(scores, exists, root)
+        return logz
+    return torch_log_partition(scores, exists, root)
 
 
-@njit(cache=True, nogil=True)
-def arborescence(
-    first: int, stride: int, costs: Any, exists: Any, root: int, sign: float, vertex: Any, choices: Any, reached: Any
-) -> None:
-    """Minimum arborescences of ``sign * costs``: ``vertex [B, n, n]`` (zeroed), ``choices [B, E, 2]``,
-    ``reached [B]``.
+def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """Edge marginals ``[B, n, n]`` in the dtype of the scores, differentiable once (twice elsewhere than on the
+    CPU).
     """
-    n = costs.shape[1]
-    limit = choices.shape[1]
-    cost = np.empty((n, n))
-    head = np.empty((n, n), np.int64)
-    members = np.empty((limit, n), np.bool_)
-    edge = np.empty(limit, np.int64)
-    into = np.empty(limit, np.int64)
-    comp = np.empty(n, np.int64)
-    place = np.empty(n, np.int64)
-    path = np.empty(n, np.int64)
-    best = np.empty(n)
-    taken = np.empty(n, np.bool_)
-    for b in range(first, costs.shape[0], stride):
-        for u in range(n):
-            for v in range(n):
-                cost[v, u] = sign * costs[b, u, v] if exists[b, u, v] else math.inf
-        events = _contract(exists[b], root, cost, head, members, edge, into, comp, place, path, best)
-        reached[b] = events >= 0
-        for e in range(limit):
-            choices[b, e, 0] = edge[e]
-            choices[b, e, 1] = into[e]
-        taken[:] = False
-        for step in range(events):
-            e = events - 1 - step
-            if edge[e] >= 0:
-                blocked = False
-                for x in range(n):
-                    blocked = blocked or (members[e, x] and taken[x])
-                if not blocked:
-                    taken[edge[e] % n] = True
-                    vertex[b, edge[e] // n, edge[e] % n] = 1.0
+    if scores.device.type == "cpu":
+        mean: Tensor = _compiled_marginals(scores, exists, root)
+        return mean
+    return torch_marginals(scores, exists, root)
 
 
-@njit(cache=True)
-def _inside(choices: Any, n: int, members: Any) -> None:
-    """Which nodes each event stands for, from the ``choices [E, 2]`` of one example."""
-    for e in range(choices.shape[0]):
-        for v in range(n):
-            members[e, v] = e == v
-    for e in range(choices.shape[0]):
-        parent = choices[e, 1]
-        if parent >= 0:
-            for v in range(n):
-                members[parent, v] = members[parent, v] or members[e, v]
+def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """One exact Gibbs sample for each example: ``[B, n, n]``.
 
-
-@njit(cache=True, nogil=True)
-def inside(first: int, stride: int, choices: Any, out: Any) -> None:
-    """``out [B, E, n]``: which nodes each event stands for."""
-    for b in range(first, choices.shape[0], stride):
-        _inside(choices[b], out.shape[2], out[b])
-
-
-@njit(cache=True, nogil=True)
-def entering(first: int, stride: int, log_rates: Any, exists: Any, choices: Any, out: Any) -> None:
-    """``out [B, E]``: log of the total rate of the edges that enter what an event stands for; 0 where none happened."""
-    n = log_rates.shape[1]
-    limit = choices.shape[1]
-    members = np.empty((limit, n), np.bool_)
-    for b in range(first, log_rates.shape[0], stride):
-        _inside(choices[b], n, members)
-        for e in range(limit):
-            out[b, e] = 0.0
-            if choices[b, e, 0] < 0:
-                continue
-            top = -math.inf
-            for u in range(n):
-                if not members[e, u]:
-                    for v in range(n):
-                        if members[e, v] and exists[b, u, v]:
-                            top = max(top, log_rates[b, u, v])
-            total = 0.0
-            for u in range(n):
-                if not members[e, u]:
-                    for v in range(n):
-                        if members[e, v] and exists[b, u, v]:
-                            total += math.exp(log_rates[b, u, v] - top)
-            out[b, e] = top + math.log(total)
-
-
-@njit(cache=True, nogil=True)
-def entering_backward(
-    first: int, stride: int, log_rates: Any, exists: Any, choices: Any, value: Any, upstream: Any, out: Any
-) -> None:
-    """The vector-Jacobian product of :func:`entering` into ``out [B, n, n]`` (zeroed by the caller)."""
-    n = log_rates.shape[1]
-    limit = choices.shape[1]
-    members = np.empty((limit, n), np.bool_)
-    for b in range(first, log_rates.shape[0], stride):
-        _inside(choices[b], n, members)
-        for e in range(limit):
-            if choices[b, e, 0] < 0 or upstream[b, e] == 0.0:
-                continue
-            for u in range(n):
-                if not members[e, u]:
-                    for v in range(n):
-                        if members[e, v] and exists[b, u, v]:
-                            out[b, u, v] += upstream[b, e] * math.exp(log_rates[b, u, v] - value[b, e])
-
-
-# --- minimum spanning trees ------------------------------------------------------------------------------------------
-
-
-@njit(cache=True, nogil=True)
-def spanning_tree(
-    first: int, stride: int, costs: Any, exists: Any, sign: float, vertex: Any, choices: Any, reached: Any
-) -> None:
-    """Minimum spanning trees of ``sign * costs`` (symmetric in use, read above the diagonal) by Prim's algorithm.
-
-    ``vertex [B, n, n]`` (zeroed) gets both triangles, ``choices [B, n - 1]`` the edges ``i * n + j``, i < j, cheapest
-    first, then -1.
+    The elimination is undone on trees. Given a tree of the reduced graph without i, each of its edges k -> j goes
+    through i with probability ``via[k, j]``, and then j becomes a child of i. If so, the parent of i is drawn with
+    probability proportional to ``w[k, i]`` among the k that still reach the root (not those below i); that the parents
+    k of those edges say nothing more is Cayley's identity: with ``a`` the weight from the root's side and
+    ``b_1, ..., b_r`` that from the subtrees cut off, the ways to attach them to each other weigh
+    ``a (a + sum b)^(r - 1)``, and ``a + sum b = D``. No rejection, no random walk whose length depends on the scores
+    (as Wilson's), no subtraction.
     """
-    n = costs.shape[1]
-    nearest = np.empty(n)
-    via = np.empty(n, np.int64)
-    waiting = np.empty(n, np.int64)
-    length = np.empty(max(n - 1, 0))
-    edge = np.empty(max(n - 1, 0), np.int64)
-    for b in range(first, costs.shape[0], stride):
-        start = -1
-        count = 0
-        for v in range(n):
-            touches = False
-            for u in range(v):
-                touches = touches or exists[b, u, v]
-            for u in range(v + 1, n):
-                touches = touches or exists[b, v, u]
-            if touches and start < 0:
-                start = v
-            elif touches:
-                waiting[count] = v
-                nearest[v] = math.inf
-                count += 1
-        reached[b] = True
-        new = start
-        steps = 0
-        while count > 0:
-            at = 0
-            for t in range(count):
-                v = waiting[t]
-                i, j = (new, v) if new < v else (v, new)
-                if exists[b, i, j]:
-                    c = sign * costs[b, i, j]
-                    if c < nearest[v]:
-                        nearest[v] = c
-                        via[v] = new
-                if nearest[v] < nearest[waiting[at]]:
-                    at = t
-            new = waiting[at]
-            if nearest[new] == math.inf:
-                reached[b] = False
-                break
-            count -= 1
-            waiting[at] = waiting[count]
-            i, j = (new, via[new]) if new < via[new] else (via[new], new)
-            vertex[b, i, j] = 1.0
-            vertex[b, j, i] = 1.0
-            length[steps] = nearest[new]
-            edge[steps] = i * n + j
-            steps += 1
-        choices[b] = -1
-        order = np.argsort(length[:steps])
-        for t in range(steps):
-            choices[b, t] = edge[order[t]]
+    uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
+    scores = scores.detach()
+    if scores.device.type != "cpu":
+        return torch_sample(scores, exists, root, uniform)
+    out = torch.zeros_like(scores)
+    _run(_sample_kernel, scores, _weights(scores, exists), exists, root, uniform, out)
+    return out
 
 
-@njit(cache=True, nogil=True)
-def joined_at(first: int, stride: int, choices: Any, n: int, out: Any) -> None:
-    """``out [B, n, n]``: the step at which Kruskal's algorithm joins i and j, both ways; -1 if it never does."""
-    comp = np.empty(n, np.int64)
-    for b in range(first, choices.shape[0], stride):
-        out[b] = -1
-        for v in range(n):
-            comp[v] = v
-        for t in range(choices.shape[1]):
-            if choices[b, t] < 0:
-                break
-            keep, drop = comp[choices[b, t] // n], comp[choices[b, t] % n]
-            for i in range(n):
-                if comp[i] == keep:
-                    for j in range(n):
-                        if comp[j] == drop:
-                            out[b, i, j] = t
-                            out[b, j, i] = t
-            for j in range(n):
-                if comp[j] == drop:
-                    comp[j] = keep
+def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) -> Tensor:
+    """:func:`sample_arborescences` for any device."""
+    batch, n = scores.shape[:2]
+    rows = torch.arange(batch, device=scores.device)
+    stages = eliminate(scores, exists, root)[1]
+    # Node n is the root; above[x, y]: y is x or an ancestor of x. Only columns of nodes back in the tree matter.
+    parent = torch.full((batch, n), n, device=scores.device)
+    above = torch.eye(n + 1, dtype=torch.bool, device=scores.device).repeat(batch, 1, 1)
+    above[:, :, n] = True
+    for i in range(n):
+        w = stages[n - 1 - i]
+        into_i = torch.cat([w[:, :i, i], w[:, -1:, i]], 1)
+        row = parent[:, :i].clamp(max=i)  # of the parent in the reduced weights, where the root is the last
+        detour = into_i.gather(1, row) - into_i.logsumexp(1, keepdim=True) + w[:, i, :i]
+        direct = torch.cat([w[:, :i, :i], w[:, -1:, :i]], 1).gather(1, row[:, None, :])[:, 0]
+        moved = uniform[:, i, :i] < torch.sigmoid(detour - direct)
+        parent[:, :i] = torch.where(moved, i, parent[:, :i])
+        cuts = (above[:, :, :i] & moved[:, None, :]).sum(-1)  # how many moved nodes are above x or x
+        below = cuts > 0
+        attached = torch.cat([~below[:, :i], torch.ones_like(below[:, :1])], 1)
+        weights = into_i.masked_fill(~attached, -torch.inf).softmax(1).cumsum(1)
+        drawn = (weights <= uniform[:, i, i, None] * weights[:, -1:]).sum(1).clamp(max=i)
+        parent[:, i] = torch.where(drawn == i, n, drawn)
+        above[:, i] = above[rows, parent[:, i]]
+        above[:, i, i] = True
+        # What lay below a moved node keeps its ancestors up to that node, and continues with i and those of i.
+        kept = above & (cuts[:, :, None] == cuts[:, None, :])
+        above = torch.where(below[:, :, None], kept | above[:, i, None, :], above)
+    chosen = torch.where(parent == n, root[:, None], parent)
+    nodes = torch.arange(n, device=scores.device)
+    there = present_nodes(exists) & (nodes != root[:, None])
+    return torch.zeros_like(scores).scatter(1, chosen[:, None, :], there[:, None, :].to(scores.dtype))

@@ -1,4 +1,4 @@
-"""SparseMAP for every structure that has an argmax: the Euclidean projection on conv(X) by an active-set method.
+"""The nearest point of a polytope that is known by its argmax, by an active-set method: SparseMAP.
 
     min_{w in simplex over X}  |sum_x w_x x - t|^2 / 2                         (Niculae et al. 2018; Correia et al.
     2020, eq. 4)
@@ -25,13 +25,12 @@ projection need none of this and override the methods.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-
-from structgrad.structures.base import SparseDistribution, Structure
 
 #: A weight below this has left the active set.
 _ZERO = 1e-12
@@ -40,97 +39,53 @@ _PROBE_SEED = 7_046_029_254_386_353_131
 #: Safety net for ``max_iterations=None``: far beyond the number of steps that were ever seen.
 _STEPS_A_PART = 100
 
+#: ``(directions [b, P], rows int64 [b]) -> [b, P]``, float64: vertices of the examples ``rows`` that are furthest in
+#: these directions.
+Argmax = Callable[[Tensor, Tensor], Tensor]
 
-def sparsemap(
-    structure: Structure,
-    scores: Tensor,
-    mask: Tensor | None = None,
-    *,
-    max_iterations: int | None = None,
-    tolerance: float = 1e-11,
-) -> SparseDistribution:
-    """A sparse distribution over vertices whose mean is the projection of the scores on conv(X).
+
+def sparse_distribution(
+    target: Tensor, argmax: Argmax, *, max_iterations: int | None = None, tolerance: float = 1e-11
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sparse distribution over vertices whose mean is the nearest point to the target.
 
     Args:
-        structure: anything with an ``argmax`` that is linear in the scores.
-        scores: ``[*batch, *parts]``.
-        mask: which parts exist.
+        target: float64 ``[B, P]``.
+        argmax: what the polytopes are known by.
         max_iterations: stop after so many calls of the argmax, with the best distribution so far; None: at the
             solution.
         tolerance: the solution is reached when no vertex is further in the direction of the residual than the mean,
-            up to this times the norm of the scores (or 1).
+            up to this times the norm of the target (or 1).
 
     Returns:
-        at most (number of parts) + 1 vertices an example, affinely independent, in the dtype of the scores. The
-        weights are differentiable; the gradient is exact where the active set stays the same, that is almost
-        everywhere.
+        at most P + 1 vertices an example, affinely independent, ``[N, P]``; the example each belongs to, int64
+        ``[N]``, ascending; and weights ``[N]``, differentiable: the gradient is exact where the active set stays the
+        same, that is almost everywhere.
 
-    Waits for the device in every iteration. Everything is computed in float64.
+    Waits for the device in every iteration.
     """
-    problem = _Problem(structure, scores, mask)
-    found = _minimise(problem, max_iterations, tolerance)
-    weights = found.weights + found.direction(_moves(found.vertices, problem.target))
+    found = _minimise(target, argmax, max_iterations, tolerance)
+    weights = found.weights + found.direction(_moves(found.vertices, target))
     rows, slots = found.active.nonzero(as_tuple=True)
-    vertices = problem.show(found.vertices[rows, slots]).to(scores.dtype)
-    return SparseDistribution(vertices, rows, weights[rows, slots].to(scores.dtype))
+    return found.vertices[rows, slots], rows, weights[rows, slots]
 
 
-def project(
-    structure: Structure,
-    scores: Tensor,
-    mask: Tensor | None = None,
-    *,
-    max_iterations: int | None = None,
-    tolerance: float = 1e-11,
+def nearest_point(
+    target: Tensor, argmax: Argmax, *, max_iterations: int | None = None, tolerance: float = 1e-11
 ) -> Tensor:
-    """The nearest point of conv(X), differentiable: ``[*batch, *parts]``; arguments as for :func:`sparsemap`."""
-    problem = _Problem(structure, scores, mask)
-    found = _minimise(problem, max_iterations, tolerance)
+    """The nearest point to the target, differentiable: ``[B, P]``; arguments as for :func:`sparse_distribution`."""
+    found = _minimise(target, argmax, max_iterations, tolerance)
     point = found.mean()
-    if problem.target.requires_grad:
-        face = _span_face(problem, found, point)
-        point = point + _combine(face.direction(_moves(face.vertices, problem.target)), face.vertices)
-    return problem.show(point).to(scores.dtype).reshape(scores.shape)
+    if target.requires_grad:
+        face = _span_face(target, argmax, found, point)
+        point = point + _combine(face.direction(_moves(face.vertices, target)), face.vertices)
+    return point
 
 
-class ActiveSetProjection(Structure):
-    """Gives a structure with an ``argmax`` its ``project`` and ``sparsemap`` by the active-set method."""
-
-    def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Euclidean projection of the scores on conv(X), by the active-set method: ``[*batch, *parts]``, differentiable
-        (see :mod:`structgrad.structures.sparsemap`).
-        """
-        return project(self, scores, mask)
-
-    def sparsemap(self, scores: Tensor, mask: Tensor | None = None) -> SparseDistribution:
-        """At most (number of parts) + 1 vertices an example whose mean is :meth:`project`, by the active-set method;
-        ``*batch`` is flattened into rows.
-        """
-        return sparsemap(self, scores, mask)
-
-
-class _Problem:
-    """Scores as a batch of float64 vectors ``target`` ``[B, P]``, and the argmax over such vectors."""
-
-    def __init__(self, structure: Structure, scores: Tensor, mask: Tensor | None) -> None:
-        structure.check(scores, mask)
-        self.structure, self.layout = structure, structure.layout
-        self.shape = scores.shape[-self.layout.ndim :]
-        size = scores.shape[: -self.layout.ndim].numel()
-        batched = scores.reshape(size, *self.shape)
-        self.mask = None if mask is None else mask.expand(scores.shape).reshape(size, *self.shape)
-        self.exists = self.layout.flatten(structure.parts(batched, self.mask))
-        self.target = torch.where(self.exists, self.layout.flatten(batched), 0.0).double()
-        self.scale = self.target.detach().norm(dim=-1).clamp_min(1.0)
-
-    def show(self, flat: Tensor) -> Tensor:
-        """``[N, P]`` -> ``[N, *parts]``."""
-        return self.layout.unflatten(flat, self.shape)
-
-    def argmax(self, direction: Tensor, rows: Tensor) -> Tensor:
-        """The best vertices ``[b, P]`` of the examples ``rows`` ``[b]`` in ``direction`` ``[b, P]``."""
-        mask = None if self.mask is None else self.mask[rows]
-        return self.layout.flatten(self.structure.argmax(self.show(direction), mask)).double()
+def _scale(target: Tensor) -> Tensor:
+    """What rounding is relative to: ``[B]``."""
+    size: Tensor = target.detach().norm(dim=-1)
+    return size.clamp_min(1.0)
 
 
 @dataclass
@@ -202,11 +157,11 @@ def _moves(vertices: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _minimise(problem: _Problem, max_iterations: int | None, tolerance: float) -> _ActiveSet:
+def _minimise(target: Tensor, argmax: Argmax, max_iterations: int | None, tolerance: float) -> _ActiveSet:
     """Wolfe's algorithm for a batch."""
-    target = problem.target.detach()
+    target, scale = target.detach(), _scale(target)
     rows = torch.arange(len(target), device=target.device)
-    first = problem.argmax(target, rows).unsqueeze(1)
+    first = argmax(target, rows).unsqueeze(1)
     ones = first.new_ones(first.shape[:2])
     now = _ActiveSet(first, ones > 0, ones, first @ first.transpose(-1, -2))
     finished: list[tuple[Tensor, _ActiveSet]] = []
@@ -216,9 +171,9 @@ def _minimise(problem: _Problem, max_iterations: int | None, tolerance: float) -
             break
         point = now.mean()
         residual = target[rows] - point
-        vertex = problem.argmax(residual, rows)
+        vertex = argmax(residual, rows)
         gap = ((vertex - point) * residual).sum(-1)
-        new = gap > tolerance * problem.scale[rows]
+        new = gap > tolerance * scale[rows]
         slot = now.add(vertex, new)
         _descend(now, target[rows], new.clone())
         # A vertex that leaves again at once says that the rest is rounding.
@@ -268,22 +223,20 @@ def _descend(now: _ActiveSet, target: Tensor, pending: Tensor) -> None:
 
 
 @torch.no_grad()
-def _span_face(problem: _Problem, found: _ActiveSet, point: Tensor) -> _ActiveSet:
+def _span_face(target: Tensor, argmax: Argmax, found: _ActiveSet, point: Tensor) -> _ActiveSet:
     """Add vertices (of weight 0) to the active sets until they span the faces on which the points lie.
 
     A random direction orthogonal to aff(S) is constant on the face only if S spans it, with probability one; so
     almost always this is a single call of the argmax, which finds nothing.
     """
     face = found.select(torch.arange(len(point), device=point.device))
-    residual = problem.target.detach() - point
-    scale = problem.scale
+    residual, scale = target.detach() - point, _scale(target)
     # A residual of rounding size means that the scores are in the polytope: every direction is along the face.
     residual = torch.where((residual.norm(dim=-1) > 1e-10 * scale).unsqueeze(-1), residual, 0.0)
     generator = torch.Generator(device=point.device).manual_seed(_PROBE_SEED)
     going = torch.ones_like(scale, dtype=torch.bool)
     for _ in range(point.shape[-1] + 1):
         noise = torch.randn(point.shape, generator=generator, device=point.device, dtype=point.dtype)
-        noise = torch.where(problem.exists, noise, 0.0)
         along = _combine(face.direction((face.vertices @ noise.unsqueeze(-1)).squeeze(-1)), face.vertices)
         across = noise - along
         # Small enough not to leave the face, unless another one is as good up to this.
@@ -291,7 +244,7 @@ def _span_face(problem: _Problem, found: _ActiveSet, point: Tensor) -> _ActiveSe
         size = torch.where(size > 0, 1e-6 * size, 1.0).unsqueeze(-1)
         rows = going.nonzero().squeeze(-1)
         vertex = torch.zeros_like(point)
-        vertex[rows] = problem.argmax((residual + size * across)[rows], rows)
+        vertex[rows] = argmax((residual + size * across)[rows], rows)
         away = vertex - point
         going = going & ((away * residual).sum(-1) >= -1e-9 * scale) & ((away * across).sum(-1) > 1e-6)
         if not bool(going.any()):

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from structgrad._threads import run
-from structgrad.structures.base import values_can_be_read
+from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.threads import run
 
 #: Log-weight of what is impossible in the torch version; finite, so that no gradient is inf - inf.
 _NEVER = -1e30

@@ -1,4 +1,4 @@
-"""What structures over 0/1 vectors share: capped-simplex projection, sparse decompositions, Plackett-Luce noise.
+"""The capped simplex, ``0 <= x <= 1, sum x = k``: projections on it, and its points as mixtures of vertices.
 
 Everything here works on flat parts, ``[*batch, n]``, with a bool tensor ``exists`` of the same shape.
 """
@@ -14,22 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from structgrad._threads import run
-from structgrad.structures.base import values_can_be_read
+from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.threads import run
 
-
-def refuse(bad: Tensor, what: str) -> None:
-    """Raise ``ValueError`` naming the first example for which ``bad`` ``[*batch]`` holds, where looking is free."""
-    if values_can_be_read(bad) and bool(bad.any()):
-        raise ValueError(f"example {bad.nonzero()[0].tolist()} {what}")
-
-
-def exponentials_like(tensor: Tensor) -> Tensor:
-    """Standard exponential noise, without gradient."""
-    return torch.empty_like(tensor, requires_grad=False).exponential_()
-
-
-# --- projection -------------------------------------------------------------------------------------------------------
+# --- projection ------------------------------------------------------------------------------------------------------
 
 
 def project_capped_simplex(scores: Tensor, exists: Tensor, total: int) -> Tensor:
@@ -180,7 +168,7 @@ def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
     return torch.where(inside, (relative - tau).clamp(0, 1), ones.to(scores.dtype))
 
 
-# --- sparse decompositions --------------------------------------------------------------------------------------------
+# --- sparse decompositions -------------------------------------------------------------------------------------------
 
 
 def nested_decomposition(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -255,7 +243,7 @@ def decompose_by_size(
     return torch.zeros_like(vertices).scatter(-1, origin[rows], vertices), rows, weights
 
 
-# --- entropy ----------------------------------------------------------------------------------------------------------
+# --- entropy ---------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -281,101 +269,3 @@ def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
         step = nu + excess / torch.where(exists, chosen * (1 - chosen), 0.0).sum(-1, keepdim=True)
         nu = torch.where((step > low) & (step < high), step, (low + high) / 2)
     return nu
-
-
-# --- k best -----------------------------------------------------------------------------------------------------------
-
-
-def best_of_cardinality(
-    scores: Tensor, exists: Tensor, k: int, size: Tensor, most: int, exact: bool
-) -> tuple[Tensor, Tensor]:
-    """The k best 0/1 vectors with a bound on the number of ones, exact.
-
-    Sort the parts, and let the best vector be the first ``size`` of them. Whichever vector leaves out one more than k
-    places before that point, or uses one more than k places after it, has k better ones; so only 2k parts are open.
-    Over these, a dynamic program keeps the k best partial vectors for every count: O(n log n + k^2 min(k, most)).
-
-    Args:
-        scores: ``[*batch, n]``, finite.
-        exists: ``[*batch, n]``.
-        k: how many vectors.
-        size: int64 ``[*batch]``, ones of the best vector.
-        most: bound on the ones.
-        exact: whether all vectors have ``size`` ones, rather than at most ``most``.
-
-    Returns:
-        bool ``[*batch, k, n]``, best first, and which of them are real, bool ``[*batch, k]``.
-    """
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k}")
-    n = scores.shape[-1]
-    ordered, origin = torch.where(exists, scores.detach(), -math.inf).sort(dim=-1, descending=True)
-    present = exists.sum(-1, keepdim=True)
-    place = size[..., None] + torch.arange(-k, k, device=scores.device)
-    is_open = (place >= 0) & (place < present)
-    index = place.clamp(0, max(n - 1, 0))
-    gains = torch.where(is_open, ordered.gather(-1, index), -math.inf)
-    settled = (size - k).clamp(min=0)
-    rows = min(2 * k, most, n) + 1
-    best = scores.new_full((*scores.shape[:-1], rows, k), -math.inf)
-    best[..., 0, 0] = 0
-    taken = torch.zeros(*best.shape, 2 * k, dtype=torch.bool, device=scores.device)
-    for step in range(2 * k):
-        with_it = torch.nn.functional.pad(best[..., :-1, :], (0, 0, 1, 0), value=-math.inf)
-        both = torch.cat([best, with_it + gains[..., step, None, None]], -1)
-        best, source = both.topk(k, dim=-1)
-        before = torch.nn.functional.pad(taken[..., :-1, :, :], (0, 0, 0, 0, 1, 0))
-        before[..., step] = True
-        candidates = torch.cat([taken, before], -2)
-        taken = candidates.gather(-2, source[..., None].expand_as(taken))
-    count = torch.arange(rows, device=scores.device)
-    room = (size if exact else torch.full_like(size, most)) - settled
-    allowed = count == room[..., None] if exact else count <= room[..., None]
-    values, source = best.masked_fill(~allowed[..., None], -math.inf).flatten(-2).topk(k, dim=-1)
-    real = values > -math.inf
-    taken = taken.flatten(-3, -2).gather(-2, source[..., None].expand(*source.shape, 2 * k)) & is_open[..., None, :]
-    position = torch.arange(n, device=scores.device) < settled[..., None]
-    vertices = position[..., None, :].expand(*real.shape, n).clone()
-    vertices = vertices.long().scatter_add(-1, index[..., None, :].expand_as(taken), taken.long())
-    vertices = torch.zeros_like(vertices).scatter(-1, origin[..., None, :].expand_as(vertices), vertices)
-    return (vertices > 0) & real[..., None], real
-
-
-# --- Plackett-Luce ----------------------------------------------------------------------------------------------------
-
-
-def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-    """What the probability of an order of the smallest exponentials consists of (Struminsky et al. 2021, 2.1).
-
-    Args:
-        choices: int64 ``[*batch, k]``, distinct existing parts.
-        log_rates: ``[*batch, n]``, finite everywhere.
-        exists: ``[*batch, n]``.
-
-    Returns:
-        log-rates of the choices, and logarithms of the total rate of all that was there before each: ``[*batch, k]``
-        each. The log-probability of the order is the sum of their differences.
-    """
-    chosen = log_rates.gather(-1, choices)
-    rest = log_rates.masked_fill(~exists.scatter(-1, choices, False), -math.inf)
-    # Summed from the end: what is never chosen, then the choices backwards. No rate is subtracted.
-    has_rest = (rest > -math.inf).any(-1, keepdim=True)
-    never = torch.where(has_rest, rest, 0.0).logsumexp(-1, keepdim=True).masked_fill(~has_rest, -math.inf)
-    backwards = torch.cat([never, chosen.flip(-1)], -1)
-    return chosen, backwards.logcumsumexp(-1)[..., 1:].flip(-1)
-
-
-def plackett_luce_conditional(choices: Tensor, log_rates: Tensor, exists: Tensor) -> Tensor:
-    """Exponentials given the order of the smallest (Struminsky et al. 2021, Algorithm 6): ``[*batch, n]``.
-
-    The gaps between consecutive minima are independent exponentials with the rate of everything still there; what is
-    not chosen continues memorylessly after the last choice. Reparameterised in ``log_rates``; 1 where nothing exists.
-    Beyond the range of the dtype (log-rates of +-88 in float32) exponentials become 0 or infinite.
-    """
-    _, totals = plackett_luce_terms(choices, log_rates, exists)
-    times = (exponentials_like(totals) * (-totals).exp()).cumsum(-1)
-    after = times[..., -1:] + exponentials_like(log_rates) * (-log_rates).exp()
-    # Where a sum rounds to the last choice's own time, the next number up keeps the order.
-    least = torch.nextafter(times[..., -1:].detach(), torch.full_like(times[..., -1:], math.inf))
-    after = after + (torch.maximum(after, least) - after).detach()
-    return torch.where(exists, after.scatter(-1, choices, times), 1.0)

@@ -1,0 +1,129 @@
+"""The k best vertices, batched over examples: by partition of the solution space, and of bit vectors with a count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+#: ``(allowed, forced) -> vertices``: best of ``[B, S, n, n]`` subproblems, bool; anything where there is none.
+Solver = Callable[[Tensor, Tensor], Tensor]
+
+
+def k_best(scores: Tensor, exists: Tensor, k: int, solve: Solver) -> tuple[Tensor, Tensor]:
+    """The k best vertices of each example, exact, best first, for structures of trees and matchings over n nodes.
+
+    By partition of the solution space (Murty 1968; Lawler 1972). The vertices that are left after the best one x, with
+    parts ``e_1, ..., e_m``, fall into m disjoint sets: set t has ``e_1, ..., e_(t-1)`` and not ``e_t``. Each is a
+    smaller problem of the same kind, so k rounds of at most n - 1 argmaxes do: trees have n - 1 edges, and the last
+    entry of a matching follows from the others.
+
+    Args:
+        scores: ``[B, n, n]``.
+        exists: bool ``[B, n, n]``, each part once.
+        k: how many.
+        solve: finds best vertices with all ``forced`` parts and none outside ``allowed``, marked on the entries of
+            ``exists``; examples x subproblems, ``[B, S, n, n]``.
+
+    Returns:
+        bool ``[B, k, n, n]`` on the entries of ``exists``, and their values ``[B, k]`` in the dtype of the scores,
+        differentiable, -inf where there are not that many.
+
+    Raises:
+        ValueError: for k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}")
+    batch, n = scores.shape[:2]
+    known = torch.where(exists, scores, 0.0)[:, None]
+    gain = known.detach().double()
+    allowed, forced = exists[:, None], torch.zeros_like(exists)[:, None]
+    vertex = solve(allowed, forced)
+    size = vertex.sum((-2, -1))  # of every vertex of the example: [B, 1]
+    value = (gain * vertex).sum((-2, -1))
+    found, valid = [], []
+    for left in reversed(range(k)):
+        best = value.argmax(1)
+        pick = best[:, None, None, None].expand(batch, 1, n, n)
+        x, kept, must = vertex.gather(1, pick), allowed.gather(1, pick), forced.gather(1, pick)
+        there = value.gather(1, best[:, None]) > -torch.inf
+        found.append(x & there[..., None, None])
+        valid.append(there)
+        if not left:
+            break
+        # Subproblem t: without the t-th part of x that was not forced before, with those before it.
+        free = x & ~must
+        rank = free.flatten(-2).cumsum(-1).reshape(free.shape) * free
+        t = torch.arange(1, n, device=scores.device)[:, None, None]
+        may, has = kept & (rank != t), must | ((rank > 0) & (rank < t))
+        more = solve(may, has)
+        # A solution has all its parts (a node that lost all of its parts counts as absent).
+        solved = (more.sum((-2, -1)) == size) & (t.flatten() <= free.sum((-2, -1))) & there
+        solved &= ~(more & ~may).flatten(-2).any(-1) & ~(has & ~more).flatten(-2).any(-1)
+        value = value.scatter(1, best[:, None], -torch.inf)
+        value = torch.cat([value, torch.where(solved, (gain * more).sum((-2, -1)), -torch.inf)], 1)
+        vertex, allowed, forced = (torch.cat(pair, 1) for pair in ((vertex, more), (allowed, may), (forced, has)))
+        # Only so many of the candidates can still be among the k best.
+        value, keep = value.topk(min(left, value.shape[1]), dim=1)
+        keep = keep[:, :, None, None].expand(*keep.shape, n, n)
+        vertex, allowed, forced = (of.gather(1, keep) for of in (vertex, allowed, forced))
+    vertices = torch.cat(found, 1)
+    values = (vertices * known).sum((-2, -1)).masked_fill(~torch.cat(valid, 1), -torch.inf)
+    return vertices, values
+
+
+def best_of_cardinality(
+    scores: Tensor, exists: Tensor, k: int, size: Tensor, most: int, exact: bool
+) -> tuple[Tensor, Tensor]:
+    """The k best 0/1 vectors with a bound on the number of ones, exact.
+
+    Sort the parts, and let the best vector be the first ``size`` of them. Whichever vector leaves out one more than k
+    places before that point, or uses one more than k places after it, has k better ones; so only 2k parts are open.
+    Over these, a dynamic program keeps the k best partial vectors for every count: O(n log n + k^2 min(k, most)).
+
+    Args:
+        scores: ``[*batch, n]``, finite.
+        exists: ``[*batch, n]``.
+        k: how many vectors.
+        size: int64 ``[*batch]``, ones of the best vector.
+        most: bound on the ones.
+        exact: whether all vectors have ``size`` ones, rather than at most ``most``.
+
+    Returns:
+        bool ``[*batch, k, n]``, best first, and which of them are real, bool ``[*batch, k]``.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}")
+    n = scores.shape[-1]
+    ordered, origin = torch.where(exists, scores.detach(), -math.inf).sort(dim=-1, descending=True)
+    present = exists.sum(-1, keepdim=True)
+    place = size[..., None] + torch.arange(-k, k, device=scores.device)
+    is_open = (place >= 0) & (place < present)
+    index = place.clamp(0, max(n - 1, 0))
+    gains = torch.where(is_open, ordered.gather(-1, index), -math.inf)
+    settled = (size - k).clamp(min=0)
+    rows = min(2 * k, most, n) + 1
+    best = scores.new_full((*scores.shape[:-1], rows, k), -math.inf)
+    best[..., 0, 0] = 0
+    taken = torch.zeros(*best.shape, 2 * k, dtype=torch.bool, device=scores.device)
+    for step in range(2 * k):
+        with_it = torch.nn.functional.pad(best[..., :-1, :], (0, 0, 1, 0), value=-math.inf)
+        both = torch.cat([best, with_it + gains[..., step, None, None]], -1)
+        best, source = both.topk(k, dim=-1)
+        before = torch.nn.functional.pad(taken[..., :-1, :, :], (0, 0, 0, 0, 1, 0))
+        before[..., step] = True
+        candidates = torch.cat([taken, before], -2)
+        taken = candidates.gather(-2, source[..., None].expand_as(taken))
+    count = torch.arange(rows, device=scores.device)
+    room = (size if exact else torch.full_like(size, most)) - settled
+    allowed = count == room[..., None] if exact else count <= room[..., None]
+    values, source = best.masked_fill(~allowed[..., None], -math.inf).flatten(-2).topk(k, dim=-1)
+    real = values > -math.inf
+    taken = taken.flatten(-3, -2).gather(-2, source[..., None].expand(*source.shape, 2 * k)) & is_open[..., None, :]
+    position = torch.arange(n, device=scores.device) < settled[..., None]
+    vertices = position[..., None, :].expand(*real.shape, n).clone()
+    vertices = vertices.long().scatter_add(-1, index[..., None, :].expand_as(taken), taken.long())
+    vertices = torch.zeros_like(vertices).scatter(-1, origin[..., None, :].expand_as(vertices), vertices)
+    return (vertices > 0) & real[..., None], real
