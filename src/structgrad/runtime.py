@@ -20,7 +20,7 @@ def tune_allocator() -> bool:
     By default glibc serves every block over 128 KiB (growing to 32 MiB) by a fresh ``mmap`` and unmaps it on
     ``free``, so that a training step, which allocates and frees the same few hundred tensors again and again,
     spends its time in page faults. This sets the mmap threshold to its maximum and the trim threshold to 1 GiB for
-    the whole process; resident memory stays near the peak. ``train.py`` calls it first thing; library users may.
+    the whole process; resident memory stays near the peak. The commands call it first thing; library users may.
 
     Returns:
         True if it took effect; False on a C library without ``mallopt`` (macOS, musl), where nothing is changed.

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from structgrad.diagnose import Problem, diagnose, main, target
+from structgrad.commands.diagnose import main
+from structgrad.diagnose import Problem, diagnose, target
 from structgrad.estimators import SST, Marginalize, NegExponential, Reinforce
 from structgrad.estimators.utilities import Gumbel, Logistic
 from structgrad.structures import Arborescence, KSubset, Matching, OneHot, SpanningTree, Structure, Subset
@@ -80,9 +81,9 @@ def test_diagnosis_of_known_estimators() -> None:
     assert warm.scores.bias > 10 * warm.scores.error
 
 
-def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "plot.png"
-    options = [f"configs={root / 'configs'}", f"out={out}", "n=3", "samples=40", "values=[0.5,2]"]
+    options = [f"out={out}", "n=3", "samples=40", "values=[0.5,2]"]
     assert main(["structure=spanning_tree", "estimator=sst", "estimator.relaxation=euclidean", *options]) == 0
     printed = capsys.readouterr().out
     assert "SpanningTree, (3, 3) scores, batch 2; truth: trace, enumerated" in printed
@@ -101,16 +102,23 @@ def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["structure=one_hot", "estimator=sst", "truth=cauchy"], "utility must be one of"),
     ],
 )
-def test_command_refuses_in_one_line(
-    root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
-    assert main([f"configs={root / 'configs'}", *arguments]) == 1
+def test_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(arguments) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
 
 
+def test_command_takes_other_peoples_configurations(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(root / "examples" / "own_package"))
+    options = ["hydra.searchpath=[pkg://mylab.configs]", "over=none", "n=4", "samples=20"]
+    assert main(["structure=window", "estimator=sst", *options]) == 0
+    assert "Window, (4,) scores" in capsys.readouterr().out
+
+
 def test_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "python -m structgrad.diagnose structure=" in capsys.readouterr().out
+    assert "structgrad-diagnose structure=" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def command(folder: Path, *overrides: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {
-        "PYTHONPATH": str(ROOT / "examples" / "own_package"),
+        "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("src", "examples/own_package")),
         "OMP_NUM_THREADS": "1",
     }
 
@@ -225,7 +225,9 @@ def test_two_processes_share_the_batches(tmp_path: Path) -> None:
 
 
 def test_help_lists_every_group() -> None:
-    result = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
     assert result.returncode == 0
     for group in ("task", "structure", "estimator", "budget", "trainer", "logger"):
         assert f"\n{group}: " in result.stdout, result.stdout

@@ -39,7 +39,7 @@ class StepOutput:
 class Task(pl.LightningModule, abc.ABC):
     """Base of the tasks.
 
-    Subclasses are built by Hydra from ``configs/task/<name>.yaml``; ``train.py`` passes the structure and the
+    Subclasses are built by Hydra from ``configs/task/<name>.yaml``; training passes the structure and the
     estimator.
 
     Args:

@@ -1,0 +1,137 @@
+"""Bias, variance and cost of a gradient estimator on a tiny problem, measured against enumeration.
+
+    structgrad-diagnose structure=arborescence estimator=sst n=4 samples=2000
+
+Any key of the structure's or the estimator's configuration can be given as well, for instance
+``estimator.relaxation=euclidean``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from structgrad.commands import CONFIGS
+from structgrad.diagnose import Diagnosis, Problem, Quality, diagnose
+from structgrad.estimators.utilities import make_utility
+from structgrad.structures import CorrelatedKSubset, Structure
+
+#: Options of the command that are not configuration, with their defaults.
+OPTIONS: dict[str, Any] = {
+    "n": 4,  # items, nodes or parts
+    "batch": 2,
+    "samples": 2000,
+    "scale": 1.0,  # standard deviation of the scores
+    "seed": 0,
+    "truth": "auto",  # gibbs, trace, or a utility
+    "over": "auto",  # key of the estimator's configuration on the horizontal axis, or none
+    "values": None,  # its values, e.g. [0.1,1]
+    "out": "diagnosis.png",
+}
+SWEEPS: dict[str, list[float]] = {
+    "temperature": [0.1, 0.2, 0.5, 1.0, 2.0, 5.0],
+    "sigma": [0.2, 0.5, 1.0, 2.0, 5.0],
+    "step": [0.3, 1.0, 3.0, 10.0, 30.0],
+    "n_samples": [2, 4, 8, 16],
+}
+
+
+def scores_shape(structure: Structure, n: int) -> tuple[int, ...]:
+    """Shape of the scores for n items or nodes."""
+    if isinstance(structure, CorrelatedKSubset):
+        return (2 * n - 1,)
+    return (n,) if structure.layout.name == "vector" else (n, n)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _measure(config: DictConfig, settings: DictConfig, structure: Structure) -> Diagnosis:
+    """Build the estimator and measure it."""
+    torch.manual_seed(settings.seed)
+    estimator = hydra.utils.instantiate(config.estimator, structure=structure).double()
+    shape = scores_shape(structure, settings.n)
+    problem = Problem.make(structure, shape, batch=settings.batch, scale=settings.scale, seed=settings.seed)
+    truth = settings.truth
+    if truth == "auto":
+        truth = None
+    elif truth not in ("gibbs", "trace"):
+        truth = make_utility(truth)
+    return diagnose(estimator, problem, settings.samples, truth)
+
+
+def _plot(key: str, values: Sequence[float], measured: Sequence[Diagnosis], title: str, out: Path) -> None:
+    """Bias and variance against a key of the configuration, with the bias that chance alone would show."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for name, colour in (("scores", "C0"), ("decoder", "C1")):
+        quality: list[Quality] = [getattr(m, name) for m in measured]
+        axes[0].plot(values, [q.bias for q in quality], "o-", color=colour, label=name)
+        axes[0].plot(values, [q.error for q in quality], ":", color=colour, label=f"{name}: chance alone")
+        axes[1].plot(values, [q.variance for q in quality], "o-", color=colour, label=name)
+    for axis, label in zip(axes, ("relative bias", "relative variance"), strict=True):
+        axis.set(xlabel=key, ylabel=label, xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(out, dpi=120)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; see the module's docstring. Returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    own = [a for a in arguments if a.split("=")[0] in OPTIONS]
+    other = [a for a in arguments if a not in own]
+    if not {"structure", "estimator"} <= {a.split("=")[0] for a in other}:
+        print(__doc__)
+        print("options:", ", ".join(f"{key}={value}" for key, value in OPTIONS.items()))
+        return 2
+    try:
+        settings = OmegaConf.merge(OmegaConf.create(OPTIONS), OmegaConf.from_dotlist(own))
+        assert isinstance(settings, DictConfig)
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            overrides = [f"+{a}" if a.split("=")[0] in ("structure", "estimator") else a for a in other]
+            config = hydra.compose(overrides=overrides)
+        structure: Structure = hydra.utils.instantiate(config.structure)
+        if config.estimator is None or not structure.is_latent:
+            raise ValueError("there is nothing to estimate without a latent structure and an estimator")
+        key = settings.over
+        if key == "auto":
+            key = next((k for k in SWEEPS if _number(config.estimator.get(k))), "none")
+        values = settings["values"] or SWEEPS.get(key, [])
+        points: list[tuple[float | None, Diagnosis]] = [(None, _measure(config, settings, structure))]
+        if key != "none":
+            for value in values:
+                changed = OmegaConf.merge(config, {"estimator": {key: value}})
+                assert isinstance(changed, DictConfig)
+                points.append((value, _measure(changed, settings, structure)))
+    except (hydra.errors.HydraException, OmegaConfBaseException, ValueError, ArithmeticError) as error:
+        cause = error.__cause__ if isinstance(error, hydra.errors.InstantiationException) else None
+        print(f"error: {cause or error}".splitlines()[0], file=sys.stderr)
+        return 1
+    base = points[0][1]
+    print(
+        f"{structure.name}, {scores_shape(structure, settings.n)} scores, batch {settings.batch}; truth: {base.truth}"
+    )
+    print("bias +- its standard error, variance of one estimate; both relative to the norm of the true gradient")
+    heads = [f"{'bias ' + group:>18} {'variance':>10}" for group in ("scores", "decoder")]
+    print(f"{key:>14}  {heads[0]}  {heads[1]}  {'calls':>6} {'ms':>8}")
+    for at, m in points:
+        line = "as configured" if at is None else f"{at:g}"
+        cells = [f"{q.bias:8.4f} +- {q.error:.4f} {q.variance:10.4g}" for q in (m.scores, m.decoder)]
+        print(f"{line:>14}  {cells[0]}  {cells[1]}  {m.decoder_calls:6.1f} {m.milliseconds:8.4f}")
+    if len(points) > 1:
+        choice = " ".join(a for a in other)
+        _plot(key, values, [m for _, m in points[1:]], f"{choice} n={settings.n}", Path(settings.out))
+        print(f"plot: {settings.out}")
+    return 0
