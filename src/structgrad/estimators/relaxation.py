@@ -353,6 +353,30 @@ class _MeanArgmax(torch.autograd.Function):
         return (inner * slope).mean(0) / ctx.sigma, None, None, None  # type: ignore[attr-defined]
 
 
+def mean_argmax(
+    scores: Tensor, vertices: Tensor, noise: Tensor, utility: Utility, exists: Tensor, sigma: float
+) -> Tensor:
+    """Mean over samples of ``vertices = argmax(scores + sigma noise)``, differentiable once in the scores: the Jacobian
+    is estimated from the same samples (Berthet et al. 2020, section 3.1).
+
+    Args:
+        scores: ``[*batch, *parts]``, finite.
+        vertices: ``[n_samples, *batch, *vertex]``.
+        noise: ``[n_samples, *batch, *parts]``, a sample of ``utility`` at scores 0, of a location family.
+        utility: the noise.
+        exists: bool ``[*batch, *parts]``: which entries are parts.
+        sigma: scale of the noise.
+
+    Returns:
+        ``[*batch, *vertex]``.
+    """
+    with torch.enable_grad():
+        noise = noise.detach().requires_grad_()
+        (score,) = torch.autograd.grad(utility.log_prob(noise, torch.zeros_like(noise)).sum(), noise)
+    mean: Tensor = _MeanArgmax.apply(scores, vertices, torch.where(exists, -score, 0.0), sigma)
+    return mean
+
+
 class Perturbed(Estimator):
     r"""The objective at the mean of perturbed argmaxes, ``E argmax_x <x, s + sigma Z>`` (Berthet et al. 2020).
 
@@ -404,9 +428,5 @@ class Perturbed(Estimator):
         vertices = self.structure.argmax(safe.detach() + self.sigma * noise, mask)
         if not self.training:
             return pathwise(objective, vertices[0], 1, kl)
-        with torch.enable_grad():
-            noise.requires_grad_()
-            (score,) = torch.autograd.grad(self.utility.log_prob(noise, torch.zeros_like(noise)).sum(), noise)
-        slope = torch.where(exists, -score, 0.0)
-        mean: Tensor = _MeanArgmax.apply(safe, vertices, slope, self.sigma)
+        mean = mean_argmax(safe, vertices, noise, self.utility, exists, self.sigma)
         return pathwise(objective, mean, 1, kl)

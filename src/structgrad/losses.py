@@ -1,0 +1,438 @@
+"""Losses for supervised structures: what to minimise when the right vertex y of every example is known.
+
+Every loss here is a Fenchel-Young loss (Blondel et al. 2020; Niculae et al., *Discrete Latent Structure in Neural
+Networks*, section 2.4) or, for the hinge, its limit without a regulariser. With a convex function f on conv(X),
+
+    L(s, y) = max_{m in conv(X)} [<s, m> - f(m)] - [<s, y> - f(y)]  >=  0,
+
+convex in the scores s, zero exactly where y is the regularised argmax, and with the gradient ``m*(s) - y``: a training
+step needs the relaxation m* and nothing else.
+
+====================================  =================================  ==============================================
+loss                                  f(m)                               m*, the gradient's first half
+====================================  =================================  ==============================================
+:func:`negative_log_likelihood`       least of -H(p), p with mean m      marginals (conditional random field)
+:func:`sparsemap_loss`                |m|^2 / 2                          Euclidean projection
+:func:`fenchel_young_loss`            that of the named relaxation       the relaxation
+:func:`perturbed_loss`                conjugate of the mean maximum      mean of perturbed argmaxes
+:func:`structured_hinge_loss`         0, scores augmented by the cost    an argmax
+:func:`sparsemax_loss`                |m|^2 / 2 on the simplex           sparsemax
+:func:`entmax_loss`                   negative Tsallis entropy           entmax
+====================================  =================================  ==============================================
+
+Functions return one loss an example; the modules of the same names hold the structure and reduce over the batch. All
+take scores ``[*batch, *parts]``, the right vertex ``[*batch, *parts]`` as ``structure.argmax`` shows it, and a mask as
+every oracle does: missing parts are never looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from structgrad.estimators.relaxation import mean_argmax
+from structgrad.estimators.utilities import Utility, UtilityName, make_utility
+from structgrad.structures import OneHot
+from structgrad.structures.base import Structure, UnsupportedError
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def _entropies(x: Tensor) -> Tensor:
+    return torch.xlogy(x, x) - x
+
+
+def _binary_entropies(x: Tensor) -> Tensor:
+    return torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)
+
+
+#: Relaxation -> its regulariser f, the term of one part. ``exp_family`` is not among them: its f is no sum over parts.
+REGULARIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "euclidean": lambda x: x.square() / 2,
+    "categorical": _entropies,
+    "sinkhorn": _entropies,
+    "binary": _binary_entropies,
+}
+
+
+class _Conjugate(torch.autograd.Function):
+    """``max_m <s, m> - f(m)`` as a function of s, whose derivative is the maximiser (Danskin 1966).
+
+    The maximiser is taken without a graph; only a second derivative, which is the first one of the maximiser, takes it
+    again with one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, maximiser: Callable[[Tensor], Tensor], value: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        best = maximiser(scores)
+        ctx.save_for_backward(scores, best)
+        ctx.maximiser = maximiser
+        return value(best)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scores, best = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            best = ctx.maximiser(scores)
+        gradient = gradients[0]
+        return gradient.reshape(*gradient.shape, *[1] * (best.dim() - gradient.dim())) * best, None, None
+
+
+def _check(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None, by: str) -> Tensor:
+    """The target in the dtype of the scores, without a gradient."""
+    structure.check(scores, mask)
+    if structure.vertex_layout is not structure.layout:
+        raise UnsupportedError(f"{by} needs vertices with one entry a score, which {structure.name} lacks")
+    if target.shape != scores.shape:
+        raise ValueError(
+            f"{by}: the target {list(target.shape)} has another shape than the scores {list(scores.shape)}"
+        )
+    return target.detach().to(scores.dtype)
+
+
+def _sum(structure: Structure, values: Tensor, exists: Tensor) -> Tensor:
+    return torch.where(exists, values, 0.0).flatten(-structure.layout.ndim).sum(-1)
+
+
+def negative_log_likelihood(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``log sum_x exp <x, s> - <y, s>``, the loss of a conditional random field (Lafferty et al. 2001).
+
+    Args:
+        structure: needs ``log_prob``.
+        scores: ``[*batch, *parts]``.
+        target: ``[*batch, *parts]``, the right vertices.
+        mask: which parts exist.
+
+    Returns:
+        ``[*batch]``, at least 0; second derivatives where those of the structure's ``log_prob`` are there.
+
+    Raises:
+        UnsupportedError: if the structure lacks ``log_prob``.
+        ValueError: for a target of another shape than the structure's vertices.
+    """
+    structure.require("log_prob", by="negative_log_likelihood")
+    structure.check(scores, mask)
+    return -structure.log_prob(target.detach().to(scores.dtype), scores, mask)
+
+
+def fenchel_young_loss(
+    structure: Structure,
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    relaxation: str = "euclidean",
+) -> Tensor:
+    """``max_{m in conv(X)} [<s, m> - f(m)] - [<s, y> - f(y)]`` (Blondel et al. 2020, definition 2).
+
+    Args:
+        structure: has the relaxation.
+        scores: ``[*batch, *parts]``.
+        target: ``[*batch, *parts]``, the right vertices, or other points of conv(X) (means of annotators, say) unless
+            the relaxation is ``exp_family``.
+        mask: which parts exist.
+        relaxation: says what f is: ``euclidean`` |m|^2 / 2, ``categorical`` and ``sinkhorn`` sum m log m,
+            ``binary`` the sum of m log m + (1 - m) log(1 - m), ``exp_family`` that of
+            :func:`negative_log_likelihood`.
+
+    Returns:
+        ``[*batch]``, at least 0 (up to rounding).
+
+    Raises:
+        UnsupportedError: if the structure lacks the relaxation, or the relaxation maximises no regularised product.
+        ValueError: for a target of another shape than the scores.
+    """
+    if relaxation == "exp_family":
+        return negative_log_likelihood(structure, scores, target, mask)
+    by = f"fenchel_young_loss (relaxation={relaxation})"
+    if relaxation not in REGULARIZERS or relaxation not in structure.relaxations:
+        known = [name for name in structure.relaxations if name in REGULARIZERS or name == "exp_family"]
+        raise UnsupportedError(f"{by}: {structure.name} has {', '.join(known) or 'none'}")
+    target = _check(structure, scores, target, mask, by)
+    exists = structure.parts(scores, mask)
+    f = REGULARIZERS[relaxation]
+    finite = torch.where(exists, scores, 0.0)
+
+    def maximiser(s: Tensor) -> Tensor:
+        return torch.where(exists, structure.relax(relaxation, s, mask), 0.0)
+
+    def value(best: Tensor) -> Tensor:
+        # One difference for all parts: large scores times equal parts cancel before they are summed.
+        return _sum(structure, finite.detach() * (best - target) + f(target) - f(best), exists)
+
+    conjugate: Tensor = _Conjugate.apply(finite, maximiser, value)
+    # Of value 0: the gradient of -<s, y>.
+    return conjugate - _sum(structure, (finite - finite.detach()) * target, exists)
+
+
+def sparsemap_loss(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``max_{m in conv(X)} [<s, m> - |m|^2 / 2] - <s, y> + |y|^2 / 2`` (Niculae et al. 2018, section 5).
+
+    Equally, half the difference of the squared distances of y and of the projection from the scores: zero as soon as
+    the projection is y, so that examples with a margin are left alone. Arguments, results and errors as for
+    :func:`fenchel_young_loss`.
+    """
+    return fenchel_young_loss(structure, scores, target, mask, relaxation="euclidean")
+
+
+def perturbed_loss(
+    structure: Structure,
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    utility: UtilityName | Utility = "gaussian",
+    sigma: float = 1.0,
+    n_samples: int = 10,
+) -> Tensor:
+    """``E max_x <x, s + sigma Z> - <s, y>`` by Monte Carlo: the perturbed Fenchel-Young loss.
+
+    Berthet et al. (2020), section 4. For every structure with an argmax. The regulariser's value at y, which no scores
+    change, has no closed form and is left out: the least value is not 0. The gradient is the mean of ``n_samples``
+    perturbed argmaxes minus y, unbiased; the second derivative is estimated from the same samples.
+
+    Args:
+        structure: has an argmax.
+        scores: ``[*batch, *parts]``.
+        target: ``[*batch, *parts]``, the right vertices or other points of conv(X).
+        mask: which parts exist.
+        utility: noise Z: gumbel, gaussian or logistic.
+        sigma: its scale.
+        n_samples: argmaxes an example.
+
+    Returns:
+        ``[*batch]``.
+
+    Raises:
+        UnsupportedError: if the structure lacks an argmax.
+        ValueError: for options out of range or a target of another shape than the scores.
+    """
+    structure.require("argmax", by="perturbed_loss")
+    target = _check(structure, scores, target, mask, "perturbed_loss")
+    noise = make_utility(utility)
+    if not noise.is_location_family:
+        raise ValueError(f"perturbed_loss needs utilities that are scores plus noise; got {type(noise).__name__}")
+    if not (0 < sigma < math.inf and n_samples >= 1):
+        raise ValueError(f"sigma must be positive and finite, n_samples at least 1; got {sigma} and {n_samples}")
+    exists = structure.parts(scores, mask)
+    finite = torch.where(exists, scores, 0.0)
+    drawn = noise.sample(torch.zeros_like(finite.detach()), n_samples)
+    vertices = structure.argmax(finite.detach() + sigma * drawn, mask)
+
+    def maximiser(s: Tensor) -> Tensor:
+        return torch.where(exists, mean_argmax(s, vertices, drawn, noise, exists, sigma), 0.0)
+
+    def value(best: Tensor) -> Tensor:
+        noisy = _sum(structure, vertices * (sigma * drawn), exists).mean(0)
+        return _sum(structure, finite.detach() * (best - target), exists) + noisy
+
+    conjugate: Tensor = _Conjugate.apply(finite, maximiser, value)
+    return conjugate - _sum(structure, (finite - finite.detach()) * target, exists)
+
+
+def structured_hinge_loss(
+    structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None, *, cost: float = 1.0
+) -> Tensor:
+    """``max_x [<s, x> + cost |x - y|_1] - <s, y>``, the margin-rescaled hinge (Tsochantaridis et al. 2005).
+
+    Args:
+        structure: has an argmax.
+        scores: ``[*batch, *parts]``.
+        target: ``[*batch, *parts]``, the right vertices.
+        mask: which parts exist.
+        cost: of every part that differs from the target; 0 is the loss of the structured perceptron.
+
+    Returns:
+        ``[*batch]``, at least 0; piecewise linear, so that its second derivative is 0.
+
+    Raises:
+        UnsupportedError: if the structure lacks an argmax.
+        ValueError: for a negative cost or a target of another shape than the scores.
+    """
+    structure.require("argmax", by="structured_hinge_loss")
+    if not 0 <= cost < math.inf:
+        raise ValueError(f"cost must not be negative; got {cost}")
+    target = _check(structure, scores, target, mask, "structured_hinge_loss")
+    exists = structure.parts(scores, mask)
+    finite = torch.where(exists, scores, 0.0)
+    # On 0/1 vertices |x - y| is linear in x.
+    worst = structure.argmax(finite.detach() + cost * (1 - 2 * target), mask)
+    difference = worst - target
+    return _sum(structure, finite * difference + cost * difference.abs(), exists)
+
+
+def _as_distribution(scores: Tensor, target: Tensor) -> Tensor:
+    """Class indices ``[*batch]`` as one-hot vectors; ``[*batch, K]`` is handed through."""
+    if target.dtype == torch.int64 and target.shape == scores.shape[:-1]:
+        return nn.functional.one_hot(target, scores.shape[-1]).to(scores.dtype)
+    return target
+
+
+def sparsemax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``max_{p in simplex} [<s, p> - |p|^2 / 2] - <s, y> + |y|^2 / 2`` (Martins and Astudillo 2016, section 3).
+
+    Args:
+        scores: ``[*batch, K]``.
+        target: classes, int64 ``[*batch]``, or distributions over them ``[*batch, K]``.
+        mask: which classes exist.
+
+    Returns:
+        ``[*batch]``, at least 0.
+    """
+    return sparsemap_loss(OneHot(), scores, _as_distribution(scores, target), mask)
+
+
+def entmax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None, *, alpha: float = 1.5) -> Tensor:
+    """``max_{p in simplex} [<s, p> + H(p)] - <s, y> - H(y)`` with Tsallis' entropy (Peters et al. 2019, section 3).
+
+    ``H(p) = sum_i (p_i - p_i^alpha) / (alpha (alpha - 1))``; alpha = 1 is the cross-entropy, 2 :func:`sparsemax_loss`.
+
+    Args:
+        scores: ``[*batch, K]``.
+        target: classes, int64 ``[*batch]``, or distributions over them ``[*batch, K]``.
+        mask: which classes exist.
+        alpha: at least 1.
+
+    Returns:
+        ``[*batch]``, at least 0.
+
+    Raises:
+        ValueError: for an alpha below 1.
+    """
+    if not 1 <= alpha < math.inf:
+        raise ValueError(f"alpha must be at least 1; got {alpha}")
+    structure = OneHot()
+    y = _check(structure, scores, _as_distribution(scores, target), mask, "entmax_loss")
+    exists = structure.parts(scores, mask)
+    finite = torch.where(exists, scores, 0.0)
+
+    def negative_entropy(p: Tensor) -> Tensor:
+        if alpha == 1:
+            return torch.xlogy(p, p)
+        return (p.pow(alpha) - p) / (alpha * (alpha - 1))
+
+    def value(p: Tensor) -> Tensor:
+        return _sum(structure, finite.detach() * (p - y) + negative_entropy(y) - negative_entropy(p), exists)
+
+    conjugate: Tensor = _Conjugate.apply(finite, lambda s: structure.entmax(s, alpha, mask), value)
+    return conjugate - _sum(structure, (finite - finite.detach()) * y, exists)
+
+
+class Loss(nn.Module):
+    """A loss with its options, reduced over the batch.
+
+    Args:
+        reduction: ``mean``, ``sum``, or ``none`` for one loss an example.
+
+    Raises:
+        ValueError: for another reduction.
+    """
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        if reduction not in get_args(Reduction):
+            raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}; got {reduction!r}")
+        self.reduction = reduction
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        """``[*batch]`` -> a scalar, or ``[*batch]`` as it is."""
+        if self.reduction == "none":
+            return losses
+        return losses.mean() if self.reduction == "mean" else losses.sum()
+
+
+class NegativeLogLikelihood(Loss):
+    """:func:`negative_log_likelihood` over a structure."""
+
+    def __init__(self, structure: Structure, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        structure.require("log_prob", by="NegativeLogLikelihood")
+        self.structure = structure
+
+    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[*batch, *parts]``, ``[*batch, *parts]`` -> a scalar."""
+        return self.reduce(negative_log_likelihood(self.structure, scores, target, mask))
+
+
+class FenchelYoungLoss(Loss):
+    """:func:`fenchel_young_loss` over a structure; with the default relaxation, :func:`sparsemap_loss`."""
+
+    def __init__(self, structure: Structure, relaxation: str = "euclidean", reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        if relaxation not in structure.relaxations or relaxation not in (*REGULARIZERS, "exp_family"):
+            known = [name for name in structure.relaxations if name in REGULARIZERS or name == "exp_family"]
+            raise UnsupportedError(
+                f"FenchelYoungLoss (relaxation={relaxation}): {structure.name} has {', '.join(known) or 'none'}"
+            )
+        self.structure, self.relaxation = structure, relaxation
+
+    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[*batch, *parts]``, ``[*batch, *parts]`` -> a scalar."""
+        return self.reduce(fenchel_young_loss(self.structure, scores, target, mask, relaxation=self.relaxation))
+
+
+class SparseMAPLoss(FenchelYoungLoss):
+    """:func:`sparsemap_loss` over a structure."""
+
+    def __init__(self, structure: Structure, reduction: Reduction = "mean") -> None:
+        super().__init__(structure, "euclidean", reduction)
+
+
+class PerturbedLoss(Loss):
+    """:func:`perturbed_loss` over a structure."""
+
+    def __init__(
+        self,
+        structure: Structure,
+        utility: UtilityName | Utility = "gaussian",
+        sigma: float = 1.0,
+        n_samples: int = 10,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction)
+        self.structure, self.utility, self.sigma, self.n_samples = structure, utility, sigma, n_samples
+
+    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[*batch, *parts]``, ``[*batch, *parts]`` -> a scalar."""
+        options = {"utility": self.utility, "sigma": self.sigma, "n_samples": self.n_samples}
+        return self.reduce(perturbed_loss(self.structure, scores, target, mask, **options))  # type: ignore[arg-type]
+
+
+class StructuredHingeLoss(Loss):
+    """:func:`structured_hinge_loss` over a structure."""
+
+    def __init__(self, structure: Structure, cost: float = 1.0, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        self.structure, self.cost = structure, cost
+
+    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[*batch, *parts]``, ``[*batch, *parts]`` -> a scalar."""
+        return self.reduce(structured_hinge_loss(self.structure, scores, target, mask, cost=self.cost))
+
+
+class SparsemaxLoss(Loss):
+    """:func:`sparsemax_loss`."""
+
+    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[*batch, K]``, ``[*batch]`` or ``[*batch, K]`` -> a scalar."""
+        return self.reduce(sparsemax_loss(scores, target, mask))
+
+
+class EntmaxLoss(Loss):
+    """:func:`entmax_loss`."""
+
+    def __init__(self, alpha: float = 1.5, reduction: Reduction = "mean") -> None:
+        super().__init__(reduction)
+        if not 1 <= alpha < math.inf:
+            raise ValueError(f"alpha must be at least 1; got {alpha}")
+        self.alpha = alpha
+
+    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[*batch, K]``, ``[*batch]`` or ``[*batch, K]`` -> a scalar."""
+        return self.reduce(entmax_loss(scores, target, mask, alpha=self.alpha))
