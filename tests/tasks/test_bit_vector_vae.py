@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from structgrad.data import MissingDataError
-from structgrad.estimators import SST, Marginalize, Reinforce
+from structgrad.estimators import SST, Marginalize, Perturbed, Reinforce, Surrogate
 from structgrad.estimators.base import Estimator
 from structgrad.images import prepare_images, read_images
-from structgrad.structures import BudgetSubset, Subset
+from structgrad.structures import BudgetSubset, Subset, UnsupportedError
 from structgrad.structures.base import Structure
 from structgrad.tasks.bit_vector_vae import BitVectorVAE, ImageData
 from structgrad.tasks.bit_vector_vae.likelihood import cross_entropy
@@ -248,6 +248,17 @@ def test_rate_counts_all_bit_vectors() -> None:
     assert (-elbo.item()) >= -exact_log_likelihood(task, images).mean().item()
 
 
+@pytest.mark.parametrize("method", ["straight_through", "blackbox", "spigot"])
+def test_a_point_mass_costs_all_bits(method: str) -> None:
+    """Its ELBO is a lower bound of the enumerated log-likelihood, which it was not without them."""
+    step = None if method == "straight_through" else 1.0
+    task = make(Subset(), Surrogate(Subset(), method, step=step)).eval()  # type: ignore[arg-type]
+    images = torch.randint(0, 256, (8, 16), dtype=torch.uint8)
+    out = task.step({"images": images})
+    assert out.metrics["rate"].item() == pytest.approx(5 * math.log(2))  # type: ignore[union-attr]
+    assert out.metrics["elbo"].item() <= exact_log_likelihood(task, images).mean().item()  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_fits_tests_and_draws(name: str, tiny: Path, tmp_path: Path) -> None:
     structure = Subset()
@@ -331,6 +342,9 @@ def test_refuses_what_is_no_bit_vector() -> None:
     matrix = Subset("matrix")
     with pytest.raises(ValueError, match="vector of bits"):
         make(matrix, Reinforce(matrix))
+    for estimator in (SST(Subset()), Perturbed(Subset()), Reinforce(Subset(), "U")):
+        with pytest.raises(UnsupportedError, match="that of utilities"):
+            make(Subset(), estimator)
     with pytest.raises(ValueError, match="at least 1"):
         make(Subset(), Reinforce(Subset()), importance_samples=0)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import networkx as nx
@@ -302,6 +303,11 @@ def test_kl_of_undirected_edges_counts_both_directions(root: Path, tmp_path: Pat
     once = make_task(root, tmp_path, "task.both_directions=false")
     directed = make_task(root, tmp_path, "structure=independent_directed")
     assert (both.kl_count, once.kl_count, directed.kl_count) == (2, 1, 1)
+    for whole in ("reinforce_plus", "sum_and_sample", "topk_sparsemax", "sparsemap", "marginal", "straight_through"):
+        assert make_task(root, tmp_path, f"estimator={whole}").kl_count == 1
+    edges = "structure=independent_undirected"
+    assert make_task(root, tmp_path, edges, "estimator=gumbel_softmax").kl_count == 1
+    assert make_task(root, tmp_path, "estimator=reinforce").kl_count == 2
     both.prepare_data()
     batch = next(iter(both.batches("train")))
     both.eval()
@@ -312,6 +318,13 @@ def test_kl_of_undirected_edges_counts_both_directions(root: Path, tmp_path: Pat
         off_diagonal = ~torch.eye(10, dtype=torch.bool)
         expected = (theta + torch.exp(-theta) - 1)[:, off_diagonal].sum(1).mean() / 10
         torch.testing.assert_close(both.step(batch).metrics["kl"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_graph_without_noise_is_a_point_mass(root: Path, tmp_path: Path) -> None:
+    task = make_task(root, tmp_path, "estimator=straight_through")
+    task.prepare_data()
+    kl = task.step(next(iter(task.batches("train")))).metrics["kl"]
+    torch.testing.assert_close(kl, torch.tensor(8 * math.log(10) / 10))  # 10^8 trees over 10 nodes
 
 
 def test_the_true_tree_as_the_graph(root: Path, tmp_path: Path) -> None:
@@ -360,5 +373,6 @@ def test_settings_of_a_row_come_with_its_parts(root: Path, tmp_path: Path) -> No
     assert make_task(root, tmp_path, "estimator.temperature=2").estimator.temperature == 2
     assert make_task(root, tmp_path, "estimator=reinforce").estimator.action == "U"
     directed = "structure=independent_directed"
-    assert make_task(root, tmp_path, directed, "estimator=reinforce").estimator.action == "X"
+    reinforce = make_task(root, tmp_path, directed, "estimator=reinforce").estimator
+    assert (reinforce.action, reinforce.baseline) == ("X", "elbo")
     assert type(make_task(root, tmp_path, directed).estimator.utility).__name__ == "Logistic"

@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from structgrad.estimators import SST
+from structgrad.estimators import SST, Deterministic, Estimator, Surrogate
 from structgrad.structures import Arborescence, GroundTruth, NoStructure, OneHot, SpanningTree, Subset
 from structgrad.structures.base import Structure
 from structgrad.tasks.listops import ListOps, ListOpsData
@@ -30,8 +30,9 @@ def expressions(data: ListOpsData) -> Expressions:
     return generate(data, progress=False)["val"]
 
 
-def make(structure: Structure, data: ListOpsData) -> ListOps:
-    estimator = SST(structure, temperature=1.0) if structure.is_latent else None
+def make(structure: Structure, data: ListOpsData, estimator: Estimator | None = None, **options: float) -> ListOps:
+    if estimator is None and structure.is_latent:
+        estimator = SST(structure, temperature=1.0)
     optimizer = partial(torch.optim.AdamW, lr=3e-3)
     return ListOps(
         structure=structure,
@@ -41,7 +42,21 @@ def make(structure: Structure, data: ListOpsData) -> ListOps:
         batch_size=20,
         hidden=16,
         message_steps=2,
+        **options,  # type: ignore[arg-type]
     )
+
+
+def test_a_weight_needs_a_divergence(data: ListOpsData) -> None:
+    data.prepare()
+    tree = Arborescence()
+    with pytest.raises(ValueError, match="kl_weight weighs a KL"):
+        make(tree, data, Surrogate(tree), kl_weight=0.1)
+    with pytest.raises(ValueError, match="kl_weight weighs a KL"):
+        make(NoStructure(), data, kl_weight=0.1)
+    task = make(tree, data, Deterministic(tree), kl_weight=0.1)
+    batch = next(iter(task.batches("val")))
+    for mode in (True, False):
+        assert task.train(mode).step(batch).loss.isfinite()
 
 
 def adjacency(parents: torch.Tensor) -> torch.Tensor:

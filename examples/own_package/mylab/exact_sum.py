@@ -3,19 +3,21 @@
 import torch
 from torch import Tensor
 
-from structgrad.estimators import Estimate, Estimator, Objective
+from structgrad.estimators import Divergence, Estimate, Estimator, Objective
 from structgrad.structures import Structure
 
 
 class ExactSum(Estimator):
     """The expected objective under the Gibbs distribution, by enumeration; for small sets without masks."""
 
+    kl_over = "vertex"
+
     def __init__(self, structure: Structure) -> None:
         super().__init__(structure)
         structure.require("enumerate", by="estimator exact_sum")
 
-    def forward(
-        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """Evaluates all V vertices of every example."""
         every = self.structure.enumerate(*scores.shape[1:]).to(scores)
@@ -27,4 +29,5 @@ class ExactSum(Estimator):
         losses = objective(vertices, rows).reshape(batch, size)
         expected = (log_p.exp() * losses).sum(-1)
         kl = (log_p.exp() * log_p).sum(-1) + torch.log(torch.tensor(float(size)))
-        return Estimate(expected, expected.detach(), kl, vertices, rows, log_p.exp().detach().flatten())
+        divergence = Divergence(kl, over="vertex")
+        return Estimate(expected, expected.detach(), divergence, vertices, rows, log_p.exp().detach().flatten())

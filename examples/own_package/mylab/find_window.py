@@ -27,6 +27,7 @@ class FindWindow(Task):
 
     def __init__(self, *, length: int, examples: int, batch_size: int, hidden: int, kl_weight: float, **base) -> None:
         super().__init__(**base)
+        self.require_kl("task find_window")
         self.length, self.examples, self.batch_size, self.kl_weight = length, examples, batch_size, kl_weight
         self.encoder = nn.Sequential(
             nn.Conv1d(2, hidden, 3, padding=1), nn.ReLU(), nn.Dropout(0.1), nn.Conv1d(hidden, 1, 3, padding=1)
@@ -51,7 +52,6 @@ class FindWindow(Task):
         scores = self.encoder(batch["input"])[:, 0]
         estimate = self.estimator(scores, lambda x, rows: ((x * values[rows]).sum(-1) - answer[rows]) ** 2)
         loss = estimate.surrogate if self.training else estimate.objective
+        loss = loss + self.kl_weight * self.latent_kl(estimate, scores)
         overlap = estimate.mean((estimate.vertices * batch["window"][estimate.rows]).sum(-1) / 3)
-        return StepOutput(
-            (loss + self.kl_weight * estimate.kl).mean(), len(scores), {"overlap": overlap.detach().mean()}
-        )
+        return StepOutput(loss.mean(), len(scores), {"overlap": overlap.detach().mean()})

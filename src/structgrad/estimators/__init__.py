@@ -1,6 +1,6 @@
 """Gradient estimators: relaxation, surrogate gradients, score function, marginalisation."""
 
-from structgrad.estimators.base import Estimate, Estimator, Objective
+from structgrad.estimators.base import Divergence, Estimate, Estimator, Objective
 from structgrad.estimators.control_variates import Rebar, Relax
 from structgrad.estimators.marginalization import Marginalize, SumAndSample
 from structgrad.estimators.relaxation import SST, Deterministic, ExponentialSchedule, Perturbed
@@ -11,6 +11,7 @@ from structgrad.estimators.utilities import Gaussian, Gumbel, Logistic, NegExpon
 __all__ = [
     "SST",
     "Deterministic",
+    "Divergence",
     "Estimate",
     "Estimator",
     "ExponentialSchedule",

@@ -5,16 +5,35 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from structgrad.estimators.utilities import Utility
 from structgrad.structures.base import Structure, UnsupportedError
 
 #: ``(vertices [N, *parts], rows int64 [N]) -> losses [N]``: the downstream loss of N vertices; row r belongs to
 #: example r.
 Objective = Callable[[Tensor, Tensor], Tensor]
+
+#: What a divergence is over: the random utilities of the parts, or the vertices.
+Over = Literal["parts", "vertex"]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The KL divergence of a latent distribution from its prior.
+
+    Attributes:
+        value: ``[batch]``, in nats, differentiable in the scores; every part counted once.
+        over: ``parts``: of independent utilities, one a part, from those of scores 0: a sum over parts, and an upper
+            bound on the divergence of the vertices that they decide. ``vertex``: of the distribution of the vertices
+            that are evaluated, from the uniform one over the set: ``log |X| - H``.
+    """
+
+    value: Tensor
+    over: Over
 
 
 @dataclass
@@ -25,8 +44,8 @@ class Estimate:
         surrogate: ``[batch]``; its gradient estimates that of the expected objective, for encoder and decoder. Its
             value means nothing: minimise ``(surrogate + kl).mean()``, monitor :attr:`objective`.
         objective: ``[batch]``, detached: the (weighted) mean of the objective over the evaluated vertices.
-        kl: ``[batch]``, differentiable in the scores: divergence of the latent distribution from its prior (see
-            each estimator).
+        divergence: of the latent distribution from its prior, or None where there is none to speak of (see
+            :attr:`Estimator.kl_over`); :attr:`kl` is its value.
         vertices: ``[N, *parts]``: what the objective was evaluated on; hard unless the estimator relaxes while
             training. ``vertices.requires_grad`` is False exactly when no gradient flows through them, in which case
             they are hard.
@@ -38,7 +57,7 @@ class Estimate:
 
     surrogate: Tensor
     objective: Tensor
-    kl: Tensor
+    divergence: Divergence | None
     vertices: Tensor
     rows: Tensor
     weights: Tensor
@@ -49,6 +68,20 @@ class Estimate:
         """Count the decoder calls."""
         calls = self.rows.numel() / max(1, self.surrogate.shape[0])
         self.metrics.setdefault("decoder_calls", torch.full((), calls, device=self.surrogate.device))
+
+    @property
+    def kl(self) -> Tensor:
+        """KL divergence from the prior: ``[batch]``; see :class:`Divergence`.
+
+        Raises:
+            UnsupportedError: if there is none.
+        """
+        if self.divergence is None:
+            raise UnsupportedError(
+                "this estimate has no KL divergence: its estimator names no distribution of the latent variable "
+                "(the vertex of an estimator without noise is a point mass, log |X| nats from the uniform distribution)"
+            )
+        return self.divergence.value
 
     def mean(self, values: Tensor) -> Tensor:
         """Average ``values`` ``[N, ...]`` of the evaluated vertices into examples: ``[batch, ...]``."""
@@ -74,11 +107,15 @@ class Estimator(nn.Module, abc.ABC):
     #: Whether the objective must be differentiable in the vertex and defined on relaxed ones.
     needs_differentiable_objective: ClassVar[bool] = False
 
+    #: What :attr:`Estimate.kl` is over while training; None if there is none. In evaluation it is the same, or absent
+    #: where the vertices that are evaluated have no such distribution (a relaxation evaluated at its argmax).
+    kl_over: Over | None
+
     def __init__(self, structure: Structure) -> None:
         super().__init__()
         self.structure = structure
+        self._reaches_vertices = False
 
-    @abc.abstractmethod
     def forward(
         self,
         scores: Tensor,
@@ -86,6 +123,7 @@ class Estimator(nn.Module, abc.ABC):
         *,
         mask: Tensor | None = None,
         context: Tensor | None = None,
+        kl_weight: float = 1.0,
     ) -> Estimate:
         """Estimate the gradient of the expected objective.
 
@@ -95,10 +133,73 @@ class Estimator(nn.Module, abc.ABC):
                 be evaluated.
             mask: which parts exist, broadcastable to the scores.
             context: ``[batch, features]`` for input-dependent baselines; others leave it alone.
+            kl_weight: what the caller multiplies :attr:`Estimate.kl` with when it adds it to the surrogate, for
+                baselines that follow the whole loss; others leave it alone.
 
         Returns:
             the :class:`Estimate`.
+
+        Raises:
+            ValueError: unless scores have exactly one batch dimension, the objective returns one number a vertex and,
+                for estimators that differentiate it, depends on the vertices differentiably.
         """
+        layout = self.structure.layout
+        if scores.dim() != layout.ndim + 1:
+            parts = ", ".join(["n"] if layout.ndim == 1 else ["n", "m" if layout.name == "matrix" else "n"])
+            raise ValueError(
+                f"estimators over {self.structure.name} take scores [batch, {parts}], with exactly one batch "
+                f"dimension; got {list(scores.shape)}"
+            )
+        return self.estimate(scores, self._checked(objective), mask, context, kl_weight)
+
+    @abc.abstractmethod
+    def estimate(
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+    ) -> Estimate:
+        """What an estimator implements: :meth:`forward`, whose checks have been made."""
+
+    def _checked(self, objective: Objective) -> Objective:
+        """The objective, whose losses are looked at."""
+
+        def checked(vertices: Tensor, rows: Tensor) -> Tensor:
+            losses = objective(vertices, rows)
+            if losses.shape != rows.shape:
+                raise ValueError(
+                    f"the objective must return one number a vertex, {list(rows.shape)}; got {list(losses.shape)}"
+                )
+            if self.training and self.needs_differentiable_objective and vertices.requires_grad:
+                # The way back is looked for once; whether there is a gradient at all costs nothing.
+                if not (losses.requires_grad and (self._reaches_vertices or _depends(losses, vertices))):
+                    raise ValueError(
+                        f"{type(self).__name__} differentiates the objective, whose losses do not depend on the "
+                        "vertices differentiably; a score-function estimator does without"
+                    )
+                self._reaches_vertices = True
+            return losses
+
+        return checked
+
+
+def _depends(losses: Tensor, vertices: Tensor) -> bool:
+    """Whether the graph of ``losses`` leads to ``vertices``."""
+    if torch.compiler.is_compiling():
+        return True
+    goal = torch.autograd.graph.get_gradient_edge(vertices).node
+    waiting, seen = [losses.grad_fn], {losses.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        if node is goal:
+            return True
+        for following, _ in node.next_functions if node is not None else ():
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return False
 
 
 def each_once(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -110,7 +211,7 @@ def pathwise(
     objective: Objective,
     vertices: Tensor,
     samples: int,
-    kl: Tensor,
+    divergence: Divergence | None,
     metrics: dict[str, Tensor] | None = None,
 ) -> Estimate:
     """The estimate whose surrogate is the mean objective itself: all gradients flow through the vertices.
@@ -119,21 +220,45 @@ def pathwise(
         objective: the downstream loss.
         vertices: ``[batch * samples, *parts]``, the samples of one example side by side.
         samples: an example.
-        kl: ``[batch]``.
-        metrics: see :class:`Estimate`.
+        divergence: see :class:`Estimate`.
+        metrics: see there.
     """
     batch = vertices.shape[0] // samples
     rows = torch.arange(batch, device=vertices.device).repeat_interleave(samples)
     losses = objective(vertices, rows).reshape(batch, samples).mean(1)
     weights = torch.full(rows.shape, 1 / samples, device=vertices.device)
-    return Estimate(losses, losses.detach(), kl, vertices, rows, weights, metrics or {})
+    return Estimate(losses, losses.detach(), divergence, vertices, rows, weights, metrics or {})
 
 
-def uniform_kl(structure: Structure, scores: Tensor, mask: Tensor | None) -> Tensor:
-    """KL of the Gibbs distribution from the uniform one over the same vertices, ``log |X| - H``: ``[*batch]``."""
+def log_size(structure: Structure, scores: Tensor, mask: Tensor | None) -> Tensor:
+    """``log |X|``, without gradient: ``[*batch]``; what a point mass is from the uniform distribution, the furthest of
+    all.
+    """
     with torch.no_grad():
-        log_size = structure.log_partition(torch.zeros_like(scores), mask)
-    return log_size - structure.entropy(scores, mask)
+        return structure.log_partition(torch.zeros_like(scores), mask)
 
 
-__all__ = ["Estimate", "Estimator", "Objective", "UnsupportedError", "each_once", "pathwise", "uniform_kl"]
+def gibbs_divergence(structure: Structure, scores: Tensor, mask: Tensor | None) -> Divergence:
+    """Of the Gibbs distribution from the uniform one over the same vertices, ``log |X| - H``."""
+    return Divergence(log_size(structure, scores, mask) - structure.entropy(scores, mask), "vertex")
+
+
+def utility_divergence(structure: Structure, utility: Utility, scores: Tensor, noisy: Tensor) -> Divergence:
+    """Of the utilities of the parts ``noisy`` (bool ``[*batch, *parts]``, each once) from those of scores 0."""
+    each = torch.where(noisy, utility.kl(torch.where(noisy, scores, 0.0)), 0.0)
+    return Divergence(each.flatten(-structure.layout.ndim).sum(-1), "parts")
+
+
+__all__ = [
+    "Divergence",
+    "Estimate",
+    "Estimator",
+    "Objective",
+    "Over",
+    "UnsupportedError",
+    "each_once",
+    "gibbs_divergence",
+    "log_size",
+    "pathwise",
+    "utility_divergence",
+]

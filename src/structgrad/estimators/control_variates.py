@@ -12,9 +12,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, each_once, uniform_kl
-from structgrad.estimators.score_function import draw_trace, exponential_kl, exponentials
-from structgrad.estimators.utilities import Logistic
+from structgrad.estimators.base import Estimate, Estimator, Objective, each_once, gibbs_divergence, utility_divergence
+from structgrad.estimators.score_function import draw_trace, exponentials
+from structgrad.estimators.utilities import Logistic, NegExponential
 from structgrad.structures.base import Structure, Trace, UnsupportedError
 
 CriticName = Literal["flat", "parts"]
@@ -55,6 +55,7 @@ class ControlVariate(Estimator):
         if not self.explicit:
             structure.require("trace", "trace_log_prob", "conditional", by=by)
         self.n_samples = n_samples
+        self.kl_over = "vertex" if self.explicit else "parts"
 
     @abc.abstractmethod
     def criticise(
@@ -74,12 +75,16 @@ class ControlVariate(Estimator):
             ``[batch, M, *vertex]``, of which the first K are ``vertices``.
         """
 
-    def forward(
-        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         structure, batch = self.structure, scores.shape[0]
-        kl = uniform_kl(structure, scores, mask) if self.explicit else exponential_kl(structure, scores, mask)
+        exists = structure.parts(scores, mask)
+        if self.explicit:
+            divergence = gibbs_divergence(structure, scores, mask)
+        else:
+            divergence = utility_divergence(structure, NegExponential(), scores, exists)
         if not self.training:
             if self.explicit:
                 hard = structure.sample(scores.detach(), mask)
@@ -87,9 +92,8 @@ class ControlVariate(Estimator):
                 hard = draw_trace(structure, scores.detach(), mask).vertex
             rows, weights = each_once(batch, scores.device)
             losses = objective(hard, rows)
-            return Estimate(losses, losses.detach(), kl, hard, rows, weights)
+            return Estimate(losses, losses.detach(), divergence, hard, rows, weights)
 
-        exists = structure.parts(scores, mask)
         finite = torch.where(exists, scores, 0.0)
         each = (batch, self.n_samples, *scores.shape[1:])
         both = (batch, self.n_samples, 2, *scores.shape[1:])
@@ -139,7 +143,7 @@ class ControlVariate(Estimator):
         return Estimate(
             surrogate=losses.mean(1) + to_scores + to_critic,
             objective=losses.detach().mean(1),
-            kl=kl,
+            divergence=divergence,
             vertices=evaluated.flatten(0, 1),
             rows=torch.arange(batch, device=scores.device).repeat_interleave(samples),
             weights=weights.flatten(),

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.eager import values_can_be_read
-from structgrad.estimators.base import Estimate, Estimator, Objective, each_once, uniform_kl
+from structgrad.estimators.base import (
+    Divergence,
+    Estimate,
+    Estimator,
+    Objective,
+    Over,
+    each_once,
+    gibbs_divergence,
+    log_size,
+)
 from structgrad.estimators.score_function import RunningMean
 from structgrad.structures import OneHot
 from structgrad.structures.base import SparseDistribution, Structure, UnsupportedError
@@ -62,8 +71,8 @@ class Marginalize(Estimator):
     the share of examples with fewer than k vertices in their support, where the result is the sparsemax over
     *all* vertices. Weights are the same in training and in evaluation.
 
-    ``kl`` is that from the uniform distribution over all vertices, ``log |X| - H(w)``, where the structure
-    can count them (``log_partition``), else ``-H(w)``.
+    ``kl`` is over the vertex: from the uniform distribution over all vertices, ``log |X| - H(w)``. There is none
+    where they are neither listed nor counted (``log_partition``).
 
     Args:
         structure: the set of vertices.
@@ -91,24 +100,22 @@ class Marginalize(Estimator):
                 f"those of {structure.name} are not"
             )
         self.distribution, self.k = distribution, k
+        self.kl_over = "vertex" if oracle == "enumerate" or "log_partition" in structure.oracles else None
         self._vertices: dict[torch.Size, Tensor] = {}
 
-    def forward(
-        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         batch = scores.shape[0]
-        sparse, log_weights, metrics = self._weigh(scores, mask)
+        sparse, log_weights, log_count, metrics = self._weigh(scores, mask)
         losses = objective(sparse.vertices, sparse.rows)
         terms = torch.stack([sparse.weights * losses, sparse.weights * log_weights], -1)
         expected, negative_entropy = terms.new_zeros(batch, 2).index_add(0, sparse.rows, terms).unbind(-1)
-        kl = negative_entropy
-        if "log_partition" in self.structure.oracles:
-            kl = kl + self.structure.log_partition(torch.zeros_like(scores), mask)
         return Estimate(
             surrogate=expected,
             objective=expected.detach(),
-            kl=kl,
+            divergence=None if log_count is None else Divergence(log_count + negative_entropy, "vertex"),
             vertices=sparse.vertices,
             rows=sparse.rows,
             weights=sparse.weights.detach(),
@@ -116,24 +123,29 @@ class Marginalize(Estimator):
             exact=True,
         )
 
-    def _weigh(self, scores: Tensor, mask: Tensor | None) -> tuple[SparseDistribution, Tensor, dict[str, Tensor]]:
-        """The distribution, the logarithms of its weights, and metrics."""
+    def _weigh(
+        self, scores: Tensor, mask: Tensor | None
+    ) -> tuple[SparseDistribution, Tensor, Tensor | None, dict[str, Tensor]]:
+        """The distribution, the logarithms of its weights, ``log |X|`` ``[batch]`` if known, and metrics."""
+        if self.distribution in ("sparsemap", "topk_sparsemax"):
+            log_count = log_size(self.structure, scores, mask) if self.kl_over else None
         if self.distribution == "sparsemap":
             sparse = self.structure.sparsemap(scores, mask)
-            return sparse, sparse.weights.log(), {}
+            return sparse, sparse.weights.log(), log_count, {}
         if self.k is not None:
             vertices, values = self.structure.top_k(scores, self.k, mask)
             weights = sparsemax(values)
             sparse = _select(vertices, weights, weights > 0)
             certified = ((weights > 0).sum(-1) < self.k).to(scores).mean()
-            return sparse, sparse.weights.log(), {"certified": certified}
+            return sparse, sparse.weights.log(), log_count, {"certified": certified}
         vertices, values = self._all(scores, mask)
         exist = values > -math.inf
+        log_count = exist.sum(-1).to(values).log()
         if self.distribution == "softmax":
             log_weights = values.log_softmax(-1)
-            return _select(vertices, log_weights.exp(), exist), log_weights[exist], {}
+            return _select(vertices, log_weights.exp(), exist), log_weights[exist], log_count, {}
         sparse = _select(vertices, (weights := sparsemax(values)), weights > 0)
-        return sparse, sparse.weights.log(), {}
+        return sparse, sparse.weights.log(), log_count, {}
 
     def _all(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Every vertex, ``[batch, V, *parts]`` (a view), and the values ``[batch, V]``, -inf where a vertex
@@ -196,6 +208,8 @@ class SumAndSample(Estimator):
         ValueError: for k, tries or decay out of range.
     """
 
+    kl_over: Over | None = "vertex"
+
     def __init__(self, structure: Structure, k: int = 1, tries: int = 16, decay: float = 0.99) -> None:
         super().__init__(structure)
         if k < 1 or tries < 1:
@@ -204,17 +218,17 @@ class SumAndSample(Estimator):
         self.k, self.tries = k, tries
         self.running = RunningMean(decay)
 
-    def forward(
-        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         structure, batch = self.structure, scores.shape[0]
-        kl = uniform_kl(structure, scores, mask)
+        divergence = gibbs_divergence(structure, scores, mask)
         if not self.training:
             vertices = structure.sample(scores.detach(), mask)
             rows, weights = each_once(batch, scores.device)
             losses = objective(vertices, rows)
-            return Estimate(losses, losses.detach(), kl, vertices, rows, weights)
+            return Estimate(losses, losses.detach(), divergence, vertices, rows, weights)
 
         best, values = structure.top_k(scores, self.k, mask)
         exist = values > -math.inf
@@ -235,7 +249,7 @@ class SumAndSample(Estimator):
         weights = torch.cat([probabilities.detach(), rest[:, None]], 1)
         value = (torch.cat([weights[:, :-1], factor[:, None]], 1) * losses.detach()).sum(1)
         self.running.update(value)
-        return Estimate(inside.sum(1) + outside, value, kl, vertices.flatten(0, 1), rows, weights.flatten())
+        return Estimate(inside.sum(1) + outside, value, divergence, vertices.flatten(0, 1), rows, weights.flatten())
 
     @torch.no_grad()
     def _rest(

@@ -8,7 +8,17 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, UnsupportedError, pathwise, uniform_kl
+from structgrad.estimators.base import (
+    Divergence,
+    Estimate,
+    Estimator,
+    Objective,
+    Over,
+    UnsupportedError,
+    gibbs_divergence,
+    pathwise,
+    utility_divergence,
+)
 from structgrad.estimators.utilities import Utility, UtilityName, make_utility
 from structgrad.structures.base import Structure
 from structgrad.structures.one_hot import OneHot
@@ -75,11 +85,6 @@ def clip_scores(structure: Structure, scores: Tensor, mask: Tensor | None, reach
     return torch.where(exists, (scores - top).clamp_min(-reach), 0.0)
 
 
-def sum_over_parts(structure: Structure, values: Tensor, exists: Tensor) -> Tensor:
-    """Sum of ``values`` over the parts that exist: ``[*batch]``."""
-    return torch.where(exists, values, 0.0).flatten(-structure.layout.ndim).sum(-1)
-
-
 def _make_utility(structure: Structure, utility: str | Utility) -> Utility:
     """The utility, which may also be ``"gibbs"``."""
     if utility != "gibbs":
@@ -132,11 +137,11 @@ class SST(Estimator):
     objective at hard vertices, and exact for the one at relaxed vertices; bias falls and variance grows with falling
     temperature t. In evaluation vertices are hard.
 
-    With ``kl="utility"``, :attr:`Estimate.kl` is the KL divergence of the utilities from their prior (scores 0) summed
-    over the perturbed parts, an upper bound on the KL of the vertices; it is of the scores before clipping, infinite
-    where float32 cannot hold it (Gumbel at scores below -88). With ``kl="distribution"`` it is that of the Gibbs
-    distribution from the uniform one (the vertices' own distribution for ``OneHot`` with gumbel and ``Subset`` with
-    logistic utilities; Correia et al. 2020, footnote 4).
+    With ``kl="utility"``, :attr:`Estimate.kl` is over parts: the KL divergence of the utilities from their prior
+    (scores 0) summed over the perturbed parts, an upper bound on the KL of the vertices; it is of the scores before
+    clipping, infinite where float32 cannot hold it (Gumbel at scores below -88). With ``kl="distribution"`` it is over
+    the vertex: of the Gibbs distribution from the uniform one, where that is the vertices' own (``OneHot`` with gumbel,
+    ``Subset`` with logistic utilities; Correia et al. 2020, footnote 4).
 
     Args:
         structure: the set of vertices.
@@ -155,7 +160,8 @@ class SST(Estimator):
         kl: see above.
 
     Raises:
-        UnsupportedError: if the structure lacks the relaxation, the argmax, or what ``kl`` needs.
+        UnsupportedError: if the structure lacks the relaxation, the argmax, or what ``kl`` needs; for
+            ``kl="distribution"`` with utilities whose vertices are no Gibbs samples.
         ValueError: for options out of range or that do not fit together.
     """
 
@@ -210,19 +216,25 @@ class SST(Estimator):
             raise ValueError(f"kl must be one of {', '.join(get_args(KL))}; got {kl!r}")
         if kl == "distribution":
             structure.require("log_partition", "entropy", by="estimator sst (kl=distribution)")
+            if structure.noise is None or type(make_utility(structure.noise)) is not type(self.utility):
+                raise UnsupportedError(
+                    "kl=distribution is that of the Gibbs distribution, from which "
+                    f"{type(self.utility).__name__} utilities do not sample {structure.name}; use kl=utility"
+                )
         self.relaxation, self.temperature, self.clip_range = relaxation, temperature, clip_range
         self.straight_through, self.n_samples = straight_through, n_samples
-        self.backward_by, self.epsilon, self.kl = backward, epsilon, kl
+        self.backward_by, self.epsilon = backward, epsilon
+        self.kl_over = "vertex" if kl == "distribution" else "parts"
 
-    def forward(
-        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
-        kl = self._kl(scores, mask)
+        divergence = self._divergence(scores, mask)
         if not self.training:
             with torch.no_grad():
                 vertices = self.structure.argmax(self.perturb(scores, mask), mask)
-            return pathwise(objective, vertices, 1, kl)
+            return pathwise(objective, vertices, 1, divergence)
         temperature, metrics = self.temperature, {}
         if isinstance(temperature, ExponentialSchedule):
             current = temperature()
@@ -240,7 +252,7 @@ class SST(Estimator):
         if self.straight_through:
             # The relaxed terms cancel exactly, so that the value is the hard vertex to the last bit.
             vertices = self.structure.argmax(utilities, mask) + (vertices - vertices.detach())
-        return pathwise(objective, vertices, self.n_samples, kl, metrics)
+        return pathwise(objective, vertices, self.n_samples, divergence, metrics)
 
     def perturb(self, scores: Tensor, mask: Tensor | None, draws: int | None = None) -> Tensor:
         """Random utilities ``[*batch, *parts]`` (``[draws, *batch, *parts]``), differentiable in the scores."""
@@ -254,11 +266,11 @@ class SST(Estimator):
         relaxed: Tensor = _FiniteDifference.apply(utilities, mask, self.structure, self.relaxation, self.epsilon)
         return relaxed
 
-    def _kl(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        if self.kl == "distribution":
-            return uniform_kl(self.structure, scores, mask)
-        exists = self.structure.parts(scores, mask) & self.structure.perturbed(scores)
-        return sum_over_parts(self.structure, self.utility.kl(torch.where(exists, scores, 0.0)), exists)
+    def _divergence(self, scores: Tensor, mask: Tensor | None) -> Divergence:
+        if self.kl_over == "vertex":
+            return gibbs_divergence(self.structure, scores, mask)
+        noisy = self.structure.parts(scores, mask) & self.structure.perturbed(scores)
+        return utility_divergence(self.structure, self.utility, scores, noisy)
 
 
 class Deterministic(Estimator):
@@ -270,8 +282,9 @@ class Deterministic(Estimator):
     - ``entmax``: entmax with parameter alpha, for ``OneHot`` (Peters et al. 2019; learned: Correia et al. 2019).
 
     In training this is exact for the objective of the relaxed model. In evaluation the vertex is ``argmax(scores)``,
-    the hard vertex. ``kl`` is that of the Gibbs distribution from the uniform one for ``marginal`` where the
-    structure can compute it; the other mappings are means of no particular distribution: 0.
+    the hard vertex. While training ``marginal`` has the ``kl`` of the Gibbs distribution, whose mean it is, from the
+    uniform one, where the structure can compute it. The other mappings are means of no particular distribution, and
+    the argmax of an evaluation is none of the Gibbs distribution: there is no ``kl``.
 
     Args:
         structure: the set of vertices.
@@ -305,17 +318,19 @@ class Deterministic(Estimator):
                 raise ValueError(f"alpha belongs to mapping=entmax; got {mapping}")
             structure.require({"marginal": "marginals", "sparsemap": "project"}[mapping], by=by)
         self.mapping, self.alpha = mapping, alpha
-        self.has_kl = mapping == "marginal" and {"log_partition", "entropy"} <= structure.oracles
+        has_kl = mapping == "marginal" and {"log_partition", "entropy"} <= structure.oracles
+        self.kl_over = "vertex" if has_kl else None
         self.logit = nn.Parameter(torch.logit(torch.tensor(alpha) - 1)) if learn_alpha else None
 
-    def forward(
-        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
-        kl = uniform_kl(self.structure, scores, mask) if self.has_kl else scores.new_zeros(scores.shape[0])
         metrics = {} if self.logit is None else {"alpha": self.current_alpha().detach()}
-        vertices = self.relax(scores, mask) if self.training else self.structure.argmax(scores, mask)
-        return pathwise(objective, vertices, 1, kl, metrics)
+        if not self.training:
+            return pathwise(objective, self.structure.argmax(scores, mask), 1, None, metrics)
+        divergence = gibbs_divergence(self.structure, scores, mask) if self.kl_over == "vertex" else None
+        return pathwise(objective, self.relax(scores, mask), 1, divergence, metrics)
 
     def current_alpha(self) -> Tensor:
         """The learned alpha, a scalar."""
@@ -397,6 +412,7 @@ class Perturbed(Estimator):
     """
 
     needs_differentiable_objective: ClassVar[bool] = True
+    kl_over: Over | None = "parts"
 
     def __init__(
         self,
@@ -416,17 +432,17 @@ class Perturbed(Estimator):
             raise ValueError(f"n_samples must be at least 1; got {n_samples}")
         self.sigma, self.n_samples = sigma, n_samples
 
-    def forward(
-        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         exists = self.structure.parts(scores, mask)
         safe = torch.where(exists, scores, 0.0)
-        kl = sum_over_parts(self.structure, self.utility.kl(safe / self.sigma), exists)
+        divergence = utility_divergence(self.structure, self.utility, safe / self.sigma, exists)
         samples = self.n_samples if self.training else 1
         noise = self.utility.sample(torch.zeros_like(safe), samples)
         vertices = self.structure.argmax(safe.detach() + self.sigma * noise, mask)
         if not self.training:
-            return pathwise(objective, vertices[0], 1, kl)
+            return pathwise(objective, vertices[0], 1, divergence)
         mean = mean_argmax(safe, vertices, noise, self.utility, exists, self.sigma)
-        return pathwise(objective, mean, 1, kl)
+        return pathwise(objective, mean, 1, divergence)

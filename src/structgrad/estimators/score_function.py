@@ -7,12 +7,19 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, uniform_kl
-from structgrad.estimators.utilities import Utility, UtilityName, exponential_like, make_utility
+from structgrad.estimators.base import (
+    Divergence,
+    Estimate,
+    Estimator,
+    Objective,
+    gibbs_divergence,
+    utility_divergence,
+)
+from structgrad.estimators.utilities import NegExponential, Utility, UtilityName, exponential_like, make_utility
 from structgrad.structures.base import Structure, Trace, UnsupportedError
 
 Action = Literal["X", "T", "E", "U"]
-Baseline = Literal["none", "ema", "batch", "sample", "greedy", "loo", "nvil"]
+Baseline = Literal["none", "ema", "elbo", "batch", "sample", "greedy", "loo", "nvil"]
 
 
 def exponentials(log_rates: Tensor, exists: Tensor) -> Tensor:
@@ -35,17 +42,6 @@ def draw_trace(structure: Structure, log_rates: Tensor, mask: Tensor | None) -> 
     """A sample of the trace; its vertex is in the dtype of ``log_rates``."""
     trace = structure.trace(exponentials(log_rates, structure.parts(log_rates, mask)), mask)
     return Trace(trace.vertex.to(log_rates.dtype), trace.choices)
-
-
-def exponential_kl(structure: Structure, log_rates: Tensor, mask: Tensor | None) -> Tensor:
-    """KL of ``Exp(exp(log_rates))`` from ``Exp(1)`` summed over the parts, each once: ``[*batch]``.
-
-    With s = log rate it is ``s + exp(-s) - 1`` a part, which is also the KL of Gumbel(s) from Gumbel(0), as
-    ``U = -log E`` is one-to-one.
-    """
-    exists = structure.parts(log_rates, mask)
-    s = torch.where(exists, log_rates, 0.0)
-    return torch.where(exists, s + torch.expm1(-s), 0.0).flatten(-structure.layout.ndim).sum(-1)
 
 
 class RunningMean(nn.Module):
@@ -114,6 +110,8 @@ class Reinforce(Estimator):
 
     - ``ema``: exponential moving average of the objective over past steps, started at zero and corrected for
       it (zero on the first step);
+    - ``elbo``: the same of the whole loss, ``objective + kl_weight kl`` (minus the ELBO), less the example's own
+      ``kl_weight kl``, so that the signal is the loss less its average (Paulus et al. 2020, C.1);
     - ``batch``: mean objective of the *other* examples of the batch;
     - ``sample``: objective of one independent sample (SFE+ of Correia et al. 2020, section 5.1); costs one
       more evaluation;
@@ -184,16 +182,17 @@ class Reinforce(Estimator):
             self.utility = make_utility(utility or structure.noise or "gumbel")
         self.action, self.baseline, self.n_samples = action, baseline, n_samples
         self.normalize_variance = normalize_variance
-        if baseline in ("ema", "nvil"):
+        self.kl_over = "vertex" if action == "X" else "parts"
+        if baseline in ("ema", "elbo", "nvil"):
             self.running = RunningMean(decay)
         if context_size is not None:
             self.network = nn.Sequential(nn.Linear(context_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
 
-    def forward(
-        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
-        """See :class:`~structgrad.estimators.base.Estimator`; ``context`` ``[batch, context_size]`` is for
-        ``nvil``.
+        """See :class:`~structgrad.estimators.base.Estimator`; ``context`` ``[batch, context_size]`` is for ``nvil``,
+        ``kl_weight`` for ``elbo``.
         """
         batch = scores.shape[0]
         samples = self.n_samples if self.training else 1
@@ -210,15 +209,17 @@ class Reinforce(Estimator):
         losses, rival_loss = losses[:, :samples], losses[:, samples:].detach()
         signal = losses.detach()
         surrogate = losses.mean(1)
+        divergence = self._divergence(scores, mask)
         if self.training:
-            baseline, penalty = self._baseline(signal, rival_loss, context)
+            beside = kl_weight * divergence.value.detach()[:, None]
+            baseline, penalty = self._baseline(signal, rival_loss, beside, context)
             advantage = signal - baseline
             if self.normalize_variance:
                 advantage = advantage / self.running.deviation.clamp_min(1.0)
             log_prob = self._log_prob(action, expanded, sample_mask)
             surrogate = surrogate + (advantage * log_prob).mean(1) + penalty
-            if self.baseline in ("ema", "nvil"):
-                # What remains after the input-dependent part; for ema that is the objective itself.
+            if self.baseline in ("ema", "elbo", "nvil"):
+                # What remains after the input-dependent part; for ema that is the objective itself, for elbo the loss.
                 self.running.update(signal - baseline + self.running.mean)
         weights = torch.full_like(signal, 1 / samples)
         if own:
@@ -226,7 +227,7 @@ class Reinforce(Estimator):
         return Estimate(
             surrogate=surrogate,
             objective=signal.mean(1),
-            kl=self._kl(scores, mask),
+            divergence=divergence,
             vertices=vertices.flatten(0, 1),
             rows=rows,
             weights=weights.flatten(),
@@ -267,24 +268,25 @@ class Reinforce(Estimator):
         """The vertex whose objective is the baseline: ``[batch, *parts]``."""
         return self.structure.argmax(scores, mask) if self.baseline == "greedy" else self._sample(scores, mask)[0]
 
-    def _kl(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+    def _divergence(self, scores: Tensor, mask: Tensor | None) -> Divergence:
         if self.action == "X":
-            return uniform_kl(self.structure, scores, mask)
-        if self.action != "U":
-            return exponential_kl(self.structure, scores, mask)
-        exists = self.structure.parts(scores, mask)
-        kl = self.utility.kl(torch.where(exists, scores, 0.0))
-        return torch.where(exists, kl, 0.0).flatten(-self.structure.layout.ndim).sum(-1)
+            return gibbs_divergence(self.structure, scores, mask)
+        utility = self.utility if self.action == "U" else NegExponential()
+        return utility_divergence(self.structure, utility, scores, self.structure.parts(scores, mask))
 
     # --- baselines --------------------------------------------------------------------------------------------------
 
-    def _baseline(self, losses: Tensor, rival: Tensor, context: Tensor | None) -> tuple[Tensor | float, Tensor | float]:
+    def _baseline(
+        self, losses: Tensor, rival: Tensor, beside: Tensor, context: Tensor | None
+    ) -> tuple[Tensor | float, Tensor | float]:
         """Detached baseline, broadcastable to ``losses`` ``[batch, K]``, and the training loss of the
-        baseline, broadcastable to ``[batch]``.
+        baseline, broadcastable to ``[batch]``; ``beside`` ``[batch, 1]`` is what the whole loss has besides these.
         """
         batch, samples = losses.shape
         if self.baseline == "ema":
             return self.running.mean, 0.0
+        if self.baseline == "elbo":
+            return self.running.mean - beside, 0.0
         if self.baseline in ("sample", "greedy"):
             return rival, 0.0
         if self.baseline == "loo":

@@ -8,8 +8,14 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, UnsupportedError, pathwise
-from structgrad.estimators.relaxation import sum_over_parts
+from structgrad.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    UnsupportedError,
+    pathwise,
+    utility_divergence,
+)
 from structgrad.estimators.utilities import Utility, UtilityName, make_utility
 from structgrad.structures.base import Structure
 
@@ -74,8 +80,8 @@ class Surrogate(Estimator):
     Hard vertices in training and evaluation; in training they carry a gradient, so that decoders may not take their
     sparse path.
 
-    ``kl`` is that of the utilities from their prior (scores 0), and 0 without noise or for sum-of-gamma noise, whose
-    density has no closed form.
+    ``kl`` is over parts: of the utilities from their prior (scores 0). There is none without noise, nor for
+    sum-of-gamma noise, whose density has no closed form.
 
     Args:
         structure: the set of vertices.
@@ -119,13 +125,17 @@ class Surrogate(Estimator):
         self.method, self.step, self.n_samples = method, step, n_samples
         self.utility: Utility | SumOfGamma | None
         self.utility = utility if utility is None or isinstance(utility, SumOfGamma) else make_utility(utility)
+        self.kl_over = "parts" if isinstance(self.utility, Utility) else None
 
-    def forward(
-        self, scores: Tensor, objective: Objective, *, mask: Tensor | None = None, context: Tensor | None = None
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         samples = self.n_samples if self.training else 1
-        kl = self._kl(scores, mask)
+        divergence = None
+        if isinstance(self.utility, Utility):
+            noisy = self.structure.parts(scores, mask) & self.structure.perturbed(scores)
+            divergence = utility_divergence(self.structure, self.utility, scores, noisy)
         if samples > 1:
             mask = None if mask is None else mask.expand(scores.shape).repeat_interleave(samples, 0)
             scores = scores.repeat_interleave(samples, 0)
@@ -136,7 +146,7 @@ class Surrogate(Estimator):
             vertices: Tensor = _Surrogate.apply(utility, mask, self)
         else:
             vertices = self.structure.argmax(utility, mask)
-        return pathwise(objective, vertices, samples, kl)
+        return pathwise(objective, vertices, samples, divergence)
 
     def pull_back(self, gradient: Tensor, vertex: Tensor, utility: Tensor, mask: Tensor | None) -> Tensor:
         """What stands in for the gradient of the objective for the utilities: ``[*batch, *parts]``.
@@ -159,9 +169,3 @@ class Surrogate(Estimator):
         else:
             moved = (vertex - self.structure.argmax(utility - self.step * gradient, mask)) / self.step
         return torch.where(exists, moved, 0.0)
-
-    def _kl(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        if not isinstance(self.utility, Utility):
-            return scores.new_zeros(scores.shape[0])
-        exists = self.structure.parts(scores, mask) & self.structure.perturbed(scores)
-        return sum_over_parts(self.structure, self.utility.kl(torch.where(exists, scores, 0.0)), exists)

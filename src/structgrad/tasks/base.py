@@ -6,18 +6,19 @@ import abc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from structgrad.data import Batch, Batches, Steps
-from structgrad.estimators.base import Estimator
+from structgrad.estimators.base import Estimate, Estimator, log_size
 from structgrad.structures.base import Structure
 
 Split = Literal["train", "val", "test"]
-OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+#: Parameters or parameter groups -> optimizer.
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]]], torch.optim.Optimizer]
 
 
 @dataclass
@@ -45,7 +46,8 @@ class Task(pl.LightningModule, abc.ABC):
     Args:
         structure: the latent structure, or a stand-in with ``is_latent = False`` for a baseline without a latent.
         estimator: built over that structure; None exactly when the structure is not latent.
-        optimizer: parameters -> optimizer (a Hydra partial).
+        optimizer: parameter groups -> optimizer (a Hydra partial); its weight decay is the model's alone, see
+            :meth:`configure_optimizers`.
     """
 
     #: Logged metric (`val/...`) that selects the best checkpoint, and in which direction.
@@ -86,6 +88,33 @@ class Task(pl.LightningModule, abc.ABC):
         """After the test: draw what was learnt on a few test examples into ``folder``; returns the files."""
         return []
 
+    # --- the divergence from the prior ------------------------------------------------------------------------------
+
+    def require_kl(self, by: str) -> None:
+        """For constructors: raise unless :meth:`latent_kl` will have an answer.
+
+        Args:
+            by: what needs it, for the message.
+
+        Raises:
+            UnsupportedError: one line.
+        """
+        if self.estimator is not None and self.estimator.kl_over is None:
+            self.structure.require("log_partition", by=f"{by}, with an estimator that has no KL divergence,")
+
+    def latent_kl(self, estimate: Estimate, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The KL divergence of an estimate; where it has none, that of a point mass, ``log |X|``: ``[batch]``.
+
+        That is right for one vertex without noise, and otherwise too large rather than too small: no distribution over
+        X is further from the uniform one. It is constant.
+
+        Args:
+            estimate: of the scores.
+            scores: ``[batch, *parts]``.
+            mask: which parts exist.
+        """
+        return log_size(self.structure, scores, mask) if estimate.divergence is None else estimate.kl
+
     # --- Lightning ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Steps:
@@ -104,8 +133,16 @@ class Task(pl.LightningModule, abc.ABC):
         return self.batches(split).shard(self.global_rank, self.trainer.world_size)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer over all trainable parameters, the estimator's included."""
-        return self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+        """The optimizer over all trainable parameters.
+
+        Those of the estimator (critics, baselines, a learnt temperature) are a group of their own, without the weight
+        decay of the model.
+        """
+        own = [] if self.estimator is None else [p for p in self.estimator.parameters() if p.requires_grad]
+        names = {id(p) for p in own}
+        model = [p for p in self.parameters() if p.requires_grad and id(p) not in names]
+        groups: list[dict[str, Any]] = [{"params": model}, {"params": own, "weight_decay": 0.0}]
+        return self.make_optimizer([group for group in groups if group["params"]])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; logs ``train/*``."""

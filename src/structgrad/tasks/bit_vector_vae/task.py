@@ -11,7 +11,7 @@ from torch import Tensor
 
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
-from structgrad.structures.base import Structure
+from structgrad.structures.base import Structure, UnsupportedError
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.bit_vector_vae.data import ImageData
 from structgrad.tasks.bit_vector_vae.model import Decoder, Encoder
@@ -26,8 +26,9 @@ class BitVectorVAE(Task):
 
     The encoder scores the bits; the objective is ``-log p(x | z)``, an independent categorical distribution over 256
     grey levels for every pixel. The prior is uniform over all ``2^D`` bit vectors, whatever the structure: the rate is
-    ``D log 2 - H(q)``, which is an estimator's ``kl`` (from the uniform distribution over the vertices) plus the
-    constant ``D log 2 - log |X|``, not 0 for structures with a budget. Metrics are means over images, in nats:
+    ``D log 2 - H(q)``, which is an estimator's ``kl`` over the vertex (from the uniform distribution over all of them)
+    plus the constant ``D log 2 - log |X|``, not 0 for structures with a budget. An estimator that has no ``kl`` gets
+    that of a point mass, ``log |X|``: a rate of ``D log 2``. Metrics are means over images, in nats:
 
     - ``rate``; ``distortion``, the objective; ``elbo``, minus their sum;
     - ``decoder_calls``; in training also its quartiles over the images of every epoch;
@@ -35,7 +36,7 @@ class BitVectorVAE(Task):
 
     Args:
         structure: over a vector of parts.
-        estimator: its ``kl`` must be that of its vertices' distribution.
+        estimator: its ``kl``, if any, must be over the vertex.
         optimizer: see :class:`~structgrad.tasks.base.Task`.
         data: the images.
         bits: D.
@@ -49,7 +50,8 @@ class BitVectorVAE(Task):
         seed: of the order of training images.
 
     Raises:
-        UnsupportedError: if the structure lacks ``sample``, ``log_prob`` or ``log_partition``.
+        UnsupportedError: if the structure lacks ``sample``, ``log_prob`` or ``log_partition``, or the estimator's
+            ``kl`` is over parts.
         ValueError: if its parts are no vector, or a size is below 1.
     """
 
@@ -78,6 +80,11 @@ class BitVectorVAE(Task):
         if structure.layout.name != "vector" or estimator is None:
             raise ValueError(f"bit_vector_vae needs a latent vector of bits; got {structure.name}")
         structure.require("sample", "log_prob", "log_partition", by="task bit_vector_vae")
+        if estimator.kl_over == "parts":
+            raise UnsupportedError(
+                "task bit_vector_vae needs the KL of the bit vectors, and this estimator has that of utilities, which "
+                "is larger; relaxations with estimator.utility=gibbs have estimator.kl=distribution"
+            )
         if min(bits, importance_samples, importance_images) < 1:
             raise ValueError("bits, importance_samples and importance_images must be at least 1")
         self.data, self.bits, self.seed = data, bits, seed
@@ -113,7 +120,7 @@ class BitVectorVAE(Task):
         images = batch["images"]
         scores, features = self.encoder(images)
         estimate = self.estimator(scores, lambda vertices, rows: self.decoder(vertices, images, rows), context=features)
-        rate = estimate.kl + self.outside
+        rate = self.latent_kl(estimate, scores) + self.outside
         metrics = {
             "rate": rate.detach().mean(),
             "distortion": estimate.objective.mean(),

@@ -26,7 +26,8 @@ class GraphLayout(Task):
 
     The layout of ``structure`` decides whether the graph is directed: scores of undirected edges are averaged over both
     directions. An estimator's KL counts each undirected edge once; the published protocol sums over all directed
-    entries, that is it counts each twice (``both_directions``).
+    entries, that is it counts each twice (``both_directions``). A KL over whole graphs is no such sum and is taken as
+    it is; an estimator that has none gets that of a point mass, the logarithm of the number of graphs.
 
     Edge precision and recall are averages over graphs. As the two edge types have no names, the complement of the
     sampled graph may be the better answer; whichever has the higher mean precision on the data set is reported, one
@@ -43,8 +44,7 @@ class GraphLayout(Task):
         variance: of the output, 5e-5 in Kipf et al. (2018).
         teacher_forcing: the decoder is given the true layout again after so many steps in training; in evaluation
             it is given every one.
-        both_directions: count the KL of an undirected edge twice. Turn it off for estimators whose KL is that of whole
-            graphs, for which the sum over edges has no meaning.
+        both_directions: count the KL of an undirected edge twice, where the KL is over parts.
         seed: of the order of training graphs.
 
     Raises:
@@ -81,7 +81,9 @@ class GraphLayout(Task):
         self.data = data
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.variance, self.teacher_forcing = variance, teacher_forcing
-        self.kl_count = 2 if both_directions and structure.layout.name == "undirected" else 1
+        self.require_kl("task graph_layout")
+        over_parts = estimator is not None and estimator.kl_over == "parts"
+        self.kl_count = 2 if both_directions and over_parts and structure.layout.name == "undirected" else 1
         self.encoder = Encoder(2 * data.steps, hidden) if estimator is not None else None
         self.decoder = Decoder(hidden)
 
@@ -111,8 +113,9 @@ class GraphLayout(Task):
             self.structure.layout.symmetrize(scores),
             lambda vertices, rows: self._errors(positions, vertices, rows),
             context=features,
+            kl_weight=self.kl_count / n,
         )
-        kl = self.kl_count / n * estimate.kl
+        kl = self.kl_count / n * self.latent_kl(estimate, scores)
         metrics = {
             "elbo": -(estimate.objective + kl.detach()).mean(),
             "reconstruction": estimate.objective.mean(),

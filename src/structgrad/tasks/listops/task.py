@@ -43,11 +43,12 @@ class ListOps(Task):
         message_steps: of the graph network; the depth of the parse must not exceed it for the first token to hear of
             all.
         dropout: probability.
-        kl_weight: of the estimator's divergence from its prior; the paper has none.
+        kl_weight: of the estimator's divergence from its prior, if it has one; the paper has none.
         seed: of the order of training examples.
 
     Raises:
-        ValueError: for a latent structure that is not over the edges of a graph.
+        ValueError: for a latent structure that is not over the edges of a graph; for a ``kl_weight`` that would weigh
+            nothing.
     """
 
     monitor: ClassVar[str] = "val/accuracy"
@@ -71,6 +72,8 @@ class ListOps(Task):
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
         if (estimator is not None) != structure.is_latent:
             raise ValueError(f"{structure.name} takes {'an' if structure.is_latent else 'no'} estimator")
+        if kl_weight and (estimator is None or estimator.kl_over is None):
+            raise ValueError("kl_weight weighs a KL divergence, and there is none here; set it to 0")
         self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
         if isinstance(structure, NoStructure):
             self.baseline = LSTMClassifier(hidden, dropout, data.max_length)
@@ -114,7 +117,7 @@ class ListOps(Task):
         return StepOutput(F.cross_entropy(logits, values), len(values), {"accuracy": correct.mean()})
 
     def _latent_step(self, batch: Batch) -> StepOutput:
-        estimate, logits = self._estimate(batch)
+        estimate, logits, kl = self._estimate(batch)
         values = batch["values"]
         correct = (logits.argmax(1) == values[estimate.rows]).float()
         with torch.no_grad():
@@ -127,12 +130,12 @@ class ListOps(Task):
             **estimate.metrics,
         }
         loss = estimate.surrogate.mean() if self.training else estimate.objective.mean()
-        if self.kl_weight:
-            loss = loss + self.kl_weight * estimate.kl.mean()
+        if kl is not None:
+            loss = loss + self.kl_weight * kl.mean()
         return StepOutput(loss, len(values), metrics)
 
-    def _estimate(self, batch: Batch) -> tuple[Estimate, Tensor]:
-        """The estimate of a batch, and the logits ``[N, 10]`` of its vertices, detached."""
+    def _estimate(self, batch: Batch) -> tuple[Estimate, Tensor, Tensor | None]:
+        """The estimate of a batch, the logits ``[N, 10]`` of its vertices, detached, and the KL if it has a weight."""
         assert self.estimator is not None
         tokens, values = batch["tokens"], batch["values"]
         evaluated: list[Tensor] = []
@@ -145,15 +148,18 @@ class ListOps(Task):
             return F.cross_entropy(logits, values[rows], reduction="none")
 
         scores, summary = self.encoder(tokens)
+        scores = self.structure.layout.symmetrize(scores)
         exist = tokens != PAD
+        mask = exist[:, :, None] & exist[:, None]
         estimate: Estimate = self.estimator(
-            self.structure.layout.symmetrize(scores),
+            scores,
             objective,
-            mask=exist[:, :, None] & exist[:, None],
+            mask=mask,
             context=summary,
+            kl_weight=self.kl_weight,
         )
         (logits,) = evaluated
-        return estimate, logits
+        return estimate, logits, self.latent_kl(estimate, scores, mask) if self.kl_weight else None
 
     # --- pictures -------------------------------------------------------------------------------------------------
 
@@ -171,7 +177,7 @@ class ListOps(Task):
         if not len(chosen):
             return []
         batch = _cut_padding({name: tensor[chosen] for name, tensor in test.tensors.items()})
-        estimate, logits = self._estimate({name: tensor.to(self.device) for name, tensor in batch.items()})
+        estimate, logits, _ = self._estimate({name: tensor.to(self.device) for name, tensor in batch.items()})
         parses = []
         for i in range(len(chosen)):
             # The most probable of the vertices of an example, which is the only one unless the estimator is sparse.

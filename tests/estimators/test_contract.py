@@ -1,0 +1,146 @@
+"""What holds for every estimator of the configuration over every structure that it accepts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+
+from structgrad.diagnose import Problem
+from structgrad.estimators import SST, Deterministic, Marginalize, Reinforce, Surrogate
+from structgrad.estimators.base import Estimator
+from structgrad.structures import Arborescence, KSubset, Matching, OneHot, SpanningTree, Subset, UnsupportedError
+from tests.estimators.test_relaxation import CASES, problem
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+NAMES = sorted(path.stem for path in (CONFIGS / "estimator").glob("*.yaml") if path.stem != "none")
+#: Estimators without noise: they name no distribution.
+WITHOUT_KL = {"straight_through", "blackbox", "spigot", "sparsemax_attention", "entmax"}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def built(request: pytest.FixtureRequest) -> tuple[str, list[tuple[Estimator, Problem]]]:
+    """A configuration, and what it builds over every structure that it accepts."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose(overrides=[f"+estimator={request.param}", "+context_size=3"]).estimator
+    found = []
+    for name, (structure, *_) in CASES.items():
+        try:
+            estimator: Estimator = hydra.utils.instantiate(config, structure=structure).double()
+        except hydra.errors.InstantiationException as error:
+            if not isinstance(error.__cause__, ValueError):
+                raise
+        else:
+            # Lists of vertices are of one size for the whole batch.
+            listed = request.param in ("dense", "sparsemax")
+            found.append((estimator, problem(name, mask=torch.ones((), dtype=torch.bool)) if listed else problem(name)))
+    assert found
+    return request.param, found
+
+
+def run(estimator: Estimator, p: Problem, objective: Any = None) -> Any:
+    torch.manual_seed(0)
+    context = torch.zeros(len(p.scores), 3, dtype=torch.float64)
+    return estimator(p.scores, objective or p.decoder, mask=p.mask, context=context)
+
+
+def test_a_kl_says_what_it_is_over_and_is_none(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    name, pairs = built
+    for estimator, p in pairs:
+        estimate = run(estimator.train(), p)
+        assert (estimate.divergence and estimate.divergence.over) == estimator.kl_over
+        if name in WITHOUT_KL:
+            assert estimator.kl_over is None
+        if estimator.kl_over is None:
+            with pytest.raises(UnsupportedError, match="no KL divergence"):
+                estimate.kl  # noqa: B018
+        else:
+            assert estimate.kl.shape == (2,)
+            assert (estimate.kl >= -1e-12).all()
+            (estimate.surrogate + estimate.kl).mean().backward()
+        if estimator.kl_over == "vertex":
+            # No distribution is further from the uniform one than a point mass.
+            sizes = [math.log(len(p.vertices(example))) for example in range(2)]
+            assert (estimate.kl <= torch.tensor(sizes) + 1e-9).all()
+
+
+def test_one_batch_dimension(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    for estimator, p in built[1]:
+        for scores in (p.scores[0], p.scores[None]):
+            with pytest.raises(ValueError, match="exactly one batch dimension"):
+                estimator(scores, p.decoder)
+
+
+def test_a_loss_that_cannot_be_differentiated(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    weight = torch.ones((), requires_grad=True)
+    for estimator, p in built[1]:
+        estimator.train()._reaches_vertices = False
+        for objective in (
+            lambda vertices, rows: (vertices > 0.5).flatten(1).sum(1).double(),
+            lambda vertices, rows: weight * (vertices > 0.5).flatten(1).sum(1).double(),  # a gradient, but not there
+        ):
+            if estimator.needs_differentiable_objective:
+                with pytest.raises(ValueError, match="do not depend on the vertices differentiably"):
+                    run(estimator, p, objective)
+            else:
+                run(estimator, p, objective)
+
+
+def test_the_objective_returns_one_number_a_vertex() -> None:
+    with pytest.raises(ValueError, match=r"one number a vertex, \[2\]; got \[\]"):
+        Reinforce(OneHot())(torch.zeros(2, 3), lambda vertices, rows: vertices.sum())
+    with pytest.raises(ValueError, match=r"one number a vertex, \[2\]; got \[2, 1\]"):
+        Reinforce(OneHot())(torch.zeros(2, 3), lambda vertices, rows: vertices.sum(1, keepdim=True))
+
+
+def test_messages_show_the_shape() -> None:
+    for structure, shape in (
+        (OneHot(), "[batch, n]"),
+        (Arborescence(), "[batch, n, n]"),
+        (Matching(), "[batch, n, m]"),
+    ):
+        with pytest.raises(ValueError, match=shape.replace("[", r"\[")):
+            Surrogate(structure)(torch.zeros(6, 6, 6, 6), lambda vertices, rows: vertices.flatten(1).sum(1))
+
+
+def test_a_gibbs_kl_is_refused_for_vertices_of_another_distribution() -> None:
+    for structure, utility in ((SpanningTree(), "gumbel"), (KSubset(2), "gumbel"), (Subset(), "gaussian")):
+        with pytest.raises(UnsupportedError, match="use kl=utility"):
+            SST(structure, utility=utility, kl="distribution")  # type: ignore[arg-type]
+    SST(Subset(), utility="logistic", kl="distribution")
+
+
+def test_the_argmax_of_structured_attention_has_no_kl() -> None:
+    p = problem("spanning_tree")
+    estimator = Deterministic(p.structure)
+    assert estimator(p.scores, p.decoder, mask=p.mask).kl.shape == (2,)
+    assert estimator.eval()(p.scores, p.decoder, mask=p.mask).divergence is None
+
+
+def test_what_cannot_be_counted_has_no_kl() -> None:
+    assert Marginalize(Matching(), "sparsemap").kl_over is None
+    p = problem("matching")
+    dense = Marginalize(Matching(), "softmax")(p.scores.detach()[:1], p.decoder)
+    expected = math.log(6) + (dense.weights * dense.weights.log()).sum()
+    torch.testing.assert_close(dense.kl, expected[None])
+
+
+def test_the_average_of_the_elbo() -> None:
+    """Signal: objective + weight * kl, less the average of that (Paulus et al. 2020, C.1)."""
+    p = problem("one_hot")
+    estimator = Reinforce(OneHot(), baseline="elbo", decay=0.5).double()
+    for step in range(3):
+        before = estimator.running.mean.clone()
+        torch.manual_seed(step)
+        estimate = estimator(p.scores, p.decoder, mask=p.mask, kl_weight=0.3)
+        loss = (estimate.objective + 0.3 * estimate.kl).detach()
+        log_prob = OneHot().log_prob(estimate.vertices, p.scores, p.mask)
+        expected = p.gradient(((loss - before) * log_prob + p.decoder(estimate.vertices, estimate.rows)).sum())
+        torch.testing.assert_close(p.gradient(estimate.surrogate.sum()), expected)
+        means = [loss.mean()] if step == 0 else [*means, loss.mean()]  # noqa: F821
+        weights = torch.tensor([0.5 ** (step - i) for i in range(step + 1)], dtype=torch.float64)
+        torch.testing.assert_close(estimator.running.mean, (weights * torch.stack(means)).sum() / weights.sum())

@@ -1,0 +1,62 @@
+"""What all tasks share: the optimizer's groups, and what stands in for a missing KL divergence."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from structgrad.data import Batch, Batches
+from structgrad.estimators import SST, Deterministic, Estimator, Marginalize, Relax, Surrogate
+from structgrad.structures import Matching, OneHot, Structure, Subset, UnsupportedError
+from structgrad.tasks.base import Split, StepOutput, Task
+
+
+class Tiny(Task):
+    """One linear layer."""
+
+    monitor, mode = "val/loss", "min"
+
+    def __init__(self, structure: Structure, estimator: Estimator, **decay: float) -> None:
+        optimizer = partial(torch.optim.AdamW, lr=1e-3, **decay)
+        super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
+        self.require_kl("task tiny")
+        self.layer = torch.nn.Linear(2, 3)
+
+    def prepare_data(self) -> None:
+        """None."""
+
+    def batches(self, split: Split) -> Batches:
+        """None."""
+        raise NotImplementedError
+
+    def step(self, batch: Batch) -> StepOutput:
+        """None."""
+        raise NotImplementedError
+
+
+def test_estimators_have_a_group_of_their_own_without_weight_decay() -> None:
+    estimator = Relax(OneHot())
+    optimizer = Tiny(OneHot(), estimator, weight_decay=0.3).configure_optimizers()
+    model, own = optimizer.param_groups
+    assert (model["weight_decay"], own["weight_decay"]) == (0.3, 0.0)
+    assert model["lr"] == own["lr"] == 1e-3
+    assert [p.shape for p in model["params"]] == [(3, 2), (3,)]
+    assert {id(p) for p in own["params"]} == {id(p) for p in estimator.parameters()}
+    assert len(Tiny(OneHot(), Surrogate(OneHot())).configure_optimizers().param_groups) == 1
+
+
+def test_a_point_mass_stands_in_for_a_missing_kl() -> None:
+    scores, mask = torch.randn(2, 3), torch.tensor([[True] * 3, [True, True, False]])
+    for estimator in (Surrogate(OneHot()), Deterministic(OneHot()).eval()):
+        task = Tiny(OneHot(), estimator)
+        estimate = estimator(scores, lambda vertices, rows: vertices.sum(1), mask=mask)
+        expected = torch.tensor([math.log(3), math.log(2)])
+        torch.testing.assert_close(task.latent_kl(estimate, scores, mask), expected)
+    logistic = SST(Subset(), utility="logistic")
+    estimate = logistic(scores, lambda vertices, rows: vertices.sum(1))
+    assert Tiny(Subset(), logistic).latent_kl(estimate, scores) is estimate.kl
+    with pytest.raises(UnsupportedError, match=r"task tiny, with an estimator .* needs log_partition, which Matching"):
+        Tiny(Matching(), Marginalize(Matching(), "sparsemap"))
