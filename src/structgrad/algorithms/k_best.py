@@ -8,27 +8,32 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: ``(allowed, forced) -> vertices``: best of ``[B, S, n, n]`` subproblems, bool; anything where there is none.
+#: ``(allowed, forced) -> vertices``: best of ``[B, S, P]`` subproblems, bool; anything where there is none.
 Solver = Callable[[Tensor, Tensor], Tensor]
 
 
-def k_best(scores: Tensor, exists: Tensor, k: int, solve: Solver) -> tuple[Tensor, Tensor]:
-    """The k best vertices of each example, exact, best first, for structures of trees and matchings over n nodes.
+def k_best(
+    scores: Tensor, exists: Tensor, k: int, solve: Solver, *, same_size: bool, branches: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k best vertices of each example, exact, best first.
 
-    By partition of the solution space (Murty 1968; Lawler 1972). The vertices that are left after the best one x, with
-    parts ``e_1, ..., e_m``, fall into m disjoint sets: set t has ``e_1, ..., e_(t-1)`` and not ``e_t``. Each is a
-    smaller problem of the same kind, so k rounds of at most n - 1 argmaxes do: trees have n - 1 edges, and the last
-    entry of a matching follows from the others.
+    By partition of the solution space (Murty 1968; Lawler 1972). The vertices that are left after the best one x fall
+    into disjoint sets: those of set t agree with x on the first t - 1 parts and differ from it in the t-th. Each is a
+    smaller problem of the same kind, so k rounds of at most P argmaxes do. Where all vertices have equally many parts,
+    none has all of x and more: then only the parts of x count.
 
     Args:
-        scores: ``[B, n, n]``.
-        exists: bool ``[B, n, n]``, each part once.
+        scores: ``[B, P]``.
+        exists: bool ``[B, P]``, each part once.
         k: how many.
         solve: finds best vertices with all ``forced`` parts and none outside ``allowed``, marked on the entries of
-            ``exists``; examples x subproblems, ``[B, S, n, n]``.
+            ``exists``; examples x subproblems, ``[B, S, P]``.
+        same_size: whether all vertices of an example have equally many parts.
+        branches: how many parts of a vertex determine the rest, at most P (trees of n nodes have n - 1 edges, and the
+            last entry of a matching follows from the others); None: P.
 
     Returns:
-        bool ``[B, k, n, n]`` on the entries of ``exists``, and their values ``[B, k]`` in the dtype of the scores,
+        bool ``[B, k, P]`` on the entries of ``exists``, and their values ``[B, k]`` in the dtype of the scores,
         differentiable, -inf where there are not that many.
 
     Raises:
@@ -36,41 +41,41 @@ def k_best(scores: Tensor, exists: Tensor, k: int, solve: Solver) -> tuple[Tenso
     """
     if k < 1:
         raise ValueError(f"k must be at least 1; got {k}")
-    batch, n = scores.shape[:2]
+    batch, size = scores.shape
     known = torch.where(exists, scores, 0.0)[:, None]
     gain = known.detach().double()
     allowed, forced = exists[:, None], torch.zeros_like(exists)[:, None]
     vertex = solve(allowed, forced)
-    size = vertex.sum((-2, -1))  # of every vertex of the example: [B, 1]
-    value = (gain * vertex).sum((-2, -1))
+    count = vertex.sum(-1)  # of every vertex of the example, if they are of the same size: [B, 1]
+    value = (gain * vertex).sum(-1)
+    t = torch.arange(1, 1 + (size if branches is None else min(branches, size)), device=scores.device)[:, None]
     found, valid = [], []
     for left in reversed(range(k)):
         best = value.argmax(1)
-        pick = best[:, None, None, None].expand(batch, 1, n, n)
+        pick = best[:, None, None].expand(batch, 1, size)
         x, kept, must = vertex.gather(1, pick), allowed.gather(1, pick), forced.gather(1, pick)
         there = value.gather(1, best[:, None]) > -torch.inf
-        found.append(x & there[..., None, None])
+        found.append(x & there[..., None])
         valid.append(there)
         if not left:
             break
-        # Subproblem t: without the t-th part of x that was not forced before, with those before it.
-        free = x & ~must
-        rank = free.flatten(-2).cumsum(-1).reshape(free.shape) * free
-        t = torch.arange(1, n, device=scores.device)[:, None, None]
-        may, has = kept & (rank != t), must | ((rank > 0) & (rank < t))
+        free = (x if same_size else kept) & ~must
+        rank = free.cumsum(-1) * free
+        before, here = (rank > 0) & (rank < t), rank == t
+        may, has = kept & ~(before & ~x) & ~(here & x), must | before & x | here & ~x
         more = solve(may, has)
-        # A solution has all its parts (a node that lost all of its parts counts as absent).
-        solved = (more.sum((-2, -1)) == size) & (t.flatten() <= free.sum((-2, -1))) & there
-        solved &= ~(more & ~may).flatten(-2).any(-1) & ~(has & ~more).flatten(-2).any(-1)
+        solved = (t[:, 0] <= free.sum(-1)) & there & ~(more & ~may).any(-1) & ~(has & ~more).any(-1)
+        if same_size:  # a node that lost all of its parts counts as absent
+            solved &= more.sum(-1) == count
         value = value.scatter(1, best[:, None], -torch.inf)
-        value = torch.cat([value, torch.where(solved, (gain * more).sum((-2, -1)), -torch.inf)], 1)
+        value = torch.cat([value, torch.where(solved, (gain * more).sum(-1), -torch.inf)], 1)
         vertex, allowed, forced = (torch.cat(pair, 1) for pair in ((vertex, more), (allowed, may), (forced, has)))
         # Only so many of the candidates can still be among the k best.
         value, keep = value.topk(min(left, value.shape[1]), dim=1)
-        keep = keep[:, :, None, None].expand(*keep.shape, n, n)
+        keep = keep[:, :, None].expand(*keep.shape, size)
         vertex, allowed, forced = (of.gather(1, keep) for of in (vertex, allowed, forced))
     vertices = torch.cat(found, 1)
-    values = (vertices * known).sum((-2, -1)).masked_fill(~torch.cat(valid, 1), -torch.inf)
+    values = (vertices * known).sum(-1).masked_fill(~torch.cat(valid, 1), -torch.inf)
     return vertices, values
 
 

@@ -34,6 +34,7 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.threads import run
 
 #: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
@@ -95,11 +96,7 @@ def torch_log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 
 def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     """The gradient of :func:`torch_log_partition`, differentiable itself."""
-    create = torch.is_grad_enabled() and scores.requires_grad
-    with torch.enable_grad():
-        inputs = scores if create else scores.detach().requires_grad_()
-        logz = torch_log_partition(inputs, exists, root)
-        (mean,) = torch.autograd.grad(logz.sum(), inputs, create_graph=create)
+    _, mean = value_and_gradient(torch_log_partition, scores, exists, root)
     return mean.clamp(0, 1)
 
 

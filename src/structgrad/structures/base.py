@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,19 @@ ORACLES: tuple[str, ...] = (
     "conditional",
     "enumerate",
 )
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def derived_from(*oracles: str) -> Callable[[_Method], _Method]:
+    """Marks an oracle that is computed from others: a structure has it if it has those (see :mod:`.derived`)."""
+
+    def mark(method: _Method) -> _Method:
+        method.derived_from = oracles  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 class UnsupportedError(ValueError):
@@ -69,7 +83,14 @@ class Structure:
     Shapes: scores, utilities, masks and vertices are ``[*batch, *parts]`` with an arbitrary leading ``*batch``
     shape; how the parts lie is said by :attr:`layout`. ``mask`` is bool, broadcastable to the scores, and False
     where a part is missing; a missing part is 0 in every vertex, and its score is never looked at (it may be
-    anything, NaN and infinity included). Examples of one batch may have different masks. Scores are finite.
+    anything, NaN and infinity included) and has no gradient. Examples of one batch may have different masks. Scores are
+    finite.
+
+    What is absent: in a graph, a node that touches no existing part. In a sequence, whose parts join neighbouring
+    positions, a position that touches no existing part; absent positions are the last ones, so that a mask says a
+    length. In both, an example without any part (one node, one position, or none) has one vertex, the empty one, and
+    ``log_partition`` 0. An example that has no vertex (a graph that falls apart, a sequence with a gap, fewer parts
+    than are to be chosen) is a ``ValueError`` in eager CPU code.
 
     The Gibbs distribution of scores ``s`` is ``p(x) = exp(<x, s>) / sum_y exp(<y, s>)``; ``<x, s>`` counts each part
     once.
@@ -115,8 +136,13 @@ class Structure:
 
     @property
     def oracles(self) -> frozenset[str]:
-        """Names of the oracles that this structure has."""
-        return frozenset(o for o in ORACLES if getattr(type(self), o) is not getattr(Structure, o))
+        """Names of the oracles that this structure has: what it overrides, and what follows from that."""
+
+        def has(oracle: str) -> bool:
+            method = getattr(type(self), oracle)
+            return method is not getattr(Structure, oracle) and all(map(has, getattr(method, "derived_from", ())))
+
+        return frozenset(filter(has, ORACLES))
 
     @property
     def relaxations(self) -> dict[str, str]:
@@ -177,6 +203,19 @@ class Structure:
         """
         return torch.ones((), dtype=torch.bool, device=scores.device)
 
+    def shape(self, n: int) -> tuple[int, ...]:
+        """The shape of the parts at size n: n parts, n rows and columns, n nodes, or what the structure says n is.
+
+        Raises:
+            UnsupportedError: for a layout of the structure's own, if the structure does not override this.
+        """
+        if not {*self.layout.dimensions} <= {"n", "m"}:
+            raise UnsupportedError(
+                f"{self.name} does not say the shape of its parts ({', '.join(self.layout.dimensions)}) at size {n}; "
+                "it has to override shape"
+            )
+        return (n,) * self.layout.ndim
+
     # --- helpers for implementations and users --------------------------------------------------------------------
 
     def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -185,8 +224,8 @@ class Structure:
 
     def inner(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``<x, scores>`` over existing parts, each counted once: ``[*batch]``."""
-        product = torch.where(self.parts(scores, mask), vertex * scores, 0.0)
-        return product.flatten(-self.layout.ndim).sum(-1)
+        known = torch.where(self.parts(scores, mask), scores, 0.0)
+        return (vertex * known).flatten(-self.layout.ndim).sum(-1)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """Refuse what no oracle can answer: wrong shape, integer scores, a mask of the wrong kind, NaN or infinity.

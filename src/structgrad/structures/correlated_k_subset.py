@@ -9,11 +9,11 @@ from torch import Tensor
 
 from structgrad.algorithms.counted_bits import Chain
 from structgrad.algorithms.eager import refuse
-from structgrad.structures.base import Structure
+from structgrad.structures.derived import Gibbs, KBest
 from structgrad.structures.layout import Layout
 
 
-class CorrelatedKSubset(Structure):
+class CorrelatedKSubset(Gibbs, KBest):
     """k-hot vectors of n items, with indicators of neighbouring ones (Paulus et al. 2020, B.5, eq. 44).
 
     Parts are ``[x_1 .. x_n, x_1 x_2 .. x_{n-1} x_n]``, 2n - 1 of them; vertices, scores and masks have that shape. The
@@ -37,6 +37,10 @@ class CorrelatedKSubset(Structure):
 
     def __repr__(self) -> str:
         return f"CorrelatedKSubset(k={self.k})"
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """N items and their pairs."""
+        return (max(2 * n - 1, 1),)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """As every structure; the number of parts must be odd."""
@@ -80,28 +84,15 @@ class CorrelatedKSubset(Structure):
         """``[*batch]``, O(n k)."""
         return self._read(scores, mask)[0].moments()[0].to(scores.dtype)
 
-    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean of the Gibbs distribution, exact backward, O(n k): ``[*batch, 2n - 1]``."""
-        chain, _, exists = self._read(scores, mask)
-        _, items, pairs = chain.moments()
-        return (torch.cat([items, pairs], -1) * exists).to(scores.dtype)
-
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact Gibbs sample an example, O(n k): ``[*batch, 2n - 1]``."""
         chain, _, exists = self._read(scores.detach(), mask)
         return self._with_pairs(chain.sample(), scores, exists)
 
-    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``<vertex, scores> - log Z``: ``[*batch]``."""
-        chain, wide, _ = self._read(scores, mask)
-        return ((wide * vertex).sum(-1) - chain.moments()[0]).to(scores.dtype)
-
-    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Of the Gibbs distribution: ``[*batch]``."""
-        chain, wide, exists = self._read(scores, mask)
+    def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        chain, _, exists = self._read(scores, mask)
         log_z, items, pairs = chain.moments()
-        mean = torch.cat([items, pairs], -1) * exists
-        return (log_z - (mean * wide).sum(-1)).to(scores.dtype)
+        return log_z, torch.cat([items, pairs], -1) * exists
 
     def enumerate(self, *shape: int) -> Tensor:
         """All ``n choose k`` vertices: ``[V, 2n - 1]``."""

@@ -1,14 +1,176 @@
-"""Oracles that follow from others: mixins for structures that have these and no closed form of their own."""
+"""Oracles that follow from others: mixins for structures that have these and no better way of their own.
+
+============================  ===================================  =================================================
+mixin                         needs                                gives
+============================  ===================================  =================================================
+:class:`Gibbs`                ``log_partition``, differentiable    ``marginals``, ``log_prob``, ``entropy``
+:class:`DynamicProgram`       one dynamic program, ``_total``      ``argmax``, ``log_partition``, ``sample``, and the
+                                                                   three of :class:`Gibbs`
+:class:`KBest`                ``argmax``, linear in the scores     ``top_k``
+:class:`ActiveSetProjection`  ``argmax``, linear in the scores     ``project``, ``sparsemap``
+============================  ===================================  =================================================
+
+A structure inherits those that it wants and overrides whatever it can do better; ``oracles`` lists what it then has.
+"""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from structgrad.algorithms import active_set
-from structgrad.structures.base import SparseDistribution, Structure
+from structgrad.algorithms.eager import refuse
+from structgrad.algorithms.gradients import value_and_gradient
+from structgrad.algorithms.k_best import k_best
+from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, best, draw, log_sum
+from structgrad.structures.base import SparseDistribution, Structure, derived_from
+
+# --- the Gibbs distribution -------------------------------------------------------------------------------------------
+
+
+class Gibbs(Structure):
+    """Gives a structure with a differentiable ``log_partition`` its ``marginals``, ``log_prob`` and ``entropy``.
+
+    Everything is computed in float64.
+    """
+
+    @derived_from("log_partition")
+    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mean of the Gibbs distribution, the gradient of :meth:`log_partition`: ``[*batch, *parts]``, differentiable
+        as often as that is, less one.
+        """
+        return self._moments(scores.double(), mask)[1].to(scores.dtype)
+
+    @derived_from("log_partition")
+    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``<vertex, scores> - log Z``: ``[*batch]``."""
+        wide = scores.double()
+        return (self.inner(vertex.double(), wide, mask) - self.log_partition(wide, mask)).to(scores.dtype)
+
+    @derived_from("log_partition")
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log Z - <E[x], scores>`` in nats: ``[*batch]``."""
+        wide = scores.double()
+        log_z, mean = self._moments(wide, mask)
+        return (log_z - self.inner(mean, wide, mask)).to(scores.dtype)
+
+    def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``log Z`` ``[*batch]`` and ``E[x]`` ``[*batch, *parts]``, both differentiable, of float64 scores; overridden
+        where both come from one pass.
+        """
+
+        def log_partition(s: Tensor, exists: Tensor) -> Tensor:
+            return self.log_partition(s, None if mask is None else exists)
+
+        log_z, mean = value_and_gradient(log_partition, scores, self.parts(scores, mask))
+        return log_z, self.layout.mirror(mean)
+
+
+class DynamicProgram(Gibbs, abc.ABC):
+    """Gives a structure with a dynamic program its ``argmax``, ``log_partition``, ``sample``, and :class:`Gibbs`.
+
+    The program is written once, over a semiring (see :mod:`structgrad.algorithms.semirings`); in plain torch, it runs
+    on any device and has derivatives of any order.
+    """
+
+    @abc.abstractmethod
+    def _total(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
+        """The program: the aggregate of all vertices, ``[*batch]``.
+
+        Args:
+            scores: float64 ``[*batch, *parts]``, ``IMPOSSIBLE`` where a part is missing.
+            exists: bool ``[*batch, *parts]``.
+            plus: aggregates alternatives along a dimension; scores of what is combined are added. Each aggregate may
+                be used once by a vertex, else a sample draws it twice.
+
+        An example without parts has the total 0; one without a vertex a total near ``IMPOSSIBLE``.
+        """
+
+    def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The program's log-sum: ``[*batch]``, differentiable."""
+        self.check(scores, mask)
+        return self._checked(scores.double(), self.parts(scores, mask), log_sum).to(scores.dtype)
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The program's best vertex: ``[*batch, *parts]``, 0/1, no gradient."""
+        return self._choose(utility, mask, best)
+
+    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One exact Gibbs sample an example, drawn back through the program: ``[*batch, *parts]``, 0/1, no gradient."""
+        return self._choose(scores, mask, draw)
+
+    def _checked(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
+        total = self._total(torch.where(exists, scores, IMPOSSIBLE), exists, plus)
+        refuse(total < IMPOSSIBLE / 2, f"has no vertex: {self.name} finds none among its parts")
+        return total
+
+    def _choose(self, scores: Tensor, mask: Tensor | None, plus: Aggregation) -> Tensor:
+        self.check(scores, mask)
+        wide, exists = scores.detach().double(), self.parts(scores, mask)
+        _, vertex = value_and_gradient(lambda s, there: self._checked(s, there, plus), wide, exists)
+        return self.layout.mirror(vertex).to(scores.dtype)
+
+
+# --- the k best -------------------------------------------------------------------------------------------------------
+
+
+class KBest(Structure):
+    """Gives a structure with an ``argmax`` its ``top_k``, by partition of the solution space."""
+
+    @derived_from("argmax")
+    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best vertices, exact and distinct, by k rounds of constrained argmaxes, one for each part that may
+        change (see :func:`structgrad.algorithms.k_best.k_best`).
+
+        Returns:
+            vertices ``[*batch, k, *parts]``, best first, and their values ``[*batch, k]``, differentiable; 0 and -inf
+            where an example has fewer than k.
+        """
+        self.argmax(scores, mask)  # refuses what has no vertex
+        shape, batch = scores.shape[-self.layout.ndim :], scores.shape[: -self.layout.ndim]
+        flat = scores.reshape(batch.numel(), *shape)
+        exists = self.parts(scores, mask).reshape(flat.shape)
+        known = torch.where(exists, flat.detach(), 0.0)[:, None]
+        masks = None if mask is None else mask.expand(scores.shape).reshape(flat.shape)[:, None]
+
+        def solve(allowed: Tensor, forced: Tensor) -> Tensor:
+            where = (*allowed.shape[:2], *shape)
+            there = None if masks is None else masks.expand(where)
+            vertex = self._constrained_argmax(known.expand(where), allowed.reshape(where), forced.reshape(where), there)
+            return ((vertex > 0) & exists[:, None]).flatten(2)
+
+        vertices, values = k_best(
+            flat.flatten(1), exists.flatten(1), k, solve, same_size=self.constant_size, branches=self._branches(shape)
+        )
+        shown = self.layout.mirror(vertices.reshape(len(flat), k, *shape).to(scores.dtype))
+        return shown.reshape(*batch, *shown.shape[1:]), values.reshape(*batch, k)
+
+    def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
+        """A best vertex with all ``forced`` parts and none that is not ``allowed``; anything where there is none.
+
+        By the argmax, with scores at which breaking one constraint costs more than all parts can gain. To be overridden
+        where constraints can be met directly.
+
+        Args:
+            scores: ``[B, S, *parts]``, S subproblems an example; 0 where a part is missing.
+            allowed: bool, of the same shape.
+            forced: bool, of the same shape; these are allowed.
+            mask: which parts exist.
+        """
+        wide = scores.double()
+        penalty = 1 + 2 * wide.abs().flatten(-self.layout.ndim).sum(-1)[(..., *[None] * self.layout.ndim)]
+        utility = torch.where(allowed, wide, -penalty) + torch.where(forced, penalty, 0.0)
+        return self.argmax(self.layout.mirror(utility), mask)
+
+    def _branches(self, shape: torch.Size) -> int | None:
+        """How many parts of a vertex determine the rest, for parts of this shape; None: all of them."""
+        return None
+
+
+# --- projection -------------------------------------------------------------------------------------------------------
 
 
 def sparsemap(
@@ -88,12 +250,14 @@ class ActiveSetProjection(Structure):
     Sets with a closed-form projection need none of this.
     """
 
+    @derived_from("argmax")
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Euclidean projection of the scores on conv(X), by the active-set method: ``[*batch, *parts]``, differentiable
         (see :mod:`structgrad.algorithms.active_set`).
         """
         return project(self, scores, mask)
 
+    @derived_from("argmax")
     def sparsemap(self, scores: Tensor, mask: Tensor | None = None) -> SparseDistribution:
         """At most (number of parts) + 1 vertices an example whose mean is :meth:`project`, by the active-set method;
         ``*batch`` is flattened into rows.

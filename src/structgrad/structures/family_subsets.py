@@ -8,6 +8,7 @@ from torch import Tensor
 
 from structgrad.algorithms.counted_bits import Chain
 from structgrad.structures.base import Structure
+from structgrad.structures.derived import Gibbs
 
 
 class Flat(Structure):
@@ -26,7 +27,7 @@ class Flat(Structure):
         return self.layout.unflatten(flat, like.shape[like.dim() - self.layout.ndim :])
 
 
-class Counted(Flat, abc.ABC):
+class Counted(Flat, Gibbs, abc.ABC):
     """Subsets whose number of parts is bounded: the Gibbs distribution by counting, O(n k) for at most k of n parts."""
 
     @abc.abstractmethod
@@ -41,25 +42,11 @@ class Counted(Flat, abc.ABC):
         """
         return self._chain(*self._read(scores, mask)).moments()[0].to(scores.dtype)
 
-    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean of the Gibbs distribution, forward and backward O(n k), exact: ``[*batch, *parts]``."""
-        return self._show(self._chain(*self._read(scores, mask)).moments()[1].to(scores.dtype), scores)
-
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact Gibbs sample an example, O(n k): ``[*batch, *parts]``."""
         flat, exists = self._read(scores.detach(), mask)
         return self._show(self._chain(flat, exists).sample().to(flat.dtype), scores)
 
-    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``<vertex, scores> - log Z``: ``[*batch]``, O(n k)."""
-        flat, exists = self._read(scores, mask)
-        wide = flat.double()
-        log_z = self._chain(wide, exists).moments()[0]
-        return ((wide * self.layout.flatten(vertex)).sum(-1) - log_z).to(scores.dtype)
-
-    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Of the Gibbs distribution: ``[*batch]``, O(n k)."""
-        flat, exists = self._read(scores, mask)
-        wide = flat.double()
-        log_z, mean, _ = self._chain(wide, exists).moments()
-        return (log_z - (mean * wide).sum(-1)).to(scores.dtype)
+    def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_z, mean, _ = self._chain(*self._read(scores, mask)).moments()
+        return log_z, self._show(mean, scores)

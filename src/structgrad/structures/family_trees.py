@@ -10,12 +10,11 @@ from torch import Tensor
 
 from structgrad.algorithms import matrix_tree
 from structgrad.algorithms.eager import refuse_transforms, values_can_be_read
-from structgrad.algorithms.k_best import k_best
 from structgrad.structures.base import Trace
-from structgrad.structures.derived import ActiveSetProjection
+from structgrad.structures.derived import ActiveSetProjection, Gibbs, KBest
 
 
-class Tree(ActiveSetProjection, abc.ABC):
+class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
     """Spanning trees over the parts ``[n, n]``; what tells them apart is at the end."""
 
     constant_size: ClassVar[bool] = True
@@ -32,20 +31,13 @@ class Tree(ActiveSetProjection, abc.ABC):
         self._refuse(~reached, costs)
         return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], *choices.shape[1:]))
 
-    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best trees, exact, by at most ``k (n - 1) + 1`` argmaxes; see ``k_best``."""
-        self.argmax(scores, mask)  # refuses what has no vertex
-        flat, exists = self._flat(scores, mask)
+    def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
+        costs, open_ = self._constrained(scores, allowed, forced)
+        vertex, _, _ = self._solve(costs.flatten(0, 1).contiguous(), open_.flatten(0, 1), -1.0)
+        return vertex.reshape(allowed.shape)
 
-        def solve(allowed: Tensor, forced: Tensor) -> Tensor:
-            costs, open_ = self._constrained(flat[:, None].expand(allowed.shape), allowed, forced)
-            vertex, _, _ = self._solve(costs.flatten(0, 1), open_.flatten(0, 1), -1.0)
-            return (vertex.reshape(allowed.shape) > 0) & exists[:, None]
-
-        vertices, values = k_best(flat, exists, k, solve)
-        shown = self.layout.mirror(vertices.to(scores.dtype))
-        batch = scores.shape[:-2]
-        return shown.reshape(*batch, *shown.shape[1:]), values.reshape(*batch, k)
+    def _branches(self, shape: torch.Size) -> int:
+        return max(shape[-1] - 1, 0)  # as many as a tree has edges
 
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
 
@@ -53,16 +45,8 @@ class Tree(ActiveSetProjection, abc.ABC):
         """``log sum_x exp <x, s>`` by the matrix-tree theorem."""
         return self._log_partition(scores, mask).to(scores.dtype)
 
-    def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``<vertex, s> - log Z``."""
-        log_partition = self._log_partition(scores, mask)
-        return (self.inner(vertex.double(), scores.double(), mask) - log_partition).to(scores.dtype)
-
-    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``log Z - <mu, s>``, in float64 inside."""
-        wide = scores.double()
-        expected = self.inner(self.marginals(wide, mask), torch.where(self.parts(wide, mask), wide, 0.0), mask)
-        return (self._log_partition(wide, mask) - expected).to(scores.dtype)
+    def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._log_partition(scores, mask), self.marginals(scores, mask)
 
     def _log_partition(self, scores: Tensor, mask: Tensor | None) -> Tensor:
         logz = matrix_tree.log_partition(*self._rooted(*self._flat(scores, mask)))

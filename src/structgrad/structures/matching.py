@@ -11,16 +11,15 @@ from torch import Tensor
 
 from structgrad.algorithms.assignment import assign, assign_compiled
 from structgrad.algorithms.eager import values_can_be_read
-from structgrad.algorithms.k_best import k_best
 from structgrad.structures.base import Trace
-from structgrad.structures.derived import ActiveSetProjection
+from structgrad.structures.derived import ActiveSetProjection, KBest
 from structgrad.structures.layout import Layout
 
 #: Sinkhorn iterations between Newton steps.
 _NEWTON_EVERY = 8
 
 
-class Matching(ActiveSetProjection):
+class Matching(KBest, ActiveSetProjection):
     """Permutation matrices ``[*batch, n, n]``: ``x[i, j] = 1`` where row i is matched with column j (Paulus et al.
     2020, B.6).
 
@@ -88,29 +87,15 @@ class Matching(ActiveSetProjection):
             vertex, duals = assign(flat, known)
         return vertex.reshape(utility.shape), duals.reshape(*batch, 2, n)
 
-    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best matchings, exact, distinct, by partition (see ``k_best``): k rounds of n assignments, O(k n^4).
+    def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
+        # A forced entry is the only one of its row and column.
+        taken = forced.any(-1, keepdim=True) | forced.any(-2, keepdim=True)
+        open_ = (allowed & (forced | ~taken)).flatten(0, 1)
+        find = assign_compiled if values_can_be_read(scores) else assign
+        return find(scores.flatten(0, 1), open_)[0].reshape(allowed.shape)
 
-        Returns:
-            vertices ``[*batch, k, n, n]``, best first, and their values ``[*batch, k]``, differentiable; 0 and -inf
-            where an example has fewer than k.
-        """
-        self.check(scores, mask)
-        batch, n = scores.shape[:-2], scores.shape[-1]
-        size = batch.numel()
-        flat, exists = scores.reshape(size, n, n), self.parts(scores, mask).reshape(size, n, n)
-        self._assign(flat.detach(), exists)  # refuses what has no vertex
-
-        def solve(allowed: Tensor, forced: Tensor) -> Tensor:
-            # A forced entry is the only one of its row and column.
-            taken = forced.any(-1, keepdim=True) | forced.any(-2, keepdim=True)
-            utility = flat.detach()[:, None].expand(allowed.shape).flatten(0, 1)
-            open_ = (allowed & (forced | ~taken)).flatten(0, 1)
-            find = assign_compiled if values_can_be_read(utility) else assign
-            return find(utility, open_)[0].reshape(allowed.shape) > 0
-
-        vertices, values = k_best(flat, exists, k, solve)
-        return vertices.to(scores.dtype).reshape(*batch, k, n, n), values.reshape(*batch, k)
+    def _branches(self, shape: torch.Size) -> int:
+        return max(shape[-1] - 1, 0)  # the last entry of a matching follows from the others
 
     def sinkhorn(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``max_{x in conv X} <x, u> - sum x log x``: ``[*batch, n, n]``, doubly stochastic, differentiable once.

@@ -1,0 +1,31 @@
+"""Gradients as values: the derivative of a log-partition function is a mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def value_and_gradient(function: Callable[..., Tensor], scores: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    """``function(scores, *others)`` and the gradient of its sum in the scores, also under ``no_grad`` and
+    ``inference_mode``.
+
+    Args:
+        function: differentiable in its first argument.
+        scores: any shape.
+        others: the tensors without gradient that the function needs beside them.
+
+    Returns:
+        both differentiable themselves if the scores are; the gradient has the shape of the scores.
+    """
+    tracked = torch.is_grad_enabled() and scores.requires_grad
+    with torch.inference_mode(False), torch.enable_grad():
+        # Tensors made in inference mode cannot take part in a graph, their copies can.
+        inputs = scores if tracked else scores.detach().clone().requires_grad_()
+        value = function(inputs, *(other.clone() if other.is_inference() else other for other in others))
+        if not value.requires_grad:  # nothing to sum over: no part was looked at
+            return value, torch.zeros_like(inputs)
+        (gradient,) = torch.autograd.grad(value.sum(), inputs, create_graph=tracked, materialize_grads=True)
+    return (value, gradient) if tracked else (value.detach(), gradient)
