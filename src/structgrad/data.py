@@ -114,10 +114,14 @@ class Steps:
     Args:
         batches: the data.
         steps: how many batches in total.
+
+    Attributes:
+        between: called between two steps, when all of one is done and nothing of the next; may raise.
     """
 
     def __init__(self, batches: Batches, steps: int) -> None:
         self.batches, self.steps = batches, steps
+        self.between: Callable[[], None] = lambda: None
         self.done = 0
 
     def __len__(self) -> int:
@@ -130,6 +134,7 @@ class Steps:
             for batch in self.batches:
                 self.done += 1
                 yield batch
+                self.between()  # when the next batch is asked for, the last one has been dealt with
                 if self.done == self.steps:
                     return
 

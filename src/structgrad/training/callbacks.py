@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,9 @@ import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor
 
-from structgrad.data import Batch
+from structgrad.data import Batch, Steps
+from structgrad.training.errors import Interrupted
+from structgrad.training.stopping import StopRequest
 
 
 class ProgressBar(TQDMProgressBar):
@@ -64,6 +68,57 @@ class StopOnNonFiniteLoss(pl.Callback):
     def _stop_if_bad(self) -> None:
         if self.first is not None and self.first.item() < torch.iinfo(torch.int64).max:
             raise NonFiniteLossError(f"the training loss is not finite at step {int(self.first.item())}")
+
+
+class StopBetweenSteps(pl.Callback):
+    """Saves a run that was asked to stop, between two training steps, and raises :class:`Interrupted`.
+
+    There, everything of the last step is logged and nothing of the next one has begun, so that the checkpoint is as
+    good as one after a validation. Elsewhere in training (a validation) the request waits for the next step; before
+    and after training it is followed at once.
+
+    Args:
+        request: which receives the signals.
+        checkpoint: where to save.
+    """
+
+    def __init__(self, request: StopRequest, checkpoint: Path) -> None:
+        self.request, self.checkpoint = request, checkpoint
+        self._saved: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on the training loader looks at the request; Lightning has just put its own handlers in place."""
+        self.request.listen()
+        steps = trainer.train_dataloader
+        assert isinstance(steps, Steps)
+        steps.between = lambda: self._look(trainer)
+        self.request.deferred = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What follows needs no checkpoint."""
+        self.request.deferred = False
+        if self.request.number is not None:
+            raise Interrupted(self.request.number, trainer.global_step if self._saved == trainer.global_step else None)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning has put its own handlers in place again."""
+        self.request.listen()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the step: Lightning's loops could not tell two checkpoints of one step apart."""
+        self._saved = trainer.global_step
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        asked = self.request.number is not None
+        if trainer.world_size > 1:  # a signal need not reach all processes, nor in the same step
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if not asked:
+            return
+        if self._saved != trainer.global_step:
+            trainer.save_checkpoint(self.checkpoint)
+        raise Interrupted(self.request.number or signal.SIGTERM, trainer.global_step)
 
 
 class RandomState(pl.Callback):

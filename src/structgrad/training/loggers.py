@@ -37,12 +37,12 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget what was logged after ``step``, and a line that a kill left half-written."""
+        """Forget what was logged after the first ``step`` steps, which are numbered from 0, and half-written lines."""
         if not self.file.exists():
             return
         with self.file.open(newline="") as stream:
             rows = [row for row in csv.reader(stream) if len(row) == 3]
-        kept = [row for row in rows[1:] if row[0].isdigit() and int(row[0]) <= step]
+        kept = [row for row in rows[1:] if row[0].isdigit() and int(row[0]) < step]
         self._write("w", [["step", "metric", "value"], *kept])
 
     @rank_zero_only

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,28 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 from structgrad.data import MissingDataError
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import Task
-from structgrad.training.callbacks import NonFiniteLossError, ProgressBar, RandomState, StopOnNonFiniteLoss
+from structgrad.training.callbacks import (
+    NonFiniteLossError,
+    ProgressBar,
+    RandomState,
+    StopBetweenSteps,
+    StopOnNonFiniteLoss,
+)
+from structgrad.training.errors import ConfigurationError, Interrupted, RunError, RunHeldError
+from structgrad.training.folder import held, write_json
 from structgrad.training.identity import environment, identity, resolved
 from structgrad.training.loggers import MetricsFile
+from structgrad.training.stopping import StopRequest, stoppable
+
+__all__ = ["ConfigurationError", "Interrupted", "RunError", "RunHeldError", "assemble", "run", "run_name"]
 
 log = logging.getLogger("structgrad")
-
-
-class ConfigurationError(ValueError):
-    """The configuration cannot work; the message is one line that says why."""
-
-
-class RunError(RuntimeError):
-    """A run stopped; the message is one line that says why and what is kept."""
 
 
 def assemble(config: DictConfig, chosen: Mapping[str, str] | None = None) -> Task:
@@ -123,24 +127,37 @@ def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str
     name = run_name(config, choices)
     folder = Path(config.paths.runs) / name
     OmegaConf.update(config, "run", {"name": name.replace("/", "-"), "folder": str(folder)}, force_add=True)
-    finished = folder / "summary.json"
-    if finished.exists():
-        summary: dict[str, Any] = json.loads(finished.read_text())
-        log.info("this run is finished: %s", folder)
-        _print_summary(summary, folder)
-    else:
-        _make_folder(folder, config)
-        summary = _train_or_explain(config, choices, task, folder)
-    if test_file is not None:
-        config.paths.test_file = test_file
-        _test_on(config, chosen, folder)
+    with stoppable() as request:
+        summary = _finished(folder)
+        if summary is not None:
+            log.info("this run is finished: %s", folder)
+            _print_summary(summary, folder)
+        else:
+            _make_folder(folder)
+            # Only the first of several processes that share the run, which waits for the others.
+            with nullcontext() if getattr(rank_zero_only, "rank", 0) else held(folder):
+                summary = _finished(folder) or _train_or_explain(config, choices, task, folder, request)
+        if test_file is not None:
+            config.paths.test_file = test_file
+            _test_on(config, chosen, folder)
     return summary
 
 
-def _train_or_explain(config: DictConfig, choices: Mapping[str, str], task: Task, folder: Path) -> dict[str, Any]:
+def _finished(folder: Path) -> dict[str, Any] | None:
+    file = folder / "summary.json"
+    if not file.exists():
+        return None
+    summary: dict[str, Any] = json.loads(file.read_text())
+    return summary
+
+
+def _train_or_explain(
+    config: DictConfig, choices: Mapping[str, str], task: Task, folder: Path, request: StopRequest
+) -> dict[str, Any]:
     checkpoint = _checkpoint_to_resume(folder)
     try:
-        return _train(config, choices, task, folder, checkpoint)
+        _describe(folder, config)
+        return _train(config, choices, task, folder, checkpoint, request)
     except (FileNotFoundError, MissingDataError) as error:  # data that cannot be had; the message says how to get them
         raise RunError(str(error)) from error
     except NonFiniteLossError as error:
@@ -153,13 +170,17 @@ def _train_or_explain(config: DictConfig, choices: Mapping[str, str], task: Task
         ) from error
 
 
-def _make_folder(folder: Path, config: DictConfig) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
-        (folder / "environment.json").write_text(json.dumps(environment(), indent=1) + "\n")
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}; set paths.runs to a folder with space") from error
+
+
+@rank_zero_only
+def _describe(folder: Path, config: DictConfig) -> None:
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    write_json(folder / "environment.json", environment())
 
 
 def _checkpoint_to_resume(folder: Path) -> Path | None:
@@ -180,12 +201,17 @@ def _checkpoint_to_resume(folder: Path) -> Path | None:
 
 
 def _train(
-    config: DictConfig, choices: Mapping[str, str], task: Task, folder: Path, checkpoint: Path | None
+    config: DictConfig,
+    choices: Mapping[str, str],
+    task: Task,
+    folder: Path,
+    checkpoint: Path | None,
+    request: StopRequest,
 ) -> dict[str, Any]:
     settings = resolved(config)
     metrics_file = MetricsFile(folder)
-    if checkpoint is not None:
-        metrics_file.rewind(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+    done = 0 if checkpoint is None else torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    metrics_file.rewind(done)
     loggers: list[Logger] = [metrics_file, *_start_loggers(config)]
     best = ModelCheckpoint(
         folder / "checkpoints",
@@ -209,15 +235,22 @@ def _train(
             val_check_interval=config.trainer.val_every_n_steps,
             log_every_n_steps=config.trainer.log_every_n_steps,
             logger=loggers,
-            callbacks=[StopOnNonFiniteLoss(), RandomState(), timer, best, ProgressBar(refresh_rate=20)],
+            callbacks=[
+                StopOnNonFiniteLoss(),
+                RandomState(),
+                timer,
+                best,
+                StopBetweenSteps(request, folder / "checkpoints" / "last.ckpt"),
+                ProgressBar(refresh_rate=20),
+            ],
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_model_summary=False,
             default_root_dir=folder,
         )
         trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        # The step that loggers get for the test; a run that was resumed after its last step would log it one too low.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         training_s = timer.time_elapsed("train")  # now: the test below restores the best checkpoint's callbacks
         pl.seed_everything(config.seed, verbose=False)
         (metrics,) = trainer.test(task, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
@@ -237,11 +270,11 @@ def _train(
         summary["estimator"] = "none"
     if trainer.is_global_zero:
         pictures = _draw(task, folder, loggers, trainer.global_step)
-        _write(folder / "summary.json", summary)
+        write_json(folder / "summary.json", summary)
         if config.paths.results:
             results = Path(config.paths.results)
             results.mkdir(parents=True, exist_ok=True)
-            _write(results / f"{summary['name']}.json", summary)
+            write_json(results / f"{summary['name']}.json", summary)
         _print_summary(summary, folder, pictures)
     for logger in loggers:
         logger.finalize("success")
@@ -258,7 +291,7 @@ def _test_on(config: DictConfig, chosen: Mapping[str, str] | None, folder: Path)
     except (FileNotFoundError, ValueError) as error:
         raise RunError(str(error)) from error
     file = Path(config.paths.test_file)
-    _write(folder / f"test-{file.stem}.json", {"test_file": str(file), "metrics": metrics})
+    write_json(folder / f"test-{file.stem}.json", {"test_file": str(file), "metrics": metrics})
     print(f"{file}: " + "  ".join(f"{name.removeprefix('test/')} {value:.4g}" for name, value in metrics.items()))
 
 
@@ -293,13 +326,6 @@ def _draw(task: Task, folder: Path, loggers: list[Logger], step: int) -> list[Pa
             for picture in pictures:
                 logger.log_image(picture.stem, [str(picture)], step=step)
     return pictures
-
-
-def _write(path: Path, summary: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(summary, indent=1, sort_keys=False) + "\n")
-    os.replace(temporary, path)
 
 
 def _print_summary(summary: dict[str, Any], folder: Path, pictures: list[Path] | None = None) -> None:
