@@ -2,81 +2,62 @@
 
     python scripts/rate_distortion.py results/bit_vector_vae_quick --output docs/images/rate_distortion.png
 
-These are the defaults. One point a (structure, estimator): the mean over seeds of the test set's rate and distortion,
-both in nats an image, with standard errors. Left and down is better; along a dashed line the ELBO is the same.
+These are the defaults. One point a row of the table: the mean over seeds of the test set's rate and distortion, both
+in nats
+an image, with standard errors. Left and down is better; along a dashed line the ELBO is the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from structgrad.experiments.runs import Cell, Summary, load
+from structgrad.experiments.report import Report, build
+from structgrad.experiments.runs import load
+from structgrad.experiments.selection import Cell, count
+from structgrad.experiments.tables import load as load_table
 
-#: (structure, estimator) -> the paper's name; others are called by their configuration.
-LABELS = {
-    ("bit_vector", "sfe"): "SFE",
-    ("bit_vector", "sfe_plus"): "SFE+",
-    ("bit_vector", "nvil"): "NVIL",
-    ("bit_vector", "gumbel_softmax"): "Gumbel-softmax",
-    ("bit_vector", "st_gumbel"): "ST Gumbel-softmax",
-    ("bit_vector", "topk_sparsemax"): "top-k sparsemax",
-    ("bit_vector", "sparsemap"): "SparseMAP",
-    ("budget_subset", "sparsemap"): "SparseMAP, budget",
-}
+TABLES = Path(__file__).resolve().parent.parent / "configs" / "table"
 MARKERS = "osD^vP*XhH<>"
 
 
-def points(summaries: Iterable[Summary]) -> dict[tuple[str, str], tuple[Cell, Cell]]:
-    """(structure, estimator) -> rate and distortion, in the order of :data:`LABELS`, then by name.
+def points(report: Report) -> dict[str, tuple[Cell, Cell]]:
+    """Label of a row -> its rate and distortion; in the order of the table, without rows that have not been run.
 
     Raises:
-        ValueError: for summaries of another task, of several budgets or of several numbers of bits, a repeated seed,
-            or none at all.
+        ValueError: if runs of a row cannot be compared with the others, or there is none of any row.
     """
-    groups: dict[tuple[str, str], dict[int, Summary]] = {}
-    settings = set()
-    for summary in summaries:
-        if summary.task != "bit_vector_vae":
-            raise ValueError(f"a run of task {summary.task} has no rate and distortion")
-        settings.add((summary.budget, summary.content["config"]["task"]["bits"]))
-        seeds = groups.setdefault((summary.structure, summary.estimator), {})
-        if summary.seed in seeds:
-            raise ValueError(f"{summary.structure} {summary.estimator} repeats seed {summary.seed}")
-        seeds[summary.seed] = summary
-    if len(settings) != 1:
-        raise ValueError(f"points are compared at one budget and number of bits; got {sorted(settings)}")
-    order = list(LABELS)
-    keys = sorted(groups, key=lambda key: (order.index(key) if key in LABELS else len(order), key))
-    return {
-        key: (
-            Cell.of(s.metrics["test/rate"] for s in groups[key].values()),
-            Cell.of(s.metrics["test/distortion"] for s in groups[key].values()),
+    if marked := [line for line in report.lines if line.marks]:
+        raise ValueError(
+            f"{marked[0].row.title}: runs with {', '.join(marked[0].marks)} cannot be compared with the others"
         )
-        for key in keys
+    lines = report.main()
+    if not lines:
+        raise ValueError(f"no run belongs to a row of {report.table.name}")
+    return {
+        f"{line.row.title} ({count(line.runs)})": (line.cells["rate"], line.cells["distortion"])
+        for line in lines.values()
     }
 
 
-def draw(cells: dict[tuple[str, str], tuple[Cell, Cell]], file: Path) -> None:
-    """One labelled point with error bars a (structure, estimator), written to ``file``."""
+def draw(cells: dict[str, tuple[Cell, Cell]], file: Path) -> None:
+    """One labelled point with error bars a row, written to ``file``."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for index, (key, (rate, distortion)) in enumerate(cells.items()):
-        label = LABELS.get(key, " ".join(key))
+    for index, (label, (rate, distortion)) in enumerate(cells.items()):
         axes.errorbar(
-            rate.mean,
-            distortion.mean,
-            xerr=rate.error,
-            yerr=distortion.error,
+            rate.value,
+            distortion.value,
+            xerr=rate.standard_error,
+            yerr=distortion.standard_error,
             fmt=MARKERS[index % len(MARKERS)],
             color=f"C{index}",
             capsize=3,
-            label=label if rate.count == 1 else f"{label} ({rate.count} seeds)",
+            label=label,
         )
     axes.margins(0.12)
     left, right, bottom, top = *axes.get_xlim(), *axes.get_ylim()
@@ -95,10 +76,12 @@ def main() -> None:
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("results/bit_vector_vae_quick"), help="of summaries"
     )
+    parser.add_argument("--table", default="bit_vector_vae_quick", help="whose rows the runs are")
     parser.add_argument("--output", type=Path, default=Path("docs/images/rate_distortion.png"))
     arguments = parser.parse_args()
     try:
-        draw(points(load(arguments.folder)), arguments.output)
+        table = load_table(arguments.table, TABLES)
+        draw(points(build(table, load(arguments.folder))), arguments.output)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(arguments.output)

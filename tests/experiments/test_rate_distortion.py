@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from structgrad.experiments.runs import load
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(folder: Path, structure: str, estimator: str, seed: int, rate: float, changes: dict[str, Any]) -> None:
     content = {
         "task": "bit_vector_vae", "structure": structure, "estimator": estimator, "budget": "quick", "seed": seed,
-        "metrics": {"test/rate": rate, "test/distortion": 900 - 3 * rate + 2 * seed}, "config": {"task": {"bits": 32}},
+        "device": "cpu",
+        "metrics": {"test/rate": rate, "test/distortion": 900 - 3 * rate + 2 * seed, "val/elbo": -900.0},
+        "config": {"task": {"bits": 32}},
     } | changes  # fmt: skip
     (folder / f"{len(list(folder.glob('*.json')))}.json").write_text(json.dumps(content))
 
@@ -31,27 +31,25 @@ def figure(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """Three seeds of two rows of the paper, one seed of another row."""
+    """Three seeds of two rows of the table."""
     folder = tmp_path / "results"
     folder.mkdir()
     for seed in range(3):
         write(folder, "bit_vector", "sfe", seed, 5.0 + seed, {})
         write(folder, "budget_subset", "sparsemap", seed, 20.0 + 0.1 * seed, {})
-    write(folder, "bit_vector", "marginal", 0, 12.0, {})
     return folder
 
 
 def test_draws_one_point_a_row(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from rate_distortion import points
+    from rate_distortion import TABLES, build, load, load_table, points
 
-    cells = points(load(results))
-    assert list(cells) == [("bit_vector", "sfe"), ("budget_subset", "sparsemap"), ("bit_vector", "marginal")]
-    rate, distortion = cells["bit_vector", "sfe"]
-    assert (rate.mean, rate.count) == (6.0, 3)
-    assert rate.error == pytest.approx(1 / 3**0.5)
-    assert distortion.mean == pytest.approx(884.0)
-    assert cells["bit_vector", "marginal"][0].error is None
+    cells = points(build(load_table("bit_vector_vae_quick", TABLES), load(results)))
+    assert list(cells) == ["SFE (3 runs)", "SparseMAP (w/ budget) (3 runs)"]
+    rate, distortion = cells["SFE (3 runs)"]
+    assert rate.value == 6.0
+    assert rate.standard_error == pytest.approx(1 / 3**0.5)
+    assert distortion.value == pytest.approx(884.0)
 
     output = tmp_path / "images" / "figure.png"
     done = figure(results, output)
@@ -63,10 +61,10 @@ def test_draws_one_point_a_row(results: Path, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "listops"}, "task listops has no rate"),
-        ({"budget": "paper"}, "one budget"),
-        ({"config": {"task": {"bits": 128}}}, "number of bits"),
-        ({"seed": 0}, "bit_vector sfe repeats seed 0"),
+        ({"budget": "paper"}, "SFE: runs with budget paper cannot be compared"),
+        ({"device": "GPU"}, "SFE: runs with device GPU cannot be compared"),
+        ({"config": {"task": {"bits": 32, "data": {"source": "x"}}}}, "other data"),
+        ({"seed": 0}, "sfe: seeds [0, 0, 1, 2] repeat"),
     ],
 )
 def test_refuses_what_cannot_be_compared(results: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -82,3 +80,6 @@ def test_without_runs_says_so(tmp_path: Path) -> None:
     done = figure(tmp_path, tmp_path / "figure.png")
     assert done.returncode == 1
     assert "no finished run" in done.stderr
+    write(tmp_path, "bit_vector", "sfe", 0, 5.0, {"task": "listops"})
+    done = figure(tmp_path, tmp_path / "figure.png")
+    assert "no run belongs to a row of bit_vector_vae_quick" in done.stderr

@@ -1,90 +1,277 @@
-"""Tables from summaries."""
+"""Tables as data, and reports from summaries."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from structgrad.experiments.runs import Cell, load
-from structgrad.experiments.tables import caption, insert, table
+from structgrad.experiments import markdown, tables
+from structgrad.experiments.report import Report, build
+from structgrad.experiments.runs import Summary, load
+from structgrad.experiments.tables import TableError
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "configs" / "table"
+TASKS = {file.stem for file in (ROOT / "configs" / "task").glob("*.yaml")}
+
+SMALL = """
+title: Small
+source: A paper, Table 1
+overrides: [task=listops]
+selection: {rule: mean_and_standard_error, metric: val/accuracy, direction: maximize, trials: 3}
+published: {error: standard_deviation, seeds: 4}
+columns:
+  accuracy: {metric: test/accuracy, title: Accuracy (%), direction: maximize, scale: 100}
+  calls: {metric: test/calls, title: Calls, direction: minimize}
+rows:
+  lstm: {title: LSTM, overrides: [structure=none], published: {accuracy: [80.0, 4.0]}}
+  tree: {title: Tree, group: GNN, overrides: [structure=arborescence, estimator=sst]}
+  hot: {title: Hot tree, group: GNN, overrides: [structure=arborescence, estimator=sst, estimator.temperature=9]}
+claims:
+  - text: Trees win.
+    shown_by: [{column: accuracy, better: tree, than: lstm}]
+  - text: Hot trees are cheap.
+    shown_by: [{column: calls, row: hot, at_most: 2}]
+"""
 
 
-def write(folder: Path, structure: str, seed: int, accuracy: float, budget: str = "quick") -> None:
-    estimator = "none" if structure == "none" else "sst"
-    metrics = {"test/accuracy": accuracy} | ({} if structure == "none" else {"test/precision": 0.5, "test/recall": 1})
+def small(tmp_path: Path, change: tuple[str, str] = ("", "")) -> tables.Table:
+    (tmp_path / "small.yaml").write_text(SMALL.replace(*change))
+    return tables.load("small", tmp_path)
+
+
+def summary(row: str, seed: int, accuracy: float, **changes: Any) -> Summary:
+    structure, estimator = ("none", "none") if row == "lstm" else ("arborescence", "sst")
     content = {
-        "task": "listops", "structure": structure, "estimator": estimator, "budget": budget, "seed": seed,
-        "metrics": metrics, "training_s": 10.0, "device": "cpu", "commit": "0123456789abcdef",
+        "task": "listops", "structure": structure, "estimator": estimator, "budget": "paper", "seed": seed,
+        "name": f"{row}-{seed}",
+        "metrics": {"test/accuracy": accuracy, "val/accuracy": accuracy}, "device": "cpu", "commit": "0123456789abcdef",
+        "training_s": 100.0,
+        "config": {"estimator": {"temperature": 9 if row == "hot" else 1.0}, "task": {"data": {"train": 5}}},
     }  # fmt: skip
-    (folder / f"{structure}-{budget}-{seed}.json").write_text(json.dumps(content))
+    if row == "hot":
+        content["metrics"]["test/calls"] = 3.0
+    content |= changes
+    keys = ("task", "structure", "estimator", "budget", "seed", "metrics")
+    return Summary(**{key: content[key] for key in keys}, content=content)
 
 
-def test_mean_and_standard_error() -> None:
-    cell = Cell.of([1.0, 2.0, 3.0])
-    assert cell.show(digits=2) == "2.00 ± 0.58"
-    assert Cell.of([1.0]).show() == "1.0"
+def runs() -> list[Summary]:
+    """Three seeds of two rows, one of a third."""
+    seeds = range(3)
+    return [
+        *(summary("lstm", s, 0.8 + s / 100) for s in seeds),
+        *(summary("tree", s, 0.9 + s / 100) for s in seeds),
+        summary("hot", 0, 0.5),
+    ]
 
 
-def test_rows_follow_the_paper_and_missing_metrics_are_dashes(tmp_path: Path) -> None:
-    for seed in range(3):
-        write(tmp_path, "arborescence", seed, 0.8 + seed / 100)
-        write(tmp_path, "none", seed, 0.5)
-    lines = table(load(tmp_path)).splitlines()
-    assert lines[2].startswith("| none | none | 3 | 50.0 ± 0.0 | - | - |")
-    assert lines[3].startswith("| arborescence | sst | 3 | 81.0 ± 0.6 | 50.0 ± 0.0 | 100.0 ± 0.0 |")
-    assert "published" not in lines[0]
+def test_rows_claims_and_differences(tmp_path: Path) -> None:
+    report = build(small(tmp_path), runs())
+    text = markdown.document(report)
+    # (81 - 80) / sqrt(0.577^2 + (4 / sqrt(4))^2)
+    assert "| LSTM | 3 | 81.0 ± 0.6 | 80.0 ± 4.0 | +1.0 (0.5 s.e.) | - |" in text
+    assert "| **GNN** |  |  |  |  |  |" in text
+    assert "| Tree | 3 | 91.0 ± 0.6 | - | - | - |" in text
+    assert "| Hot tree | 1 | 50.0 | - | - | 3.0 |" in text
+    assert "*Trees win.* **Shown by these runs.** Accuracy (%): Tree (GNN) − LSTM = +10.0 ± 0.8 (12.2 s.e.)." in text
+    assert (
+        "*Hot trees are cheap.* **The reverse is shown by these runs.** Calls: Hot tree (GNN) 3.0, claimed ≤ 2." in text
+    )
+    assert "budget `paper`; device cpu; 1.7 min to 1.7 min of training a run; commit 0123456789" in text
+    assert "Not run" not in text
 
 
-def test_the_selected_run_stands_in_brackets(tmp_path: Path) -> None:
-    for seed, (validation, elbo) in enumerate([(-3.0, -30.0), (-1.0, -20.0), (-2.0, -10.0)]):
-        metrics = {"val/elbo": validation, "test/elbo": elbo, "test/edge_precision": 0.5, "test/edge_recall": 0.5}
-        content = {
-            "task": "graph_layout", "structure": "spanning_tree", "estimator": "sst", "budget": "quick", "seed": seed,
-            "metrics": metrics, "device": "cpu", "commit": None,
-        }  # fmt: skip
-        (tmp_path / f"{seed}.json").write_text(json.dumps(content))
-    summaries = load(tmp_path)
-    assert "| -20 ± 6 (-20) | 50 ± 0 (50) |" in table(summaries)
-    assert "`val/elbo`" in caption(summaries)
+def test_what_is_close_is_not_shown_and_one_run_decides_nothing(tmp_path: Path) -> None:
+    close = [summary("lstm", s, 0.8 + s / 10) for s in range(3)] + [summary("tree", s, 0.85 + s / 10) for s in range(3)]
+    assert "**Not shown by these runs.** Accuracy (%): Tree (GNN) − LSTM = +5.0 ± 8.2 (0.6 s.e.)." in markdown.claims(
+        build(small(tmp_path), close)
+    )
+    single = [summary("lstm", 0, 0.8), summary("tree", 0, 0.9)]
+    assert "+10.0, without an error, for which more runs are needed" in markdown.claims(build(small(tmp_path), single))
+    reverse = [summary("lstm", s, 0.9 + s / 100) for s in range(3)] + [
+        summary("tree", s, 0.8 + s / 100) for s in range(3)
+    ]
+    assert "**The reverse is shown by these runs.**" in markdown.claims(build(small(tmp_path), reverse))
 
 
-def test_published_numbers_stand_beside_the_papers_budget_only(tmp_path: Path) -> None:
-    write(tmp_path, "arborescence", 0, 0.9, "paper")
-    lines = table(load(tmp_path)).splitlines()
-    assert "published" in lines[0]
-    assert "75.5 ± 7.0" in lines[2]
+def test_missing_rows_come_with_the_command(tmp_path: Path) -> None:
+    text = markdown.document(build(small(tmp_path), []))
+    assert "- LSTM: `python sweep.py table=small rows=lstm budget=paper`" in text
+    assert "**Not checked.** Accuracy (%): no runs of Tree (GNN), LSTM." in text
+    closed = build(small(tmp_path, ("[structure=none],", "[structure=none], unavailable: no such data,")), [])
+    assert "- LSTM: no such data" in markdown.document(closed)
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, "arborescence", 0, 0.9, "paper")
-    write(tmp_path, "arborescence", 0, 0.9)
-    with pytest.raises(ValueError, match="one budget"):
-        table(load(tmp_path))
-    (tmp_path / "arborescence-paper-0.json").rename(tmp_path / "x.json")
-    (tmp_path / "x.json").write_text((tmp_path / "arborescence-quick-0.json").read_text())
-    with pytest.raises(ValueError, match="repeat"):
-        table(load(tmp_path))
+def test_what_cannot_be_compared_is_marked_and_never_mixed(tmp_path: Path) -> None:
+    strange = [
+        summary("lstm", 3, 0.1, budget="quick"),
+        summary("lstm", 4, 0.2, device="GPU"),
+        summary("lstm", 5, 0.3, sweep={"table": "small", "row": "lstm", "trial": 0, "extra": ["task.hidden=9"]}),
+        summary("lstm", 6, 0.4, config={"task": {"data": {"train": 7}}}),
+    ]
+    report = build(small(tmp_path), [*runs(), *strange])
+    lines = markdown.table(report).splitlines()
+    assert lines[2].startswith("| LSTM | 3 | 81.0 ± 0.6 |")
+    for mark in ("[budget quick] | 1 | 10.0 |", "[device GPU] | 1 | 20.0 |", "[with task.hidden=9] | 1 | 30.0 |"):
+        assert any(mark in line for line in lines)
+    assert any("other data than the line above" in line and "| 1 | 40.0 |" in line for line in lines)
+    assert "+10.0 ± 0.8" in markdown.claims(report)
+
+
+def test_a_quick_run_does_not_stand_beside_published_numbers(tmp_path: Path) -> None:
+    report = build(small(tmp_path), [summary("lstm", s, 0.8, budget="quick") for s in range(2)])
+    assert "published" not in markdown.table(report)
+    assert "not a reproduction" in markdown.caption(report)
+
+
+def test_one_trial_counts_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"small, lstm: seeds \[0, 0\] repeat"):
+        build(small(tmp_path), [summary("lstm", 0, 0.8), summary("lstm", 0, 0.9)])
+    with pytest.raises(ValueError, match="lstm-0 has no val/accuracy to select by"):
+        build(small(tmp_path), [summary("lstm", 0, 0.8, metrics={"test/accuracy": 0.8})])
+
+
+def test_latex(tmp_path: Path) -> None:
+    text = markdown.latex(build(small(tmp_path), runs()))
+    assert r" & Runs & Accuracy (\%) & published & difference & Calls \\" in text
+    assert r"LSTM & 3 & 81.0 $\pm$ 0.6 & 80.0 $\pm$ 4.0 & +1.0 (0.5 s.e.) & - \\" in text
+    assert r"\multicolumn{6}{l}{\emph{GNN}} \\" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("title: Small", "titel: Small"), "the table has no key titel; did you mean title"),
+        (("source: A paper, Table 1", ""), "the table lacks source"),
+        (("metric: test/calls, ", ""), "column calls lacks metric"),
+        (("direction: minimize}\n", "direction: down}\n"), "column calls: direction: down is none of"),
+        (("published: {accuracy", "published: {acuracy"), "row lstm: published: acuracy is none of accuracy, calls"),
+        (("than: lstm", "than: lstn"), "claim 'Trees win.': lstn is none of lstm, tree, hot"),
+        (("row: hot, at_most: 2", "row: hot"), "a comparison is"),
+        (("minimize}\nrows", "null}\nrows"), None),
+        (("  lstm:", "  tree:"), "found duplicate key tree"),
+        (("title: Small", "title: [Small"), "expected"),
+    ],
+)
+def test_errors_of_a_table_are_one_line(tmp_path: Path, change: tuple[str, str], message: str | None) -> None:
+    if message is None:
+        small(tmp_path, change)
+        return
+    with pytest.raises(TableError) as error:
+        small(tmp_path, change)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_table_names_the_nearest() -> None:
+    with pytest.raises(TableError, match="no table paulus_22; did you mean paulus_2"):
+        tables.load("paulus_22", FOLDER)
+
+
+def test_a_rule_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="no rule luck; there are best_trial"):
+        build(small(tmp_path, ("mean_and_standard_error", "luck")), [])
+
+
+@pytest.fixture(scope="module")
+def hydra() -> Iterator[None]:
+    """Compositions of the checkout's configuration."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(FOLDER.parent), version_base="1.3"):
+        yield
+
+
+def rows_to_compose() -> Iterator[tuple[str, str]]:
+    """One row of each set of keys and choices: numbers do not matter."""
+    seen = set()
+    for name in tables.names(FOLDER):
+        table = tables.load(name, FOLDER)
+        for row in table.rows:
+            overrides = (*table.overrides, *row.overrides)
+            key = tuple(o if "." not in o.split("=")[0] else o.split("=")[0] for o in overrides)
+            if key not in seen:
+                seen.add(key)
+                yield name, row.name
+
+
+@pytest.mark.parametrize(("name", "row"), rows_to_compose())
+def test_every_row_composes(hydra: None, name: str, row: str) -> None:
+    table = tables.load(name, FOLDER)
+    overrides = [*table.overrides, *table.row(row).overrides]
+    task = next(o.split("=")[1] for o in overrides if o.startswith("task="))
+    if task not in TASKS:
+        pytest.skip(f"there is no task {task} yet")
+    config = compose("config", [*overrides, f"budget={table.budget}"])
+    assert config.trainer.max_steps > 0
+
+
+def put(folder: Path, *summaries: Summary) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for run in summaries:
+        (folder / f"{run.content['name']}.json").write_text(json.dumps(run.content))
+
+
+def report(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "report.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "listops_quick"
+    put(folder, *(summary("lstm", s, 0.8 + s / 100, budget="quick") for s in range(3)))
+    document = tmp_path / "README.md"
+    document.write_text("a\n<!-- table:listops_quick -->\nold\n<!-- /table -->\nb\n")
+    done = report(folder, "--into", document)
+    assert done.returncode == 0, done.stderr
+    assert "LSTM, no latent variable | 3 | 81.0 ± 0.6" in document.read_text()
+    assert document.read_text().endswith("<!-- /table -->\nb\n")
+    assert "old" not in document.read_text()
+    same = report("table=listops_quick", cwd=tmp_path)
+    assert same.stdout == done.stdout
+    assert report(cwd=tmp_path).stdout == done.stdout
+    assert report("table=listops_quick", "--latex", cwd=tmp_path).stdout.startswith("% listops_quick\n\\begin{tabular}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table=nothing"], "error: no table nothing; there are"),
+        (["budget=big"], "error: budget=big: there are paper, quick, smoke"),
+        (["tabel=x"], "error: tabel=...: there are table=... and budget=..."),
+        (["empty"], "error: no finished run in empty"),
+        ([], "error: no table has finished runs"),
+    ],
+)
+def test_errors_of_the_command_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = report(*arguments, *(["table=paulus_2"] if arguments == ["empty"] else []), cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_no_summary_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"x\.json is not the summary"):
+    with pytest.raises(ValueError, match=r"x\.json is not the summary of a run: KeyError\('task'\); delete it"):
         load(tmp_path)
 
 
-def test_a_table_is_put_where_the_document_says(tmp_path: Path) -> None:
+def test_a_document_without_a_place(tmp_path: Path) -> None:
     document = tmp_path / "README.md"
-    document.write_text("a\n<!-- table:x -->\nold\n<!-- /table -->\nb\n")
-    insert(document, "x", "new")
-    assert document.read_text() == "a\n<!-- table:x -->\nnew\n<!-- /table -->\nb\n"
+    document.write_text("nothing")
     with pytest.raises(ValueError, match="no place"):
-        insert(document, "y", "new")
+        markdown.insert(document, "y", "new")
 
 
-def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, "report.py", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert run.stderr == f"error: no finished run in {tmp_path}\n"
+def test_an_empty_report_is_a_report(tmp_path: Path) -> None:
+    empty = build(small(tmp_path), [])
+    assert isinstance(empty, Report)
+    assert empty.main() == {}

@@ -1,14 +1,21 @@
-"""Finished runs, as their summaries."""
+"""Finished runs, as their summaries, and the rows of a table that they belong to."""
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from structgrad.experiments.tables import Row, Table
+
+#: What a summary says of the groups that a row chooses from.
+_GROUPS = ("task", "structure", "estimator", "budget")
 
 
 @dataclass(frozen=True)
@@ -16,10 +23,11 @@ class Summary:
     """One finished run.
 
     Attributes:
-        structure, estimator, task, budget: the choices in the groups of that name.
+        task, structure, estimator, budget: the choices in the groups of that name.
         seed: of everything random.
-        metrics: name -> value, as logged by the test.
-        content: the whole summary file.
+        metrics: name -> value, as logged by the test, and the validation metric that selected the checkpoint.
+        content: the whole summary file; of a sweep's run with the key ``sweep``, see
+            :func:`structgrad.experiments.queue.record`.
     """
 
     task: str
@@ -29,6 +37,12 @@ class Summary:
     seed: int
     metrics: dict[str, float]
     content: dict[str, Any]
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """Table, row, trial, parameters and overrides, if a sweep made the run; else empty."""
+        made: dict[str, Any] = self.content.get("sweep", {})
+        return made
 
 
 def load(folder: Path) -> list[Summary]:
@@ -41,33 +55,87 @@ def load(folder: Path) -> list[Summary]:
     files = sorted(folder.glob("*.json")) or sorted(folder.glob("**/summary.json"))
     if not files:
         raise FileNotFoundError(f"no finished run in {folder}")
-    summaries = []
-    for file in files:
-        try:
-            content = json.loads(file.read_text())
-            keys = ("task", "structure", "estimator", "budget", "seed", "metrics")
-            summaries.append(Summary(**{key: content[key] for key in keys}, content=content))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is not the summary of a run: {error!r}") from error
-    return summaries
+    return [read(file) for file in files]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Mean over seeds, with its standard error (None for a single run)."""
+def read(file: Path) -> Summary:
+    """One summary.
 
-    mean: float
-    error: float | None
-    count: int
+    Raises:
+        ValueError: if the file is none; names it.
+    """
+    try:
+        content = json.loads(file.read_text())
+        keys = (*_GROUPS, "seed", "metrics")
+        return Summary(**{key: content[key] for key in keys}, content=content)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not the summary of a run: {error!r}; delete it") from error
 
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Cell:
-        """From one value a seed."""
-        numbers = list(values)
-        error = statistics.stdev(numbers) / math.sqrt(len(numbers)) if len(numbers) > 1 else None
-        return cls(statistics.fmean(numbers), error, len(numbers))
 
-    def show(self, scale: float = 1.0, digits: int = 1) -> str:
-        """``mean ± standard error``."""
-        mean = f"{self.mean * scale:.{digits}f}"
-        return mean if self.error is None else f"{mean} ± {self.error * scale:.{digits}f}"
+def by_row(table: Table, summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
+    """Row -> its runs, in the order of trials or seeds; rows without runs are there with an empty list.
+
+    A sweep's run names its row. Another run belongs to the row whose overrides all hold in its configuration; to the
+    one with the most
+    overrides, if several do.
+
+    Raises:
+        ValueError: if two runs of a row are the same trial, or have the same seed where no hyper-parameter is searched.
+    """
+    rows: dict[str, list[Summary]] = {row.name: [] for row in table.rows}
+    for summary in summaries:
+        name = summary.sweep["row"] if summary.sweep.get("table") == table.name else _row_of(table, summary)
+        if name in rows:
+            rows[name].append(summary)
+    for name, runs in rows.items():
+        runs.sort(key=_order)
+        keys = [_order(run) for run in runs]
+        if len(set(keys)) != len(keys):
+            raise ValueError(
+                f"{table.name}, {name}: seeds {[seed for _, seed in keys]} repeat; "
+                "runs with different settings are in one folder"
+            )
+    return rows
+
+
+def _order(run: Summary) -> tuple[int, int]:
+    return run.sweep.get("trial", -1), run.seed
+
+
+def _row_of(table: Table, summary: Summary) -> str | None:
+    matching = [row for row in table.rows if _holds(table, row, summary)]
+    return max(matching, key=lambda row: len(row.overrides)).name if matching else None
+
+
+def _holds(table: Table, row: Row, summary: Summary) -> bool:
+    if "estimator" not in (o.split("=")[0] for o in (*table.overrides, *row.overrides)) and summary.estimator != "none":
+        return False
+    for override in (*table.overrides, *row.overrides):
+        key, _, value = override.lstrip("+").partition("=")
+        if key in _GROUPS:
+            if getattr(summary, key) != value:
+                return False
+        elif not _same(summary.content.get("config", {}), key, value):
+            return False
+    return True
+
+
+def _same(config: dict[str, Any], key: str, value: str) -> bool:
+    try:
+        found = OmegaConf.select(OmegaConf.create(config), key)
+        return bool(found == OmegaConf.from_dotlist([f"x={value}"]).x)
+    except (OmegaConfBaseException, YAMLError):
+        return False
+
+
+def curve(folder: Path, metric: str, points: int = 200) -> list[tuple[int, float]]:
+    """A metric over the steps of a run, from its ``metrics.csv``: at most ``points`` of them, evenly picked, the
+    last one included.
+    """
+    file = folder / "metrics.csv"
+    if not file.exists():
+        return []
+    rows = [line.rsplit(",", 2) for line in file.read_text().splitlines()[1:]]
+    values = [(int(step), float(value)) for step, name, value in rows if name == metric]
+    stride = max(1, -(-len(values) // points))
+    return values[::-1][::stride][::-1]

@@ -1,85 +1,307 @@
-"""Tables of finished runs: mean and standard error over seeds, beside the published numbers."""
+"""Tables as data: what a paper reports, which runs repeat it, and what it claims (``configs/table/<name>.yaml``).
+
+Nothing here knows a model: a row is a list of overrides for ``train.py``.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import difflib
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+from typing import Any, Literal, get_args
 
-from structgrad.experiments.papers import TABLES, Column, Table
-from structgrad.experiments.runs import Cell, Summary
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+Direction = Literal["maximize", "minimize"]
+Statistic = Literal["value", "best", "selected"]
+Spread = Literal["standard_error", "standard_deviation", "unstated"]
 
 
-def table(summaries: list[Summary]) -> str:
-    """Markdown table of runs of one task and one budget, a row for each structure and estimator.
+class TableError(ValueError):
+    """A table's file is wrong, or there is none; the message is one line that says where and what."""
 
-    The published column is shown only for the budget of the paper: a quick run is not a reproduction.
+
+@dataclass(frozen=True)
+class Column:
+    """A metric in a table.
+
+    Attributes:
+        metric: as logged by the test.
+        title: of the column.
+        direction: which values are better; None where neither is.
+        scale: what the metric is multiplied by, e.g. 100 for percentages. Published numbers are scaled already.
+        digits: after the point.
+        statistic: ``value``: what the table's rule makes of the runs; ``best``: of the best run in this metric;
+            ``selected``: of the run with the best validation metric.
+    """
+
+    metric: str
+    title: str
+    direction: Direction | None = None
+    scale: float = 1.0
+    digits: int = 1
+    statistic: Statistic = "value"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How several runs of a row become its numbers.
+
+    Attributes:
+        rule: a function of :mod:`structgrad.experiments.selection`, by name.
+        metric: on validation data, as logged.
+        direction: which values of it are better.
+        trials: how many runs a row has: draws of the hyper-parameters for ``best_trial``, seeds for the other rules.
+    """
+
+    rule: str
+    metric: str
+    direction: Direction
+    trials: int
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the published ``a ± b`` are.
+
+    Attributes:
+        error: what stands behind the ±.
+        seeds: of how many runs; None where the paper does not say.
+    """
+
+    error: Spread = "unstated"
+    seeds: int | None = None
+
+    def standard_error(self, error: float | None) -> float | None:
+        """Of a published mean. A standard deviation over an unknown number of runs is taken as it is: too large."""
+        if error is not None and self.error == "standard_deviation" and self.seeds:
+            return float(error / self.seeds**0.5)
+        return error
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: runs that differ in searched hyper-parameters or seeds only.
+
+    Attributes:
+        name: key in the file.
+        title: as shown.
+        overrides: for ``train.py``, beside those of the table.
+        group: heading under which the row stands.
+        published: column -> value and what stands behind the ±, if anything, in the units of the column.
+        search: hyper-parameter -> distribution, beside those of the configuration; null takes one away.
+        unavailable: why the row cannot be run (data that cannot be had); empty if it can.
+        hours: of one run at the paper's budget on one CPU core, estimated from the time of a step; None if not known.
+    """
+
+    name: str
+    title: str
+    overrides: tuple[str, ...] = ()
+    group: str = ""
+    published: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
+    unavailable: str = ""
+    hours: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A statement about rows in one column that runs can decide; exactly one of the four forms.
+
+    Attributes:
+        column: key of the column.
+        better: a row that is better ...
+        not_worse: or a row that is at least as good ...
+        than: ... than each of these rows.
+        row: a row whose value is ...
+        at_least: ... at least this, in the units of the column,
+        at_most: ... or at most this.
+    """
+
+    column: str
+    better: str | None = None
+    not_worse: str | None = None
+    than: tuple[str, ...] = ()
+    row: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, and the comparisons that all have to hold for runs to show it."""
+
+    text: str
+    shown_by: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A published table or figure, or one of ours.
+
+    Attributes:
+        name: of its file.
+        title: one line.
+        source: where the published numbers stand.
+        overrides: of every row.
+        selection: how runs become numbers.
+        columns: key -> column, left to right.
+        rows: top to bottom.
+        published: what the published errors are.
+        search: hyper-parameter -> distribution of every row, beside those of the configuration.
+        budget: which budget it is made for.
+        unavailable: why no row can be run; empty if some can.
+        claims: of the paper.
+        notes: what a reader of the table has to know.
+    """
+
+    name: str
+    title: str
+    source: str
+    overrides: tuple[str, ...]
+    selection: Selection
+    columns: dict[str, Column]
+    rows: tuple[Row, ...]
+    published: Published = field(default_factory=Published)
+    search: dict[str, Any] = field(default_factory=dict)
+    budget: str = "paper"
+    unavailable: str = ""
+    claims: tuple[Claim, ...] = ()
+    notes: str = ""
+
+    def folder(self, budget: str) -> str:
+        """Name of the folder of its runs on a budget: its own name on its own budget."""
+        return self.name if budget == self.budget else f"{self.name}_{budget}"
+
+    def row(self, name: str) -> Row:
+        """By name.
+
+        Raises:
+            TableError: names the nearest ones.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise TableError(f"table {self.name} has no row {name}; {nearest(name, [r.name for r in self.rows])}")
+
+
+def names(folder: Path) -> list[str]:
+    """Every table in ``<folder>``, i.e. in ``configs/table``."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))
+
+
+def load(name: str, folder: Path) -> Table:
+    """Read and check ``<folder>/<name>.yaml``.
 
     Raises:
-        ValueError: if the runs mix tasks or budgets, or one seed stands twice in a row of the table.
+        TableError: in one line: no such table, a key that does not exist or is missing, a published number of a column
+            that the table does not have, a comparison between rows that it does not have.
     """
-    kinds = {(s.task, s.budget) for s in summaries}
-    if len(kinds) != 1:
-        raise ValueError(f"one table shows one task and one budget; got {sorted(kinds)}")
-    ((task, budget),) = kinds
-    layout = TABLES.get(task) or Table(_columns_of(summaries))
-    groups: defaultdict[tuple[str, str], list[Summary]] = defaultdict(list)
-    for summary in summaries:
-        groups[summary.structure, summary.estimator].append(summary)
-    known = list(layout.published)
-    order = sorted(groups, key=lambda key: (known.index(key) if key in known else len(known), key))
-    published = budget == "paper" and bool(layout.published)
-    titles = ["Structure", "Estimator", "Seeds", *(column.title for column in layout.columns)]
-    if published:
-        titles += [f"{column.title}, published" for column in layout.columns]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for key in order:
-        runs = groups[key]
-        seeds = [run.seed for run in runs]
-        if len(set(seeds)) != len(seeds):
-            raise ValueError(f"{key}: seeds {sorted(seeds)} repeat; runs with different settings are in one folder")
-        cells = [*key, str(len(runs)), *(_cell(runs, column, layout.selected_by) for column in layout.columns)]
-        if published:
-            cells += [value or "-" for value in layout.published.get(key, (None,) * len(layout.columns))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    file = folder / f"{name}.yaml"
+    if not file.exists():
+        raise TableError(f"no table {name}; {nearest(name, names(folder))}")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))  # refuses keys that stand twice
+    except YAMLError as error:
+        raise TableError(f"{file}: {' '.join(str(error).split())}") from error
+    try:
+        return _table(name, content)
+    except TableError as error:
+        raise TableError(f"{file}: {error}") from error
 
 
-def caption(summaries: list[Summary]) -> str:
-    """One sentence: budget, devices, commits."""
-    budgets = ", ".join(sorted({s.budget for s in summaries}))
-    devices = ", ".join(sorted({s.content["device"] for s in summaries}))
-    commits = ", ".join(sorted({(s.content["commit"] or "unknown")[:10] for s in summaries}))
-    layout = TABLES.get(summaries[0].task)
-    brackets = f"; in brackets the run with the best `{layout.selected_by}`" if layout and layout.selected_by else ""
-    return f"Mean ± standard error over seeds{brackets}; budget `{budgets}`; device {devices}; commit {commits}."
+def _table(name: str, content: Any) -> Table:
+    settings = _keys(Table, content, "the table", given=("name",))
+    columns = {str(key): _column(key, value) for key, value in _mapping(settings["columns"], "columns").items()}
+    rows = tuple(_row(str(key), value, columns) for key, value in _mapping(settings["rows"], "rows").items())
+    settings |= {
+        "name": name,
+        "overrides": tuple(settings["overrides"]),
+        "selection": Selection(**_keys(Selection, settings["selection"], "selection")),
+        "published": Published(**_keys(Published, settings.get("published", {}), "published")),
+        "columns": columns,
+        "rows": rows,
+        "claims": tuple(_claim(value, columns, rows) for value in settings.get("claims", ())),
+    }
+    _choice("selection.direction", settings["selection"].direction, get_args(Direction))
+    _choice("published.error", settings["published"].error, get_args(Spread))
+    return Table(**settings)
 
 
-def _cell(runs: list[Summary], column: Column, selected_by: str | None) -> str:
-    values = [run.metrics[column.metric] for run in runs if column.metric in run.metrics]
-    if len(values) < len(runs):
-        return "-"
-    shown = Cell.of(values).show(column.scale, column.digits)
-    if selected_by is None:
-        return shown
-    selected = max(runs, key=lambda run: run.metrics[selected_by]).metrics[column.metric]
-    return f"{shown} ({selected * column.scale:.{column.digits}f})"
+def _column(key: Any, value: Any) -> Column:
+    column = Column(**_keys(Column, value, f"column {key}"))
+    _choice(f"column {key}: direction", column.direction, (*get_args(Direction), None))
+    _choice(f"column {key}: statistic", column.statistic, get_args(Statistic))
+    return column
 
 
-def _columns_of(summaries: list[Summary]) -> tuple[Column, ...]:
-    """For tasks without a published table: every test metric."""
-    names = sorted({name for s in summaries for name in s.metrics if name.startswith("test/")})
-    return tuple(Column(name, name.removeprefix("test/"), 1, 3) for name in names)
+def _row(name: str, value: Any, columns: dict[str, Column]) -> Row:
+    settings = _keys(Row, value, f"row {name}", given=("name",))
+    published = {}
+    for key, number in settings.get("published", {}).items():
+        _choice(f"row {name}: published", key, tuple(columns))
+        mean, error = number if isinstance(number, list) else (number, None)
+        published[str(key)] = (float(mean), None if error is None else float(error))
+    return Row(**settings | {"name": name, "overrides": tuple(settings.get("overrides", ())), "published": published})
 
 
-def insert(document: Path, name: str, text: str) -> None:
-    """Replace what stands between ``<!-- table:NAME -->`` and ``<!-- /table -->`` in a document.
+def _claim(value: Any, columns: dict[str, Column], rows: tuple[Row, ...]) -> Claim:
+    settings = _keys(Claim, value, "a claim")
+    where = f"claim {settings['text']!r}"
+    known = tuple(row.name for row in rows)
+    comparisons = []
+    for item in settings["shown_by"]:
+        keys = _keys(Comparison, item, where)
+        than = keys.get("than", ())
+        keys["than"] = (than,) if isinstance(than, str) else tuple(than)
+        comparison = Comparison(**keys)
+        _choice(where, comparison.column, tuple(columns))
+        subjects = [r for r in (comparison.better, comparison.not_worse, comparison.row) if r is not None]
+        for row in (*subjects, *comparison.than):
+            _choice(where, row, known)
+        limits = [x for x in (comparison.at_least, comparison.at_most) if x is not None]
+        if (
+            len(subjects) != 1
+            or (comparison.row is None) == (not comparison.than)
+            or len(limits) != bool(comparison.row)
+        ):
+            raise TableError(f"{where}: a comparison is `better, than`, `not_worse, than`, or `row, at_least/at_most`")
+        if comparison.row is None and columns[comparison.column].direction is None:
+            raise TableError(f"{where}: column {comparison.column} has no direction, so no row is better in it")
+        comparisons.append(comparison)
+    if not comparisons:
+        raise TableError(f"{where}: shown_by is empty")
+    return Claim(settings["text"], tuple(comparisons))
 
-    Raises:
-        ValueError: if the document has no such place.
-    """
-    content = document.read_text()
-    start, end = f"<!-- table:{name} -->\n", "<!-- /table -->"
-    if start not in content or end not in content.split(start, 1)[1]:
-        raise ValueError(f"{document} has no place for the table: {start.strip()} ... {end}")
-    before, rest = content.split(start, 1)
-    document.write_text(before + start + text + "\n" + end + rest.split(end, 1)[1])
+
+def _mapping(value: Any, where: str) -> dict[Any, Any]:
+    if not isinstance(value, dict) or not value:
+        raise TableError(f"{where}: expected keys with values, got {value!r}")
+    return value
+
+
+def _keys(cls: type, value: Any, where: str, given: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The mapping ``value`` if it has the fields of a dataclass: all without a default, no others."""
+    if not isinstance(value, dict):
+        raise TableError(f"{where}: expected keys with values, got {value!r}")
+    known = {f.name: f for f in fields(cls) if f.name not in given}
+    for key in value:
+        if key not in known:
+            raise TableError(f"{where} has no key {key}; {nearest(str(key), list(known))}")
+    needed = [k for k, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    missing = [key for key in needed if key not in value]
+    if missing:
+        raise TableError(f"{where} lacks {', '.join(missing)}")
+    return dict(value)
+
+
+def _choice(where: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise TableError(f"{where}: {value} is none of {', '.join(map(str, choices))}")
+
+
+def nearest(name: str, choices: list[str]) -> str:
+    """A hint for a name that is none of the choices."""
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(choices) or 'none'}"

@@ -1,0 +1,189 @@
+"""A report as Markdown and as LaTeX, for terminals and documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from structgrad.experiments.report import Line, Report, Verdict, against_published
+from structgrad.experiments.selection import count
+from structgrad.experiments.tables import Column
+
+_ERRORS = {
+    "best_trial": "Trial with the best validation metric (`{metric}`) ± bootstrap standard error of the selection",
+    "mean_and_standard_error": "Mean ± standard error over runs with different seeds",
+    "mean_and_standard_deviation": "Mean ± standard deviation over runs with different seeds",
+}
+_PUBLISHED = {
+    "standard_error": "the published ± is a standard error",
+    "standard_deviation": "the published ± is a standard deviation",
+    "unstated": "the paper does not say what its ± is; it is taken as a standard error",
+}
+
+
+def table(report: Report) -> str:
+    """The table. Published numbers, and the distance from them in combined standard errors, stand beside runs at the
+    paper's budget only.
+    """
+    titles, lines = grid(report)
+    text = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for head, cells in lines:
+        if head:
+            text.append("| " + " | ".join([f"**{_escaped(head)}**", *[""] * (len(titles) - 1)]) + " |")
+        text.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
+    return "\n".join(text)
+
+
+def grid(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Titles of the columns, and for each line its heading where a group begins (else empty) and its cells."""
+    columns = report.table.columns
+    compared = (
+        [key for key in columns if any(key in row.published for row in report.table.rows)]
+        if report.is_reproduction
+        else []
+    )
+    titles = ["", "Runs"]
+    for key, column in columns.items():
+        titles += [column.title, "published", "difference"] if key in compared else [column.title]
+    lines, group = [], ""
+    for line in report.lines:
+        heading = line.row.group if line.row.group != group else ""
+        group = line.row.group
+        title = line.row.title + "".join(f" [{mark}]" for mark in line.marks)
+        cells = [title, str(len(line.runs)) if line.runs else "-"]
+        for key, column in columns.items():
+            cells.append(line.cells[key].show(column.scale, column.digits) if key in line.cells else "-")
+            if key in compared:
+                number = line.row.published.get(key)
+                cells.append("-" if number is None else published(number, column))
+                cells.append("-" if line.marks else difference(report, line, key))
+        lines.append((heading, cells))
+    return titles, lines
+
+
+def published(number: tuple[float, float | None], column: Column) -> str:
+    """``value ± error``, as printed."""
+    value, error = number
+    return f"{value:.{column.digits}f}" + ("" if error is None else f" ± {error:.{column.digits}f}")
+
+
+def difference(report: Report, line: Line, key: str) -> str:
+    """``+1.2 (0.8 s.e.)``."""
+    found = against_published(report, line, key)
+    if found is None:
+        return "-"
+    gap, _, ratio = found
+    return f"{gap:+.{report.table.columns[key].digits}f}" + ("" if ratio is None else f" ({abs(ratio):.1f} s.e.)")
+
+
+def caption(report: Report) -> str:
+    """What the numbers are, and how they were made; one paragraph."""
+    runs = report.runs
+    selection = report.table.selection
+    parts = [_ERRORS[selection.rule].format(metric=selection.metric)]
+    if any(column.statistic == "selected" for column in report.table.columns.values()):
+        parts.append(f"the selected run is the one with the best `{selection.metric}`")
+    if any(column.statistic == "best" for column in report.table.columns.values()):
+        parts.append("“max” is the best run in that metric")
+    parts.append(
+        f"budget `{report.budget}`"
+        + ("" if report.is_reproduction else ", not a reproduction of the published numbers")
+    )
+    if report.extra:
+        parts.append(f"with `{' '.join(report.extra)}`")
+    if runs:
+        times = [float(run.content["training_s"]) for run in runs if "training_s" in run.content]
+        commits = sorted({(run.content.get("commit") or "unknown")[:10] for run in runs})
+        parts.append(f"device {report.device}")
+        parts += [f"{duration(min(times))} to {duration(max(times))} of training a run"] if times else []
+        parts.append(f"commit {', '.join(commits)}")
+    if report.is_reproduction and any(row.published for row in report.table.rows):
+        parts.append(_PUBLISHED[report.table.published.error])
+        parts.append("differences are in combined standard errors")
+    text = "; ".join(parts) + "."
+    return f"{text} {report.table.notes}" if report.table.notes else text
+
+
+def claims(report: Report) -> str:
+    """One bullet a claim: what the paper says, and whether these runs show it."""
+    lines = []
+    for verdict in report.verdicts:
+        lines.append(f"- Claim: *{verdict.claim.text}* **{verdict.word.capitalize()}.** {numbers(verdict)}.")
+    return "\n".join(lines)
+
+
+def numbers(verdict: Verdict) -> str:
+    """Those that decided a claim, by column."""
+    columns = {outcome.column: "" for outcome in verdict.outcomes}
+    texts = {c: dict.fromkeys(o.text for o in verdict.outcomes if o.column == c) for c in columns}
+    return "; ".join(f"{column}: {', '.join(found)}" for column, found in texts.items())
+
+
+def missing(report: Report) -> str:
+    """The rows without runs, each with the command that makes them, or why there is none."""
+    lines = []
+    for line in report.lines:
+        if not line.runs:
+            reason = line.row.unavailable or report.table.unavailable
+            blocked = reason and report.is_reproduction
+            lines.append(f"- {line.row.title}: " + (reason if blocked else f"`{report.command(line.row)}`"))
+    return "\n".join(["Not run:", "", *lines]) if lines else ""
+
+
+def document(report: Report, with_missing: bool = True) -> str:
+    """Table, caption, claims, and the rows that are missing."""
+    parts = [table(report), caption(report), claims(report), missing(report) if with_missing else ""]
+    return "\n\n".join(part for part in parts if part)
+
+
+def latex(report: Report) -> str:
+    """A ``tabular`` in the style of booktabs."""
+    titles, lines = grid(report)
+    text = [
+        rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
+        r"\toprule",
+        " & ".join(map(_tex, titles)) + r" \\",
+        r"\midrule",
+    ]
+    for heading, cells in lines:
+        if heading:
+            text.append(rf"\multicolumn{{{len(titles)}}}{{l}}{{\emph{{{_tex(heading)}}}}} \\")
+        text.append(" & ".join(map(_tex, cells)) + r" \\")
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}"])
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``3.2 min``, ``5.1 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def insert(document: Path, name: str, text: str) -> None:
+    """Replace what stands between ``<!-- table:NAME -->`` and ``<!-- /table -->`` in a document.
+
+    Raises:
+        ValueError: if the document has no such place.
+    """
+    content = document.read_text()
+    start, end = f"<!-- table:{name} -->\n", "<!-- /table -->"
+    if start not in content or end not in content.split(start, 1)[1]:
+        raise ValueError(f"{document} has no place for the table: {start.strip()} ... {end}")
+    before, rest = content.split(start, 1)
+    document.write_text(before + start + text + "\n" + end + rest.split(end, 1)[1])
+
+
+def counted(report: Report) -> str:
+    """``table paulus_2: 12 runs``."""
+    return f"table {report.table.name}: {count(report.runs)}"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", r"\|")
+
+
+def _tex(text: str) -> str:
+    replacements = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "|": r"\textbar{}"}
+    escaped = "".join(replacements.get(character, character) for character in text)
+    for character, command in {"±": r"$\pm$", "−": "$-$", "×": r"$\times$"}.items():
+        escaped = escaped.replace(character, command)
+    return escaped

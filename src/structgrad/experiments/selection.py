@@ -1,0 +1,122 @@
+"""From the runs of a row to its numbers: pure functions of validation and test metrics.
+
+Every rule takes ``validation`` ``[n]`` and ``test`` ``[n]``, one entry a finished run, and returns a :class:`Cell`.
+A table names its rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+#: Paulus et al. (2020), D.3.
+RESAMPLES = 100_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of a table.
+
+    Attributes:
+        value: e.g. a mean.
+        standard_error: of the value; None if one run cannot tell.
+        shown: what stands behind the ±: the standard error, or a standard deviation where the paper gives that.
+    """
+
+    value: float
+    standard_error: float | None
+    shown: float | None
+
+    def show(self, scale: float = 1.0, digits: int = 1) -> str:
+        """``value ± shown``."""
+        value = f"{self.value * scale:.{digits}f}"
+        return value if self.shown is None else f"{value} ± {self.shown * scale:.{digits}f}"
+
+
+Rule = Callable[[ArrayLike, ArrayLike], Cell]
+
+
+def ranking(validation: ArrayLike) -> NDArray[np.intp]:
+    """Indices of runs from the best (greatest) validation metric to the worst; ties in the given order.
+
+    Raises:
+        ValueError: without runs, or if one has a validation metric that is not a number.
+    """
+    metric = np.asarray(validation, dtype=float)
+    if metric.ndim != 1 or not len(metric):
+        raise ValueError("a selection needs at least one run")
+    if np.isnan(metric).any():
+        raise ValueError("a validation metric is not a number: such a run cannot be ranked")
+    return np.argsort(-metric, kind="stable")
+
+
+def best_trial(validation: ArrayLike, test: ArrayLike) -> Cell:
+    """Test metric of the run with the greatest validation metric; error by bootstrapping the whole selection.
+
+    As in Paulus et al. (2020), D.3: n runs are drawn with replacement from the n runs, the best of them is selected,
+    and the standard
+    deviation of its test metric is taken over 10^5 repetitions. One run has no error.
+    """
+    order = ranking(validation)
+    sorted_test = np.asarray(test, dtype=float)[order]
+    if len(order) == 1:
+        return Cell(float(sorted_test[0]), None, None)
+    error = bootstrap(sorted_test, RESAMPLES, np.random.default_rng(0))
+    return Cell(float(sorted_test[0]), error, error)
+
+
+def bootstrap(sorted_test: NDArray[np.float64], resamples: int, generator: np.random.Generator) -> float:
+    """Standard deviation of the selected test metric over resampled selections.
+
+    Args:
+        sorted_test: ``[n]``, from the run with the best validation metric to the worst.
+        resamples: how many.
+        generator: of the draws.
+    """
+    n = len(sorted_test)
+    # The best run of a resample is the one of least rank.
+    selected = generator.integers(0, n, size=(resamples, n), dtype=np.uint16 if n < 2**16 else np.int64).min(axis=1)
+    return float(sorted_test[selected].std())
+
+
+def mean_and_standard_error(validation: ArrayLike, test: ArrayLike) -> Cell:
+    """Mean over runs (seeds), with its standard error. The validation metric is not used."""
+    values = np.asarray(test, dtype=float)
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Cell(float(values.mean()), error, error)
+
+
+def mean_and_standard_deviation(validation: ArrayLike, test: ArrayLike) -> Cell:
+    """Mean and standard deviation over runs (seeds). The validation metric is not used."""
+    values = np.asarray(test, dtype=float)
+    if len(values) == 1:
+        return Cell(float(values[0]), None, None)
+    deviation = float(values.std(ddof=1))
+    return Cell(float(values.mean()), deviation / math.sqrt(len(values)), deviation)
+
+
+#: Name in a table's file -> rule.
+RULES: dict[str, Rule] = {
+    rule.__name__: rule for rule in (best_trial, mean_and_standard_error, mean_and_standard_deviation)
+}
+
+
+def difference(ours: Cell, value: float, error: float | None) -> tuple[float, float | None, float | None]:
+    """Ours minus another number: the difference, its standard error, and how many of those it is.
+
+    The last two are None where either error is missing; the ratio is also None where both errors are 0.
+    """
+    gap = ours.value - value
+    if ours.standard_error is None or error is None:
+        return gap, None, None
+    combined = math.hypot(ours.standard_error, error)
+    return gap, combined, gap / combined if combined else None
+
+
+def count(runs: Sequence[object]) -> str:
+    """``1 run``, ``3 runs``."""
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}"
