@@ -73,3 +73,51 @@ def test_bad_sizes_are_refused() -> None:
         Batches({"x": torch.arange(5)}, 0)
     with pytest.raises(ValueError, match="do not fill"):
         Batches({"x": torch.arange(3)}, 4, shuffle=True)
+
+
+def pairs(**options: object) -> Batches:
+    return Batches({"x": torch.arange(10)}, 3, shuffle=True, beside={"y": torch.arange(7)}, **options)  # type: ignore[arg-type]
+
+
+def test_examples_beside_others_are_cycled_in_an_order_of_their_own() -> None:
+    """Seven batches of three are three passes over seven examples, across the epochs of three batches."""
+    loader = pairs()
+    batches = list(itertools.chain(loader, loader, loader))[:7]
+    assert [len(b["x"]) for b in batches] == [len(b["y"]) for b in batches] == [3] * 7
+    drawn = torch.cat([b["y"] for b in batches]).reshape(3, 7)
+    assert drawn.sort(1).values.tolist() == [list(range(7))] * 3
+    assert len({tuple(row) for row in drawn.tolist()}) == 3
+    whole = [b["x"].tolist() for b in batches]
+    assert whole == seen(Steps(Batches({"x": torch.arange(10)}, 3, shuffle=True), 7))
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_a_saved_position_continues_beside(stop: int) -> None:
+    def both(loader: object, count: int | None = None) -> list[list[list[int]]]:
+        return [[b["x"].tolist(), b["y"].tolist()] for b in itertools.islice(loader, count)]  # type: ignore[call-overload]
+
+    whole = both(Steps(pairs(), 9))
+    interrupted = Steps(pairs(), 9)
+    start = both(interrupted, stop)
+    resumed = Steps(pairs(), 9)
+    resumed.load_state_dict(interrupted.state_dict())
+    assert start + both(resumed) == whole
+
+
+def test_fewer_examples_beside_than_a_batch_and_shares_of_them() -> None:
+    tensors, beside = {"x": torch.arange(8)}, {"y": torch.arange(3)}
+    whole = next(iter(Batches(tensors, 8, shuffle=True, beside=beside)))["y"]
+    assert whole.bincount(minlength=3).min() >= 2
+    shares = [next(iter(Batches(tensors, 8, shuffle=True, beside=beside).shard(r, 2)))["y"] for r in range(2)]
+    assert torch.stack(shares, 1).flatten().tolist() == whole.tolist()
+
+
+def test_bad_examples_beside_are_refused() -> None:
+    with pytest.raises(ValueError, match="shuffle=True"):
+        Batches({"x": torch.arange(3)}, 1, beside={"y": torch.arange(3)})
+    with pytest.raises(ValueError, match="other names; got x"):
+        Batches({"x": torch.arange(3)}, 1, shuffle=True, beside={"x": torch.arange(3)})
+    with pytest.raises(ValueError, match="at least one"):
+        Batches({"x": torch.arange(3)}, 1, shuffle=True, beside={"y": torch.arange(0)})
+    with pytest.raises(ValueError, match="equally long"):
+        Batches({"x": torch.arange(3)}, 1, shuffle=True, beside={"y": torch.arange(1), "z": torch.arange(2)})

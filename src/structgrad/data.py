@@ -23,14 +23,18 @@ class Batches:
     that an uninterrupted one would have seen. Lightning saves and restores that state with its checkpoints.
 
     Args:
-        tensors: equally long tensors, ``[n, ...]`` each.
+        tensors: equally long tensors, ``[n, ...]`` each; their length is that of an epoch.
         batch_size: examples in a batch, over all processes together.
         shuffle: draw a new order every epoch, and drop the last, incomplete batch.
         seed: of the order.
         collate: applied to every batch, e.g. to cut padding or to resample pixels.
+        beside: tensors of another common length (labelled examples beside unlabelled ones), of which every batch gets
+            ``batch_size`` too. They are gone through in an order of their own, drawn anew whenever it is used up,
+            whatever the epoch. Only with ``shuffle``.
 
     Raises:
-        ValueError: if the tensors differ in length or there are fewer examples than a batch takes while shuffling.
+        ValueError: if the tensors differ in length, share a name with those beside them, or there are fewer examples
+            than a batch takes while shuffling.
     """
 
     def __init__(
@@ -41,12 +45,18 @@ class Batches:
         shuffle: bool = False,
         seed: int = 0,
         collate: Callable[[Batch], Batch] | None = None,
+        beside: Mapping[str, Tensor] | None = None,
     ) -> None:
-        lengths = {name: len(t) for name, t in tensors.items()}
-        if len(set(lengths.values())) != 1:
-            raise ValueError(f"tensors must be equally long; got {lengths}")
-        self.tensors = dict(tensors)
-        self.n = next(iter(lengths.values()))
+        self.tensors, self.beside = dict(tensors), dict(beside or {})
+        self.n, self.cycle = _length(self.tensors), _length(self.beside) if beside else 0
+        if beside and not self.cycle:
+            raise ValueError("tensors beside others must have at least one example")
+        if beside and not shuffle:
+            raise ValueError(
+                "tensors beside others need shuffle=True: without an order of its own a cycle has no place"
+            )
+        if common := self.tensors.keys() & self.beside.keys():
+            raise ValueError(f"tensors beside others must have other names; got {', '.join(sorted(common))} twice")
         if batch_size <= 0:
             raise ValueError(f"batch size must be positive; got {batch_size}")
         if shuffle and self.n < batch_size:
@@ -82,19 +92,37 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """The rest of the current epoch, from the position of :meth:`load_state_dict` if there is one."""
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-            order = torch.randperm(self.n, generator=generator)
-        else:
-            order = torch.arange(self.n)
+        order = _order(self.n, (self.seed, self.epoch)) if self.shuffle else torch.arange(self.n)
+        cycled = self._cycle()
         for index in range(self.position, len(self)):
             start = index * self.batch_size
             chosen = order[start : start + self.batch_size][self.rank :: self.world_size]
             batch = {name: tensor[chosen] for name, tensor in self.tensors.items()}
+            if self.beside:
+                chosen = next(cycled)[self.rank :: self.world_size]
+                batch |= {name: tensor[chosen] for name, tensor in self.beside.items()}
             # Moved before the batch is handed out: a checkpoint written after it continues with the next one, and a
             # reader that stops at the last batch without asking for more finds the next epoch, not the end of this one.
             self.epoch, self.position = (self.epoch, index + 1) if index + 1 < len(self) else (self.epoch + 1, 0)
             yield batch if self.collate is None else self.collate(batch)
+
+    def _cycle(self) -> Iterator[Tensor]:
+        """Which of the examples beside go into the batches from the current position on: ``[batch_size]`` each.
+
+        What lies before the position is skipped, not remembered: it follows from the number of batches so far.
+        """
+        if not self.beside:
+            return
+        done = (self.epoch * len(self) + self.position) * self.batch_size
+        passed, skipped = divmod(done, self.cycle)
+        waiting = torch.arange(0)
+        while True:
+            while len(waiting) < self.batch_size:
+                order = _order(self.cycle, (self.seed, passed, 1))
+                waiting = torch.cat([waiting, order[skipped:]])
+                passed, skipped = passed + 1, 0
+            yield waiting[: self.batch_size]
+            waiting = waiting[self.batch_size :]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands."""
@@ -103,6 +131,18 @@ class Batches:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there."""
         self.epoch, self.position = state["epoch"], state["position"]
+
+
+def _length(tensors: Mapping[str, Tensor]) -> int:
+    lengths = {name: len(t) for name, t in tensors.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"tensors must be equally long; got {lengths}")
+    return next(iter(lengths.values()))
+
+
+def _order(n: int, key: tuple[int, ...]) -> Tensor:
+    """A random order of n examples that depends on the key alone."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(hash(key) % 2**63))
 
 
 class Steps:

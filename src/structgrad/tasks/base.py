@@ -151,7 +151,15 @@ class Task(pl.LightningModule, abc.ABC):
         return out.loss
 
     def log_training(self, out: StepOutput) -> None:
-        """Log ``train/*`` of a step."""
+        """Log ``train/*`` of a step, if the loggers or the progress bar look at this one.
+
+        Lightning would take as long over every step as a small model over its training.
+        """
+        step, trainer = self.global_step + 1, self.trainer
+        every_n: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        shown_every = getattr(trainer.progress_bar_callback, "refresh_rate", 0)
+        if all(every < 1 or step % every for every in (every_n, shown_every, trainer.max_steps)):
+            return
         values = {"loss": out.loss.detach()} | {
             name: value[0] / value[1].clamp_min(1) if isinstance(value, tuple) else value
             for name, value in out.metrics.items()

@@ -1,0 +1,205 @@
+"""The semi-supervised VAE: digits and styles from few labels (Correia et al. 2020, section 5.1)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from structgrad.data import Batch, Batches
+from structgrad.estimators.base import Estimator
+from structgrad.structures import OneHot
+from structgrad.structures.base import Structure
+from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.ssvae.data import SemiSupervisedImages, resample
+from structgrad.tasks.ssvae.model import CLASSIFICATION_LOSSES, Networks
+from structgrad.tasks.ssvae.pictures import draw_calls, draw_digits
+from structgrad.tasks.ssvae.warm_start import WarmStart
+
+
+class SemiSupervisedVAE(Task):
+    """Model images by a class z, known for few of them, and a continuous style h (Kingma et al. 2014).
+
+    The objective of a class is ``-log p(x | z, h) + KL(q(h | x, z) || p(h))`` at one sample of h; the estimator's
+    ``kl`` must be that of z from the uniform distribution. Training minimises the labelled images' loss at their true
+    class, with the classifier's own loss, plus ``weight`` times the unlabelled images' negative ELBO. It starts from
+    networks trained on the labelled images alone. Metrics are means over images, in nats:
+
+    - ``elbo`` = -(objective + kl), with the class inferred, in training of the unlabelled images;
+    - ``accuracy`` of the class with the highest score;
+    - ``decoder_calls``, evaluations an image; ``training_calls`` are those in training since the last validation.
+
+    Args:
+        structure: OneHot.
+        estimator: its ``kl`` must be over the vertex, the class.
+        optimizer: see :class:`~structgrad.tasks.base.Task`.
+        data: the images.
+        warm_start: where training starts.
+        classification_loss: ``cross_entropy``, or ``sparsemax`` where the estimator's distribution is that.
+        weight: of the unlabelled images' loss; None is their number over that of the labelled.
+        pixels: of an image.
+        classes: K.
+        style: entries of h.
+        hidden: units of the classifier's layers.
+        vae_hidden: units of the encoder's and the decoder's layers.
+        batch_size: labelled images, and as many unlabelled ones, in a training batch.
+        eval_batch_size: images in a validation or test batch.
+        seed: of the order of training images.
+
+    Raises:
+        ValueError: for another structure, an estimator without that ``kl``, an unknown loss, or a size below 1.
+    """
+
+    monitor: ClassVar[str] = "val/elbo"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    progress: ClassVar[tuple[str, ...]] = ("elbo", "accuracy")
+
+    def __init__(
+        self,
+        *,
+        structure: Structure,
+        estimator: Estimator | None,
+        optimizer: OptimizerFactory,
+        data: SemiSupervisedImages,
+        warm_start: WarmStart,
+        classification_loss: str = "cross_entropy",
+        weight: float | None = None,
+        pixels: int = 784,
+        classes: int = 10,
+        style: int = 8,
+        hidden: int = 256,
+        vae_hidden: int = 128,
+        batch_size: int = 64,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
+        if not isinstance(structure, OneHot) or estimator is None:
+            raise ValueError(f"ssvae needs one class an image, structure=one_hot; got {structure.name}")
+        if estimator.kl_over != "vertex":
+            raise ValueError(
+                "ssvae needs the KL divergence of the class from the uniform distribution; that of "
+                f"{type(estimator).__name__} is over {estimator.kl_over or 'nothing'} "
+                "(estimator.kl=distribution, where an estimator has that option)"
+            )
+        if classification_loss not in CLASSIFICATION_LOSSES:
+            known = ", ".join(CLASSIFICATION_LOSSES)
+            raise ValueError(f"classification_loss must be one of {known}; got {classification_loss!r}")
+        self.sizes = {
+            "pixels": pixels,
+            "classes": classes,
+            "style": style,
+            "hidden": hidden,
+            "vae_hidden": vae_hidden,
+        }
+        for name, size in {**self.sizes, "batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1; got {size}")
+        if weight is not None and not 0 <= weight < math.inf:
+            raise ValueError(f"weight must be finite and not negative; got {weight}")
+        self.data, self.warm_start, self.seed = data, warm_start, seed
+        self.classification_loss = classification_loss
+        self.weight = data.unlabelled / data.labelled if weight is None else weight
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.networks = Networks(**self.sizes)
+        #: Mean decoder calls of training between one validation and the next, from the beginning of the run.
+        self.history: list[float] = []
+        self._calls: list[Tensor] = []
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Decode the images and train the warm start, unless they are cached."""
+        self.data.prepare()
+        if self.warm_start.epochs:
+            self._warm_start()
+
+    def _warm_start(self) -> Path:
+        data = self.data
+        source = {"source": data.source, "labelled": data.labelled}
+        return self.warm_start.prepare(
+            self.sizes, self.classification_loss, source, data.split("labelled"), str(data.cache)
+        )
+
+    def setup(self, stage: str) -> None:
+        """Start from the warm start; a checkpoint that is resumed overwrites it."""
+        if stage == "fit" and self.warm_start.epochs:
+            self.warm_start.load(self._warm_start(), self.networks)
+
+    def batches(self, split: Split) -> Batches:
+        """``images`` and, for validation and test, ``labels``; in training labelled images beside unlabelled ones."""
+        if split != "train":
+            return Batches(self.data.split(split), self.eval_batch_size)
+        labelled = self.data.split("labelled")
+        return Batches(
+            {"images": self.data.split("unlabelled")["images"]},
+            self.batch_size,
+            shuffle=True,
+            seed=self.seed,
+            beside={"labelled": labelled["images"], "labels": labelled["labels"]},
+        )
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Negative ELBO of the images, and in training the loss of the labelled ones."""
+        assert self.estimator is not None
+        networks, labels = self.networks, batch["labels"]
+        labelled = len(labels) if self.training else 0
+        # The labelled images first, so that all go through the first layers together.
+        images = resample(torch.cat([batch["labelled"], batch["images"]]) if self.training else batch["images"])
+        features, scores = networks.encoder.image(images), networks.classifier(images)
+        known, unknown = slice(labelled), slice(labelled, None)
+        estimate = self.estimator(
+            scores[unknown],
+            lambda vertices, rows: networks.negative_elbo(images[unknown], features[unknown], vertices, rows),
+            context=images[unknown],
+        )
+        kl = self.latent_kl(estimate, scores[unknown])
+        negative_elbo = (estimate.surrogate + kl).mean()
+        metrics = {"elbo": -(estimate.objective + kl.detach()).mean(), **estimate.metrics}
+        if not self.training:
+            metrics["accuracy"] = (scores.argmax(-1) == labels).float().mean()
+            return StepOutput(negative_elbo, len(images), metrics)
+        supervised = networks.labelled_loss(
+            images[known], features[known], scores[known], labels, self.classification_loss
+        )
+        self._calls.append(estimate.metrics["decoder_calls"])
+        return StepOutput(supervised.mean() + self.weight * negative_elbo, len(batch["images"]), metrics)
+
+    def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Also the decoder calls of training since the last validation, at test those before the last one."""
+        if self._calls:
+            mean = self.trainer.strategy.reduce(torch.stack(self._calls).mean(), reduce_op="mean")
+            self.history.append(float(mean))
+            self._calls = []
+        if self.history:
+            means["training_calls"] = torch.tensor(self.history[-1], device=self.device)
+        return means
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the decoder calls so far."""
+        checkpoint["decoder_calls"] = {"history": self.history, "current": [float(c) for c in self._calls]}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up; the best checkpoint, loaded for the test, does not undo what came after it."""
+        saved = checkpoint["decoder_calls"]
+        if len(saved["history"]) >= len(self.history):
+            self.history = list(saved["history"])
+            self._calls = [torch.tensor(c, device=self.device) for c in saved["current"]]
+
+    # --- pictures ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def pictures(self, folder: Path) -> list[Path]:
+        """Digits generated by class and style; decoder calls over training."""
+        styles = torch.randn(10, self.sizes["style"], device=self.device)
+        classes = torch.eye(self.sizes["classes"], device=self.device)
+        grid = [self.networks.decoder(styles, label.expand(len(styles), -1)).sigmoid() for label in classes]
+        drawn = [draw_digits(torch.stack(grid), folder / "digits.png")]
+        if self.history:
+            drawn.append(draw_calls(self.history, folder / "decoder_calls.png"))
+        return drawn

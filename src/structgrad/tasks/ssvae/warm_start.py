@@ -1,0 +1,100 @@
+"""Where training starts: the networks after training on the labelled images alone, made once and cached."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from structgrad import cache
+from structgrad.data import Batch, Batches
+from structgrad.tasks.ssvae.data import resample
+from structgrad.tasks.ssvae.model import Networks
+
+log = logging.getLogger("structgrad")
+
+#: Part of the key of a cache; raise it when the same configuration would give other parameters.
+_VERSION = 1
+
+
+@dataclass
+class WarmStart:
+    """Training on labelled images alone, as a stage before the run (Correia et al. 2020, released code).
+
+    One start serves all seeds of a run and all estimators with the same classification loss. It is stored whole or
+    not at all: one that was killed is done again.
+
+    Args:
+        epochs: over the labelled images; 0 starts from random parameters.
+        batch_size: labelled images in a batch.
+        lr: of Adam.
+        weight_decay: of Adam.
+        seed: of parameters, order and pixels.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    epochs: int = 100
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.epochs < 0 or self.batch_size < 1:
+            raise ValueError(
+                f"warm_start needs epochs >= 0 and batch_size >= 1; got {self.epochs} and {self.batch_size}"
+            )
+        if not (self.lr > 0 and self.weight_decay >= 0):
+            raise ValueError(f"warm_start needs lr > 0 and weight_decay >= 0; got {self.lr} and {self.weight_decay}")
+
+    def prepare(self, sizes: dict[str, int], loss: str, source: dict[str, Any], labelled: Batch, folder: str) -> Path:
+        """Train and store, unless that has been done.
+
+        Args:
+            sizes: of :class:`~structgrad.tasks.ssvae.model.Networks`.
+            loss: classification loss, see there.
+            source: says what the labelled images are, in plain values.
+            labelled: ``images`` uint8 ``[n, pixels]``, ``labels`` ``[n]``.
+            folder: ``paths.cache``.
+
+        Returns:
+            the folder of the parameters, for :meth:`load`.
+        """
+        key = {"version": _VERSION, "loss": loss, "data": source, **sizes, **vars(self)}
+        place = cache.folder_of(folder, "ssvae_warm_start", key)
+        cache.ensure(place, key, lambda: {"parameters": self._train(sizes, loss, labelled)})
+        return place
+
+    @staticmethod
+    def load(place: Path, networks: Networks) -> None:
+        """Give the networks the parameters that :meth:`prepare` stored."""
+        table = cache.load(place, "parameters")
+        vector = torch.tensor(table["value"].to_numpy(), dtype=torch.float32)
+        vector_to_parameters(vector.to(next(networks.parameters()).device), networks.parameters())
+
+    def _train(self, sizes: dict[str, int], loss: str, labelled: Batch) -> pa.Table:
+        """On the CPU, so that every device starts from the same; the caller's random numbers are left alone."""
+        log.info("warm start: %d epochs on %d labelled images", self.epochs, len(labelled["labels"]))
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.manual_seed(self.seed)
+            networks = Networks(**sizes)
+            optimizer = torch.optim.Adam(networks.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
+            batches = Batches(labelled, self.batch_size, shuffle=True, seed=self.seed)
+            for _ in range(self.epochs):
+                for batch in batches:
+                    images = resample(batch["images"])
+                    features, scores = networks.encoder.image(images), networks.classifier(images)
+                    value: Tensor = networks.labelled_loss(images, features, scores, batch["labels"], loss).mean()
+                    optimizer.zero_grad()
+                    value.backward()
+                    optimizer.step()
+            return pa.table({"value": parameters_to_vector(networks.parameters()).detach().numpy()})
