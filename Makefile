@@ -1,10 +1,10 @@
 # make demo    from an empty machine to a trained parser      make test    everything CI runs
-# make lint    formatting, lint and types                     make bench   speed against other code, into results/benchmarks
+# make lint    formatting, lint and types                     make bench   speed against other code (RECORD=1: into results/)
 PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
 
-.PHONY: demo test lint bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae toy
+.PHONY: demo test lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae toy
 
 demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
@@ -34,11 +34,17 @@ lint: .venv/installed-dev
 
 bench: .venv/installed-bench
 	@for benchmark in trees subsets structures_other listops_step graph_layout_step bit_vector_vae_step; do \
-		echo "== $$benchmark"; $(PY) -m benchmarks.$$benchmark || exit 1; done
+		echo "== $$benchmark"; RECORD=$(RECORD) $(PY) -m benchmarks.$$benchmark || exit 1; done
 
-# How cost grows with size and batch, into docs/scaling.png.
+# How cost grows with size and batch; RECORD=1 redraws docs/scaling.md.
 bench-scaling: .venv/installed-bench
-	$(PY) -m benchmarks.scaling
+	RECORD=$(RECORD) $(PY) -m benchmarks.scaling
+	$(if $(filter-out 0,$(RECORD)),$(PY) scripts/scaling_figure.py)
+
+# The documentation site, warnings being errors; searching it wants a server: python -m http.server -d site
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+	@echo "see site/index.html"
 
 # Quick-budget tables of the README: several seeds of every row, then the table from the summaries.
 SEEDS := 0,1,2

@@ -77,8 +77,17 @@ def machine() -> dict[str, Any]:
     }
 
 
+def record(name: str, **content: Any) -> None:
+    """Write ``results/benchmarks/<name>.json`` if the environment says so (``RECORD=1``), else say that it was not."""
+    if os.environ.get("RECORD", "") in ("", "0"):
+        print(f"not recorded; with RECORD=1 it is, in results/benchmarks/{name}.json")
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
+
+
 def report(name: str, rows: list[Row], **extra: Any) -> None:
-    """Print the rows as a table and write them to ``results/benchmarks/<name>.json``."""
+    """Print the rows as a table and :func:`record` them."""
     print(f"{'what':48} {'size':22} {'ours ms':>9} {'theirs ms':>10} {'ratio':>7} {'bound':>7}  opponent")
     for row in rows:
         theirs = f"{row.theirs:10.3f}" if row.theirs is not None else " " * 10
@@ -88,6 +97,4 @@ def report(name: str, rows: list[Row], **extra: Any) -> None:
         print(f"{row.what:48} {row.size:22} {row.ours:9.3f} {theirs} {ratio} {bound}  {row.opponent}{miss}")
     for key, value in extra.items():
         print(f"{key}: {value}")
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(), "rows": [asdict(row) for row in rows], **extra}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    record(name, rows=[asdict(row) for row in rows], **extra)

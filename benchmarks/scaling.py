@@ -1,25 +1,23 @@
 """How cost grows with n = 10 ... 400 and batch 1 ... 4096, for the main oracles of every structure.
 
-    python -m benchmarks.scaling             measure, write results/benchmarks/scaling.json and docs/scaling.png
-    python -m benchmarks.scaling --plot      only plot what was measured
+    RECORD=1 python -m benchmarks.scaling    measure; without RECORD only print
+    python scripts/scaling_figure.py         pictures and table of docs/scaling.md from what was recorded
 
-Each line is ours and, dashed, the best opponent at hand. A line ends where one call is expected to take longer than
-``--limit`` seconds, so the whole takes minutes.
+Ours and the best opponent at hand. A line ends where one call is expected to take longer than ``--limit`` seconds, so
+the whole takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import entmax
 import networkx as nx
 import torch
-from benchmarks.harness import RESULTS, machine, measure
+from benchmarks.harness import measure, record
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -36,7 +34,6 @@ from structgrad.structures import (
     Subset,
 )
 
-PICTURE = Path(__file__).resolve().parent.parent / "docs" / "scaling.png"
 SIZES = (10, 20, 50, 100, 200, 400)
 BATCHES = (1, 16, 128, 1024, 4096)
 #: Where the other axis is held while one varies.
@@ -184,58 +181,19 @@ def sweep(line: Line, axis: str, limit: float) -> list[Point]:
     return found
 
 
-def plot(points: list[dict[str, Any]], target: Path) -> None:
-    """Two columns a line: against n, against the batch size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = list(dict.fromkeys(p["line"] for p in points))
-    columns = 4
-    rows = -(-2 * len(names) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 2.5 * rows), squeeze=False)
-    panels = iter(axes.flat)
-    for name in names:
-        for axis in ("n", "batch"):
-            panel = next(panels)
-            mine = [p for p in points if p["line"] == name and p["axis"] == axis]
-            for who, style in (("ours", "o-"), ("theirs", "s--")):
-                seen = [(p[axis], p[who]) for p in mine if p[who] is not None]
-                if seen:
-                    label = "structgrad" if who == "ours" else mine[0]["opponent"]
-                    panel.loglog(*zip(*seen, strict=True), style, markersize=3, label=label)
-            fixed = f"batch {FIXED_BATCH}" if axis == "n" else f"n = {FIXED_SIZE}"
-            panel.set_title(f"{name} ({fixed})", fontsize=8)
-            panel.set_xlabel(axis, fontsize=7)
-            panel.set_ylabel("ms", fontsize=7)
-            panel.tick_params(labelsize=6)
-            panel.grid(alpha=0.3)
-            panel.legend(fontsize=6)
-    for panel in panels:
-        panel.set_visible(False)
-    figure.tight_layout()
-    figure.savefig(target, dpi=90)
-
-
 def main() -> None:
-    """Measure, unless only a plot is wanted."""
+    """Measure, print, and record if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=float, default=1.0, help="no call longer than this many seconds")
-    parser.add_argument("--only", default="", help="lines whose name contains this")
-    parser.add_argument("--plot", action="store_true", help="plot the results on disk")
+    parser.add_argument("--only", default="", help="lines whose name contains this; such a part is never recorded")
     options = parser.parse_args()
-    target = RESULTS / "scaling.json"
-    if not options.plot:
-        points = []
-        for line in lines():
-            if options.only in line.name:
-                points += sweep(line, "n", options.limit) + sweep(line, "batch", options.limit)
-                print(line.name, [round(p.ours, 2) for p in points if p.line == line.name and p.ours], flush=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": machine(), "points": [asdict(p) for p in points]}
-        target.write_text(json.dumps(content, indent=1) + "\n")
-    plot(json.loads(target.read_text())["points"], PICTURE)
+    points = []
+    for line in lines():
+        if options.only in line.name:
+            points += sweep(line, "n", options.limit) + sweep(line, "batch", options.limit)
+            print(line.name, [round(p.ours, 2) for p in points if p.line == line.name and p.ours], flush=True)
+    if not options.only:
+        record("scaling", points=[asdict(p) for p in points])
 
 
 if __name__ == "__main__":

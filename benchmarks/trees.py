@@ -75,7 +75,7 @@ def row(structure: Structure, oracle: str, batch: int, n: int, bound: float, pub
 
 
 def main() -> None:
-    """Print the table and write ``results/benchmarks/trees.json``."""
+    """Print the table, and record it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-opponents", dest="opponents", action="store_false", help="leave networkx out")

@@ -1,0 +1,127 @@
+"""What the documentation site has beyond the pages in ``docs/``.
+
+Pages from elsewhere in the checkout, one page of the API reference a module, a gallery of all pictures, and a
+navigation that finds the pages of a folder by itself. MkDocs calls the functions whose names start with ``on_``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "structgrad"
+#: Files of the checkout that are pages of the site as well.
+FROM_THE_CHECKOUT = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples/own_package/README.md": "own_package.md",
+    "data/README.md": "data.md",
+}
+LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made here, then write the navigation out."""
+    made = {page: (ROOT / source).read_text() for source, page in FROM_THE_CHECKOUT.items()}
+    made |= dict(_reference())
+    made["gallery.md"] = _gallery()
+    for page, text in made.items():
+        files.append(File.generated(config, page, content=text))
+    pages = [file.src_uri for file in files.documentation_pages()]
+    named = {entry for item in config.nav for entry in item.values()}
+    config.nav = [{title: _expand(entry, pages, named)} for item in config.nav for title, entry in item.items()]
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links lead to the page of a file if it has one; one to another file of the checkout becomes its name."""
+    written = next((source for source, uri in FROM_THE_CHECKOUT.items() if uri == page.file.src_uri), None)
+    home = ROOT / (written or f"docs/{page.file.src_uri}")
+
+    if page.file.src_uri in ("index.md", "gallery.md"):
+        page.meta["hide"] = ["navigation"]  # alone in their tabs
+
+    def follow(match: re.Match[str]) -> str:
+        text, target, anchor = match.groups()
+        if ":" in target:
+            return match[0]
+        path = os.path.relpath(home.parent / target, ROOT)
+        uri = FROM_THE_CHECKOUT.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
+        if uri is None and (ROOT / path).exists():
+            return text[1:-1]
+        if uri is None:
+            return match[0]
+        return f"{text}({os.path.relpath(uri, os.path.dirname(page.file.src_uri) or '.')}{anchor or ''})"
+
+    return LINK.sub(follow, markdown)
+
+
+def _expand(entry: str, pages: list[str], named: set[str]) -> Any:
+    """What an entry of the navigation stands for."""
+    if entry == "*":
+        return sorted(page for page in pages if "/" not in page and page not in named)
+    return _section(entry, pages) if entry.endswith("/") else entry
+
+
+def _section(folder: str, pages: list[str]) -> list[Any]:
+    """The pages of a folder, its README first, then its folders."""
+    inside = sorted(page.removeprefix(folder) for page in pages if page.startswith(folder))
+    own = sorted((page for page in inside if "/" not in page), key=lambda page: (page != "README.md", page))
+    short = folder.startswith("reference/")  # the title of such a page is the full name of a module
+    entries: list[Any] = [{Path(p).stem: folder + p} if short and p != "README.md" else folder + p for p in own]
+    below = sorted({page.split("/")[0] for page in inside if "/" in page})
+    return entries + [{name: _section(f"{folder}{name}/", pages)} for name in below]
+
+
+def _reference() -> Iterator[tuple[str, str]]:
+    """One page a public module; that of a package only says what it is about."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        inside = file.relative_to(PACKAGE)
+        package = inside.name == "__init__.py"
+        name = ".".join(("structgrad", *(inside.parent if package else inside.with_suffix("")).parts))
+        if any(part.startswith("_") for part in inside.with_suffix("").parts if part != "__init__"):
+            continue
+        options = "\n    options: {members: false}" if package else ""
+        page = inside.with_name("README.md") if package else inside.with_suffix(".md")
+        yield f"reference/{page}", f"# `{name}`\n\n::: {name}{options}\n"
+
+
+def _gallery() -> str:
+    """Every picture of the documentation, under the words and with the page that it is shown with."""
+    sources = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    shown: dict[str, tuple[str, Path]] = {}
+    for source in sources:
+        for text, target, _ in LINK.findall(source.read_text()):
+            if text.startswith("!"):
+                path = os.path.relpath(source.parent / target, ROOT / "docs")
+                shown.setdefault(path, (text[2:-1], source))
+    parts = ["# Gallery\n\nEvery picture of these pages. The page that each leads to says how it is made."]
+    for picture in sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.png")):
+        if picture in shown:
+            caption, source = shown[picture]
+            page = (
+                FROM_THE_CHECKOUT.get(source.name) if source.parent == ROOT else str(source.relative_to(ROOT / "docs"))
+            )
+            parts.append(f"## {caption}\n\n[![{caption}]({picture})]({page})")
+    return "\n\n".join(parts) + "\n"
+
+
+class Roles(griffe.Extension):
+    """Sphinx' roles and formulas in docstrings, as the site's references and as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rewrite the docstring."""
+        if obj.docstring is None:
+            return
+        text = re.sub(r":[a-z]+:`~?([\w.]+)`", r"``\1``", obj.docstring.value)
+        obj.docstring.value = re.sub(r"^( *)\.\. math:: (.*)$", r"\1    \2", text, flags=re.MULTILINE)

@@ -1,0 +1,52 @@
+"""The documentation site builds without a warning and needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PICTURES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("material", reason="needs the extra `docs`")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_every_page_is_in_the_navigation(site: Path) -> None:
+    for source in DOCS.rglob("*.md"):
+        page = source.relative_to(DOCS)
+        page = page.with_name("index.html") if page.name == "README.md" else page.with_suffix(".html")
+        (own,) = re.findall(
+            r'<nav class="md-nav md-nav--primary.*?</nav>\s*</div>', (site / page).read_text(), re.DOTALL
+        )
+        assert 'href="./"' in own or f'href="{page.name}"' in own, page
+
+
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        remote = re.findall(r'(?:src|<link[^>]* href)="(?:https?:)?//[^"]*"', page.read_text())
+        assert not remote, page
+
+
+@pytest.mark.parametrize("module", ["structures/matching", "estimators/score_function", "data", "training/run"])
+def test_the_reference_has_every_module(site: Path, module: str) -> None:
+    assert f"structgrad.{module.replace('/', '.')}" in (site / "reference" / f"{module}.html").read_text()
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_the_gallery_has_every_picture(site: Path, picture: str) -> None:
+    assert f'src="{picture}"' in (site / "gallery.html").read_text()
