@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from structgrad.experiments.tables import insert
+from structgrad.experiments.markdown import insert
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Picture -> title of a row of panels -> structures in it.
@@ -36,7 +36,7 @@ def structure(point: Point) -> str:
 
 def label(line: str) -> str:
     """A line's name in words."""
-    return line.replace(" f+b", ", forward + backward")
+    return line.replace(" f+b", ", with gradient")
 
 
 def ratio(point: Point) -> float | None:
@@ -54,7 +54,7 @@ def panel(axes: Axes, axis: str, points: Sequence[Point], value: Callable[[Point
     other = "batch" if axis == "n" else "n"
     (held,) = {p[other] for p in along}
     axes.set_xlabel(f"{AXES[axis]} ({AXES[other].split()[-1]} {held})")
-    axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
+    axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     axes.grid(alpha=0.3)
