@@ -1,33 +1,49 @@
 """Gradient estimators: relaxation, surrogate gradients, score function, marginalisation."""
 
+from structgrad.estimators.antithetic import DisARM
 from structgrad.estimators.base import Divergence, Estimate, Estimator, Objective
 from structgrad.estimators.control_variates import Rebar, Relax
+from structgrad.estimators.importance_weighted import ImportanceWeighted
 from structgrad.estimators.marginalization import Marginalize, SumAndSample
+from structgrad.estimators.muprop import MuProp
+from structgrad.estimators.quantization import VectorQuantization
 from structgrad.estimators.relaxation import SST, Deterministic, ExponentialSchedule, Perturbed
 from structgrad.estimators.score_function import Reinforce
-from structgrad.estimators.surrogate import SumOfGamma, Surrogate
+from structgrad.estimators.straight_through import GappedStraightThrough, GumbelRao, ReinMax, StraightThrough
+from structgrad.estimators.surrogate import AdaptiveIMLE, SumOfGamma, Surrogate
 from structgrad.estimators.utilities import Gaussian, Gumbel, Logistic, NegExponential, Utility, make_utility
+from structgrad.estimators.without_replacement import WithoutReplacement
 
 __all__ = [
     "SST",
+    "AdaptiveIMLE",
     "Deterministic",
+    "DisARM",
     "Divergence",
     "Estimate",
     "Estimator",
     "ExponentialSchedule",
+    "GappedStraightThrough",
     "Gaussian",
     "Gumbel",
+    "GumbelRao",
+    "ImportanceWeighted",
     "Logistic",
     "Marginalize",
+    "MuProp",
     "NegExponential",
     "Objective",
     "Perturbed",
     "Rebar",
+    "ReinMax",
     "Reinforce",
     "Relax",
+    "StraightThrough",
     "SumAndSample",
     "SumOfGamma",
     "Surrogate",
     "Utility",
+    "VectorQuantization",
+    "WithoutReplacement",
     "make_utility",
 ]

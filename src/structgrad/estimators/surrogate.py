@@ -169,3 +169,64 @@ class Surrogate(Estimator):
         else:
             moved = (vertex - self.structure.argmax(utility - self.step * gradient, mask)) / self.step
         return torch.where(exists, moved, 0.0)
+
+
+class AdaptiveIMLE(Surrogate):
+    r"""I-MLE whose step adapts to how much of the gradient it finds (Minervini, Franceschi and Niepert 2023).
+
+    With ``v`` the gradient at the vertex, that of ``u = scores + noise`` is defined as the central difference
+    ``(argmax(u + step v) - argmax(u - step v)) / (2 step)``, with ``step = alpha |u| / |v|`` in every example. A small
+    step finds no other vertex, so that the gradient is 0; a large one is biased. alpha is moved by ``rate`` after every
+    step so that a moving average of the number of non-zero entries an example comes to ``target``.
+
+    alpha and the average are buffers: they are saved and resumed. Backward passes move them.
+
+    Args:
+        structure: see :class:`Surrogate`.
+        utility: see :class:`Surrogate`.
+        n_samples: samples an example in training.
+        target: non-zero entries of the gradient an example.
+        rate: by which alpha moves.
+        decay: of the moving average.
+
+    Raises:
+        UnsupportedError: see :class:`Surrogate`.
+        ValueError: for options out of range.
+    """
+
+    alpha: Tensor
+    found: Tensor
+
+    def __init__(
+        self,
+        structure: Structure,
+        utility: UtilityName | Utility | SumOfGamma = "gumbel",
+        n_samples: int = 1,
+        target: float = 1.0,
+        rate: float = 1e-3,
+        decay: float = 0.9,
+    ) -> None:
+        super().__init__(structure, "imle", 1.0, utility, n_samples)
+        if not (0 < target < math.inf and 0 < rate < math.inf and 0 <= decay < 1):
+            raise ValueError(f"target and rate must be positive, decay within [0, 1); got {target}, {rate} and {decay}")
+        self.target, self.rate, self.decay = target, rate, decay
+        self.register_buffer("alpha", torch.zeros(()))
+        self.register_buffer("found", torch.full((), target))
+
+    def pull_back(self, gradient: Tensor, vertex: Tensor, utility: Tensor, mask: Tensor | None) -> Tensor:
+        """See :class:`Surrogate`; also moves alpha."""
+        exists = self.structure.parts(utility, mask)
+        if self.structure.layout.name == "undirected":
+            gradient = gradient + gradient.transpose(-1, -2)
+        gradient = torch.where(exists, gradient, 0.0)
+        dims = tuple(range(-self.structure.layout.ndim, 0))
+        length = gradient.square().sum(dims, keepdim=True).sqrt()
+        reach = torch.where(exists, utility, 0.0).square().sum(dims, keepdim=True).sqrt()
+        step = self.alpha.to(gradient) * reach / torch.where(length > 0, length, 1.0)
+        there, back = (self.structure.argmax(utility + sign * step * gradient, mask) for sign in (1, -1))
+        moved = torch.where(exists, (there - back) / torch.where(step > 0, 2 * step, 1.0), 0.0)
+        with torch.no_grad():
+            entries = (moved != 0).to(self.found).sum(dims).mean()
+            self.found.lerp_(entries, 1 - self.decay)
+            self.alpha.add_(self.rate * torch.sign(self.target - self.found)).clamp_(min=0.0)
+        return moved

@@ -1,0 +1,103 @@
+"""Importance-weighted bounds: several samples inside one logarithm."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from structgrad.estimators.base import Estimate, Estimator, Objective, Over, each_once, gibbs_divergence, log_size
+from structgrad.structures.base import Structure
+
+Signal = Literal["bound", "leave_one_out"]
+
+
+class ImportanceWeighted(Estimator):
+    r"""The importance-weighted bound of K samples x_k ~ q, the Gibbs distribution (Burda et al. 2016),
+
+    .. math:: B = \log \frac 1 K \sum_k w_k, \qquad \log w_k = -L(x_k) + \log p(x_k) - \log q(x_k),
+
+    for an objective L that is ``-log p(data | x)`` in nats, with p uniform over the vertices. Its gradient has two
+    terms: that of B with the samples held, and for every sample a learning signal times ``grad log q(x_k)``:
+
+    - ``bound``: B itself (the score function of the importance-weighted auto-encoder);
+    - ``leave_one_out``: B minus the same with w_k replaced by the geometric mean of the others (VIMCO; Mnih and Rezende
+      2016). Needs K >= 2.
+
+    Both are unbiased for the gradient of E[B], which is the closer to ``log p(data)`` the more samples there are.
+
+    The KL stands *inside* the logarithm. The contract stays as it is: ``kl`` is that of q, which callers add, and the
+    surrogate subtracts it again, so that ``surrogate + kl`` has the gradient of -B; this needs a caller that adds it
+    with weight 1, and another weight is an error. ``objective`` and ``kl`` still make the ordinary ELBO; the metric
+    ``bound`` is B. In evaluation: one sample an example.
+
+    Args:
+        structure: needs ``sample``, ``log_prob``, ``log_partition``, ``entropy``.
+        n_samples: K.
+        signal: see above.
+
+    Raises:
+        UnsupportedError: if the structure lacks an oracle.
+        ValueError: for options out of range; from a call, for a KL of another weight than 1.
+    """
+
+    kl_over: Over | None = "vertex"
+
+    def __init__(self, structure: Structure, n_samples: int = 5, signal: Signal = "leave_one_out") -> None:
+        super().__init__(structure)
+        structure.require("sample", "log_prob", "log_partition", "entropy", by="estimator importance_weighted")
+        if signal not in get_args(Signal):
+            raise ValueError(f"signal must be one of {', '.join(get_args(Signal))}; got {signal!r}")
+        least = 2 if signal == "leave_one_out" else 1
+        if n_samples < least:
+            raise ValueError(f"n_samples must be at least {least} for signal={signal}; got {n_samples}")
+        self.n_samples, self.signal = n_samples, signal
+
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        if kl_weight != 1:
+            raise ValueError(
+                f"importance_weighted has the KL in its logarithm, with weight 1; this loss weighs it by {kl_weight:g}"
+            )
+        structure, batch, k = self.structure, scores.shape[0], self.n_samples
+        divergence = gibbs_divergence(structure, scores, mask)
+        if not self.training:
+            vertices = structure.sample(scores.detach(), mask)
+            rows, weights = each_once(batch, scores.device)
+            losses = objective(vertices, rows)
+            return Estimate(losses, losses.detach(), divergence, vertices, rows, weights)
+        shape = (batch, k, *scores.shape[1:])
+        each = scores[:, None].expand(shape)
+        masks = None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)
+        vertices = structure.sample(each.detach(), masks)
+        rows = torch.arange(batch, device=scores.device).repeat_interleave(k)
+        losses = objective(vertices.flatten(0, 1), rows).reshape(batch, k)
+        log_q = structure.log_prob(vertices, each, masks)
+        log_w = -losses - log_q - log_size(structure, scores, mask)[:, None]
+        bound = log_w.logsumexp(1) - math.log(k)
+        signal = self._signal(log_w.detach(), bound.detach())
+        return Estimate(
+            surrogate=-bound - (signal * log_q).sum(1) - divergence.value,
+            objective=losses.detach().mean(1),
+            divergence=divergence,
+            vertices=vertices.flatten(0, 1),
+            rows=rows,
+            weights=torch.full(rows.shape, 1 / k, device=scores.device),
+            metrics={"bound": bound.detach().mean()},
+        )
+
+    def _signal(self, log_w: Tensor, bound: Tensor) -> Tensor:
+        """The learning signal of every sample: ``[batch, K]``."""
+        if self.signal == "bound":
+            return bound[:, None].expand_as(log_w)
+        k = log_w.shape[1]
+        others = (log_w.sum(1, keepdim=True) - log_w) / (k - 1)
+        replaced = torch.where(torch.eye(k, dtype=torch.bool, device=log_w.device), others[:, :, None], log_w[:, None])
+        return bound[:, None] - (replaced.logsumexp(2) - math.log(k))
+
+
+__all__ = ["ImportanceWeighted"]

@@ -1,0 +1,266 @@
+"""Hard vertices forward, the derivative of something smooth backward."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from structgrad.estimators.base import (
+    Divergence,
+    Estimate,
+    Estimator,
+    Objective,
+    Over,
+    UnsupportedError,
+    gibbs_divergence,
+    pathwise,
+    utility_divergence,
+)
+from structgrad.estimators.utilities import NegExponential, exponential_like
+from structgrad.structures import KSubset, OneHot, SpanningTree
+from structgrad.structures.base import Structure, Trace
+
+Forward = Literal["argmax", "sample"]
+
+
+def _carry(hard: Tensor, smooth: Tensor) -> Tensor:
+    """The value of ``hard``, to the last bit, with the gradient of ``smooth``."""
+    return hard + (smooth - smooth.detach())
+
+
+class StraightThrough(Estimator):
+    """A hard vertex forward, the Jacobian of a relaxation at the scores backward.
+
+    - ``forward="argmax"``: without noise. With the marginals this is Softmax-ST and its structured form, with the
+      projection its sparse one (Niculae et al., *Discrete Latent Structure in Neural Networks*, section 4.2).
+    - ``forward="sample"``: a sample of the Gibbs distribution. With the marginals this is SIMPLE (Ahmed et al. 2023),
+      there for k-subsets: its mean, and so the gradient of a linear objective, is exact.
+
+    Biased, without noise of its own besides that of the sample. In evaluation the vertex is drawn as in training.
+    ``kl`` of a sample is over the vertex; a vertex without noise has none.
+
+    Args:
+        structure: the set of vertices.
+        relaxation: a name out of ``structure.relaxations``.
+        forward: see above.
+        temperature: scores are divided by it in the relaxation only.
+
+    Raises:
+        UnsupportedError: if the structure lacks the relaxation or, for samples, ``sample``, ``entropy`` or
+            ``log_partition``.
+        ValueError: for options out of range.
+    """
+
+    needs_differentiable_objective: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        structure: Structure,
+        relaxation: str = "exp_family",
+        forward: Forward = "argmax",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(structure)
+        by = f"estimator straight_through (relaxation={relaxation})"
+        if forward not in get_args(Forward):
+            raise ValueError(f"forward must be one of {', '.join(get_args(Forward))}; got {forward!r}")
+        structure.require(*(["argmax"] if forward == "argmax" else ["sample", "entropy", "log_partition"]), by=by)
+        if structure.vertex_layout is not structure.layout:
+            raise UnsupportedError(f"{by} needs vertices with one entry a score, which {structure.name} lacks")
+        if relaxation not in structure.relaxations or structure.draws(relaxation) is not None:
+            have = ", ".join(r for r in structure.relaxations if structure.draws(r) is None) or "none"
+            raise UnsupportedError(f"{by} needs that relaxation, which {structure.name} lacks; it has {have}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite; got {temperature}")
+        self.relaxation, self.draw, self.temperature = relaxation, forward, temperature
+        self.kl_over: Over | None = "vertex" if forward == "sample" else None
+
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        if self.draw == "sample":
+            divergence = gibbs_divergence(self.structure, scores, mask)
+            hard = self.structure.sample(scores.detach(), mask)
+        else:
+            divergence = None
+            hard = self.structure.argmax(scores.detach(), mask)
+        if not self.training:
+            return pathwise(objective, hard, 1, divergence)
+        safe = torch.where(self.structure.parts(scores, mask), scores, 0.0)
+        smooth = self.structure.relax(self.relaxation, safe / self.temperature, mask, self.temperature)
+        return pathwise(objective, _carry(hard, smooth), 1, divergence)
+
+
+class GumbelRao(Estimator):
+    """Straight-through stochastic softmax trick, Rao-Blackwellised: the relaxation's Jacobian is averaged over
+    utilities *given* the vertex (Paulus, Maddison and Krause 2021).
+
+    The mean of the gradient is that of ``sst`` with ``straight_through`` and one sample, its variance at most that,
+    less the more conditional samples there are; the objective is evaluated once. The paper is about ``OneHot``; here
+    any matroid will do, with the trace in the place of the category: its argmax depends on the order of the utilities
+    only, so that exponentials smallest first and Gumbel utilities ``-log E`` largest first choose the same vertex.
+
+    ``kl`` is over the vertex for ``OneHot``, whose vertex is a Gibbs sample, else over the parts' exponentials.
+
+    Args:
+        structure: ``OneHot``, ``KSubset`` or ``SpanningTree``, with the relaxation.
+        n_conditional: utilities an example given its trace.
+        relaxation: a name out of ``structure.relaxations``.
+        temperature: of the relaxation.
+
+    Raises:
+        UnsupportedError: if the structure lacks these.
+        ValueError: for options out of range.
+    """
+
+    needs_differentiable_objective: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        structure: Structure,
+        n_conditional: int = 10,
+        relaxation: str = "exp_family",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(structure)
+        by = "estimator gumbel_rao"
+        if not isinstance(structure, OneHot | KSubset | SpanningTree):
+            raise UnsupportedError(f"{by} needs a matroid (OneHot, KSubset, SpanningTree); got {structure.name}")
+        if relaxation not in structure.relaxations or structure.draws(relaxation) is not None:
+            have = ", ".join(r for r in structure.relaxations if structure.draws(r) is None) or "none"
+            raise UnsupportedError(f"{by} lacks relaxation {relaxation!r} of {structure.name}; usable: {have}")
+        if n_conditional < 1 or not 0 < temperature < math.inf:
+            raise ValueError(
+                f"n_conditional must be at least 1, temperature positive; got {n_conditional}, {temperature}"
+            )
+        self.relaxation, self.temperature, self.n_conditional = relaxation, temperature, n_conditional
+        self.kl_over: Over | None = "vertex" if isinstance(structure, OneHot) else "parts"
+
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        structure = self.structure
+        exists = structure.parts(scores, mask)
+        divergence = self._divergence(scores, mask, exists)
+        # In float64, where exponentials of log-rates of +-100 are finite.
+        rates = torch.where(exists, scores.detach(), 0.0).double()
+        sample = torch.where(exists, (exponential_like(rates).log() - rates).exp(), 1.0)
+        trace = structure.trace(sample, mask)
+        hard = trace.vertex.to(scores.dtype)
+        if not self.training:
+            return pathwise(objective, hard, 1, divergence)
+        shape = (self.n_conditional, *scores.shape)
+        masks = None if mask is None else mask.expand(scores.shape).expand(shape)
+        repeated = Trace(trace.vertex.expand(shape), trace.choices.expand(self.n_conditional, *trace.choices.shape))
+        given = -structure.conditional(repeated, rates.expand(shape), masks).log().to(scores.dtype)
+        # The noise is held: utilities move as the scores do.
+        safe = torch.where(exists, scores, 0.0)
+        utilities = torch.where(exists, given, 0.0) + (safe - safe.detach())
+        smooth = structure.relax(self.relaxation, utilities / self.temperature, masks, self.temperature).mean(0)
+        return pathwise(objective, _carry(hard, smooth), 1, divergence)
+
+    def _divergence(self, scores: Tensor, mask: Tensor | None, exists: Tensor) -> Divergence:
+        if self.kl_over == "vertex":
+            return gibbs_divergence(self.structure, scores, mask)
+        return utility_divergence(self.structure, NegExponential(), scores, exists)
+
+
+class _OneHotStraightThrough(Estimator):
+    """A Gibbs sample of a ``OneHot`` forward; subclasses say what is differentiated."""
+
+    needs_differentiable_objective: ClassVar[bool] = True
+    kl_over: Over | None = "vertex"
+
+    def __init__(self, structure: Structure, temperature: float, by: str) -> None:
+        super().__init__(structure)
+        if not isinstance(structure, OneHot):
+            raise UnsupportedError(f"estimator {by} needs OneHot; got {structure.name}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite; got {temperature}")
+        self.temperature = temperature
+
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        divergence = gibbs_divergence(self.structure, scores, mask)
+        hard = self.structure.sample(scores.detach(), mask)
+        if not self.training:
+            return pathwise(objective, hard, 1, divergence)
+        exists = self.structure.parts(scores, mask)
+        lowest = torch.finfo(scores.dtype).min
+        smooth = self.smooth(torch.where(exists, scores, lowest), hard)
+        return pathwise(objective, _carry(hard, torch.where(exists, smooth, 0.0)), 1, divergence)
+
+    def smooth(self, scores: Tensor, hard: Tensor) -> Tensor:
+        """What stands in for the sample in the backward pass: ``[batch, K]``, of the same shape as both arguments."""
+        raise NotImplementedError
+
+
+class ReinMax(_OneHotStraightThrough):
+    r"""ReinMax: a straight-through estimator of second order (Liu et al. 2023).
+
+    With the sample D and :math:`\pi_1 = (D + softmax(s / t)) / 2`, the Jacobian is twice that of the softmax at
+    :math:`\pi_1` minus half that at :math:`softmax(s)`: Heun's rule for the difference of the objective between two
+    categories. Unbiased for quadratic objectives at t = 1. ``kl`` is over the vertex.
+
+    Args:
+        structure: ``OneHot``.
+        temperature: t, at least 1 in the paper.
+
+    Raises:
+        UnsupportedError: for another structure.
+        ValueError: unless the temperature is positive.
+    """
+
+    def __init__(self, structure: Structure, temperature: float = 1.0) -> None:
+        super().__init__(structure, temperature, "reinmax")
+
+    def smooth(self, scores: Tensor, hard: Tensor) -> Tensor:
+        """See the class."""
+        with torch.no_grad():
+            middle = (hard + (scores / self.temperature).softmax(-1)) / 2
+            # Scores whose softmax is the middle; categories of no probability stay out of it.
+            target = middle.log().clamp_min(torch.finfo(scores.dtype).min)
+        at_middle = (target + (scores - scores.detach())).softmax(-1)
+        return 2 * at_middle - scores.softmax(-1) / 2
+
+
+class GappedStraightThrough(_OneHotStraightThrough):
+    """Gapped straight-through: the relaxation at the scores moved, without noise, just so far that the sampled category
+    leads by a gap (Fan et al. 2022).
+
+    The sampled category's score is raised to the highest, the others' are lowered to ``gap`` below it where they are
+    above that; moves are constants of the backward pass. ``kl`` is over the vertex.
+
+    Args:
+        structure: ``OneHot``.
+        temperature: of the softmax.
+        gap: at least 0.
+
+    Raises:
+        UnsupportedError: for another structure.
+        ValueError: for options out of range.
+    """
+
+    def __init__(self, structure: Structure, temperature: float = 1.0, gap: float = 1.0) -> None:
+        super().__init__(structure, temperature, "gapped_st")
+        if not 0 <= gap < math.inf:
+            raise ValueError(f"gap must not be negative; got {gap}")
+        self.gap = gap
+
+    def smooth(self, scores: Tensor, hard: Tensor) -> Tensor:
+        """See the class."""
+        with torch.no_grad():
+            top = scores.amax(-1, keepdim=True)
+            chosen = hard > 0
+            moved = torch.where(chosen, top, torch.minimum(scores, top - self.gap))
+        return ((moved + (scores - scores.detach())) / self.temperature).softmax(-1)
+
+
+__all__ = ["GappedStraightThrough", "GumbelRao", "ReinMax", "StraightThrough"]
