@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from structgrad.estimators import DisARM, Estimator, ImportanceWeighted, MuProp, Reinforce, WithoutReplacement
+from structgrad.estimators import DisARM, Estimator, ImportanceWeighted, MuProp, Reinforce, Rodeo, WithoutReplacement
 from structgrad.estimators.without_replacement import log_prob_of_sets
 from structgrad.structures import BinaryTree, KSubset, OneHot, Subset
 from structgrad.structures.base import UnsupportedError
@@ -32,6 +32,53 @@ def test_disarm_beats_leave_one_out_with_as_many_evaluations() -> None:
     case = problem("subset")
     loo = Reinforce(Subset(), baseline="loo", n_samples=2)
     assert measured_variance(DisARM(Subset()), case) < 0.9 * measured_variance(loo, case)
+
+
+# --- RODEO ------------------------------------------------------------------------------------------------------------
+
+
+def scrambled(n_samples: int) -> Rodeo:
+    """With a network that is neither zero nor trained."""
+    estimator = Rodeo(Subset(), n_samples, hidden_size=8).double()
+    for parameter in estimator.parameters():
+        torch.nn.init.normal_(parameter, std=0.7)
+    return estimator
+
+
+@pytest.mark.parametrize("n_samples", [2, 3])
+@pytest.mark.parametrize("name", ["subset", "edges"])
+def test_rodeo_is_unbiased_for_any_network(name: str, n_samples: int) -> None:
+    estimator = scrambled(n_samples)
+    estimator.structure = CASES[name][0]
+    assert_unbiased(estimator, problem(name), "gibbs")
+
+
+def test_rodeo_starts_as_leave_one_out() -> None:
+    case = problem("subset")
+    torch.manual_seed(1)
+    ours = Rodeo(Subset())(case.scores, case.decoder, mask=case.mask)
+    losses = ours.objective * 2
+    x = ours.vertices.detach().reshape(2, 2, -1)
+    each = case.decoder(ours.vertices.detach(), ours.rows).detach().reshape(2, 2)
+    torch.testing.assert_close(each.sum(1), losses)
+    score = torch.where(case.mask[:, None], x - case.scores.detach().sigmoid()[:, None], 0.0)
+    signal = torch.stack([each[:, 0] - each[:, 1], each[:, 1] - each[:, 0]], 1)
+    (found,) = torch.autograd.grad(ours.surrogate.sum(), case.scores)
+    torch.testing.assert_close(found, (signal[..., None] * score).mean(1))
+
+
+def test_rodeo_learns_to_have_less_variance() -> None:
+    case = problem("subset")
+    estimator = Rodeo(Subset()).double()
+    before = measured_variance(estimator.requires_grad_(True), case)
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
+    scores, mask = case.scores.detach().repeat(64, 1).requires_grad_(), case.mask.repeat(64, 1)
+    for _ in range(200):
+        loss = estimator(scores, case.decoder, mask=mask).surrogate.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert measured_variance(estimator, case) < 0.9 * before
 
 
 # --- MuProp -----------------------------------------------------------------------------------------------------------
@@ -175,6 +222,7 @@ def test_importance_weighted_reports_elbo_and_bound() -> None:
     ("name", "estimator"),
     [
         ("subset", DisARM(Subset(), 2)),
+        ("subset", Rodeo(Subset(), 3)),
         ("one_hot", WithoutReplacement(OneHot(), 3)),
         ("one_hot", MuProp(OneHot())),
         ("k_subset", MuProp(KSubset(2))),
@@ -205,5 +253,9 @@ def test_refusals() -> None:
         ImportanceWeighted(OneHot(), 1)
     with pytest.raises(ValueError, match="at least 2"):
         WithoutReplacement(OneHot(), 1)
+    with pytest.raises(UnsupportedError, match="independent bits"):
+        Rodeo(OneHot())
+    with pytest.raises(ValueError, match="n_samples must be at least 2"):
+        Rodeo(Subset(), 1)
     with pytest.raises(ValueError, match="n_pairs"):
         DisARM(Subset(), 0)

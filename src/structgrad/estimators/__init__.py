@@ -9,6 +9,7 @@ from structgrad.estimators.muprop import MuProp
 from structgrad.estimators.quantization import VectorQuantization
 from structgrad.estimators.relaxation import SST, Deterministic, ExponentialSchedule, Perturbed
 from structgrad.estimators.score_function import Reinforce
+from structgrad.estimators.stein import Rodeo
 from structgrad.estimators.straight_through import GappedStraightThrough, GumbelRao, ReinMax, StraightThrough
 from structgrad.estimators.surrogate import AdaptiveIMLE, SumOfGamma, Surrogate
 from structgrad.estimators.utilities import Gaussian, Gumbel, Logistic, NegExponential, Utility, make_utility
@@ -38,6 +39,7 @@ __all__ = [
     "ReinMax",
     "Reinforce",
     "Relax",
+    "Rodeo",
     "StraightThrough",
     "SumAndSample",
     "SumOfGamma",

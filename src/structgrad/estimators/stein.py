@@ -1,0 +1,159 @@
+"""Score functions whose control variates come from a discrete Stein operator."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from structgrad.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    Over,
+    UnsupportedError,
+    each_once,
+    gibbs_divergence,
+)
+from structgrad.structures import Subset
+from structgrad.structures.base import Structure
+
+
+class Rodeo(Estimator):
+    r"""RODEO: leave-one-out score function with two control variates of mean zero (Shi et al. 2022).
+
+    A step of the Gibbs sampler leaves the distribution q of independent bits as it is, so that
+
+    .. math:: (A h)(x) = \frac 1 D \sum_i q(\bar x_i) (h(x^{(i)}) - h(x)), \qquad x^{(i)}: \text{bit i flipped,}
+
+    has mean zero for every function h. With K samples,
+
+    .. math:: g = \frac 1 K \sum_k \Bigl( L(x_k) - \frac 1 {K - 1} \sum_{j \ne k} [L(x_j) + (A h_j)(x_j)] \Bigr)
+        \nabla \log q(x_k) + (A (h'_k \nabla \log q))(x_k),
+
+    unbiased, as :math:`h_k` and :math:`h'_k` see the other samples only: a small network maps the mean objective of
+    these and the mean of its linear expansions around them, at the point in question, to both. That needs the
+    objective's gradient at hard vertices, but no further evaluation. The network starts at zero, where this is
+    leave-one-out, and descends :math:`|g|^2`, whose mean is the variance up to a constant.
+
+    ``kl`` is over the vertex. In evaluation: one sample an example.
+
+    Args:
+        structure: ``Subset``, whose bits are independent.
+        n_samples: K, at least 2; all are evaluated in one call.
+        hidden_size: of the network.
+        decay: of the running mean of ``|L|`` by which the network's input and output are scaled.
+
+    Raises:
+        UnsupportedError: for another structure.
+        ValueError: for options out of range.
+    """
+
+    needs_differentiable_objective: ClassVar[bool] = True
+    kl_over: Over | None = "vertex"
+    scale: Tensor
+
+    def __init__(self, structure: Structure, n_samples: int = 2, hidden_size: int = 32, decay: float = 0.99) -> None:
+        super().__init__(structure)
+        if not isinstance(structure, Subset):
+            raise UnsupportedError(f"estimator rodeo needs independent bits (Subset); got {structure.name}")
+        if n_samples < 2 or hidden_size < 1 or not 0 <= decay < 1:
+            raise ValueError(
+                f"n_samples must be at least 2, hidden_size at least 1, decay within [0, 1); "
+                f"got {n_samples}, {hidden_size}, {decay}"
+            )
+        self.n_samples, self.decay = n_samples, decay
+        last = nn.Linear(hidden_size, 2)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.network = nn.Sequential(nn.Linear(2, hidden_size), nn.SiLU(), last)
+        self.register_buffer("scale", torch.ones(()))
+
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+    ) -> Estimate:
+        """See :class:`~structgrad.estimators.base.Estimator`."""
+        structure, batch, k = self.structure, scores.shape[0], self.n_samples
+        divergence = gibbs_divergence(structure, scores, mask)
+        if not self.training:
+            vertices = structure.sample(scores.detach(), mask)
+            rows, weights = each_once(batch, scores.device)
+            losses = objective(vertices, rows)
+            return Estimate(losses, losses.detach(), divergence, vertices, rows, weights)
+        each = scores.detach()[:, None].expand(batch, k, *scores.shape[1:])
+        masks = None if mask is None else mask.expand(scores.shape)[:, None].expand(each.shape)
+        rows = torch.arange(batch, device=scores.device).repeat_interleave(k)
+        with torch.enable_grad():
+            vertices = structure.sample(each, masks).flatten(0, 1).requires_grad_()
+            losses = objective(vertices, rows)
+            (slopes,) = torch.autograd.grad(losses.sum(), vertices, retain_graph=True)
+        losses = losses.reshape(batch, k)
+        layout = structure.layout
+        if layout.name == "undirected":  # the gradient of a part is that of both entries that show it
+            slopes = slopes + slopes.mT
+        flat, slopes = (layout.flatten(t.detach()).reshape(batch, k, -1) for t in (vertices, slopes))
+        exists = layout.flatten(structure.parts(scores, mask))
+        finite = torch.where(exists, layout.flatten(scores), 0.0)
+        with torch.enable_grad():
+            gradient = self._gradient(flat, losses.detach(), slopes, finite.detach(), exists)
+            parameters = list(self.network.parameters())
+            to_parameters = torch.autograd.grad(gradient.square().sum(-1).mean(), parameters)
+        with torch.no_grad():
+            self.scale.lerp_(losses.detach().abs().mean().to(self.scale), 1 - self.decay)
+        to_scores = ((finite - finite.detach()) * gradient.detach()).sum(1)
+        # Of value zero, and the same in every example, so that the mean over the batch has it once.
+        to_network = torch.stack(
+            [((p - p.detach()) * g).sum() for p, g in zip(parameters, to_parameters, strict=True)]
+        ).sum()
+        return Estimate(
+            surrogate=losses.mean(1) + to_scores + to_network,
+            objective=losses.detach().mean(1),
+            divergence=divergence,
+            vertices=vertices,
+            rows=rows,
+            weights=torch.full(rows.shape, 1 / k, device=scores.device),
+            metrics={"squared_gradient": gradient.detach().square().sum(1).mean()},
+        )
+
+    def _gradient(self, x: Tensor, losses: Tensor, slopes: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
+        """g: ``[batch, P]``, differentiable in the network.
+
+        Args:
+            x: ``[batch, K, P]``, the samples.
+            losses: ``[batch, K]``.
+            slopes: ``[batch, K, P]``, gradients of the losses.
+            scores: ``[batch, P]``.
+            exists: bool ``[batch, P]``.
+        """
+        k = x.shape[1]
+
+        def of_others(values: Tensor) -> Tensor:
+            return (values.sum(1, keepdim=True) - values) / (k - 1)
+
+        exists = exists[:, None]
+        toggle = 1 - 2 * x
+        slope = of_others(slopes)
+        at_x = (slope * x).sum(-1) - of_others((slopes * x).sum(-1))
+        here, here_second = self._functions(of_others(losses), at_x)
+        flipped = at_x[..., None] + slope * toggle
+        there, there_second = self._functions(of_others(losses)[..., None].expand_as(flipped), flipped)
+        # q(bit i takes its other value), over the number of bits.
+        rate = torch.where(exists, (scores[:, None] * toggle).sigmoid(), 0.0) / exists.sum(-1, keepdim=True).clamp_min(
+            1
+        )
+        control = (rate * (there - here[..., None])).sum(-1)
+        score = torch.where(exists, x - scores[:, None].sigmoid(), 0.0)
+        signal = losses - of_others(losses + control)
+        moved = (rate * (there_second - here_second[..., None])).sum(-1)
+        return ((signal + moved)[..., None] * score + rate * there_second * toggle).mean(1)
+
+    def _functions(self, loss: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
+        """Both functions, of the others' mean objective and of its expansion; each of the arguments' shape."""
+        dtype = next(self.network.parameters()).dtype
+        inputs = torch.stack([loss, linear], -1).to(dtype) / self.scale
+        first, second = (self.network(inputs) * self.scale).to(loss.dtype).unbind(-1)
+        return first, second
+
+
+__all__ = ["Rodeo"]
