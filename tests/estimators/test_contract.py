@@ -19,14 +19,23 @@ from tests.estimators.test_relaxation import CASES, problem
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "estimator").glob("*.yaml") if path.stem != "none")
 #: Estimators without noise: they name no distribution.
-WITHOUT_KL = {"straight_through", "blackbox", "spigot", "sparsemax_attention", "entmax"}
+WITHOUT_KL = {
+    "straight_through",
+    "blackbox",
+    "spigot",
+    "sparsemax_attention",
+    "entmax",
+    "softmax_st",
+    "sparsemap_st",
+    "vector_quantization",
+}
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def built(request: pytest.FixtureRequest) -> tuple[str, list[tuple[Estimator, Problem]]]:
     """A configuration, and what it builds over every structure that it accepts."""
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(overrides=[f"+estimator={request.param}", "+context_size=3"]).estimator
+        config = hydra.compose(overrides=[f"+estimator={request.param}", "+context_size=3", "+task.size=4"]).estimator
     found = []
     for name, (structure, *_) in CASES.items():
         try:

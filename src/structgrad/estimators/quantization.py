@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.base import Divergence, Estimate, Estimator, Objective, Over, UnsupportedError, pathwise
+from structgrad.estimators.base import Estimate, Estimator, Objective, Over, UnsupportedError, pathwise
 from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
 
@@ -25,8 +25,9 @@ class VectorQuantization(Estimator):
     in whose first term the gradient for e is handed to z. The second moves words to what they stand for; they learn
     from nothing else. Without noise, in training and evaluation alike.
 
-    ``kl`` is over the vertex and constant: a point mass is the logarithm of the number of words away from the uniform
-    distribution. The metric ``code_perplexity`` is the exponential of the entropy of the words' use in the batch.
+    Entries that a mask says are missing are 0 in every word and count in no distance. There is no ``kl``: the word is a
+    point mass, a constant away from the uniform distribution. The metric ``code_perplexity`` is the exponential of the
+    entropy of the words' use in the batch.
 
     Args:
         structure: ``OneHot``: one of the words.
@@ -36,11 +37,11 @@ class VectorQuantization(Estimator):
 
     Raises:
         UnsupportedError: for another structure.
-        ValueError: for options out of range; from a call, for a mask, or vectors of another size.
+        ValueError: for options out of range; from a call, for vectors of another size.
     """
 
     needs_differentiable_objective: ClassVar[bool] = True
-    kl_over: Over | None = "vertex"
+    kl_over: Over | None = None
 
     def __init__(self, structure: Structure, words: int, size: int, commitment: float = 0.25) -> None:
         super().__init__(structure)
@@ -58,22 +59,23 @@ class VectorQuantization(Estimator):
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         words, size = self.codebook.shape
-        if mask is not None:
-            raise ValueError("vector_quantization takes no mask: every entry of a vector exists")
         if scores.shape[1] != size:
             raise ValueError(f"the codebook has words of size {size}; got vectors {list(scores.shape)}")
-        self.structure.check(scores)
-        index = torch.cdist(scores.detach(), self.codebook.detach().to(scores.dtype)).argmin(-1)
-        word = self.codebook.to(scores.dtype)[index]
-        divergence = Divergence(scores.new_full((scores.shape[0],), math.log(words)), "vertex")
+        self.structure.check(scores, mask)
+        exists = self.structure.parts(scores, mask)
+        z, codebook = torch.where(exists, scores, 0.0), self.codebook.to(scores.dtype)
+        with torch.no_grad():
+            # Squared distances over the entries that exist, up to |z|^2.
+            index = (exists.to(z) @ codebook.square().T - 2 * z @ codebook.T).argmin(-1)
+        word = torch.where(exists, codebook[index], 0.0)
         use = index.bincount(minlength=words).to(scores.dtype) / max(1, len(index))
         metrics = {"code_perplexity": torch.special.entr(use).sum().exp()}
         if not self.training:
-            return pathwise(objective, word.detach(), 1, divergence, metrics)
-        passed = word.detach() + (scores - scores.detach())
-        estimate = pathwise(objective, passed, 1, divergence, metrics)
-        learnt = (scores.detach() - word).square().sum(1)
-        committed = (scores - word.detach()).square().sum(1)
+            return pathwise(objective, word.detach(), 1, None, metrics)
+        passed = word.detach() + (z - z.detach())
+        estimate = pathwise(objective, passed, 1, None, metrics)
+        learnt = (z.detach() - word).square().sum(1)
+        committed = (z - word.detach()).square().sum(1)
         estimate.surrogate = estimate.surrogate + learnt + self.commitment * committed
         return estimate
 
