@@ -71,5 +71,4 @@ table-graph-layout: .venv/installed
 	$(PY) report.py results/graph_layout_quick --into README.md
 
 clean:
-	rm -rf .venv runs site
-	find data -mindepth 1 ! -name README.md -delete
+	rm -rf .venv runs data

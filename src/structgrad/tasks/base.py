@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from structgrad.data import Batch, Batches, Steps
 from structgrad.estimators.base import Estimate, Estimator, log_size
@@ -85,8 +87,12 @@ class Task(pl.LightningModule, abc.ABC):
         return means
 
     def pictures(self, folder: Path) -> list[Path]:
-        """After the test: draw what was learnt on a few test examples into ``folder``; returns the files."""
+        """After the test: draw what was learnt on a few test examples into ``folder``; returns PNG and HTML files."""
         return []
+
+    def learning_rates(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
+        """A schedule that advances with every training step, or None for a constant rate."""
+        return None
 
     # --- the divergence from the prior ------------------------------------------------------------------------------
 
@@ -132,8 +138,8 @@ class Task(pl.LightningModule, abc.ABC):
     def _share(self, split: Split) -> Batches:
         return self.batches(split).shard(self.global_rank, self.trainer.world_size)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer over all trainable parameters.
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over all trainable parameters, with its :meth:`learning_rates`.
 
         Those of the estimator (critics, baselines, a learnt temperature) are a group of their own, without the weight
         decay of the model.
@@ -142,7 +148,11 @@ class Task(pl.LightningModule, abc.ABC):
         names = {id(p) for p in own}
         model = [p for p in self.parameters() if p.requires_grad and id(p) not in names]
         groups: list[dict[str, Any]] = [{"params": model}, {"params": own, "weight_decay": 0.0}]
-        return self.make_optimizer([group for group in groups if group["params"]])
+        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        schedule = self.learning_rates(optimizer)
+        if schedule is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; logs ``train/*``."""

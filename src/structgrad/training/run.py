@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from structgrad.data import MissingDataError
+from structgrad.data import DataError
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import Task
@@ -158,7 +158,7 @@ def _train_or_explain(
     try:
         _describe(folder, config)
         return _train(config, choices, task, folder, checkpoint, request)
-    except (FileNotFoundError, MissingDataError) as error:  # data that cannot be had; the message says how to get them
+    except (FileNotFoundError, DataError) as error:  # data that cannot be had; the message says how to get them
         raise RunError(str(error)) from error
     except NonFiniteLossError as error:
         best = folder / "checkpoints" / "best.ckpt"
@@ -316,21 +316,22 @@ def _draw(task: Task, folder: Path, loggers: list[Logger], step: int) -> list[Pa
     task.eval()
     with torch.no_grad():
         pictures = task.pictures(folder / "pictures")
+    images = [picture for picture in pictures if picture.suffix == ".png"]  # pages are for the browser
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             from matplotlib import image
 
-            for picture in pictures:
+            for picture in images:
                 logger.experiment.add_image(picture.stem, image.imread(picture), step, dataformats="HWC")
         elif isinstance(logger, WandbLogger):
-            for picture in pictures:
+            for picture in images:
                 logger.log_image(picture.stem, [str(picture)], step=step)
     return pictures
 
 
 def _print_summary(summary: dict[str, Any], folder: Path, pictures: list[Path] | None = None) -> None:
     if pictures is None:
-        pictures = sorted((folder / "pictures").glob("*.png"))
+        pictures = sorted(p for p in (folder / "pictures").glob("*") if p.suffix in (".png", ".html"))
     metrics = "  ".join(
         f"{name.removeprefix('test/')} {value:.4g}"
         for name, value in summary["metrics"].items()

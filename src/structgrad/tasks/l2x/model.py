@@ -1,0 +1,186 @@
+"""The networks of learning to explain (Paulus et al. 2020, D.6): what scores the words, and what reads the chosen."""
+
+from __future__ import annotations
+
+import abc
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from scipy.sparse.linalg import lsqr
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from structgrad.tasks.l2x.data import PAD, Reviews
+
+EncoderName = Literal["simple", "complex", "random_words", "linear_weights"]
+
+#: Scores of padding in the two references, which choose it only where there are too few words.
+_LAST = -100.0
+#: Ridge penalties that the linear model's is selected from, by the validation error.
+_PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+class WordEncoder(nn.Module, abc.ABC):
+    """Scores the words of a review.
+
+    Args:
+        pairs: whether neighbouring words are scored together, too.
+    """
+
+    def __init__(self, pairs: bool) -> None:
+        super().__init__()
+        self.pairs = pairs
+
+    @abc.abstractmethod
+    def forward(self, tokens: Tensor, embedded: Tensor) -> Tensor:
+        """Score.
+
+        Args:
+            tokens: int ``[batch, n]``.
+            embedded: their embeddings, ``[batch, n, size]``.
+
+        Returns:
+            ``[batch, n]``; with pairs ``[batch, 2n - 1]``, words first, then words i and i + 1.
+        """
+
+
+class LearntEncoder(WordEncoder):
+    """Dropout, then convolutions of one filter each: one word wide for the words' scores.
+
+    The score of a pair is the sum of three: two one word wide at its first word, one two words wide (Paulus et al.
+    2020, D.6). All are one matrix product here. The complex encoder first passes the embeddings through two
+    convolutions three words wide, with ReLU, padded to keep the length.
+
+    Args:
+        size: of an embedding.
+        pairs: see :class:`WordEncoder`.
+        dropout: probability.
+        filters: of the two convolutions; None for the simple encoder, which has none.
+    """
+
+    def __init__(self, size: int, pairs: bool, dropout: float, filters: int | None) -> None:
+        super().__init__(pairs)
+        self.features = None if filters is None else _convolutions(size, filters)
+        self.dropout = nn.Dropout(dropout)
+        self.scores = nn.Linear(size if filters is None else filters, 5 if pairs else 1)
+
+    def forward(self, tokens: Tensor, embedded: Tensor) -> Tensor:
+        """See :class:`WordEncoder`."""
+        if self.features is not None:
+            embedded = self.features(embedded.transpose(1, 2)).transpose(1, 2)
+        terms: Tensor = self.scores(self.dropout(embedded))
+        if not self.pairs:
+            return terms[..., 0]
+        return torch.cat([terms[..., 0], terms[:, :-1, 1:4].sum(-1) + terms[:, 1:, 4]], 1)
+
+
+class FixedEncoder(WordEncoder):
+    """A score for each word of the vocabulary that is not learnt; padding comes last, pairs count nothing.
+
+    Args:
+        weights: ``[vocabulary]``; that of padding is not looked at.
+        pairs: see :class:`WordEncoder`.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor, pairs: bool) -> None:
+        super().__init__(pairs)
+        self.register_buffer("weights", weights)
+
+    def forward(self, tokens: Tensor, embedded: Tensor) -> Tensor:
+        """See :class:`WordEncoder`."""
+        scores = torch.where(tokens == PAD, _LAST, self.weights[tokens.long()])
+        return F.pad(scores, (0, tokens.shape[1] - 1)) if self.pairs else scores
+
+
+def make_encoder(
+    name: EncoderName, *, size: int, pairs: bool, dropout: float, filters: int, train: Reviews, val: Reviews, words: int
+) -> WordEncoder:
+    """The encoder of that name.
+
+    Args:
+        name: ``simple`` and ``complex`` are the paper's; ``random_words`` scores all words alike, so that a random
+            subset is one of any words; ``linear_weights`` scores a word by :func:`linear_weights`.
+        size: of an embedding.
+        pairs: see :class:`WordEncoder`.
+        dropout: probability.
+        filters: of the complex encoder.
+        train: what the linear model is fitted on.
+        val: what its penalty is selected on.
+        words: of the vocabulary.
+    """
+    if name == "random_words":
+        return FixedEncoder(torch.zeros(words), pairs)
+    if name == "linear_weights":
+        return FixedEncoder(linear_weights(train, val, words).abs(), pairs)
+    return LearntEncoder(size, pairs, dropout, filters if name == "complex" else None)
+
+
+def linear_weights(train: Reviews, val: Reviews, words: int) -> Tensor:
+    """Weights of a linear model of the rating, from how often each word occurs: float32 ``[words]``.
+
+    Ridge regression, its penalty selected by the squared error on ``val``.
+
+    Args:
+        train: reviews with ratings.
+        val: likewise.
+        words: of the vocabulary; the weight of padding is 0.
+    """
+    counts, ratings = _counts(train, words), train.ratings.double().numpy()
+    val_counts, val_ratings = _counts(val, words), val.ratings.double().numpy()
+    mean = ratings.mean()
+    best, error = np.zeros(words), np.inf
+    for penalty in _PENALTIES:
+        weights = lsqr(counts, ratings - mean, damp=penalty, iter_lim=200)[0]
+        this = float(np.square(val_counts @ weights + mean - val_ratings).mean())
+        if this < error:
+            best, error = weights, this
+    return torch.from_numpy(best).float()
+
+
+def _counts(reviews: Reviews, words: int) -> csr_matrix:
+    review, place = (reviews.tokens != PAD).nonzero(as_tuple=True)
+    token = reviews.tokens[review, place].numpy()
+    return csr_matrix((np.ones(len(token)), (review.numpy(), token)), shape=(len(reviews), words))
+
+
+class Decoder(nn.Module):
+    """The rating from the chosen words.
+
+    Two convolutions three words wide over the masked embeddings, with ReLU, padded; the maximum over the words;
+    dropout; one hidden layer, ReLU; a sigmoid.
+
+    Args:
+        size: of an embedding.
+        filters: of the convolutions.
+        hidden: units.
+        dropout: probability.
+    """
+
+    def __init__(self, size: int, filters: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.features = _convolutions(size, filters)
+        self.rating = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(filters, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid()
+        )
+
+    def forward(self, embedded: Tensor, chosen: Tensor) -> Tensor:
+        """Ratings in [0, 1]: ``[N]``.
+
+        Args:
+            embedded: ``[N, n, size]``.
+            chosen: ``[N, n]``, how much of each word is seen; hard or relaxed.
+        """
+        masked = embedded * chosen[..., None]
+        rating: Tensor = self.rating(self.features(masked.transpose(1, 2)).amax(2))
+        return rating[:, 0]
+
+
+def _convolutions(size: int, filters: int) -> nn.Sequential:
+    """``[N, size, n]`` -> ``[N, filters, n]``."""
+    return nn.Sequential(
+        nn.Conv1d(size, filters, 3, padding=1), nn.ReLU(), nn.Conv1d(filters, filters, 3, padding=1), nn.ReLU()
+    )

@@ -1,0 +1,252 @@
+"""Learning to explain: a rating from k words of a review (Paulus et al. 2020, section 8.3 and D.6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
+
+from structgrad.data import Batch, Batches, DataError
+from structgrad.estimators.base import Estimate, Estimator
+from structgrad.structures import CorrelatedKSubset, KSubset
+from structgrad.structures.base import Structure
+from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.l2x.data import PAD, ReviewData
+from structgrad.tasks.l2x.model import Decoder, EncoderName, WordEncoder, make_encoder
+from structgrad.tasks.l2x.pictures import Explanation, draw, save, write_page
+
+#: Test reviews that are drawn after the test.
+_DRAWN = 8
+
+
+class L2X(Task):
+    """Predict the rating of a review from k of its words.
+
+    The encoder scores all words (and pairs of neighbours, if the structure has them); the decoder sees the embeddings
+    of the chosen words and zeros elsewhere, wherever they stand. The objective is the squared error of the rating, to
+    which, as in the paper, nothing is added. Exactly k places are chosen: any with ``choose_padding``, as in the
+    paper; otherwise padding only where a review has fewer than k words.
+
+    Metrics, means over reviews:
+
+    - ``mse``, of those with a rating;
+    - ``precision``, of those whose deciding words are known: the share of them among the chosen words that are not
+      padding, 0 if none is chosen (in training, of the relaxed words);
+    - ``words``, how many of the chosen are not padding.
+
+    The embedding is shared by encoder and decoder. It is made when the vocabulary is known, that is after the data.
+
+    Args:
+        structure: :class:`~structgrad.structures.KSubset` over a vector or
+            :class:`~structgrad.structures.CorrelatedKSubset`, whose pairs the decoder does not see.
+        estimator: over that structure.
+        optimizer: parameters -> optimizer.
+        data: the reviews.
+        encoder: see :func:`~structgrad.tasks.l2x.model.make_encoder`.
+        embedding_size: of a word; must be that of pretrained vectors where the data bring them.
+        filters: of the convolutions.
+        hidden: units of the decoder.
+        dropout: probability.
+        batch_size: reviews in a training batch.
+        eval_batch_size: reviews in a validation or test batch.
+        choose_padding: whether padding may be chosen where there are words.
+        decay_factor: the learning rate falls linearly to this share of its initial value ...
+        decay_share: ... over this share of the training steps, and stays there.
+        seed: of the order of training reviews.
+
+    Raises:
+        ValueError: for another structure, or an option out of range.
+    """
+
+    monitor: ClassVar[str] = "val/mse"
+    mode: ClassVar[Literal["min", "max"]] = "min"
+    progress: ClassVar[tuple[str, ...]] = ("mse", "precision")
+
+    def __init__(
+        self,
+        *,
+        structure: Structure,
+        estimator: Estimator | None,
+        optimizer: OptimizerFactory,
+        data: ReviewData,
+        encoder: EncoderName = "simple",
+        embedding_size: int = 200,
+        filters: int = 100,
+        hidden: int = 100,
+        dropout: float = 0.1,
+        batch_size: int = 100,
+        eval_batch_size: int = 200,
+        choose_padding: bool = True,
+        decay_factor: float = 0.1,
+        decay_share: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
+        if not isinstance(structure, (KSubset, CorrelatedKSubset)) or structure.layout.name != "vector":
+            raise ValueError(f"l2x needs k_subset or correlated_k_subset, over a vector; got {structure!r}")
+        if encoder not in get_args(EncoderName):
+            raise ValueError(f"encoder must be one of {', '.join(get_args(EncoderName))}; got {encoder!r}")
+        if min(embedding_size, filters, hidden) < 1:
+            raise ValueError("embedding_size, filters and hidden must be at least 1")
+        if not (0 < decay_factor <= 1 and 0 < decay_share <= 1):
+            raise ValueError(f"decay_factor and decay_share lie in (0, 1]; got {decay_factor} and {decay_share}")
+        self.data, self.encoder_name, self.seed = data, encoder, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.embedding_size, self.filters, self.dropout = embedding_size, filters, dropout
+        self.choose_padding, self.k = choose_padding, structure.k
+        self.decay_factor, self.decay_share = decay_factor, decay_share
+        self.embedding: nn.Embedding | None = None
+        self.encoder: WordEncoder | None = None
+        self.decoder = Decoder(embedding_size, filters, hidden, dropout)
+
+    # --- data -----------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """See :meth:`ReviewData.prepare`."""
+        self.data.prepare()
+
+    def batches(self, split: Split) -> Batches:
+        """The tensors of :class:`~structgrad.tasks.l2x.data.Reviews`."""
+        return Batches(
+            self.data.split(split).tensors,
+            self.batch_size if split == "train" else self.eval_batch_size,
+            shuffle=split == "train",
+            seed=self.seed,
+        )
+
+    def configure_model(self) -> None:
+        """Make what depends on the vocabulary: the embedding and the encoder.
+
+        Raises:
+            DataError: if pretrained vectors have another size than the embedding.
+        """
+        if self.embedding is not None:
+            return
+        vocabulary = self.data.vocabulary
+        words = len(vocabulary.words)
+        if vocabulary.vectors is None:
+            self.embedding = nn.Embedding(words, self.embedding_size, padding_idx=PAD)
+        else:
+            size = vocabulary.vectors.shape[1]
+            if size != self.embedding_size:
+                raise DataError(f"the pretrained vectors have {size} numbers; set task.embedding_size={size}")
+            vectors = torch.from_numpy(vocabulary.vectors)
+            self.embedding = nn.Embedding.from_pretrained(vectors, freeze=False, padding_idx=PAD)
+        self.encoder = make_encoder(
+            self.encoder_name,
+            size=self.embedding_size,
+            pairs=isinstance(self.structure, CorrelatedKSubset),
+            dropout=self.dropout,
+            filters=self.filters,
+            train=self.data.split("train"),
+            val=self.data.split("val"),
+            words=words,
+        )
+
+    def learning_rates(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        """Linear decay."""
+        steps = max(1, round(self.decay_share * self.trainer.max_steps))
+        return LinearLR(optimizer, start_factor=1.0, end_factor=self.decay_factor, total_iters=steps)
+
+    # --- step -----------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Squared error and how well the deciding words were found."""
+        estimate, _ = self._estimate(batch)
+        rated, annotated = batch["ratings"].isfinite(), batch["annotated"]
+        chosen = estimate.vertices[:, : batch["tokens"].shape[1]].detach()
+        precision, words = word_metrics(chosen, batch["tokens"][estimate.rows], batch["relevant"][estimate.rows])
+        metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = {
+            "mse": (estimate.objective.sum(), rated.sum()),
+            "precision": ((estimate.mean(precision) * annotated).sum(), annotated.sum()),
+            "words": (estimate.mean(words).sum(), torch.ones_like(annotated).sum()),
+            **estimate.metrics,
+        }
+        if self.training:
+            return StepOutput(estimate.surrogate.mean(), len(rated), metrics)
+        # The annotated reviews of a test set may have no rating.
+        count = int(rated.sum())
+        return StepOutput(estimate.objective.sum() / max(1, count), count, metrics)
+
+    def _estimate(self, batch: Batch) -> tuple[Estimate, Tensor]:
+        """The estimate of a batch, and the predicted ratings ``[N]`` of its vertices, detached."""
+        assert self.estimator is not None
+        assert self.embedding is not None
+        assert self.encoder is not None
+        tokens, ratings = batch["tokens"], batch["ratings"]
+        embedded = self.embedding(tokens)
+        shape = embedded.shape[1:]
+        predicted: list[Tensor] = []
+
+        def objective(vertices: Tensor, rows: Tensor) -> Tensor:
+            # As many vertices as reviews are one each, in order; otherwise a lookup, whose gradient is deterministic.
+            each = embedded if len(rows) == len(tokens) else F.embedding(rows, embedded.flatten(1)).view(-1, *shape)
+            rating = self.decoder(each, vertices[:, : tokens.shape[1]])
+            predicted.append(rating.detach())
+            truth = ratings[rows]
+            losses: Tensor = (rating - torch.where(truth.isfinite(), truth, rating.detach())).square()
+            return losses
+
+        scores = self.encoder(tokens, embedded)
+        mask = None if self.choose_padding else self._exist(tokens)
+        estimate: Estimate = self.estimator(scores, objective, mask=mask, context=embedded.mean(1), kl_weight=0.0)
+        (ratings_seen,) = predicted
+        return estimate, ratings_seen
+
+    def _exist(self, tokens: Tensor) -> Tensor:
+        """Which parts may be chosen: words, and as many places of padding as a review has too few words."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        words = places < (tokens != PAD).sum(1, keepdim=True).clamp_min(self.k)
+        if isinstance(self.structure, CorrelatedKSubset):  # a pair exists where its words do
+            return F.pad(words, (0, tokens.shape[1] - 1), value=True)
+        return words
+
+    # --- pictures -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def pictures(self, folder: Path) -> list[Path]:
+        """A few annotated test reviews with the chosen words: as a page, a picture, and data for comparisons."""
+        self.eval()
+        test = self.data.split("test")
+        first = test.annotated.nonzero().squeeze(1)[:_DRAWN]
+        batch = {name: tensor[first].to(self.device) for name, tensor in test.tensors.items()}
+        estimate, predicted = self._estimate(batch)
+        texts = self.data.words_of(first.tolist())
+        explanations = []
+        for i, row in enumerate(first.tolist()):
+            # The most probable of the vertices of a review, which is the only one unless the estimator is sparse.
+            best = int(torch.where(estimate.rows == i, estimate.weights, -1.0).argmax())
+            length = len(texts[i])
+            rating = float(test.ratings[row])
+            explanations.append(
+                Explanation(
+                    words=texts[i],
+                    relevant=test.relevant[row, :length].tolist(),
+                    chosen=(estimate.vertices[best, :length] > 0).tolist(),
+                    rating=rating if rating == rating else None,
+                    prediction=float(predicted[best]),
+                )
+            )
+        columns = {f"{self.structure!r}": explanations}
+        save(explanations, folder / "reviews.json")
+        return [draw(columns, folder / "reviews.png"), write_page(columns, self.data.title, folder / "reviews.html")]
+
+
+def word_metrics(chosen: Tensor, tokens: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
+    """Precision of chosen words, and their number, padding left out.
+
+    Args:
+        chosen: ``[N, n]``, hard or relaxed.
+        tokens: int ``[N, n]``.
+        relevant: bool ``[N, n]``.
+
+    Returns:
+        the share of relevant ones among the chosen, with a denominator of at least 1: ``[N]``; and how many: ``[N]``.
+    """
+    words = chosen * (tokens != PAD)
+    count = words.sum(1)
+    return (words * relevant).sum(1) / count.clamp_min(1), count
