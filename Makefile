@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
 
-.PHONY: demo test lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae toy
+.PHONY: demo test lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae toy figure-parentheses
 
 demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
@@ -69,6 +69,12 @@ toy: .venv/installed
 table-graph-layout: .venv/installed
 	$(TABLE) task=graph_layout structure=independent_directed,top_edges,spanning_tree paths.results=results/graph_layout_quick
 	$(PY) report.py results/graph_layout_quick --into README.md
+
+# Three orders of generation, three numbers of types: shares of what they generate, into docs/images.
+figure-parentheses: .venv/installed
+	$(TABLE) task=parentheses task.data.types=10,30,50 structure=none,ground_truth,binary_tree \
+		paths.results=results/parentheses_quick
+	$(PY) scripts/parentheses_figure.py
 
 clean:
 	rm -rf .venv runs data

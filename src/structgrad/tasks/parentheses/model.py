@@ -1,0 +1,157 @@
+"""The networks of the parentheses experiment: the language model over trees and the encoder of sequences."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from structgrad.tasks.parentheses.data import NO_CHILD, PAD, vocabulary_size
+
+#: On a CPU, sequences are run in so many groups of like length, of at least so many each.
+_GROUPS, _LEAST = 4, 16
+
+
+class TreeDecoder(nn.Module):
+    """A language model that generates a binary tree breadth first, a token or "no child" at every place.
+
+    The non-monotonic model of Welleck et al. (2019) without conditioning: an LSTM reads what stands at the places
+    before, in level order; a linear layer, ReLU, and the embedding matrix make the scores of the next. The first
+    place, the root, is always a token.
+
+    Args:
+        types: of brackets.
+        embedding: size of token embeddings.
+        hidden: units of the LSTM, of a single layer.
+    """
+
+    def __init__(self, types: int, embedding: int, hidden: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary_size(types)
+        # The last one is read before the root.
+        self.embedding = nn.Embedding(self.vocabulary + 1, embedding)
+        self.lstm = nn.LSTM(embedding, hidden)
+        self.project = nn.Linear(hidden, embedding)
+        self.bias = nn.Parameter(torch.zeros(self.vocabulary))
+
+    def forward(self, places: Tensor, lengths: Tensor) -> Tensor:
+        """Negative log-likelihood of trees with their tokens, teacher forced.
+
+        Args:
+            places: int64 ``[N, p]``, N > 0 (see :func:`~structgrad.tasks.parentheses.trees.level_order`).
+            lengths: int64 ``[N]``, tokens; the tree has ``2 length + 1`` places.
+
+        Returns:
+            ``[N]``, in nats.
+        """
+        if places.device.type != "cpu":
+            return self._groupwise(places, lengths)
+        # Like lengths side by side, so that short sequences are not padded to the longest. Elsewhere, looking at
+        # lengths would wait for the device.
+        order = lengths.argsort(stable=True)
+        losses = []
+        for group in order.split(max(_LEAST, -(-len(order) // _GROUPS))):
+            longest = 2 * int(lengths[group[-1]]) + 1
+            losses.append(self._groupwise(places[group, :longest], lengths[group]))
+        return torch.cat(losses)[order.argsort()]
+
+    def _groupwise(self, places: Tensor, lengths: Tensor) -> Tensor:
+        targets = places.T
+        previous = F.pad(targets[:-1], (0, 0, 1, 0), value=self.vocabulary)
+        states, _ = self.lstm(self.embedding(previous))
+        counted = torch.arange(len(targets), device=places.device)[:, None] <= 2 * lengths
+        scores = self._scores(states)
+        losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        # At the root there is no "no child".
+        no_root = F.softplus(scores[0, :, NO_CHILD] - scores[0, :, NO_CHILD + 1 :].logsumexp(1))
+        return torch.where(counted, losses, 0.0).sum(0) - no_root
+
+    def _scores(self, states: Tensor) -> Tensor:
+        return F.linear(F.relu(self.project(states)), self.embedding.weight[: self.vocabulary], self.bias)
+
+    @torch.no_grad()
+    def generate(self, samples: int, places: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Sample trees, all at once; those that are complete leave the batch.
+
+        Args:
+            samples: how many.
+            places: where a tree is cut off.
+            generator: source of randomness, on the device of the parameters.
+
+        Returns:
+            int64 ``[samples, places]`` in level order, 0 beyond the end; and bool ``[samples]``, which are complete.
+        """
+        device, hidden = self.bias.device, self.lstm.hidden_size
+        # What a token adds to the gates is the same wherever it stands.
+        to_gates, recurrent, *biases = self.lstm.parameters()
+        inputs = F.linear(self.embedding.weight, to_gates, biases[0] + biases[1])
+        out = torch.full((samples, places), NO_CHILD, dtype=torch.int64, device=device)
+        rows = torch.arange(samples, device=device)
+        token = torch.full((samples,), self.vocabulary, dtype=torch.int64, device=device)
+        state, cell = (inputs.new_zeros(samples, hidden) for _ in range(2))
+        missing = torch.ones(samples, dtype=torch.int64, device=device)  # places that the tree still needs
+        for place in range(places):
+            gates = torch.addmm(inputs[token], state, recurrent.T)
+            enter, keep, _, leave = gates.sigmoid().chunk(4, 1)
+            cell = keep * cell + enter * gates[:, 2 * hidden : 3 * hidden].tanh()
+            state = leave * cell.tanh()
+            scores = self._scores(state)
+            if place == 0:
+                scores[:, NO_CHILD] = -torch.inf
+            # The first of exponential clocks with the tokens' rates.
+            noise = torch.empty_like(scores).exponential_(generator=generator)
+            token = (scores.softmax(1) / noise).argmax(1)
+            out[rows, place] = token
+            missing = missing + torch.where(token == NO_CHILD, -1, 1)
+            going = missing.nonzero().squeeze(1)
+            if len(going) < len(rows):
+                rows, token, state, cell, missing = (t[going] for t in (rows, token, state, cell, missing))
+            if not len(rows):
+                break
+        complete = torch.ones(samples, dtype=torch.bool, device=device)
+        complete[rows] = False
+        return out, complete
+
+
+class TokenEncoder(nn.Module):
+    """Scores every token of a sequence by an LSTM in either direction.
+
+    Args:
+        types: of brackets.
+        embedding: size of token embeddings.
+        hidden: size of the context; each direction has half of it.
+
+    Raises:
+        ValueError: for an odd ``hidden``.
+    """
+
+    def __init__(self, types: int, embedding: int, hidden: int) -> None:
+        super().__init__()
+        if hidden % 2:
+            raise ValueError(f"the encoder's two directions share task.hidden, which must be even; got {hidden}")
+        self.embedding = nn.Embedding(vocabulary_size(types), embedding, padding_idx=PAD)
+        self.forwards = nn.LSTM(embedding, hidden // 2, batch_first=True)
+        self.backwards = nn.LSTM(embedding, hidden // 2, batch_first=True)
+        self.score = nn.Linear(hidden, 1)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode padded sequences.
+
+        Args:
+            tokens: int64 ``[batch, n]``. Padding comes last and influences nothing.
+
+        Returns:
+            scores ``[batch, n]``, meaningless where padded; and a summary ``[batch, hidden]``, the output of either
+            LSTM where it ends.
+        """
+        n, lengths = tokens.shape[1], (tokens != PAD).sum(1, keepdim=True)
+        position = torch.arange(n, device=tokens.device)
+        # Every sequence reversed within its length; the reversal is its own inverse.
+        mirrored = torch.where(position < lengths, lengths - 1 - position, position)
+        embedded = self.embedding(tokens)
+        ahead, _ = self.forwards(embedded)
+        back, _ = self.backwards(embedded.gather(1, mirrored[..., None].expand(embedded.shape)))
+        last = (lengths - 1).clamp_min(0)[..., None].expand(-1, 1, ahead.shape[2])
+        summary = torch.cat([ahead.gather(1, last), back.gather(1, last)], 2).squeeze(1)
+        states = torch.cat([ahead, back.gather(1, mirrored[..., None].expand(back.shape))], 2)
+        return self.score(states).squeeze(2), summary

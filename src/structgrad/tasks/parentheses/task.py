@@ -1,0 +1,312 @@
+"""Generation of balanced parentheses in fixed and in learnt orders (Struminsky et al. 2021, section 5.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from structgrad.data import Batch, Batches
+from structgrad.estimators.base import Estimate, Estimator
+from structgrad.estimators.utilities import Gumbel
+from structgrad.structures import BinaryTree, NoStructure
+from structgrad.structures.base import Structure
+from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.parentheses import trees
+from structgrad.tasks.parentheses.data import PAD, ParenthesesData, keys_of
+from structgrad.tasks.parentheses.model import TokenEncoder, TreeDecoder
+from structgrad.tasks.parentheses.pictures import Growth, draw
+
+#: Generated trees that are drawn after the test, out of how many, and how many tokens they have at most.
+_DRAWN, _DRAWN_OF, _DRAWN_LENGTH = 4, 256, 14
+
+
+@dataclass
+class Generation:
+    """How much is generated after the test.
+
+    Args:
+        unique: distinct sequences wanted.
+        limit: of all sequences drawn; what is there by then is judged.
+        length: tokens at which a tree is cut off (at ``2 length + 1`` places); it then counts as unbalanced.
+        batch_size: sequences that grow together.
+
+    Raises:
+        ValueError: unless all are positive and the limit is at least ``unique``.
+    """
+
+    unique: int = 200_000
+    limit: int = 2_000_000
+    length: int = 40
+    batch_size: int = 2048
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if min(self.unique, self.length, self.batch_size) < 1 or self.limit < self.unique:
+            raise ValueError(
+                "generation.unique, length, batch_size must be positive and limit at least unique; got "
+                f"{self.unique}, {self.length}, {self.batch_size}, {self.limit}"
+            )
+
+
+class Parentheses(Task):
+    """A language model over balanced brackets that generates each sequence together with a binary tree over it.
+
+    The structure says where the trees of the training sequences come from:
+
+    - ``NoStructure``: left to right, every token has a right child only;
+    - ``GroundTruth``: the smart tree (see :func:`~structgrad.tasks.parentheses.trees.smart`);
+    - ``BinaryTree``: a share of the training sequences comes with the smart tree, x and T; for the others T is latent,
+      an encoder scores their tokens, and ``E_q[log q(T | x) - log p(x, T)]`` replaces ``-log p(x, T)``. The model p
+      generates the tree as well, so that the trees' prior is a part of it. With a tree that is given, the encoder
+      learns from ``-log q(T | x)`` (Kingma et al. 2014, equation 9).
+
+    Metrics: ``nll``, nats a token, of the sequence with its tree (for the latent tree the bound, with one sampled
+    tree), ``perplexity``, its exponential; for the latent tree also its ``entropy``, a token, and ``smart_parents``,
+    the share of tokens whose parent is that of the smart tree. At test, of ``unique`` generated sequences out of
+    ``drawn``, the shares ``old`` (in the training set), ``new_balanced`` and ``unbalanced``.
+
+    Args:
+        structure: ``BinaryTree``, or one of the two stand-ins.
+        estimator: over that structure; None for the stand-ins.
+        optimizer: parameters -> optimizer.
+        data: the sequences.
+        generation: how much is generated at test.
+        batch_size: sequences in a training batch, over all processes.
+        eval_batch_size: sequences in a validation or test batch.
+        embedding: size of token embeddings.
+        hidden: units of the decoder's LSTM; also the size of the context that estimators get.
+        labelled: share of the training sequences that come with the smart tree, with ``BinaryTree``.
+        label_weight: of the encoder's ``-log q(T | x)`` for these; ``1 / labelled`` counts them as if all were.
+        seed: of the order of training sequences and of generation.
+
+    Raises:
+        ValueError: for another structure, or an estimator that evaluates relaxed trees or draws them otherwise than the
+            structure does.
+    """
+
+    monitor: ClassVar[str] = "val/perplexity"
+    mode: ClassVar[Literal["min", "max"]] = "min"
+    progress: ClassVar[tuple[str, ...]] = ("nll", "perplexity")
+
+    def __init__(
+        self,
+        *,
+        structure: Structure,
+        estimator: Estimator | None,
+        optimizer: OptimizerFactory,
+        data: ParenthesesData,
+        generation: Generation,
+        batch_size: int = 64,
+        eval_batch_size: int = 500,
+        embedding: int = 128,
+        hidden: int = 256,
+        labelled: float = 0.1,
+        label_weight: float = 10.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
+        if (estimator is not None) != structure.is_latent:
+            raise ValueError(f"{structure.name} takes {'an' if structure.is_latent else 'no'} estimator")
+        if structure.is_latent and not isinstance(structure, BinaryTree):
+            raise ValueError(f"parentheses needs a binary tree over the tokens or a fixed order; got {structure.name}")
+        if estimator is not None and estimator.needs_differentiable_objective:
+            raise ValueError(
+                f"parentheses generates along a tree, for which there is no relaxation; {type(estimator).__name__} "
+                "evaluates relaxed ones: take a score function, e.g. relax or t_reinforce_plus"
+            )
+        noise = getattr(estimator, "utility", None)
+        if noise is not None and not isinstance(noise, Gumbel):
+            raise ValueError(
+                "parentheses needs log q(T | x), which a binary tree has for Gumbel utilities, "
+                f"not {type(noise).__name__}"
+            )
+        if not 0 <= labelled <= 1:
+            raise ValueError(f"labelled must lie in [0, 1]; got {labelled}")
+        self.data, self.generation, self.seed = data, generation, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.labelled, self.label_weight = labelled, label_weight
+        self.decoder = TreeDecoder(data.types, embedding, hidden)
+        if structure.is_latent:
+            self.encoder = TokenEncoder(data.types, embedding, hidden)
+
+    # --- data -----------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """See :meth:`ParenthesesData.prepare`."""
+        self.data.prepare()
+
+    def batches(self, split: Split) -> Batches:
+        """``labelled`` ``[b, n]``, tokens of the sequences that come with their tree, and ``unlabelled`` ``[c, n]``,
+        the others; both cut to the longest sequence of the batch.
+        """
+        tokens = self.data.split(split)
+        training = split == "train"
+        share = 1.0 if self.estimator is None else self.labelled if training else 0.0
+        return Batches(
+            # The order of the sequences is random.
+            {"tokens": tokens, "labelled": torch.arange(len(tokens)) < round(share * len(tokens))},
+            self.batch_size if training else self.eval_batch_size,
+            shuffle=training,
+            seed=self.seed,
+            collate=_divide,
+        )
+
+    # --- step -----------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Negative log-likelihood, or its bound."""
+        labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+        first, size = len(labelled), len(labelled) + len(unlabelled)  # known without waiting for the device
+        tokens = torch.cat([labelled, unlabelled])
+        losses, nlls = [], []
+        metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = {}
+        if self.estimator is not None:
+            scores, summary = self.encoder(tokens)
+        if len(labelled):
+            given = self._known_order(labelled)
+            nlls.append(self._nll(labelled, given))
+            losses.append(nlls[0])
+            if self.estimator is not None:
+                losses.append(-self.label_weight * self._log_q(labelled, given, scores[:first]))
+        if len(unlabelled):
+            estimate, latent_metrics = self._latent(unlabelled, scores[first:], summary[first:])
+            nlls.append(estimate.objective)
+            losses.append(estimate.surrogate if self.training else estimate.objective)
+            metrics |= latent_metrics
+        metrics["nll"] = (torch.cat(nlls).detach().sum(), (tokens != PAD).sum())
+        return StepOutput(torch.cat(losses).sum() / size, size, metrics)
+
+    def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds the perplexity a token."""
+        return {**means, "perplexity": means["nll"].exp()}
+
+    def _known_order(self, tokens: Tensor) -> Tensor:
+        """Parents ``[batch, n]`` of the trees that sequences come with."""
+        if isinstance(self.structure, NoStructure):
+            return trees.left_to_right(tokens)
+        return trees.smart(tokens, self.data.types)
+
+    def _nll(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """``-log p(x, T)`` ``[batch]``."""
+        losses: Tensor = self.decoder(trees.level_order(tokens, parents), (tokens != PAD).sum(1))
+        return losses
+
+    def _log_q(self, tokens: Tensor, parents: Tensor, scores: Tensor) -> Tensor:
+        """``log q(T | x)`` ``[batch]``."""
+        own = torch.arange(tokens.shape[1], device=tokens.device)
+        vertices = (parents[:, None] == own[:, None]) & (own[:, None] != own)
+        return self.structure.log_prob(vertices.to(scores), scores, tokens != PAD)
+
+    def _latent(
+        self, tokens: Tensor, scores: Tensor, summary: Tensor
+    ) -> tuple[Estimate, dict[str, Tensor | tuple[Tensor, Tensor]]]:
+        """The estimate of the bound, for sequences whose tree is latent, and metrics."""
+        assert self.estimator is not None
+        exists = tokens != PAD
+        evaluated: list[tuple[Tensor, Tensor]] = []
+
+        def objective(vertices: Tensor, rows: Tensor) -> Tensor:
+            parents = trees.parents_of(vertices, exists[rows])
+            # Held: the mean of the gradient of log q is 0, and what the trees' distribution contributes otherwise is
+            # the estimator's affair.
+            log_q = self.structure.log_prob(vertices, scores.detach()[rows], exists[rows])
+            evaluated.append((parents, log_q))
+            return self._nll(tokens[rows], parents) + log_q
+
+        estimate: Estimate = self.estimator(scores, objective, mask=exists, context=summary)
+        ((parents, log_q),) = evaluated
+        with torch.no_grad():
+            smart = trees.smart(tokens, self.data.types)[estimate.rows]
+            found = ((parents == smart) & exists[estimate.rows]).sum(1).to(scores)
+        count = exists.sum()
+        return estimate, {
+            "entropy": (-estimate.mean(log_q).sum(), count),
+            "smart_parents": (estimate.mean(found).sum(), count),
+            **estimate.metrics,
+        }
+
+    # --- generation -----------------------------------------------------------------------------------------------
+
+    def on_test_epoch_end(self) -> None:
+        """Also generate, and log what it is."""
+        super().on_test_epoch_end()
+        for name, value in self.judge(progress=self.trainer.is_global_zero).items():
+            self.log(f"test/{name}", value)
+
+    def judge(self, *, progress: bool = False) -> dict[str, float]:
+        """Generate and judge: the shares ``old``, ``new_balanced``, ``unbalanced``, and ``unique`` out of ``drawn``.
+
+        The same for every process, as it is drawn with the task's seed.
+
+        Args:
+            progress: show a progress bar.
+        """
+        wanted, width = self.generation.unique, max(2 * self.generation.length + 1, self.data.max_length)
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        train = torch.nn.functional.pad(self.data.split("train"), (0, width - self.data.max_length))
+        known = set(keys_of(train.numpy()))
+        seen: set[bytes] = set()
+        drawn = old = new_balanced = 0
+        with tqdm(total=wanted, desc="Generating", unit="seq", disable=not progress) as bar:
+            while len(seen) < wanted and drawn < self.generation.limit:
+                # Never more than are missing: what is judged does not depend on the size of the last batch.
+                size = min(self.generation.batch_size, wanted - len(seen), self.generation.limit - drawn)
+                tokens, balanced = self.generate(size, generator)
+                keys = keys_of(torch.nn.functional.pad(tokens, (0, width - tokens.shape[1])).short().cpu().numpy())
+                fresh = {key: right for key, right in zip(keys, balanced.tolist(), strict=True) if key not in seen}
+                seen |= fresh.keys()
+                drawn += size
+                old += len(fresh.keys() & known)
+                new_balanced += sum(right for key, right in fresh.items() if key not in known)
+                bar.update(len(fresh))
+        unique = len(seen)
+        return {
+            "old": old / unique,
+            "new_balanced": new_balanced / unique,
+            "unbalanced": (unique - old - new_balanced) / unique,
+            "unique": float(unique),
+            "drawn": float(drawn),
+        }
+
+    def generate(self, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Sample sequences.
+
+        Args:
+            samples: how many, all at once.
+            generator: source of randomness, on the model's device.
+
+        Returns:
+            int64 ``[samples, 2 length + 1]``, padded with 0; and bool ``[samples]``, which are complete and balanced.
+        """
+        places, complete = self.decoder.generate(samples, 2 * self.generation.length + 1, generator)
+        tokens, _ = trees.in_order(places)
+        return tokens, complete & trees.is_balanced(tokens, self.data.types)
+
+    # --- pictures -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def pictures(self, folder: Path) -> list[Path]:
+        """Draw a few generated trees, with the order in which their nodes came."""
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        places, _ = self.decoder.generate(_DRAWN_OF, 2 * _DRAWN_LENGTH + 1, generator)
+        tokens, positions = trees.in_order(places)
+        # The longest that are legible, each of another length if there are such.
+        length = (tokens != PAD).sum(1)
+        legible = (length <= _DRAWN_LENGTH).nonzero().squeeze(1)
+        by_length = legible[length[legible].argsort(descending=True, stable=True)]
+        chosen = by_length[torch.linspace(0, max(len(by_length) // 2, 0), min(_DRAWN, len(by_length))).long()]
+        growths = [Growth(places[i].cpu(), positions[i].cpu(), tokens[i].cpu()) for i in chosen.tolist()]
+        balanced = trees.is_balanced(tokens, self.data.types)[chosen].tolist()
+        return [draw(growths, balanced, self.data.types, folder / "trees.png")] if growths else []
+
+
+def _divide(batch: Batch) -> Batch:
+    """Sequences with and without their tree; on the host, so that the numbers of both are known without waiting."""
+    tokens, labelled = batch["tokens"].long(), batch["labelled"]
+    n = int((tokens != PAD).sum(1).max())
+    return {"labelled": tokens[labelled, :n], "unlabelled": tokens[~labelled, :n]}

@@ -1,0 +1,387 @@
+"""Data, networks and task of the balanced parentheses."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.nn import functional as F
+
+from structgrad.estimators import SST, Reinforce, Relax
+from structgrad.estimators.base import Estimator
+from structgrad.structures import Arborescence, BinaryTree, GroundTruth, NoStructure
+from structgrad.structures.base import Structure
+from structgrad.tasks.parentheses import Parentheses, ParenthesesData, trees
+from structgrad.tasks.parentheses.data import completions, count, draw, generate, keys_of, shape_of, to_text
+from structgrad.tasks.parentheses.model import TokenEncoder, TreeDecoder
+from structgrad.tasks.parentheses.task import Generation
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 2, 3, 5])
+def test_every_shape_has_one_number(pairs: int) -> None:
+    catalan = math.comb(2 * pairs, pairs) // (pairs + 1)
+    assert completions(pairs)[2 * pairs, 0] == catalan
+    shapes = shape_of(np.arange(catalan), pairs)
+    assert len(np.unique(shapes, axis=0)) == catalan
+    assert shapes.tolist() == sorted(shapes.tolist(), reverse=True)
+    height = np.where(shapes, 1, -1).cumsum(1)
+    assert (height >= 0).all()
+    assert not pairs or (height[:, -1] == 0).all()
+
+
+def test_the_most_pairs_are_counted_exactly() -> None:
+    assert completions(35)[70, 0] == math.comb(70, 35) // 36
+    last = shape_of(np.array([math.comb(70, 35) // 36 - 1]), 35)[0]
+    assert last.tolist() == [True, False] * 35
+    with pytest.raises(ValueError, match="at most 35"):
+        completions(36)
+
+
+def test_drawn_sequences_are_uniform() -> None:
+    """Chi-squared at a level of 1 in 1,000: 5 shapes with 2^3 types of three pairs."""
+    drawn = draw(np.random.default_rng(0), np.full(20_000, 3), types=2, length=8)
+    assert trees.is_balanced(torch.from_numpy(drawn).long(), 2).all()
+    assert not drawn[:, 6:].any()
+    _, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert len(counts) == count(2, 3, 3) == 40
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def small(cache: Path, **changes: Any) -> ParenthesesData:
+    return ParenthesesData(cache, **({"types": 3, "pairs": (1, 4), "train": 200, "val": 40, "test": 40} | changes))
+
+
+def test_splits_are_distinct_and_cached(tmp_path: Path) -> None:
+    data = small(tmp_path)
+    data.prepare()
+    splits = [data.split(name) for name in ("train", "val", "test")]
+    assert [len(split) for split in splits] == [200, 40, 40]
+    every = torch.cat(splits)
+    assert len(set(keys_of(every.numpy()))) == 280
+    assert trees.is_balanced(every.long(), 3).all()
+    sizes = (every != 0).sum(1) // 2
+    assert sizes.min() == 1
+    assert sizes.max() == 4
+    again = generate(data, progress=False)
+    assert all(torch.equal(again[name], data.split(name)) for name in again)
+    assert not torch.equal(generate(small(tmp_path, seed=1), progress=False)["train"], splits[0])
+
+
+def test_every_sequence_that_exists_can_be_asked_for(tmp_path: Path) -> None:
+    data = small(tmp_path, types=2, pairs=(2, 3), train=40, val=4, test=4)
+    splits = generate(data, progress=False)
+    assert sum(len(split) for split in splits.values()) == count(2, 2, 3) == 48
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs": (4, 2)}, "data.pairs"),
+        ({"pairs": (0, 2)}, "data.pairs"),
+        ({"pairs": (2, 36)}, "data.pairs"),
+        ({"types": 0}, "data.types"),
+        ({"val": 0}, "must be positive"),
+        ({"pairs": (1, 2), "types": 2}, "there are 10 sequences of 1 to 2 pairs and 2 types"),
+    ],
+)
+def test_impossible_data_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(tmp_path, **changes)
+
+
+def test_text() -> None:
+    assert to_text(torch.tensor([3, 1, 4, 6, 0]), 3) == ["(2", "(0", ")0", ")2"]
+
+
+# --- networks -------------------------------------------------------------------------------------------------------
+
+
+def decoder(types: int = 2, hidden: int = 8) -> TreeDecoder:
+    model = TreeDecoder(types, 6, hidden).double()
+    # Far from uniform.
+    torch.nn.init.normal_(model.bias)
+    return model
+
+
+def step_by_step(model: TreeDecoder, places: list[int]) -> Tensor:
+    """The loss of one tree, one place at a time."""
+    state, total = None, torch.zeros((), dtype=torch.float64)
+    token = torch.tensor([[model.vocabulary]])
+    for place, target in enumerate(places):
+        out, state = model.lstm(model.embedding(token), state)
+        scores = F.relu(model.project(out[0, 0])) @ model.embedding.weight[: model.vocabulary].T + model.bias
+        if place == 0:
+            scores = scores[1:]
+            total = total - scores.log_softmax(0)[target - 1]
+        else:
+            total = total - scores.log_softmax(0)[target]
+        token = torch.tensor([[target]])
+    return total
+
+
+def test_losses_of_unequal_trees_are_those_one_place_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder()
+    tokens = torch.tensor([[1, 3, 0, 0], [1, 2, 4, 3], [2, 0, 0, 0], [2, 4, 1, 0]])
+    parents = torch.tensor([[0, 0, -1, -1], [3, 0, 1, 3], [0, -1, -1, -1], [1, 1, 1, -1]])
+    lengths = (tokens > 0).sum(1)
+    places = trees.level_order(tokens, parents)
+    expected = torch.stack([step_by_step(model, p[: 2 * n + 1].tolist()) for p, n in zip(places, lengths, strict=True)])
+    for least in (1, 3, 16):
+        monkeypatch.setattr("structgrad.tasks.parentheses.model._LEAST", least)
+        torch.testing.assert_close(model(places, lengths), expected)
+
+
+def test_generated_trees_follow_their_likelihood() -> None:
+    """Chi-squared at a level of 1 in 1,000 over all trees of at most two tokens, the rest in one class."""
+    model = decoder(types=1)
+    with torch.no_grad():
+        model.bias[0] += 1.5
+    samples = 20_000
+    places, complete = model.generate(samples, 5, torch.Generator().manual_seed(0))
+    assert ((places != 0).sum(1)[complete] <= 2).all()
+    one = [[a, 0, 0, 0, 0] for a in (1, 2)]
+    two = [[a, *pair, 0, 0] for a in (1, 2) for b in (1, 2) for pair in ([b, 0], [0, b])]
+    every = torch.tensor(one + two)
+    probabilities = torch.exp(-model(every, (every > 0).sum(1))).detach()
+    counts = torch.stack([((places == row).all(1) & complete).sum() for row in every])
+    assert counts.sum() == complete.sum()
+    observed = torch.cat([counts, (samples - counts.sum())[None]])
+    expected = samples * torch.cat([probabilities, (1 - probabilities.sum())[None]])
+    assert expected.min() > 5
+    assert stats.chisquare(observed.numpy(), expected.numpy()).pvalue > 1e-3
+
+
+def test_encoder_does_not_see_padding() -> None:
+    encoder = TokenEncoder(2, 6, 8).double()
+    tokens = torch.tensor([[1, 2, 4, 3], [2, 4, 0, 0]])
+    scores, summary = encoder(tokens)
+    alone, alone_summary = encoder(tokens[1:, :2])
+    torch.testing.assert_close(scores[1, :2], alone[0])
+    torch.testing.assert_close(summary[1], alone_summary[0])
+    # Both directions count.
+    changed, _ = encoder(torch.tensor([[1, 2, 4, 4]]))
+    assert changed[0, 0] != scores[0, 0]
+    with pytest.raises(ValueError, match="must be even"):
+        TokenEncoder(2, 6, 7)
+
+
+# --- task -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ParenthesesData:
+    made = small(tmp_path_factory.mktemp("cache"))
+    made.prepare()
+    return made
+
+
+def make(
+    data: ParenthesesData, structure: Structure, estimator: Estimator | None = None, **options: Any
+) -> Parentheses:
+    return Parentheses(
+        structure=structure,
+        estimator=estimator,
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        data=data,
+        generation=Generation(unique=30, limit=90, length=8, batch_size=20),
+        **({"batch_size": 20, "eval_batch_size": 30, "embedding": 8, "hidden": 16} | options),
+    )
+
+
+TREE = BinaryTree()
+ORDERS: dict[str, tuple[Structure, Estimator | None]] = {
+    "left_to_right": (NoStructure(), None),
+    "smart": (GroundTruth(), None),
+    "relax": (TREE, Relax(TREE)),
+    "t_reinforce_plus": (TREE, Reinforce(TREE, "T", "loo", n_samples=2)),
+    "e_reinforce": (TREE, Reinforce(TREE, "E", "ema")),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_trains_tests_generates_and_draws(order: str, data: ParenthesesData, tmp_path: Path) -> None:
+    task = make(data, *ORDERS[order])
+    trainer = pl.Trainer(
+        max_steps=4,
+        val_check_interval=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(task)
+    assert "val/perplexity" in trainer.callback_metrics
+    (result,) = trainer.test(task, verbose=False)
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+    assert result["test/perplexity"] == pytest.approx(math.exp(result["test/nll"]))
+    shares = [result[f"test/{name}"] for name in ("old", "new_balanced", "unbalanced")]
+    assert sum(shares) == pytest.approx(1)
+    assert 0 < result["test/unique"] <= 30
+    assert result["test/unique"] <= result["test/drawn"] <= 90
+    assert ("test/smart_parents" in result) == (order not in ("left_to_right", "smart"))
+    for picture in task.pictures(tmp_path / "pictures"):
+        assert matplotlib.image.imread(picture).std() > 0.01
+
+
+def test_likelihoods_of_fixed_orders(data: ParenthesesData) -> None:
+    for structure, order in ((NoStructure(), trees.left_to_right), (GroundTruth(), partial(trees.smart, types=3))):
+        task = make(data, structure).eval()
+        total = count_tokens = 0.0
+        for batch in task.batches("val"):
+            tokens = batch["labelled"]
+            assert len(batch["unlabelled"]) == 0
+            places, lengths = trees.level_order(tokens, order(tokens)), (tokens > 0).sum(1)
+            losses = task.decoder(places, lengths)
+            out = task.step(batch)
+            torch.testing.assert_close(out.loss, losses.mean())
+            total, count_tokens = total + float(losses.detach().sum()), count_tokens + float(lengths.sum())
+            task._accumulate(out)
+        sums = task._sums["nll"]
+        assert float(sums[0]) == pytest.approx(total, rel=1e-5)
+        assert float(sums[1]) == count_tokens
+
+
+def test_a_share_comes_with_the_smart_tree_in_training_only(data: ParenthesesData) -> None:
+    task = make(data, TREE, Relax(TREE), labelled=0.25)
+    sizes = [(len(b["labelled"]), len(b["unlabelled"])) for b in task.batches("train")]
+    assert sum(a for a, _ in sizes) == 50
+    assert all(a + b == 20 for a, b in sizes)
+    assert all(len(b["labelled"]) == 0 for b in task.batches("val"))
+    # Whatever is in a batch.
+    tokens = data.split("train")[:6].long()
+    for n in (0, 3, 6):
+        task.train()
+        out = task.step({"labelled": tokens[:n], "unlabelled": tokens[n:]})
+        assert out.size == 6
+        assert torch.isfinite(out.loss)
+
+
+def test_the_bound_is_the_likelihood_where_the_posterior_is_exact(data: ParenthesesData) -> None:
+    """For one pair there are two trees: with q their posterior, every sampled tree gives -log p(x) exactly."""
+    task = make(data, TREE, Reinforce(TREE, "T")).double().eval()
+    tokens = torch.tensor([[1, 4]] * 64)
+    parents = torch.tensor([[0, 0], [1, 1]])
+    nll = task.decoder(trees.level_order(tokens[:2], parents), torch.tensor([2, 2])).detach()
+    posterior = (-nll).log_softmax(0)
+    scores = posterior.expand(64, 2)
+    estimate, metrics = task._latent(tokens, scores, torch.zeros(64, 16))
+    torch.testing.assert_close(estimate.objective, -(-nll).logsumexp(0).expand(64))
+    assert 0 < metrics["smart_parents"][0] < metrics["smart_parents"][1] == 128
+    torch.testing.assert_close(task._log_q(tokens[:2], parents, scores[:2]), posterior)
+
+
+def test_gradient_of_the_bound_for_encoder_and_decoder(data: ParenthesesData) -> None:
+    """Against the sum over all 14 trees of four tokens, within five standard errors."""
+    torch.manual_seed(1)
+    task = make(data, TREE, Reinforce(TREE, "T", "loo", n_samples=2)).double().train()
+    tokens = torch.tensor([[1, 4, 2, 5]])
+    vertices = TREE.enumerate(4)
+    parents = trees.parents_of(vertices, torch.ones(14, 4, dtype=torch.bool))
+    # Encoder and decoder, one number each.
+    watched = [task.encoder.score.weight, task.decoder.project.bias]
+    scores, _ = task.encoder(tokens)
+    log_q = task._log_q(tokens.expand(14, 4), parents, scores.expand(14, 4))
+    nll = task._nll(tokens.expand(14, 4), parents)
+    assert float(log_q.detach().exp().sum()) == pytest.approx(1)
+    exact = torch.autograd.grad((log_q.exp() * (nll + log_q)).sum(), watched)
+    draws = 50
+    estimates: list[list[Tensor]] = []
+    for _ in range(draws):
+        estimate, _ = task._latent(tokens.expand(48, 4), *(t.expand(48, -1) for t in task.encoder(tokens)))
+        estimates.append([g.flatten() for g in torch.autograd.grad(estimate.surrogate.mean(), watched)])
+    for index, true in enumerate(exact):
+        sampled = torch.stack([e[index] for e in estimates])
+        error = sampled.std(0) / math.sqrt(draws)
+        assert ((sampled.mean(0) - true.flatten()).abs() < 5 * error + 1e-12).all()
+        assert (error < true.abs().max()).all()
+
+
+def test_generation_is_judged_by_its_definition(data: ParenthesesData, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(data, NoStructure())
+    width = 17
+    train, val = (F.pad(data.split(name).long(), (0, width - 8)) for name in ("train", "val"))
+    wrong = torch.zeros(4, width, dtype=torch.int64)
+    wrong[:, 0] = torch.arange(1, 5)
+    pool = torch.cat([train[:10], val[:5], wrong])
+    drawn: list[int] = []
+
+    def generated(samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.arange(sum(drawn), sum(drawn) + samples) % len(pool)
+        drawn.append(samples)
+        return pool[chosen], trees.is_balanced(pool[chosen], 3)
+
+    monkeypatch.setattr(task, "generate", generated)
+    shares = task.judge()
+    # All 19 are found, then nothing new up to the limit.
+    assert shares == {"old": 10 / 19, "new_balanced": 5 / 19, "unbalanced": 4 / 19, "unique": 19.0, "drawn": 90.0}
+    task.generation.unique = 10
+    drawn.clear()
+    assert task.judge() == {"old": 1.0, "new_balanced": 0.0, "unbalanced": 0.0, "unique": 10.0, "drawn": 10.0}
+
+
+def test_a_tree_that_is_cut_off_is_unbalanced(data: ParenthesesData, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(data, NoStructure())
+    places = torch.tensor([[1, 0, 4, 0, 0], [1, 0, 4, 0, 0]])
+    monkeypatch.setattr(task.decoder, "generate", lambda *_: (places, torch.tensor([True, False])))
+    tokens, right = task.generate(2, torch.Generator())
+    assert tokens[:, :3].tolist() == [[1, 4, 0]] * 2
+    assert right.tolist() == [True, False]
+
+
+def test_generation_does_not_depend_on_other_random_numbers(data: ParenthesesData) -> None:
+    task = make(data, NoStructure())
+    first = task.judge()
+    torch.rand(7)
+    assert task.judge() == first
+
+
+def test_impossible_combinations(data: ParenthesesData) -> None:
+    arborescence = Arborescence()
+    with pytest.raises(ValueError, match="binary tree"):
+        make(data, arborescence, Reinforce(arborescence, "T"))
+    with pytest.raises(ValueError, match="takes no estimator"):
+        make(data, NoStructure(), Relax(TREE))
+    with pytest.raises(ValueError, match="takes an estimator"):
+        make(data, TREE)
+    with pytest.raises(ValueError, match="labelled"):
+        make(data, TREE, Relax(TREE), labelled=1.5)
+    with pytest.raises(ValueError, match="needs that relaxation, which BinaryTree lacks") as caught:
+        SST(TREE, temperature=1.0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="Gumbel utilities, not Gaussian"):
+        make(data, TREE, Reinforce(TREE, "U", utility="gaussian"))
+    make(data, TREE, Reinforce(TREE, "U"))
+    relaxing = Relax(TREE)
+    relaxing.needs_differentiable_objective = True  # type: ignore[misc]
+    with pytest.raises(ValueError, match="no relaxation; Relax evaluates relaxed ones") as caught:
+        make(data, TREE, relaxing)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="limit at least unique"):
+        Generation(unique=10, limit=5)
+
+
+def test_learns(data: ParenthesesData) -> None:
+    task = make(data, TREE, Relax(TREE), labelled=0.5)
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.03)
+    losses = []
+    for _ in range(3):
+        for batch in task.batches("train"):
+            loss = task.step(batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    assert sum(losses[-5:]) < 0.93 * sum(losses[:5])
