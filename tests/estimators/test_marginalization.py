@@ -10,7 +10,7 @@ import torch
 
 from structgrad.estimators import Marginalize, Reinforce, SumAndSample
 from structgrad.estimators.marginalization import sparsemax
-from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Structure, UnsupportedError
+from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Structure, Subset, UnsupportedError
 from tests.estimators.oracle import Problem, assert_unbiased
 from tests.estimators.test_score_function import CASES, measured_variance, problem
 
@@ -241,3 +241,36 @@ def test_gradient_reaches_the_scores_through_the_kl() -> None:
     out = Marginalize(OneHot())(scores + torch.tensor([1.0, 0.0, 0.0]), lambda v, r: torch.zeros(len(v)))
     (gradient,) = torch.autograd.grad(out.kl.sum(), scores)
     assert gradient[0, 0] > 0
+
+
+@pytest.mark.parametrize("decomposition", ["structure", "active_set"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_sparsemap_centred_or_not_has_the_mean_it_says(centred: bool, decomposition: Any) -> None:
+    """mean = clip(s) or clip((s + 1) / 2), whichever distribution has it; exact for encoder and decoder."""
+    structure = Subset()
+    scores = torch.tensor([[0.3, -0.4, 2.0, 0.7], [-3.0, 0.1, 0.2, 0.5]], dtype=torch.float64, requires_grad=True)
+    estimator = Marginalize(structure, "sparsemap", centred=centred, decomposition=decomposition)
+    weights = torch.randn(4, dtype=torch.float64)
+    out = estimator(scores, lambda vertices, rows: vertices @ weights)
+    mean = ((scores + 1) / 2 if centred else scores).clamp(0, 1)
+    torch.testing.assert_close(out.mean(out.vertices), mean.detach())
+    (found,) = torch.autograd.grad(out.surrogate.sum(), scores)
+    (expected,) = torch.autograd.grad((mean @ weights).sum(), scores)
+    torch.testing.assert_close(found, expected)
+
+
+def test_decompositions_differ_in_entropy_but_not_in_mean() -> None:
+    scores = 0.5 + 0.2 * torch.randn(8, 16, dtype=torch.float64)
+    nested, active = (
+        Marginalize(Subset(), "sparsemap", decomposition=d)(scores, lambda v, r: v.sum(1))  # type: ignore[arg-type]
+        for d in ("structure", "active_set")
+    )
+    torch.testing.assert_close(nested.mean(nested.vertices), active.mean(active.vertices))
+    assert (nested.kl < active.kl).all()
+
+
+def test_options_of_sparsemap_are_refused_elsewhere() -> None:
+    with pytest.raises(ValueError, match="go with distribution sparsemap"):
+        Marginalize(OneHot(), "sparsemax", centred=True)
+    with pytest.raises(ValueError, match="decomposition must be one of"):
+        Marginalize(OneHot(), "sparsemap", decomposition="nested")  # type: ignore[arg-type]

@@ -22,8 +22,10 @@ from structgrad.estimators.base import (
 from structgrad.estimators.score_function import RunningMean
 from structgrad.structures import OneHot
 from structgrad.structures.base import SparseDistribution, Structure, UnsupportedError
+from structgrad.structures.derived import sparsemap as active_set
 
 Distribution = Literal["softmax", "sparsemax", "topk_sparsemax", "sparsemap"]
+Decomposition = Literal["structure", "active_set"]
 
 
 def sparsemax(scores: Tensor) -> Tensor:
@@ -74,17 +76,33 @@ class Marginalize(Estimator):
     ``kl`` is over the vertex: from the uniform distribution over all vertices, ``log |X| - H(w)``. There is none
     where they are neither listed nor counted (``log_partition``).
 
+    SparseMAP's mean is the projection of the scores, and on a cube it has no gradient for a bit whose score lies
+    outside [0, 1]. With ``centred`` scores are those of a part being there rather than not, ``(s, 0)`` on its two
+    states, as in the paper's released code: this is the projection of ``(s + 1) / 2``, which is uniform at scores 0 and
+    has a gradient within (-1, 1). Of the distributions with that mean, which is not unique, ``decomposition`` takes the
+    structure's own (closed forms, where there are any), or that of the active-set method, as the paper does; they have
+    different entropies (``kl``) and numbers of decoder calls.
+
     Args:
         structure: the set of vertices.
         distribution: see above.
         k: number of vertices of ``topk_sparsemax``, and of no other.
+        centred: see above; for ``sparsemap``.
+        decomposition: see above; for ``sparsemap``.
 
     Raises:
         UnsupportedError: if the structure lacks the oracle.
         ValueError: for an unknown distribution or a k that does not fit.
     """
 
-    def __init__(self, structure: Structure, distribution: Distribution = "softmax", k: int | None = None) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        distribution: Distribution = "softmax",
+        k: int | None = None,
+        centred: bool = False,
+        decomposition: Decomposition = "structure",
+    ) -> None:
         super().__init__(structure)
         if distribution not in get_args(Distribution):
             raise ValueError(f"distribution must be one of {', '.join(get_args(Distribution))}; got {distribution!r}")
@@ -92,6 +110,14 @@ class Marginalize(Estimator):
             raise ValueError(f"k goes with distribution topk_sparsemax and no other; got {distribution}, k={k}")
         if k is not None and k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
+        if decomposition not in get_args(Decomposition):
+            raise ValueError(
+                f"decomposition must be one of {', '.join(get_args(Decomposition))}; got {decomposition!r}"
+            )
+        if distribution != "sparsemap" and (centred or decomposition != "structure"):
+            raise ValueError(
+                f"centred and decomposition go with distribution sparsemap and no other; got {distribution}"
+            )
         oracle = {"topk_sparsemax": "top_k", "sparsemap": "sparsemap"}.get(distribution, "enumerate")
         structure.require(oracle, by=f"estimator marginalize (distribution={distribution})")
         if oracle == "enumerate" and structure.vertex_layout is not structure.layout:
@@ -100,6 +126,7 @@ class Marginalize(Estimator):
                 f"those of {structure.name} are not"
             )
         self.distribution, self.k = distribution, k
+        self.centred, self.decomposition = centred, decomposition
         self.kl_over = "vertex" if oracle == "enumerate" or "log_partition" in structure.oracles else None
         self._vertices: dict[torch.Size, Tensor] = {}
 
@@ -130,7 +157,9 @@ class Marginalize(Estimator):
         if self.distribution in ("sparsemap", "topk_sparsemax"):
             log_count = log_size(self.structure, scores, mask) if self.kl_over else None
         if self.distribution == "sparsemap":
-            sparse = self.structure.sparsemap(scores, mask)
+            scores = (scores + 1) / 2 if self.centred else scores
+            own = self.decomposition == "structure"
+            sparse = self.structure.sparsemap(scores, mask) if own else active_set(self.structure, scores, mask)
             return sparse, sparse.weights.log(), log_count, {}
         if self.k is not None:
             vertices, values = self.structure.top_k(scores, self.k, mask)
