@@ -77,4 +77,5 @@ figure-parentheses: .venv/installed
 	$(PY) scripts/parentheses_figure.py
 
 clean:
-	rm -rf .venv runs data
+	rm -rf .venv runs site
+	find data -mindepth 1 ! -name README.md -delete

@@ -121,4 +121,5 @@ def test_command_takes_other_peoples_configurations(
 
 def test_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
+    assert main(["--help"]) == 0
     assert "structgrad-diagnose structure=" in capsys.readouterr().out

@@ -90,12 +90,13 @@ def _plot(key: str, values: Sequence[float], measured: Sequence[Diagnosis], titl
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module's docstring. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    wants_help = bool({"-h", "--help"} & set(arguments))
     own = [a for a in arguments if a.split("=")[0] in OPTIONS]
     other = [a for a in arguments if a not in own]
-    if not {"structure", "estimator"} <= {a.split("=")[0] for a in other}:
+    if wants_help or not {"structure", "estimator"} <= {a.split("=")[0] for a in other}:
         print(__doc__)
         print("options:", ", ".join(f"{key}={value}" for key, value in OPTIONS.items()))
-        return 2
+        return 0 if wants_help else 2
     try:
         settings = OmegaConf.merge(OmegaConf.create(OPTIONS), OmegaConf.from_dotlist(own))
         assert isinstance(settings, DictConfig)

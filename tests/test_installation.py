@@ -1,0 +1,120 @@
+"""What ``pip install structgrad`` gives: the library, the commands and the configurations, away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import structgrad
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+COMMANDS = sorted(PROJECT["scripts"])
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that the checkout gets no ``build`` folder and lends no stale one."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("src", "configs"):
+        shutil.copytree(
+            ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    _pip("wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(folder))
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Programs of an environment of its own: the wheel, and of this environment the libraries but no checkout."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # The editable installation of this environment stays out: its .pth files are not followed from here.
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    _pip(
+        "--python",
+        str(folder / "bin" / "python"),
+        "install",
+        "--no-deps",
+        "--no-index",
+        "--ignore-installed",
+        str(wheel),
+    )
+    return folder / "bin"
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def _run(program: Path, *arguments: str, folder: Path) -> str:
+    """What the program prints when it runs in an empty folder of a user who has ``mylab`` and no checkout."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("STRUCTGRAD_", "WANDB", "PYTHON"))}
+    environment = kept | {"PYTHONPATH": str(ROOT / "examples" / "own_package"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([program, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_wheel_carries_the_package_and_its_configurations(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"structgrad/{f.relative_to(ROOT)}" for f in (ROOT / "configs").rglob("*.yaml")} <= names
+    assert {str(f.relative_to(ROOT / "src")) for f in (ROOT / "src").rglob("*.py")} <= names
+    assert "structgrad/py.typed" in names
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_the_library_is_the_installed_one(installed: Path, tmp_path: Path) -> None:
+    where = _run(installed / "python", "-c", "import structgrad; print(structgrad.__file__)", folder=tmp_path)
+    assert Path(where).is_relative_to(installed.parent)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_how_to_use_it(installed: Path, tmp_path: Path, command: str) -> None:
+    assert command in _run(installed / command, "--help", folder=tmp_path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_a_script_of_the_checkout(command: str) -> None:
+    script = ROOT / f"{command.removeprefix('structgrad-')}.py"
+    module = PROJECT["scripts"][command].split(":")[0]
+    assert f"from {module} import main" in script.read_text()
+
+
+def test_train_report_and_diagnose_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
+    search = "hydra.searchpath=[pkg://mylab.configs]"
+    _run(installed / "structgrad-train", search, "task=find_window", "budget=smoke", "trainer=cpu", folder=tmp_path)
+    table = _run(installed / "structgrad-report", "runs", folder=tmp_path)
+    assert "| window | exact_sum | 1 |" in table
+    options = ["structure=one_hot", "estimator=sst", "over=none", "samples=20"]
+    assert "OneHot, (4,) scores" in _run(installed / "structgrad-diagnose", *options, folder=tmp_path)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys()
+    assert str(citation["version"]) == structgrad.__version__
+    assert citation["license"] == PROJECT["license"] == "MIT"
+
+
+def test_the_changelog_has_this_version() -> None:
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert structgrad.__version__ in versions
