@@ -115,7 +115,7 @@ def main() -> None:
     held = next(p["batch"] for p in opposed if p["axis"] == "n")
     caption = (
         f"Their time / ours, {held} examples; medians of one run on {machine['cores']} cores of {machine['device']}, "
-        f"torch {machine['torch']}. `-`: a call of theirs would take too long to be measured."
+        f"torch {machine['torch']}. `-`: a call of one of the two would take too long to be measured."
     )
     insert(ROOT / "docs" / "scaling.md", "scaling", f"{table(opposed)}\n\n{caption}")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import venv
 import zipfile
@@ -40,12 +40,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs of an environment of its own: the wheel, and of this environment the libraries but no checkout."""
-    folder = tmp_path_factory.mktemp("environment")
+    """Programs of an environment in somebody's repository: the wheel, and of this environment only the libraries."""
+    repository = tmp_path_factory.mktemp("repository")
+    author = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    for arguments in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "Theirs"]):
+        subprocess.run(["git", *arguments], cwd=repository, check=True)
+    folder = repository / "environment"
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
     # The editable installation of this environment stays out: its .pth files are not followed from here.
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    (site / "libraries.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
     _pip(
         "--python",
         str(folder / "bin" / "python"),
@@ -101,8 +105,10 @@ def test_every_command_is_a_script_of_the_checkout(command: str) -> None:
 def test_train_report_and_diagnose_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     search = "hydra.searchpath=[pkg://mylab.configs]"
     _run(installed / "structgrad-train", search, "task=find_window", "budget=smoke", "trainer=cpu", folder=tmp_path)
-    table = _run(installed / "structgrad-report", "runs", folder=tmp_path)
-    assert "| window | exact_sum | 1 |" in table
+    (summary,) = (tmp_path / "runs").glob("**/summary.json")
+    assert json.loads(summary.read_text())["commit"] is None
+    shutil.copytree(ROOT / "results" / "listops_quick", tmp_path / "results" / "listops_quick")
+    assert "budget `quick`" in _run(installed / "structgrad-report", "results/listops_quick", folder=tmp_path)
     options = ["structure=one_hot", "estimator=sst", "over=none", "samples=20"]
     assert "OneHot, (4,) scores" in _run(installed / "structgrad-diagnose", *options, folder=tmp_path)
 

@@ -47,7 +47,10 @@ def environment() -> dict[str, Any]:
             return None
         return run.stdout.strip()
 
-    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    # An installed package may lie in an environment inside somebody else's repository.
+    ours = git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    commit = git("rev-parse", "HEAD") if ours else None
+    changes = git("status", "--porcelain", "--untracked-files=no")
     packages = ("structgrad", "torch", "pytorch-lightning", "hydra-core", "numpy", "numba", "datasets")
     return {
         "commit": f"{commit}+changes" if commit and changes else commit,
