@@ -12,8 +12,8 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.threads import run
 
@@ -44,6 +44,10 @@ def project_budget(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
     """
     if values_can_be_read(scores):
         return _project(scores, exists, budget, True)
+    return _project_budget_in_torch(scores, exists, budget)
+
+
+def _project_budget_in_torch(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
     free = scores.clamp(0, 1) * exists
     bound = _project_in_torch(scores, exists, min(budget, scores.shape[-1]))
     return torch.where(free.sum(-1, keepdim=True) <= budget, free, bound)
@@ -65,13 +69,16 @@ class _Projection(torch.autograd.Function):
         is_bound = torch.ones(len(flat), dtype=torch.bool)
         rows = exists.reshape(flat.shape).contiguous()
         run(_project_rows, 20 * flat.numel(), flat, rows, total, at_most, point, is_bound)
-        ctx.save_for_backward(point, is_bound)
+        ctx.save_for_backward(scores, exists, point, is_bound)
+        ctx.total, ctx.at_most = total, at_most
         return point.reshape(scores.shape)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        point, is_bound = ctx.saved_tensors
+        scores, exists, point, is_bound = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            twin = _project_budget_in_torch if ctx.at_most else _project_in_torch
+            return *gradients(lambda s: twin(s, exists, ctx.total), [scores], [upstream]), None, None, None
         out = torch.zeros_like(point)
         flat = upstream.reshape(point.shape).contiguous()
         run(_project_rows_backward, 4 * point.numel(), point, is_bound, flat, out)

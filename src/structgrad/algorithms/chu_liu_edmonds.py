@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.threads import run
 
 _DONE, _GONE, _FRESH = -2, -3, -1
@@ -163,9 +163,10 @@ class _LogEntering(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         log_rates, exists, choices, value = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *gradients(lambda r: torch_log_entering(r, exists, choices), [log_rates], [upstream]), None, None
         out = torch.zeros_like(log_rates)
         arguments = (log_rates, exists, choices, value, upstream.contiguous(), out)
         run(_entering_backward_kernel, 20 * log_rates.numel(), *arguments)

@@ -25,8 +25,8 @@ import numba
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.threads import run
 
@@ -116,14 +116,21 @@ class _Moments(torch.autograd.Function):
         log_z, ratio = _ratios(unary, pair, exists, low, high, states)
         mean, both = torch.zeros_like(unary), torch.zeros_like(pair)
         run(_forward_pass, 4 * ratio.numel(), ratio, mean, both)
-        ctx.save_for_backward(mean, both, ratio)
+        ctx.save_for_backward(unary, pair, exists, mean, both, ratio)
+        ctx.counts = (low, high, states)
         ctx.set_materialize_grads(False)
         return log_z, mean, both
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        mean, both, ratio = ctx.saved_tensors
+        unary, pair, exists, mean, both, ratio = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            low, high, states = ctx.counts
+
+            def twin(unary: Tensor, pair: Tensor) -> tuple[Tensor, ...]:
+                return _moments_in_torch(Chain(unary, pair if states == 2 else None, exists, low, high))
+
+            return *gradients(twin, [unary, pair], upstream), None, None, None, None
         d_log_z, d_mean, d_both = upstream
         unary, pair = torch.zeros_like(mean), torch.zeros_like(both)
         if d_mean is not None or d_both is not None:
@@ -336,7 +343,8 @@ def _ratios_in_torch(chain: Chain) -> tuple[Tensor, list[Tensor]]:
     value, ratios = _end(chain), []
     for i in reversed(range(chain.unary.shape[-1])):
         zero, one = _options(chain, value, i)
-        value = torch.logaddexp(zero, one)
+        # Not logaddexp: its second derivative is NaN where the two are 700 apart.
+        value = torch.stack([zero, one]).logsumexp(0)
         ratios.append((one - zero).sigmoid())
     return value[..., 0, 0], ratios[::-1]
 

@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.threads import run
 
@@ -467,10 +467,11 @@ class _Marginals(torch.autograd.Function):
         return mean
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         # The Jacobian is the covariance of the edges, which is symmetric: the derivative along `upstream` is wanted.
         scores, exists, root, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *gradients(lambda s: torch_marginals(s, exists, root), [scores], [upstream]), None, None
         out = torch.zeros_like(scores)
         _run(_tangent_kernel, scores, tuple(weights), exists, root, upstream.contiguous(), out)
         return out, None, None
@@ -495,9 +496,7 @@ def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 
 
 def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-    """Edge marginals ``[B, n, n]`` in the dtype of the scores, differentiable once (twice elsewhere than on the
-    CPU).
-    """
+    """Edge marginals ``[B, n, n]`` in the dtype of the scores, differentiable (compiled once, then in plain torch)."""
     if scores.device.type == "cpu":
         mean: Tensor = _compiled_marginals(scores, exists, root)
         return mean

@@ -1,16 +1,18 @@
-"""Standard noise, in the dtype and on the device of the scores."""
+"""Standard noise."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def exponentials_like(tensor: Tensor) -> Tensor:
-    """Standard exponential noise, without gradient."""
-    return torch.empty_like(tensor, requires_grad=False).exponential_()
+def wide_exponentials(like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """Standard exponential noise in float64, positive, on the device of ``like`` and in its shape unless one is given.
 
-
-def logistic_like(tensor: Tensor) -> Tensor:
-    """Standard logistic noise, without gradient: the logarithm of a ratio of exponentials."""
-    return exponentials_like(tensor).log() - exponentials_like(tensor).log()
+    In float64 because what is wanted is their logarithm or their quotient: in float32 the smallest value that torch
+    draws is 2^-24, which cuts the tail of a Gumbel at 16.6 and makes ties there.
+    """
+    noise = torch.empty(like.shape if shape is None else shape, dtype=torch.float64, device=like.device)
+    return noise.exponential_().clamp_min_(torch.finfo(torch.float64).tiny)

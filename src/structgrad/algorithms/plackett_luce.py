@@ -10,8 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from structgrad.algorithms.noise import exponentials_like
-
 
 def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
     """What the probability of an order of the smallest exponentials consists of (Struminsky et al. 2021, 2.1).
@@ -34,16 +32,18 @@ def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> t
     return chosen, backwards.logcumsumexp(-1)[..., 1:].flip(-1)
 
 
-def plackett_luce_conditional(choices: Tensor, log_rates: Tensor, exists: Tensor) -> Tensor:
+def plackett_luce_conditional(
+    choices: Tensor, log_rates: Tensor, exists: Tensor, steps: Tensor, parts: Tensor
+) -> Tensor:
     """Exponentials given the order of the smallest (Struminsky et al. 2021, Algorithm 6): ``[*batch, n]``.
 
     The gaps between consecutive minima are independent exponentials with the rate of everything still there; what is
     not chosen continues memorylessly after the last choice. Reparameterised in ``log_rates``; 1 where nothing exists.
-    Beyond the range of the dtype (log-rates of +-88 in float32) exponentials become 0 or infinite.
+    ``steps`` ``[*batch, k]`` and ``parts`` ``[*batch, n]`` are the standard exponentials that it is made of.
     """
     _, totals = plackett_luce_terms(choices, log_rates, exists)
-    times = (exponentials_like(totals) * (-totals).exp()).cumsum(-1)
-    after = times[..., -1:] + exponentials_like(log_rates) * (-log_rates).exp()
+    times = (steps * (-totals).exp()).cumsum(-1)
+    after = times[..., -1:] + parts * (-log_rates).exp()
     # Where a sum rounds to the last choice's own time, the next number up keeps the order.
     least = torch.nextafter(times[..., -1:].detach(), torch.full_like(times[..., -1:], math.inf))
     after = after + (torch.maximum(after, least) - after).detach()

@@ -7,15 +7,17 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, each_once, gibbs_divergence, utility_divergence
-from structgrad.estimators.score_function import draw_trace, exponentials
+from structgrad.algorithms.noise import wide_exponentials
+from structgrad.estimators.base import Estimate, Estimator, Objective, gibbs_divergence, pathwise, utility_divergence
+from structgrad.estimators.score_function import exponentials
 from structgrad.estimators.utilities import Logistic, NegExponential
-from structgrad.structures.base import Structure, Trace, UnsupportedError
+from structgrad.structures.base import Noise, Structure, Trace, UnsupportedError
 
 CriticName = Literal["flat", "parts"]
 
@@ -51,7 +53,7 @@ class ControlVariate(Estimator):
         super().__init__(structure)
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1; got {n_samples}")
-        self.explicit = hasattr(structure, "conditional_utility")
+        self.explicit = "conditional_utility" in structure.oracles
         if not self.explicit:
             structure.require("trace", "trace_log_prob", "conditional", by=by)
         self.n_samples = n_samples
@@ -79,69 +81,30 @@ class ControlVariate(Estimator):
         self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
-        structure, batch = self.structure, scores.shape[0]
-        exists = structure.parts(scores, mask)
-        if self.explicit:
-            divergence = gibbs_divergence(structure, scores, mask)
-        else:
-            divergence = utility_divergence(structure, NegExponential(), scores, exists)
-        if not self.training:
-            if self.explicit:
-                hard = structure.sample(scores.detach(), mask)
-            else:
-                hard = draw_trace(structure, scores.detach(), mask).vertex
-            rows, weights = each_once(batch, scores.device)
-            losses = objective(hard, rows)
-            return Estimate(losses, losses.detach(), divergence, hard, rows, weights)
-
+        exists = self.structure.parts(scores, mask)
         finite = torch.where(exists, scores, 0.0)
-        each = (batch, self.n_samples, *scores.shape[1:])
-        both = (batch, self.n_samples, 2, *scores.shape[1:])
-        masks = None if mask is None else mask.expand(scores.shape)[:, None]
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        if self.explicit:
+            divergence = gibbs_divergence(self.structure, scores, mask)
+        else:
+            divergence = utility_divergence(self.structure, NegExponential(), scores, exists)
+        if not self.training:
+            hard = self._draw(finite.detach(), exists, mask)[0]
+            return pathwise(objective, hard, 1, divergence)
         with torch.enable_grad():
-            leaf = finite.detach()[:, None].expand(each).clone().requires_grad_()
-            leaf_mask = None if masks is None else masks.expand(each)
-            vertices, action, first = self._draw(leaf.detach(), leaf_mask)
-            log_prob = self._log_prob(action, leaf, leaf_mask)
-            generator = _generator_state(leaf.device)
-            second = torch.where(exists[:, None], self._conditional(action, leaf, leaf_mask), 0.0)
-            utilities = torch.stack([torch.where(exists[:, None], first, 0.0), second.detach()], 2).requires_grad_()
+            sample = self._sample(finite, exists, mask)
             losses, critic, evaluated = self.criticise(
-                vertices,
-                utilities,
-                leaf.detach()[:, :, None].expand(both),
-                objective,
-                None if masks is None else masks[:, None].expand(both),
+                sample.vertices, sample.utilities, sample.scores_of_both, objective, sample.mask_of_both
             )
-            (slopes,) = torch.autograd.grad((critic[..., 0] - critic[..., 1]).sum(), utilities, create_graph=True)
-            slopes = torch.where(exists[:, None, None], slopes, 0.0)
-            (score,) = torch.autograd.grad(log_prob.sum(), leaf)
-            # u is the scores plus noise; u~ is not.
-            (pulled,) = torch.autograd.grad(second, leaf, slopes[:, :, 1].detach())
-            signal = losses.detach() - critic[..., 1].detach()
-            path = slopes[:, :, 0].detach() + pulled
-            gradient = (signal.reshape(*signal.shape, *[1] * (score.dim() - 2)) * score + path).mean(1)
-
-            # g is linear in c(u~), grad c(u) and grad c(u~): the derivative of ||g||^2 is that of <2 g, g>
-            # with one g held.
-            held = 2 * gradient[:, None].expand(each) / self.n_samples
-            pushed = self._push(action, leaf.detach(), leaf_mask, held, generator)
-            change = (torch.stack([held, pushed], 2) * slopes).flatten(1).sum(1)
-            change = change - ((held * score).flatten(2).sum(2) * critic[..., 1]).sum(1)
-            to_parameters = torch.autograd.grad(change.mean(), parameters, retain_graph=True)
-
+            gradient, to_critic = self._gradients(sample, losses.detach(), critic)
         # Both terms have value zero and exactly the gradient that was computed; the second is the same in every
         # example, so that the mean over the batch has it once.
-        to_scores = ((finite - finite.detach()) * gradient.detach()).flatten(1).sum(1)
-        to_critic = torch.stack(
-            [((p - p.detach()) * g).sum() for p, g in zip(parameters, to_parameters, strict=True)]
-        ).sum()
-        samples = evaluated.shape[1]
+        for_scores = ((finite - finite.detach()) * gradient).flatten(1).sum(1)
+        for_critic = torch.stack([((p - p.detach()) * g).sum() for p, g in to_critic]).sum()
+        batch, samples = evaluated.shape[:2]
         weights = scores.new_zeros(batch, samples)
         weights[:, : self.n_samples] = 1 / self.n_samples
         return Estimate(
-            surrogate=losses.mean(1) + to_scores + to_critic,
+            surrogate=losses.mean(1) + for_scores + for_critic,
             objective=losses.detach().mean(1),
             divergence=divergence,
             vertices=evaluated.flatten(0, 1),
@@ -150,62 +113,128 @@ class ControlVariate(Estimator):
             metrics={"squared_gradient": gradient.square().flatten(1).sum(1).mean()},
         )
 
-    def _draw(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Trace, Tensor]:
+    # --- samples ----------------------------------------------------------------------------------------------------
+
+    def _sample(self, scores: Tensor, exists: Tensor, mask: Tensor | None) -> _Sample:
+        """K actions an example, with both utilities."""
+        shape = (scores.shape[0], self.n_samples, *scores.shape[1:])
+        leaf = scores.detach()[:, None].expand(shape).clone().requires_grad_()
+        exists = exists[:, None].expand(shape)
+        mask = None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)
+        vertices, action, first = self._draw(leaf.detach(), exists, mask)
+        noise = self._noise(action, leaf)
+        second = torch.where(exists, self._conditional(action, leaf, mask, noise), 0.0)
+        utilities = torch.stack([torch.where(exists, first, 0.0), second.detach()], 2).requires_grad_()
+        return _Sample(leaf, exists, mask, vertices, action, noise, second, utilities)
+
+    def _draw(self, scores: Tensor, exists: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Trace, Tensor]:
         """Vertices, the actions that made them, and the utilities u that decided these."""
         if self.explicit:
             utilities = Logistic().sample(scores)
             vertices = self.structure.argmax(utilities, mask)
             return vertices, vertices, utilities
-        sample = exponentials(scores, self.structure.parts(scores, mask))
+        sample = exponentials(scores, exists)
         trace = self.structure.trace(sample, mask)
         trace = Trace(trace.vertex.to(scores.dtype), trace.choices)
         return trace.vertex, trace, -sample.log().to(scores)
 
-    def _log_prob(self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
+    def _noise(self, action: Tensor | Trace, scores: Tensor) -> Tensor | Noise:
+        """What u~ is made of."""
         if isinstance(action, Trace):
-            return self.structure.trace_log_prob(action, scores, mask)
-        return self.structure.log_prob(action, scores, mask)
+            return self.structure.conditional_noise(action, scores)
+        return wide_exponentials(scores)
 
-    def _conditional(self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """u~, reparameterised in the scores and in their dtype."""
-        # In float64, where exponentials of log-rates of +-100 are finite, and where the same noise serves `_push`.
-        wide = scores.double()
-        if isinstance(action, Trace):
-            return -self.structure.conditional(action, wide, mask).log().to(scores)
-        utilities: Tensor = self.structure.conditional_utility(action, wide, mask)  # type: ignore[attr-defined]
-        return utilities.to(scores)
-
-    def _push(
-        self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None, direction: Tensor, generator: Tensor
+    def _conditional(
+        self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None, noise: Tensor | Noise
     ) -> Tensor:
-        """Derivative of u~ along a direction of the scores, at the noise that followed the generator's state.
-
-        By central differences in float64 (nine digits): automatic derivatives would have to differentiate
-        twice, which the structures' compiled backward passes do not.
+        """u~, reparameterised in the scores and in their dtype; computed in float64, where exponentials of log-rates of
+        +-100 are finite and differences have nine digits.
         """
-        exists = self.structure.parts(scores, mask)
+        if isinstance(action, Trace):
+            assert isinstance(noise, tuple)
+            return -self.structure.conditional(action, scores.double(), mask, noise).log().to(scores)
+        assert isinstance(noise, Tensor)
+        return self.structure.conditional_utility(action, scores.double(), mask, noise).to(scores)
+
+    # --- gradients --------------------------------------------------------------------------------------------------
+
+    def _gradients(
+        self, sample: _Sample, losses: Tensor, critic: Tensor
+    ) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+        """The estimate g, ``[batch, *parts]``, and the gradients of the mean of ``||g||^2`` for the parameters."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        difference = (critic[..., 0] - critic[..., 1]).sum()
+        (slopes,) = torch.autograd.grad(difference, sample.utilities, create_graph=True)
+        slopes = torch.where(sample.exists[:, :, None], slopes, 0.0)
+        (score,) = torch.autograd.grad(self._log_prob(sample).sum(), sample.scores)
+        # u is the scores plus noise; u~ is not.
+        (pulled,) = torch.autograd.grad(sample.second, sample.scores, slopes[:, :, 1].detach())
+        signal = losses - critic[..., 1].detach()
+        each = signal.reshape(*signal.shape, *[1] * (score.dim() - 2)) * score + slopes[:, :, 0].detach() + pulled
+        gradient = each.mean(1)
+
+        # g is linear in c(u~), grad c(u) and grad c(u~): the derivative of ||g||^2 is that of <2 g, g> with one g held.
+        held = (2 * gradient[:, None] / self.n_samples).expand(score.shape)
+        along = torch.stack([held, self._push(sample, held)], 2)
+        change = (along * slopes).flatten(1).sum(1) - ((held * score).flatten(2).sum(2) * critic[..., 1]).sum(1)
+        found = torch.autograd.grad(change.mean(), parameters, retain_graph=True)
+        return gradient, list(zip(parameters, found, strict=True))
+
+    def _log_prob(self, sample: _Sample) -> Tensor:
+        if isinstance(sample.action, Trace):
+            return self.structure.trace_log_prob(sample.action, sample.scores, sample.mask)
+        return self.structure.log_prob(sample.action, sample.scores, sample.mask)
+
+    @torch.no_grad()
+    def _push(self, sample: _Sample, direction: Tensor) -> Tensor:
+        """Derivative of u~ along a direction of the scores, the noise held.
+
+        By central differences in float64 (nine digits), which are two calls of compiled code; automatic derivatives
+        would differentiate it twice, in plain torch.
+        """
         length = direction.flatten(2).abs().amax(2).clamp_min(torch.finfo(direction.dtype).tiny)
         length = length.reshape(*length.shape, *[1] * (direction.dim() - 2)).double()
         step = 1e-5 * direction.double() / length
-        devices = [scores.device] if scores.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            moved = []
-            for sign in (1, -1):
-                _set_generator_state(generator, scores.device)
-                moved.append(self._conditional(action, scores.double() + sign * step, mask))
-        return torch.where(exists, (moved[0] - moved[1]) / 2e-5 * length, 0.0).to(direction)
+        there, back = (
+            self._conditional(sample.action, sample.scores.double() + sign * step, sample.mask, sample.noise)
+            for sign in (1, -1)
+        )
+        return torch.where(sample.exists, (there - back) / 2e-5 * length, 0.0).to(direction)
 
 
-def _generator_state(device: torch.device) -> Tensor:
-    """State of the default random generator of a device."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+@dataclass
+class _Sample:
+    """K samples an example, and what their derivatives need.
 
+    Attributes:
+        scores: ``[batch, K, *parts]``, a leaf; 0 where no part exists.
+        exists: bool ``[batch, K, *parts]``.
+        mask: the same for the structure, or None.
+        vertices: ``[batch, K, *vertex]``.
+        action: b, made of the same.
+        noise: what u~ is made of.
+        second: u~, differentiable in the scores.
+        utilities: ``[batch, K, 2, *parts]``: u and u~, a leaf; 0 where no part exists.
+    """
 
-def _set_generator_state(state: Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
+    scores: Tensor
+    exists: Tensor
+    mask: Tensor | None
+    vertices: Tensor
+    action: Tensor | Trace
+    noise: Tensor | Noise
+    second: Tensor
+    utilities: Tensor
+
+    @property
+    def scores_of_both(self) -> Tensor:
+        """The scores in the shape of the utilities, detached."""
+        return self.scores.detach()[:, :, None].expand(self.utilities.shape)
+
+    @property
+    def mask_of_both(self) -> Tensor | None:
+        """The mask in the shape of the utilities."""
+        return None if self.mask is None else self.mask[:, :, None].expand(self.utilities.shape)
 
 
 class FlatCritic(nn.Module):
@@ -302,8 +331,8 @@ class Rebar(ControlVariate):
     :class:`ControlVariate`.
 
     eta and the temperature are learned as the critic of RELAX is. Three evaluations a sample, two of them
-    relaxed, in one call. The decoder learns from the hard one only. The temperature's gradient differentiates
-    the relaxation and the objective twice.
+    relaxed, in one call. The decoder learns from the hard one only. eta and the temperature differentiate the
+    relaxation and the objective twice.
 
     Args:
         structure: see :class:`ControlVariate`.

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from structgrad.algorithms.derivatives import first_order_only
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -355,17 +356,18 @@ class _MeanArgmax(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, scores: Tensor, vertices: Tensor, slope: Tensor, sigma: float
     ) -> Tensor:
-        ctx.save_for_backward(vertices, slope)
+        ctx.save_for_backward(scores, vertices, slope)
         ctx.sigma = sigma  # type: ignore[attr-defined]
         return vertices.mean(0)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        vertices, slope = ctx.saved_tensors  # type: ignore[attr-defined]
+        scores, vertices, slope = ctx.saved_tensors  # type: ignore[attr-defined]
         # Vertices may have another shape than the scores: <gradient, vertex> is one number a sample and example.
         inner = (vertices * gradients[0]).flatten(2).sum(-1)
         inner = inner.reshape(*inner.shape, *[1] * (slope.dim() - 2))
-        return (inner * slope).mean(0) / ctx.sigma, None, None, None  # type: ignore[attr-defined]
+        gradient = (inner * slope).mean(0) / ctx.sigma  # type: ignore[attr-defined]
+        return first_order_only(gradient, "the mean of perturbed argmaxes", scores), None, None, None
 
 
 def mean_argmax(

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from structgrad.algorithms.noise import wide_exponentials
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -15,7 +16,7 @@ from structgrad.estimators.base import (
     gibbs_divergence,
     utility_divergence,
 )
-from structgrad.estimators.utilities import NegExponential, Utility, UtilityName, exponential_like, make_utility
+from structgrad.estimators.utilities import NegExponential, Utility, UtilityName, make_utility
 from structgrad.structures.base import Structure, Trace, UnsupportedError
 
 Action = Literal["X", "T", "E", "U"]
@@ -34,7 +35,7 @@ def exponentials(log_rates: Tensor, exists: Tensor) -> Tensor:
     Returns:
         float64, positive and finite for log-rates within +-600.
     """
-    sample = exponential_like(log_rates) * torch.where(exists, log_rates.detach(), 0.0).double().neg().exp()
+    sample = wide_exponentials(log_rates) * torch.where(exists, log_rates.detach(), 0.0).double().neg().exp()
     return torch.where(exists, sample, 1.0)
 
 

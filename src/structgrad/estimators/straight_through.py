@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.noise import wide_exponentials
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -19,7 +20,7 @@ from structgrad.estimators.base import (
     pathwise,
     utility_divergence,
 )
-from structgrad.estimators.utilities import NegExponential, exponential_like
+from structgrad.estimators.utilities import NegExponential
 from structgrad.structures import KSubset, OneHot, SpanningTree
 from structgrad.structures.base import Structure, Trace
 
@@ -149,7 +150,7 @@ class GumbelRao(Estimator):
         divergence = self._divergence(scores, mask, exists)
         # In float64, where exponentials of log-rates of +-100 are finite.
         rates = torch.where(exists, scores.detach(), 0.0).double()
-        sample = torch.where(exists, (exponential_like(rates).log() - rates).exp(), 1.0)
+        sample = torch.where(exists, (wide_exponentials(rates).log() - rates).exp(), 1.0)
         trace = structure.trace(sample, mask)
         hard = trace.vertex.to(scores.dtype)
         if not self.training:

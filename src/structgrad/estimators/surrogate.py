@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.derivatives import first_order_only
 from structgrad.estimators.base import (
     Estimate,
     Estimator,
@@ -62,7 +63,8 @@ class _Surrogate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         utility, mask, vertex = ctx.saved_tensors
-        return ctx.estimator.pull_back(gradients[0], vertex, utility, mask), None, None
+        gradient = ctx.estimator.pull_back(gradients[0].detach(), vertex.detach(), utility.detach(), mask)
+        return first_order_only(gradient, "a surrogate gradient", gradients[0], utility), None, None
 
 
 class Surrogate(Estimator):

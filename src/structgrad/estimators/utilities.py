@@ -10,17 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from structgrad.algorithms.noise import wide_exponentials
+
 UtilityName = Literal["gumbel", "gaussian", "logistic", "neg_exponential"]
 Rate = Literal["exp", "softplus"]
-
-
-def exponential_like(scores: Tensor) -> Tensor:
-    """Standard exponentials, float64 ``[*shape of scores]``, without gradient.
-
-    In float64 because what is wanted is their logarithm or their quotient: in float32 the smallest value that torch
-    draws is 2^-24, which cuts the tail of a Gumbel at 16.6 and makes ties there.
-    """
-    return torch.empty_like(scores, dtype=torch.float64, memory_format=torch.contiguous_format).exponential_()
 
 
 class Utility(abc.ABC):
@@ -64,7 +57,7 @@ class Gumbel(Utility):
     is_location_family = True
 
     def _sample(self, scores: Tensor) -> Tensor:
-        return scores - exponential_like(scores).log().to(scores)
+        return scores - wide_exponentials(scores).log().to(scores)
 
     def log_prob(self, utility: Tensor, scores: Tensor) -> Tensor:
         """See :class:`Utility`."""
@@ -102,7 +95,7 @@ class Logistic(Utility):
 
     def _sample(self, scores: Tensor) -> Tensor:
         # With u = exp(-e) uniform, logit(u) = -e - log(1 - exp(-e)).
-        e = exponential_like(scores)
+        e = wide_exponentials(scores)
         return scores - (e + torch.log(-torch.expm1(-e))).to(scores)
 
     def log_prob(self, utility: Tensor, scores: Tensor) -> Tensor:
@@ -158,7 +151,7 @@ class NegExponential(Utility):
         return torch.where(low, scores + torch.log1p(x * (x / 3 - 0.5)), F.softplus(scores.clamp_min(-10.0)).log())
 
     def _sample(self, scores: Tensor) -> Tensor:
-        cost = (exponential_like(scores).log() - self.log_rate(scores)).exp()
+        cost = (wide_exponentials(scores).log() - self.log_rate(scores)).exp()
         return -cost.clamp_max(torch.finfo(scores.dtype).max ** 0.75).to(scores)
 
     def log_prob(self, utility: Tensor, scores: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms import chu_liu_edmonds, matrix_tree
-from structgrad.structures.base import Trace
+from structgrad.structures.base import Noise, Trace
 from structgrad.structures.family_trees import Tree
 from structgrad.structures.layout import Layout
 
@@ -79,26 +79,29 @@ class Arborescence(Tree):
         log_p = torch.where(picks >= 0, picked - chu_liu_edmonds.log_entering(flat, exists, choices), 0.0)
         return log_p.sum(1).reshape(log_rates.shape[:-2]).to(log_rates.dtype)
 
-    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+    def conditional(
+        self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
+    ) -> Tensor:
         """``E | T``: the minima of the picks that an edge took part in and, unless it was picked, a fresh exponential.
 
         The minimum at each pick is exponential with the total rate of the edges entering that node, and independent of
         what was picked; the edges that lose are memoryless.
         """
-        flat, exists = self._flat(log_rates, mask)
+        flat, exists = self._flat(log_rates.double(), mask)
         n = flat.shape[-1]
         choices = trace.choices.reshape(len(flat), *trace.choices.shape[-2:])
         happened = choices[..., 0] >= 0
         log_total = chu_liu_edmonds.log_entering(flat, exists, choices)
-        minimum = torch.where(happened, torch.empty_like(log_total).exponential_() * torch.exp(-log_total), 0.0)
+        steps, parts = noise or self.conditional_noise(trace, log_rates)
+        minimum = torch.where(happened, steps.reshape(log_total.shape) * torch.exp(-log_total), 0.0)
         inside = chu_liu_edmonds.inside(choices, n).double()
         waited = (1 - inside).transpose(1, 2) @ (minimum[:, :, None] * inside)
         rates = torch.where(exists, flat, 0).double()
         picked = torch.zeros(len(flat), n * n + 1, dtype=torch.bool, device=flat.device)
         picked.scatter_(1, torch.where(happened, choices[..., 0], n * n), True)
-        fresh = torch.empty_like(rates).exponential_() * torch.exp(-rates)
+        fresh = parts.reshape(rates.shape) * torch.exp(-rates)
         fresh = torch.where(picked[:, :-1].reshape(rates.shape), 0.0, fresh)
-        return torch.where(exists, waited + fresh, 1.0).reshape(log_rates.shape).to(log_rates.dtype)
+        return torch.where(exists, waited + fresh, 1.0).reshape(log_rates.shape)
 
     # --- the tests' oracle ----------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures.layout import Layout
 
 #: Every oracle a structure may have, in the order in which tables show them.
@@ -27,6 +28,7 @@ ORACLES: tuple[str, ...] = (
     "trace",
     "trace_log_prob",
     "conditional",
+    "conditional_utility",
     "enumerate",
 )
 
@@ -60,6 +62,11 @@ class Trace:
 
     vertex: Tensor
     choices: Tensor
+
+
+#: Standard exponentials (float64) that a sample given a trace is made of: one a step of the trace, ``[*batch, steps]``,
+#: and one a part, ``[*batch, *parts]``.
+Noise = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -257,6 +264,12 @@ class Structure:
 
     # --- oracles --------------------------------------------------------------------------------------------------
 
+    def conditional_noise(self, trace: Trace, log_rates: Tensor) -> Noise:
+        """What :meth:`conditional` is made of: to make the same sample at other log-rates."""
+        batch = log_rates.shape[: log_rates.dim() - self.layout.ndim]
+        steps = (*batch, trace.choices.shape[len(batch)])
+        return wide_exponentials(log_rates, steps), wide_exponentials(log_rates)
+
     def _lacks(self) -> UnsupportedError:
         oracle = inspect.stack()[1].function
         return UnsupportedError(
@@ -319,12 +332,37 @@ class Structure:
         """
         raise self._lacks()
 
-    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+    def conditional(
+        self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
+    ) -> Tensor:
         """A fresh sample of ``E | T = trace``, reparameterised in ``log_rates`` (Struminsky et al., Algorithm 6).
 
+        Args:
+            trace: of exponentials of these rates.
+            log_rates: ``[*batch, *parts]``.
+            mask: which parts exist.
+            noise: what the sample is made of, see :meth:`conditional_noise`; None draws it.
+
         Returns:
-            ``[*batch, *parts]``, positive where a part exists, 1 elsewhere; running :meth:`trace` on it gives the
-            trace back.
+            ``[*batch, *parts]``, float64 (rates of different orders would overflow float32), positive where a part
+            exists, 1 elsewhere; running :meth:`trace` on it gives the trace back. Finite for log-rates within +-600.
+        """
+        raise self._lacks()
+
+    def conditional_utility(
+        self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """A fresh sample of the utilities ``U`` given ``argmax(U) = vertex``, reparameterised in the scores, where a
+        Gibbs sample is the argmax of independent utilities and no trace says more than the vertex does.
+
+        Args:
+            vertex: ``[*batch, *parts]``.
+            scores: ``[*batch, *parts]``.
+            mask: which parts exist.
+            noise: standard exponentials, one a part, float64 ``[*batch, *parts]``; None draws them.
+
+        Returns:
+            ``[*batch, *parts]``, 0 where no part exists.
         """
         raise self._lacks()
 

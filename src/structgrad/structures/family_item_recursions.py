@@ -7,7 +7,8 @@ import abc
 import torch
 from torch import Tensor
 
-from structgrad.structures.base import Structure, Trace
+from structgrad.algorithms.noise import wide_exponentials
+from structgrad.structures.base import Noise, Structure, Trace
 
 
 class ItemRecursion(Structure, abc.ABC):
@@ -67,9 +68,9 @@ class ItemRecursion(Structure, abc.ABC):
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact sample of the trace's distribution for each example: ``[*batch, n, n]``, 0/1, no gradient."""
         self.check(scores, mask)
-        # Gumbel rather than exponential noise, which would overflow in float32 for scores below -88.
-        gumbel = -torch.empty_like(scores).exponential_().clamp_min(torch.finfo(scores.dtype).tiny).log()
-        return self.argmax(torch.where(self.parts(scores, mask), scores.detach(), 0.0) + gumbel, mask)
+        # Gumbel rather than exponential noise, which would overflow for scores below -600.
+        utility = torch.where(self.parts(scores, mask), scores.detach(), 0.0) - wide_exponentials(scores).log()
+        return self.argmax(utility, mask).to(scores.dtype)
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-probability of the one trace that makes ``vertex`` ``[*batch, n, n]``: ``[*batch]``, differentiable."""
@@ -82,16 +83,18 @@ class ItemRecursion(Structure, abc.ABC):
         """``log P(T = trace)`` (Struminsky et al., Algorithm 3), equal to :meth:`log_prob` of its vertex."""
         return self.log_prob(trace.vertex, log_rates, mask)
 
-    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+    def conditional(
+        self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
+    ) -> Tensor:
         """A fresh sample of ``E | T = trace``: ``[*batch, n]``, reparameterised in ``log_rates``; 1 where missing.
 
-        Exponentials of rates below ``exp(-88)`` exceed the range of float32 and are infinite.
+        The step of an item is that at which it is the smallest.
         """
         self.check(log_rates, mask)
         present = self.parts(log_rates, mask)
+        least, _ = noise or self.conditional_noise(trace, log_rates)
         within = self._within(trace.vertex) & present.unsqueeze(-1)
-        noise = torch.empty_like(log_rates).exponential_().clamp_min(torch.finfo(log_rates.dtype).tiny)
-        steps = noise * (-self._log_totals(within, log_rates, present)).exp()
+        steps = least * (-self._log_totals(within, log_rates.double(), present)).exp()
         total = torch.where(within, steps.unsqueeze(-1), 0.0).sum(-2)
         return torch.where(present, total, 1.0)
 

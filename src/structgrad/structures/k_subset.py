@@ -11,10 +11,11 @@ from torch import Tensor
 
 from structgrad.algorithms.capped_simplex import binary_multiplier, decompose_by_size, project_capped_simplex
 from structgrad.algorithms.counted_bits import Chain
+from structgrad.algorithms.derivatives import implicit
 from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.k_best import best_of_cardinality
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional, plackett_luce_terms
-from structgrad.structures.base import SparseDistribution, Trace
+from structgrad.structures.base import Noise, SparseDistribution, Trace
 from structgrad.structures.family_subsets import Counted
 from structgrad.structures.layout import Layout, LayoutName
 
@@ -143,20 +144,21 @@ class KSubset(Counted):
     def binary(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x = sigmoid(u - nu)`` with ``sum x = k``: ``[*batch, *parts]`` (Amos et al. 2019).
 
-        nu by safeguarded Newton steps in float64; the last one is differentiated, which is the implicit derivative
-        (of first order only).
+        nu by safeguarded Newton steps in float64, differentiated as the root of ``sum x = k``.
         """
         flat, exists = self._read(utility, mask)
         wide = flat.double()
         nu = binary_multiplier(wide.detach(), exists, self.k)
-        relaxed = torch.where(exists, (wide.detach() - nu).sigmoid(), 0.0)
-        slope = torch.where(exists, relaxed * (nu - wide.detach()).sigmoid(), 0.0)
-        total = slope.sum(-1, keepdim=True)
-        share = torch.where(total > 0, slope / torch.where(total > 0, total, 1.0), 0.0)
-        # Equal to nu; its derivative in the scores is the share of each part.
-        multiplier = nu + (share * (wide - wide.detach())).sum(-1, keepdim=True)
+        with torch.no_grad():
+            slope = torch.where(exists, (wide - nu).sigmoid() * (nu - wide).sigmoid(), 0.0).sum(-1, keepdim=True)
+
+        def size(nu: Tensor) -> Tensor:
+            return torch.where(exists, (wide - nu).sigmoid(), 0.0).sum(-1, keepdim=True)
+
+        # Where the slope underflows all parts are 0 or 1 and stay so.
+        nu = implicit(nu, size, lambda excess: torch.where(slope > 0, excess / torch.where(slope > 0, slope, 1.0), 0.0))
         every = exists.sum(-1, keepdim=True) == self.k
-        solution = torch.where(every, 1.0, (wide - multiplier).sigmoid())
+        solution = torch.where(every, 1.0, (wide - nu).sigmoid())
         return self._show(torch.where(exists, solution, 0.0).to(flat.dtype), utility)
 
     def l2x(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -221,11 +223,15 @@ class KSubset(Counted):
         chosen, rest = plackett_luce_terms(trace.choices, flat, exists)
         return (chosen - rest).sum(-1)
 
-    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+    def conditional(
+        self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
+    ) -> Tensor:
         """``E`` given the ordered k smallest, reparameterised (Struminsky et al. 2021, Algorithm 6)."""
         flat, exists = self._read(log_rates, mask)
-        noise = self._show(plackett_luce_conditional(trace.choices, flat, exists), log_rates)
-        return torch.where(self.layout.mirror(self.parts(log_rates, mask).to(noise.dtype)) > 0, noise, 1.0)
+        steps, parts = noise or self.conditional_noise(trace, log_rates)
+        sample = plackett_luce_conditional(trace.choices, flat.double(), exists, steps, self.layout.flatten(parts))
+        shown = self._show(sample, log_rates)
+        return torch.where(self.layout.mirror(self.parts(log_rates, mask).to(shown.dtype)) > 0, shown, 1.0)
 
     def enumerate(self, *shape: int) -> Tensor:
         """All ``n choose k`` subsets: ``[V, *parts]``."""

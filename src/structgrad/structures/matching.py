@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.assignment import assign, assign_compiled
+from structgrad.algorithms.derivatives import implicit
 from structgrad.algorithms.eager import values_can_be_read
-from structgrad.structures.base import Trace
+from structgrad.structures.base import Noise, Trace
 from structgrad.structures.derived import ActiveSetProjection, KBest
 from structgrad.structures.layout import Layout
 
@@ -98,7 +99,7 @@ class Matching(KBest, ActiveSetProjection):
         return max(shape[-1] - 1, 0)  # the last entry of a matching follows from the others
 
     def sinkhorn(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``max_{x in conv X} <x, u> - sum x log x``: ``[*batch, n, n]``, doubly stochastic, differentiable once.
+        """``max_{x in conv X} <x, u> - sum x log x``: ``[*batch, n, n]``, doubly stochastic, differentiable twice.
 
         Alternating normalisation of rows and columns in the log domain (Sinkhorn 1964; Mena et al. 2018), in float64,
         O(n^2) an iteration, from dual variables of the best matching: they are the solution as the temperature goes
@@ -118,10 +119,22 @@ class Matching(KBest, ActiveSetProjection):
         point = torch.where(exists, (log_k + f.unsqueeze(-1) + g.unsqueeze(-2)).exp(), 0.0)
         if not (utility.requires_grad and torch.is_grad_enabled()):
             return point.to(utility.dtype)
-        # The sums' dependence on the utility at fixed f, g, and what f, g do about it.
-        move_f, move_g = self._dual_step(point.detach(), point.sum(-1), point.sum(-2))
-        move = move_f.unsqueeze(-1) + move_g.unsqueeze(-2)
-        return (point * (1 + move - move.detach())).to(utility.dtype)
+        fixed = point.detach()
+
+        def moved(duals: Tensor) -> Tensor:
+            f, g = duals.unbind(-2)
+            return point * (f.unsqueeze(-1) + g.unsqueeze(-2)).exp()
+
+        def sums(duals: Tensor) -> Tensor:
+            at = moved(duals)
+            return torch.stack([at.sum(-1), at.sum(-2)], -2)
+
+        duals = implicit(
+            torch.zeros_like(torch.stack([f, g], -2)),
+            sums,
+            lambda excess: torch.stack(self._dual_step(fixed, *excess.unbind(-2)), -2),
+        )
+        return moved(duals).to(utility.dtype)
 
     @staticmethod
     def _dual_step(point: Tensor, row_excess: Tensor, column_excess: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +236,9 @@ class Matching(KBest, ActiveSetProjection):
         total = self._log_totals(self._dropped(trace, log_rates, mask), known, happened)
         return torch.where(happened, taken - total, 0.0).sum(-1)
 
-    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+    def conditional(
+        self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
+    ) -> Tensor:
         """A fresh sample of ``E | T = trace``: ``[*batch, n, n]``, reparameterised in ``log_rates``; 1 where missing.
 
         The entry taken at step t has the sum of the minima of the steps up to t; the others are memoryless, so an
@@ -231,13 +246,12 @@ class Matching(KBest, ActiveSetProjection):
         """
         self.check(log_rates, mask)
         exists = self.parts(log_rates, mask).flatten(-2)
-        known = torch.where(exists, log_rates.flatten(-2), 0.0)
+        known = torch.where(exists, log_rates.flatten(-2), 0.0).double()
+        least, own = noise or self.conditional_noise(trace, log_rates)
         dropped = self._dropped(trace, log_rates, mask)
         happened = trace.choices >= 0
-        tiny = torch.finfo(known.dtype).tiny
-        least = torch.empty_like(known[..., : trace.choices.shape[-1]]).exponential_().clamp_min(tiny)
         times = (least * (-self._log_totals(dropped, known, happened)).exp()).cumsum(-1)
-        own = torch.empty_like(known).exponential_().clamp_min(tiny) * (-known).exp()
+        own = own.flatten(-2) * (-known).exp()
         taken = (trace.vertex > 0).flatten(-2)
         total = times.gather(-1, dropped.clamp_max(times.shape[-1] - 1)) + torch.where(taken, 0.0, own)
         return torch.where(exists, total, 1.0).reshape(log_rates.shape)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import entmax as entmax_package
 import torch
 from torch import Tensor
 
 from structgrad.algorithms.capped_simplex import project_capped_simplex
 from structgrad.algorithms.eager import refuse
-from structgrad.algorithms.noise import exponentials_like
+from structgrad.algorithms.entmax import entmax
+from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional
-from structgrad.structures.base import SparseDistribution, Structure, Trace
+from structgrad.structures.base import Noise, SparseDistribution, Structure, Trace
 from structgrad.structures.layout import Layout
 
 
@@ -78,7 +78,7 @@ class OneHot(Structure):
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """The Gumbel-max trick: ``[*batch, K]``."""
         scores, exists = self._read(scores.detach(), mask)
-        return self._one_hot((scores - exponentials_like(scores).log()).argmax(-1), scores, exists)
+        return self._one_hot((scores - wide_exponentials(scores).log()).argmax(-1), scores, exists)
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``<vertex, log_softmax(scores)>``: ``[*batch]``."""
@@ -104,20 +104,13 @@ class OneHot(Structure):
             alpha: 1 is softmax, 2 sparsemax; a tensor, broadcastable to ``[*batch, 1]``, may be learnt (above 1).
             mask: which categories exist.
         """
-        if isinstance(alpha, Tensor):
-            scores, exists = self._read(scores, mask)
-            mapped: Tensor = entmax_package.entmax_bisect(scores, alpha, dim=-1)
-            return mapped * exists
-        if alpha == 1:
-            return self.marginals(scores, mask)
-        if alpha == 2:
-            return self.project(scores, mask)
+        if not isinstance(alpha, Tensor):
+            if alpha == 1:
+                return self.marginals(scores, mask)
+            if alpha == 2:
+                return self.project(scores, mask)
         scores, exists = self._read(scores, mask)
-        if alpha == 1.5:
-            mapped = entmax_package.entmax15(scores, dim=-1)
-        else:
-            mapped = entmax_package.entmax_bisect(scores, alpha, dim=-1)
-        return mapped * exists
+        return entmax(scores, alpha, exists)
 
     def sparsemap(self, scores: Tensor, mask: Tensor | None = None) -> SparseDistribution:
         """The support of sparsemax; the weights are its positive entries."""
@@ -135,10 +128,15 @@ class OneHot(Structure):
         """``log_softmax(log_rates)`` at the choice: ``[*batch]``."""
         return self.log_prob(trace.vertex, log_rates, mask)
 
-    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+    def conditional(
+        self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
+    ) -> Tensor:
         """``E | argmin E``, reparameterised (Struminsky et al. 2021, Algorithm 6; Tucker et al. 2017, appendix)."""
-        log_rates, exists = self._read(log_rates, mask)
-        return plackett_luce_conditional(trace.choices, log_rates.masked_fill(~exists, 0.0), exists)
+        _, exists = self._read(log_rates, mask)
+        rates = torch.where(exists, log_rates, 0.0).double()
+        return plackett_luce_conditional(
+            trace.choices, rates, exists, *(noise or self.conditional_noise(trace, log_rates))
+        )
 
     def enumerate(self, *shape: int) -> Tensor:
         """The identity matrix: ``[K, K]``."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from structgrad.algorithms import kruskal, matrix_tree
 from structgrad.structures.arborescence import Arborescence
-from structgrad.structures.base import Trace
+from structgrad.structures.base import Noise, Trace
 from structgrad.structures.family_trees import Tree
 from structgrad.structures.layout import Layout
 
@@ -61,27 +61,30 @@ class SpanningTree(Tree):
         log_p = torch.where(choices >= 0, chosen - kruskal.log_running(flat, exists, joined), 0.0)
         return log_p.sum(1).reshape(log_rates.shape[:-2]).to(log_rates.dtype)
 
-    def conditional(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
+    def conditional(
+        self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
+    ) -> Tensor:
         """``E | T``: step t comes an exponential time after the one before, at the total rate of the edges then in the
         running.
 
         The chosen edge has the time of its step. An edge whose ends are joined by another one stays in the running
         until then, so it has that time plus a fresh exponential.
         """
-        flat, exists = self._flat(log_rates, mask)
+        flat, exists = self._flat(log_rates.double(), mask)
         n = flat.shape[-1]
         choices = trace.choices.reshape(len(flat), trace.choices.shape[-1])
         joined = kruskal.joined_at(choices, n)
         log_total = kruskal.log_running(flat, exists, joined)
-        gaps = torch.empty_like(log_total).exponential_() * torch.exp(-log_total)
+        steps, parts = noise or self.conditional_noise(trace, log_rates)
+        gaps = steps.reshape(log_total.shape) * torch.exp(-log_total)
         times = torch.where(choices >= 0, gaps, 0.0).cumsum(1)
         rates = torch.where(exists, flat, 0).double()
-        fresh = torch.empty_like(rates).exponential_() * torch.exp(-rates)
+        fresh = parts.reshape(rates.shape) * torch.exp(-rates)
         fresh = fresh.masked_fill(trace.vertex.reshape(flat.shape) > 0, 0.0)
         # A first column, so that there is one for n < 2 as well; pairs that are never joined are no parts.
         times = torch.cat([times.new_zeros(len(flat), 1), times], 1)
         waited = times.gather(1, (joined + 1).flatten(1)).reshape(flat.shape)
-        return torch.where(exists, waited + fresh, 1.0).reshape(log_rates.shape).to(log_rates.dtype)
+        return torch.where(exists, waited + fresh, 1.0).reshape(log_rates.shape)
 
     # --- the tests' oracle ----------------------------------------------------------------------------------------
 

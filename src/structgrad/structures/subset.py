@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.capped_simplex import nested_decomposition, systematic_decomposition
-from structgrad.algorithms.noise import logistic_like
+from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures.base import SparseDistribution
 from structgrad.structures.family_subsets import Flat
 from structgrad.structures.layout import Layout, LayoutName
@@ -109,7 +109,8 @@ class Subset(Flat):
         """Sum of the entropies of the bits: ``[*batch]``."""
         flat, exists = self._read(scores, mask)
         # Even in the score; written with |score| so that nothing cancels.
-        size = flat.abs()
+        # Not abs(), whose second derivative autograd does not know at 0.
+        size = flat * torch.where(flat >= 0, 1.0, -1.0)
         each = torch.nn.functional.softplus(-size) + size * (-size).sigmoid()
         return torch.where(exists, each, 0.0).sum(-1)
 
@@ -144,25 +145,23 @@ class Subset(Flat):
             raise ValueError(f"method must be nested or systematic; got {method!r}")
         return SparseDistribution(self._show(vertices, scores), rows, weights)
 
-    def conditional_utility(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def conditional_utility(
+        self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """A sample of ``U | [U > 0] = vertex`` for ``U = scores + Logistic``, reparameterised in the scores.
 
         The logistic truncated at 0, by inverting its survival function (Tucker et al. 2017, appendix C; Grathwohl et
         al. 2018, section 3.2): with ``a = s`` for a bit of 1 and ``-s`` for a bit of 0, ``P(|U| > m | x) =
         sigmoid(a - m) / sigmoid(a)``, so ``|U| = softplus(softplus(a) + Logistic)``, which nothing overflows.
 
-        Args:
-            vertex: ``[*batch, *parts]``, 0/1.
-            scores: ``[*batch, *parts]``.
-            mask: which parts exist.
-
-        Returns:
-            ``[*batch, *parts]``, positive exactly where the vertex is 1, shown like a vertex; 0 where nothing exists.
+        Positive exactly where the vertex is 1, shown like a vertex.
         """
         flat, exists = self._read(scores, mask)
         sign = 2 * self.layout.flatten(vertex) - 1
+        e = self.layout.flatten(wide_exponentials(scores) if noise is None else noise)
+        logistic = -(e + torch.log(-torch.expm1(-e))).to(flat)  # exp(-e) is uniform
         softplus = torch.nn.functional.softplus
-        size = softplus(softplus(sign * flat) + logistic_like(flat))
+        size = softplus(softplus(sign * flat) + logistic)
         return self._show(torch.where(exists, sign * size, 0.0), scores)
 
     def enumerate(self, *shape: int) -> Tensor:

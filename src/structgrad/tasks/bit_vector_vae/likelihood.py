@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from structgrad.algorithms.derivatives import gradients as vector_jacobian
 from structgrad.algorithms.threads import run
 
 #: Vertices whose features are in memory at once: 128 x 784 x 5 float32 are 2 MB.
@@ -50,9 +50,11 @@ class _CrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, classes, offsets, targets, rows, log_sums = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            inputs = [hidden, weight, bias, classes, offsets, targets[rows]]
+            return *vector_jacobian(_in_torch, inputs, gradients), None
         pixels = targets.shape[1]
         # Vertices without a part in the loss (baselines) cost nothing.
         counted = gradients[0].nonzero()[:, 0]
@@ -80,8 +82,8 @@ def cross_entropy(
     """``-log p(targets[rows])``, summed over pixels, of logits ``features @ classes.T + offsets``.
 
     The features of a pixel are ``rank`` entries of ``hidden @ weight.T + bias``. Memory beyond the arguments and their
-    gradients is one number a vertex and pixel, and the features of :data:`CHUNK` vertices. Differentiable once, in all
-    but targets and rows.
+    gradients is one number a vertex and pixel, and the features of :data:`CHUNK` vertices. Differentiable in all but
+    targets and rows; a second derivative is in plain torch and has all logits in memory.
 
     Args:
         hidden: ``[N, units]``, one row a vertex.
@@ -99,6 +101,20 @@ def cross_entropy(
     return losses
 
 
+def _in_torch(
+    hidden: Tensor, weight: Tensor, bias: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor
+) -> Tensor:
+    """The losses of ``targets`` ``[N, pixels]``, all logits at once."""
+    features = torch.addmm(bias, hidden, weight.T).reshape(*targets.shape, classes.shape[1])
+    return _of_features(features, classes, offsets, targets)[0]
+
+
+def _of_features(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logits = torch.nn.functional.linear(features, classes, offsets)
+    log_sums = logits.logsumexp(-1)
+    return (log_sums - logits.gather(-1, targets.long()[..., None])[..., 0]).sum(1), log_sums
+
+
 def _forward(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Losses ``[n]`` and logarithms of the pixels' normalising constants ``[n, pixels]``."""
     if _compiled(features):
@@ -107,9 +123,7 @@ def _forward(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor
         arguments = (features, classes.T.contiguous(), offsets, targets, losses, log_sums)
         run(_forward_kernel, targets.numel() * len(classes), *arguments)
         return losses, log_sums
-    logits = torch.nn.functional.linear(features, classes, offsets)
-    log_sums = logits.logsumexp(-1)
-    return (log_sums - logits.gather(-1, targets.long()[..., None])[..., 0]).sum(1), log_sums
+    return _of_features(features, classes, offsets, targets)
 
 
 def _backward(

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from structgrad.algorithms.derivatives import gradients
 
 # --- edges ---------------------------------------------------------------------------------------------------------
 
@@ -69,7 +70,19 @@ class _EdgeSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return sum_to_senders(grad), grad.sum(-2)
+        return _SumToSenders.apply(grad), grad.sum(-2)
+
+
+class _SumToSenders(torch.autograd.Function):
+    """:func:`sum_to_senders`, which is written in place, with the transpose as its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, per_edge: Tensor) -> Tensor:
+        return sum_to_senders(per_edge)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        return windows(upstream[0])
 
 
 # --- messages ------------------------------------------------------------------------------------------------------
@@ -108,13 +121,14 @@ class _SoftMessages(torch.autograd.Function):
             torch.sum(weighted.view(2, -1, n, hidden), 0, out=out[chunk])
             if keep:
                 kept.append(messages)
-        ctx.save_for_backward(sender, receiver, weight, edges, *kept)
+        ctx.save_for_backward(sender, receiver, weight, bias, edges, *kept)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sender, receiver, weight, edges, *kept = ctx.saved_tensors
+        sender, receiver, weight, bias, edges, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            return *gradients(_messages_in_torch, [sender, receiver, weight, bias, edges], [grad]), None
         graphs, n, hidden = grad.shape
         grad_sender, grad_receiver = torch.empty_like(receiver), torch.empty_like(receiver)
         grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(2, hidden)
@@ -138,6 +152,13 @@ class _SoftMessages(torch.autograd.Function):
             torch.sum(grad_first, 3, out=grad_receiver[:, chunk])
             grad_sender[:, chunk] = sum_to_senders(grad_first)
         return grad_sender, grad_receiver, grad_weight, grad_bias, grad_edges, None
+
+
+def _messages_in_torch(sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor, edges: Tensor) -> Tensor:
+    """What :class:`_SoftMessages` computes, in operations that autograd knows."""
+    first = (windows(sender) + receiver.unsqueeze(-2)).relu()
+    messages = (first @ weight[:, None, None] + bias[:, None, None, None]).relu()
+    return (_both_types(edges).unsqueeze(-1) * messages).sum((0, -2))
 
 
 def _both_types(edges: Tensor) -> Tensor:
@@ -227,14 +248,17 @@ class _HardMessages(torch.autograd.Function):
             torch.sum(sorted_back.view(-1, n, n - 1, hidden), 2, out=out[chunk.where])
             if keep:
                 kept.append(messages)
-        ctx.save_for_backward(sender, receiver, weight, *kept)
+        ctx.save_for_backward(sender, receiver, weight, bias, *kept)
         ctx.route = route
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sender, receiver, weight, *kept = ctx.saved_tensors
+        sender, receiver, weight, bias, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            edges = torch.cat([chunk.types[:, 1] for chunk in ctx.route.chunks]).view(*grad.shape[:2], -1)
+            found = gradients(_messages_in_torch, [sender, receiver, weight, bias, edges], [grad])
+            return *found, None
         n, hidden = grad.shape[1:]
         grad_sender, grad_receiver = torch.empty_like(receiver), torch.empty_like(receiver)
         grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(2, hidden)

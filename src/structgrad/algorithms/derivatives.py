@@ -1,0 +1,86 @@
+"""Second derivatives of what is differentiated by hand: backward passes, and roots found by iteration.
+
+A backward pass in compiled code has no derivative of its own. Asked for one, autograd would drop the path silently
+(``torch.autograd.grad(..., create_graph=True)`` with other inputs, ``torch.autograd.functional.hessian``), also where
+the pass is marked once-differentiable. A backward pass that builds a graph (``torch.is_grad_enabled()``) therefore
+either goes through a twin in plain torch, or is tied to what it depends on by a node that raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gradients(
+    twin: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], upstream: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Vector-Jacobian products of a twin in plain torch, themselves differentiable in ``inputs`` and ``upstream``.
+
+    For the backward pass of an ``autograd.Function``, when ``torch.is_grad_enabled()`` there.
+
+    Args:
+        twin: what the function computes, of its saved ``inputs``.
+        inputs: saved by ``ctx.save_for_backward``, so that they are still connected.
+        upstream: one for each output, None for those without a gradient.
+
+    Returns:
+        one for each input; None for inputs that need none.
+    """
+    outputs = twin(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    pairs = [(o, u.to(o.dtype)) for o, u in zip(outputs, upstream, strict=True) if u is not None and o.requires_grad]
+    wanted = [i for i in inputs if i.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(i) if i.requires_grad else None for i in inputs]
+    found = torch.autograd.grad(
+        [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, materialize_grads=True
+    )
+    by_input = iter(found)
+    return [next(by_input) if i.requires_grad else None for i in inputs]
+
+
+class _FirstOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, what: str, *depends_on: Tensor) -> Tensor:
+        ctx.what = what
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        raise NotImplementedError(f"{ctx.what} has a first derivative only; a second one was asked for")
+
+
+def first_order_only(gradient: Tensor, what: str, *depends_on: Tensor) -> Tensor:
+    """The result of a backward pass, of which a derivative raises, however it is asked for.
+
+    Args:
+        gradient: any shape.
+        what: the subject of the message.
+        depends_on: what the gradient is a function of.
+    """
+    if not torch.is_grad_enabled():
+        return gradient
+    tied: Tensor = _FirstOrder.apply(gradient, what, *depends_on)
+    return tied
+
+
+def implicit(root: Tensor, residual: Callable[[Tensor], Tensor], step: Callable[[Tensor], Tensor]) -> Tensor:
+    """A root of an equation, differentiable twice in whatever the equation depends on; its value is unchanged.
+
+    Two simplified Newton steps from the root, along which nothing moves but derivatives: the first makes those of
+    first order right (the implicit function theorem), the second those of second order, as each leaves an error of one
+    order more.
+
+    Args:
+        root: found without a graph.
+        residual: the equation's left side, differentiable; how far it is from 0 at the root does not matter.
+        step: minus the inverse Jacobian of the residual at the root, without a graph: linear.
+    """
+    for _ in range(2):
+        excess = residual(root)
+        root = root + step(excess - excess.detach())
+    return root
