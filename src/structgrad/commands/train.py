@@ -65,3 +65,7 @@ def main() -> None:
         for overrides, reason, _ in _unfinished:
             print(f"  {overrides}\n    {reason}", file=sys.stderr)
         sys.exit(EXIT_AGAIN if all(code == EXIT_AGAIN for *_, code in _unfinished) else EXIT_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The live screen of a sweep: rows x trials, best so far, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table as Grid
+
+from structgrad.experiments.markdown import duration
+from structgrad.experiments.queue import Progress
+from structgrad.experiments.tables import Table
+
+#: Between lines where the output is no terminal and nothing ends.
+_EVERY_S = 300.0
+
+
+class Screen:
+    """Shows progress: redrawn in place on a terminal, elsewhere a line when a trial ends, and now and then.
+
+    Args:
+        table: whose rows these are.
+        workers: how many work.
+        metric: what "best" is of.
+        console: where to; None: standard output.
+    """
+
+    def __init__(self, table: Table, workers: int, metric: str, console: Console | None = None) -> None:
+        self.table = table
+        self.workers = workers
+        self.metric = metric
+        self.console = console or Console()
+        self._live: Live | None = None
+        self._last: tuple[tuple[int, int], float] = ((-1, -1), 0.0)
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *arguments: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, progress: Mapping[str, Progress]) -> None:
+        """Draw what there is now."""
+        if self._live:
+            self._live.update(self.grid(progress), refresh=True)
+            return
+        ended = (sum(p.done for p in progress.values()), sum(p.failed for p in progress.values()))
+        if ended != self._last[0] or time.monotonic() - self._last[1] > _EVERY_S:
+            self._last = ended, time.monotonic()
+            self.console.print(f"{time.strftime('%H:%M:%S')} {self.line(progress)}", soft_wrap=True, highlight=False)
+
+    def line(self, progress: Mapping[str, Progress]) -> str:
+        """Everything in one line."""
+        numbers = [(p.trials, p.done, p.running, p.failed) for p in progress.values()]
+        trials, done, running, failed = (sum(column) for column in zip(*numbers, strict=True))
+        left = time_left(progress, self.workers)
+        text = f"{done} of {trials} trials done, {running} running, {failed} failed"
+        return text + (f", about {duration(left)} left" if left else "")
+
+    def grid(self, progress: Mapping[str, Progress]) -> Grid:
+        """A row of the table a line."""
+        grid = Grid(title=f"{self.table.title} ({self.table.name})", caption=self.line(progress), expand=False)
+        grid.add_column("row")
+        for title in ("done", "running", "failed", "waiting", f"best {self.metric}", "a trial"):
+            grid.add_column(title, justify="right")
+        titles = {row.name: f"{row.title}, {row.group}" if row.group else row.title for row in self.table.rows}
+        for name, p in progress.items():
+            best = "-" if p.best is None else f"{p.best:.4g}"
+            seconds = "-" if p.seconds is None else duration(p.seconds)
+            counts = (p.done, p.running, p.failed, p.open - p.running)
+            failed = f"[red]{p.failed}[/red]" if p.failed else "0"
+            cells = [str(counts[0]), str(counts[1]), failed, str(counts[3])]
+            grid.add_row(titles[name].replace("[", r"\["), *cells, best, seconds)
+        return grid
+
+
+def time_left(progress: Mapping[str, Progress], workers: int) -> float | None:
+    """Seconds until all trials are done, from the mean time of a trial of the row, or of all rows where one has none
+    yet; None before that.
+    """
+    known = [(p.seconds, p.done) for p in progress.values() if p.seconds is not None]
+    if not known or not workers:
+        return None
+    mean = sum(seconds * done for seconds, done in known) / sum(done for _, done in known)
+    # A running trial is half done, as far as anybody knows.
+    work = sum((p.open - 0.5 * p.running) * (mean if p.seconds is None else p.seconds) for p in progress.values())
+    return work / workers

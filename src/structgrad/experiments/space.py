@@ -1,0 +1,100 @@
+"""What a sweep tries: the ``search`` key of a configuration, and draws from it that depend on the trial's number
+only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Space = dict[str, dict[str, Any]]
+_KEYS = {"uniform": {"low", "high"}, "log_uniform": {"low", "high"}, "choice": {"values"}}
+
+
+class SpaceError(ValueError):
+    """A search space is wrong; the message is one line."""
+
+
+def merged(*spaces: Mapping[str, Any]) -> Space:
+    """Later spaces override earlier ones; null takes a hyper-parameter away.
+
+    Raises:
+        SpaceError: for a distribution that does not exist, has other keys than it should, or an empty range.
+    """
+    together: dict[str, Any] = {}
+    for space in spaces:
+        together.update(space)
+    chosen: Space = {key: dict(value) for key, value in together.items() if value is not None}
+    for key, value in chosen.items():
+        _check(key, value)
+    return chosen
+
+
+def _check(key: str, value: Mapping[str, Any]) -> None:
+    kind = value.get("distribution")
+    if kind not in _KEYS:
+        raise SpaceError(f"search.{key}: distribution {kind} is none of {', '.join(_KEYS)}")
+    given = set(value) - {"distribution", "when"}
+    if given != _KEYS[kind]:
+        raise SpaceError(
+            f"search.{key}: {kind} takes {' and '.join(sorted(_KEYS[kind]))}, not {', '.join(sorted(given))}"
+        )
+    if kind == "choice":
+        if not value["values"] or any(isinstance(v, list | dict) for v in value["values"]):
+            raise SpaceError(f"search.{key}: values must be a list of numbers, words or null")
+    elif not value["low"] < value["high"] or (kind == "log_uniform" and value["low"] <= 0):
+        raise SpaceError(f"search.{key}: the range [{value['low']}, {value['high']}] is empty or not positive")
+
+
+def sample(space: Space, given: Mapping[str, Any], suggest: Callable[[str, Mapping[str, Any]], Any]) -> dict[str, Any]:
+    """One value for each hyper-parameter whose condition holds.
+
+    ``when: {key: value or [values]}`` draws a hyper-parameter only if another one, or a key of the configuration, has
+    (one of) those values.
+
+    Args:
+        space: hyper-parameter -> distribution.
+        given: configuration's values of the keys in conditions.
+        suggest: draws one.
+
+    Raises:
+        SpaceError: if a condition is on a hyper-parameter that itself waits for this one, or on an unknown key.
+    """
+    drawn: dict[str, Any] = {}
+    waiting = dict(space)
+    while waiting:
+        ready = [k for k, v in waiting.items() if all(c not in waiting for c in v.get("when", {}))]
+        if not ready:
+            raise SpaceError(f"search: the conditions of {', '.join(waiting)} wait for each other")
+        for key in ready:
+            value = waiting.pop(key)
+            if all(_holds(condition, values, drawn, given) for condition, values in value.get("when", {}).items()):
+                drawn[key] = suggest(key, value)
+    return drawn
+
+
+def _holds(condition: str, values: Any, drawn: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    allowed = values if isinstance(values, list) else [values]
+    return drawn.get(condition, given.get(condition)) in allowed
+
+
+def draw(space: Space, given: Mapping[str, Any], *trial: object) -> dict[str, Any]:
+    """A random draw that is a function of ``trial``, e.g. (table, row, number), and of nothing else.
+
+    Every hyper-parameter has a generator of its own, so that a new one leaves the draws of the others as they were.
+    """
+
+    def suggest(key: str, value: Mapping[str, Any]) -> Any:
+        digest = hashlib.sha256("/".join(map(str, (*trial, key))).encode()).digest()
+        generator = np.random.default_rng(int.from_bytes(digest[:16]))
+        if value["distribution"] == "choice":
+            return value["values"][int(generator.integers(len(value["values"])))]
+        if value["distribution"] == "uniform":
+            return float(generator.uniform(value["low"], value["high"]))
+        return math.exp(float(generator.uniform(math.log(value["low"]), math.log(value["high"]))))
+
+    return sample(space, given, suggest)

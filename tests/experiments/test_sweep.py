@@ -1,0 +1,209 @@
+"""The command: options, plans, refusals, and a sweep of stand-in runs from beginning to end."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
+
+from structgrad.commands import CONFIGS, sweep
+from structgrad.experiments import tables
+from structgrad.experiments.queue import Plan, Progress
+from structgrad.experiments.screen import Screen, time_left
+
+FAKE = Path(__file__).parent / "fake_run.py"
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+
+
+def plan_of(*arguments: str) -> Plan:
+    options, given = sweep._split(arguments)
+    return sweep.make_plan(tables.load(options["table"], CONFIGS / "table"), options, given)
+
+
+def test_a_plan_says_everything() -> None:
+    plan = plan_of(
+        "table=paulus_2", "rows=arborescence,lstm", "trials=5", "budget=quick", "trainer=cpu", "task.dropout=0.2"
+    )
+    assert plan.name.startswith("paulus_2_quick-")  # a setting of the user's is another sweep
+    assert plan.extra == ("task.dropout=0.2",)
+    assert plan.common == ("budget=quick", "trainer=cpu", "task.dropout=0.2")
+    arborescence, lstm = plan.rows
+    assert arborescence.trials == (0, 1, 2, 3, 4)
+    assert set(arborescence.space) == {"task.optimizer.lr", "task.optimizer.weight_decay", "estimator.temperature"}
+    assert set(lstm.space) == {"task.optimizer.lr", "task.optimizer.weight_decay"}
+    assert lstm.overrides == ("task=listops", "structure=none", "estimator=none")
+    file = plan.save()
+    assert Plan.load(file) == plan
+
+
+def test_the_plan_does_not_depend_on_where_and_with_whom() -> None:
+    plain = plan_of("table=paulus_2", "budget=quick")
+    assert (
+        plan_of("table=paulus_2", "budget=quick", "trainer=cpu", "logger=csv", "paths.runs=elsewhere", "workers=9").name
+        == plain.name
+    )
+    assert plain.name == "paulus_2_quick"
+    assert {len(row.trials) for row in plain.rows} == {20}
+
+
+def test_a_hyper_parameter_that_the_user_sets_is_not_searched() -> None:
+    (row,) = plan_of("table=paulus_2", "rows=lstm", "task.optimizer.lr=1e-3").rows
+    assert set(row.space) == {"task.optimizer.weight_decay"}
+
+
+def test_a_table_over_seeds_searches_nothing() -> None:
+    (row,) = plan_of("table=struminsky_3", "rows=relax", "seeds=4,1").rows
+    assert (row.trials, row.space) == ((4, 1), {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tabel=paulus_2"], "tabel=paulus_2: did you mean table=paulus_2?"),
+        (["table=paulus_9"], "no table paulus_9; did you mean paulus_"),
+        (["workers=2"], "table=... is missing; there are"),
+        (["table=paulus_2", "trails=5"], "trails=5: did you mean trials=5?"),
+        (["table=paulus_2", "nonsense"], "nonsense: expected key=value"),
+        (["table=paulus_2", "rows=lstn"], "table paulus_2 has no row lstn; did you mean lstm"),
+        (["table=paulus_2", "trials=0"], "trials=0 must be a whole number, at least 1"),
+        (["table=paulus_2", "trials=many"], "trials=many must be"),
+        (["table=paulus_2", "seeds=0"], "seeds: paulus_2 selects among trials"),
+        (["table=struminsky_3", "trials=5"], "trials: struminsky_3 searches nothing"),
+        (["table=struminsky_3", "seeds=0,0"], "one stands there twice"),
+        (["table=struminsky_3", "seeds=-1"], "seeds=-1 must be"),
+        (["table=paulus_2", "budget=big"], "budget=big: there are paper, quick, smoke"),
+        (["table=paulus_2", "launcher=ssh"], "launcher=ssh: there are local, slurm, submitit"),
+        (["table=paulus_2", "retry=yes"], "retry=yes: there are false, true"),
+        (["table=paulus_2", "sampler=best"], "sampler=best: Optuna has"),
+        (["table=paulus_2", "heartbeat=10", "grace=15"], "grace=15 must be at least twice heartbeat=10"),
+        (["table=paulus_2", "workers=-1", "rows=lstm"], "workers=-1 must be"),
+        (["table=paulus_2", "workers=1", "workers_per_gpu=1", "rows=lstm"], "give one of them"),
+        (["table=paulus_2", "rows=lstm", "task.dropuot=0.1"], "paulus_2, lstm: Could not override 'task.dropuot'"),
+        (["table=paulus_2", "rows=lstm", "storage=mysql://x@localhost/y"], "storage=mysql://x@localhost/y"),
+        (["table=correia_1"], "correia_1: the published image features cannot be downloaded"),
+    ],
+)
+def test_refusals_are_one_line_and_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    if arguments == ["table=correia_1"] and not (CONFIGS / "task" / "communication_game.yaml").exists():
+        pytest.skip("there is no task communication_game yet")
+    assert sweep.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("**/*.db"))
+
+
+def test_without_gpus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert sweep.main(["table=paulus_2", "rows=lstm", "workers_per_gpu=2"]) == 1
+    assert "shows no GPU" in capsys.readouterr().err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    options = {"workers": "", "workers_per_gpu": "2", "launcher": "local"}
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in sweep._places(options)] == ["0", "3", "0", "3"]
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {option}=" in text for option in sweep.OPTIONS)
+    assert all(name in text for name in tables.names(CONFIGS / "table"))
+
+
+PROGRESS = {
+    "lstm": Progress(5, 3, 1, 1, 0.8, 60.0, {4: "no"}),
+    "arborescence": Progress(5, 0, 1, 0, None, None, {}),
+}
+
+
+def test_the_screen() -> None:
+    table = tables.load("paulus_2", CONFIGS / "table")
+    console = Console(record=True, width=150, file=io.StringIO())
+    console.print(Screen(table, 2, "val/accuracy", console).grid(PROGRESS))
+    text = console.export_text()
+    assert [cell.strip() for cell in text.splitlines()[4].strip("│┃ ").split("│")] == [
+        "LSTM",
+        "3",
+        "1",
+        "1",
+        "0",
+        "0.8",
+        "60 s",
+    ]
+    # LSTM: half a trial; arborescence: 4.5 trials; 60 s each, two workers.
+    assert time_left(PROGRESS, 2) == 150.0
+    assert "3 of 10 trials done, 2 running, 1 failed, about 2.5 min left" in text
+    assert time_left({"a": PROGRESS["arborescence"]}, 2) is None
+
+
+def command(table: str, *arguments: str) -> list[str]:
+    """A sweep in which every run is a stand-in."""
+    code = f"""
+import dataclasses, sys
+from structgrad.commands import sweep
+whole = sweep.make_plan
+def make_plan(table, options, given):
+    plan = whole(table, options, given)
+    common = (*plan.common, "row=x", "paths.runs=runs", "steps=5", "step_s=0.05")
+    return dataclasses.replace(plan, command=(sys.executable, {str(FAKE)!r}), common=common, metric="val/score")
+sweep.make_plan = make_plan
+sys.exit(sweep.main({[f"table={table}", *arguments]!r}))
+"""
+    return [sys.executable, "-c", code]
+
+
+def test_a_sweep_from_beginning_to_end(tmp_path: Path) -> None:
+    run = command("paulus_2", "rows=lstm,arborescence", "trials=2", "budget=smoke", "workers=2")
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 trials done, 0 running, 0 failed" in done.stdout
+    assert done.stdout.endswith("4 trials done, 0 failed; python report.py runs/tables/paulus_2_smoke\n")
+    files = sorted(file.name for file in (tmp_path / "runs" / "tables" / "paulus_2_smoke").iterdir())
+    assert files == ["arborescence-0.json", "arborescence-1.json", "lstm-0.json", "lstm-1.json"]
+    content: dict[str, Any] = json.loads((tmp_path / "runs" / "tables" / "paulus_2_smoke" / "lstm-1.json").read_text())
+    assert set(content["sweep"]["parameters"]) == {"task.optimizer.lr", "task.optimizer.weight_decay"}
+    assert content["seed"] == 1
+    again = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0
+    starts = [len(f.read_text().split()) for f in (tmp_path / "runs" / "fake").glob("*/starts.log")]
+    assert starts == [1, 1, 1, 1]
+
+
+def test_a_sweep_in_which_all_fail_says_so(tmp_path: Path) -> None:
+    run = command("paulus_2", "rows=lstm", "trials=2", "budget=smoke", "+fail=1")
+    run[2] = run[2].replace('"row=x"', '"row=x", "fail=1"')
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "failed: lstm-0: it cannot work\nfailed: lstm-1: it cannot work\nerror: all 2 trials failed" in done.stderr
+
+
+def test_a_stopped_sweep_says_again_and_goes_on(tmp_path: Path) -> None:
+    run = command("paulus_2", "rows=lstm", "trials=2", "budget=smoke")
+    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/fake/*/steps.log")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "the same command continues" in errors
+    assert subprocess.run(run, capture_output=True, timeout=120).returncode == 0
+    steps = [f.read_text().split() for f in tmp_path.glob("runs/fake/*/steps.log")]
+    assert steps == [["1", "2", "3", "4", "5"]] * 2
