@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class
 
 from structgrad.experiments import markdown, tables
 from structgrad.experiments.report import Report, build
@@ -212,6 +213,7 @@ def test_every_row_composes(hydra: None, name: str, row: str) -> None:
         pytest.skip(f"there is no task {task} yet")
     config = compose("config", [*overrides, f"budget={table.budget}"])
     assert config.trainer.max_steps > 0
+    assert get_class(config.task._target_).monitor == table.selection.metric  # the one that summaries have
 
 
 def put(folder: Path, *summaries: Summary) -> None:
