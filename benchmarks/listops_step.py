@@ -7,63 +7,19 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from functools import partial
-from typing import Any
 
 import torch
 from benchmarks.harness import Row, matmul_rate, measure, report
-from torch import Tensor
+from benchmarks.stopwatch import Stopwatch
 
 from structgrad.data import Batch
 from structgrad.estimators import SST
-from structgrad.estimators.base import Objective
 from structgrad.runtime import tune_allocator
 from structgrad.structures import Arborescence
 from structgrad.tasks.listops import ListOps, ListOpsData
 
 BATCH, HIDDEN, MESSAGE_STEPS = 100, 60, 5
-
-
-class Timed(torch.autograd.Function):
-    """The identity; its backward calls back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, callback: Any) -> Tensor:
-        ctx.callback = callback
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        ctx.callback()
-        return gradients[0], None
-
-
-class Watched(SST):
-    """SST that adds up the time between its scores and the objective, there and back, without the objective's."""
-
-    def __init__(self, structure: Arborescence) -> None:
-        super().__init__(structure, temperature=1.0)
-        self.seconds = 0.0
-        self._start = 0.0
-
-    def begin(self) -> None:
-        self._start = time.perf_counter()
-
-    def end(self) -> None:
-        self.seconds += time.perf_counter() - self._start
-
-    def forward(self, scores: Tensor, objective: Objective, **options: Any) -> Any:
-        def watched(vertices: Tensor, rows: Tensor) -> Tensor:
-            self.end()
-            losses = objective(Timed.apply(vertices, self.begin), rows)
-            self.begin()
-            return losses
-
-        self.begin()
-        estimate = super().forward(Timed.apply(scores, self.end), watched, **options)
-        self.end()
-        return estimate
 
 
 def flops(batch: Batch) -> float:
@@ -87,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         data = ListOpsData(cache, train=2000, val=5, test=5)
         data.prepare()
-        estimator = Watched(Arborescence())
+        estimator = SST(Arborescence())
         task = ListOps(
             structure=estimator.structure,
             estimator=estimator,
@@ -98,7 +54,7 @@ def main() -> None:
             message_steps=MESSAGE_STEPS,
         )
         batch = next(iter(task.batches("train")))
-    optimizer = task.configure_optimizers()
+    optimizer, watch = task.configure_optimizers(), Stopwatch(estimator)
     steps = 0
 
     def step() -> None:
@@ -110,9 +66,9 @@ def main() -> None:
 
     rate = matmul_rate()
     step()  # compiles the kernels
-    estimator.seconds, steps = 0.0, 0
+    watch.seconds, steps = 0.0, 0
     seconds = measure(step, repeats=9)
-    share = estimator.seconds / steps
+    share = watch.seconds / steps
     needed = flops(batch)
     size = f"{BATCH} x {batch['tokens'].shape[1]}, d={HIDDEN}"
     report(
