@@ -76,6 +76,20 @@ figure-parentheses: .venv/installed
 		paths.results=results/parentheses_quick
 	$(PY) scripts/parentheses_figure.py
 
+# Which words decide? Real sentences, then generated reviews, where truth is known; and what the correlation buys.
+L2X = $(PY) train.py -m budget=quick trainer=cpu logger=csv seed=$(SEEDS) task=l2x
+table-l2x: .venv/installed
+	$(L2X) paths.results=results/l2x_quick estimator=sst,sst_euclidean,sst_categorical,sst_binary,l2x,softsub,relax,imle
+	$(L2X) paths.results=results/l2x_quick structure=correlated_k_subset
+	$(L2X) paths.results=results/l2x_quick estimator=e_reinforce_plus,t_reinforce_plus task.batch_size=8
+	$(L2X) paths.results=results/l2x_quick estimator=reinforce task.encoder=random_words
+	$(L2X) paths.results=results/l2x_quick estimator=straight_through task.encoder=linear_weights
+	$(PY) report.py results/l2x_quick --into README.md
+	$(L2X) paths.results=results/l2x_planted_quick experiment=l2x/planted_reviews estimator=sst,l2x,softsub
+	$(L2X) paths.results=results/l2x_planted_quick experiment=l2x/planted_reviews structure=correlated_k_subset
+	$(L2X) paths.results=results/l2x_planted_quick experiment=l2x/planted_reviews estimator=reinforce task.encoder=random_words
+	$(PY) report.py results/l2x_planted_quick --into README.md
+
 clean:
 	rm -rf .venv runs site
 	find data -mindepth 1 ! -name README.md -delete

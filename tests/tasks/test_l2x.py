@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -393,6 +395,12 @@ def colours(file: Path) -> dict[tuple[int, ...], int]:
 GROUND, HIT, MISS = (0xDC, 0xEB, 0xF9), (0x14, 0x50, 0x7F), (0xC2, 0x41, 0x0C)
 
 
+def test_an_empty_review_is_shown(tmp_path: Path) -> None:
+    empty = Explanation([], [], [], None, 0.5)
+    assert "0 of 0 chosen words decide" in write_page({"plain": [empty]}, "t", tmp_path / "p.html").read_text()
+    assert draw({"plain": [empty, explanation()]}, tmp_path / "p.png").exists()
+
+
 def test_picture_shows_the_marks(tmp_path: Path) -> None:
     seen = colours(draw({"plain": [explanation()]}, tmp_path / "p.png"))
     assert min(seen[GROUND], seen[HIT], seen[MISS]) > 100
@@ -482,3 +490,21 @@ def test_rows_by_configuration_alone(row: str) -> None:
     assert task.batch_size == (25 if "plus" in row else 100)
     if "reinforce" not in row and "imle" not in row and "relax" not in row:
         assert config.search["estimator.temperature"] == {"distribution": "uniform", "low": 0.1, "high": 2.0}
+
+
+def test_script_puts_runs_side_by_side(tmp_path: Path) -> None:
+    for name, chosen in (("k_subset", [True, False, True, False, True, False]), ("correlated_k_subset", [True] * 6)):
+        save([explanation(chosen=chosen)] * 2, tmp_path / name / "pictures" / "reviews.json")
+        summary = {"structure": name, "estimator": "sst", "seed": 0, "data": "d", "config": {"structure": {"k": 3}}}
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    command = [sys.executable, "scripts/l2x_reviews.py", str(tmp_path / "k_subset")]
+    output = tmp_path / "both"
+    runs = [str(tmp_path / "correlated_k_subset"), "--output", str(output)]
+    subprocess.run([*command, *runs], check=True, cwd=ROOT, capture_output=True)
+    text = output.with_suffix(".html").read_text()
+    assert text.index("k_subset, sst, k = 3, seed 0") < text.index("correlated_k_subset, sst, k = 3, seed 0")
+    assert Image.open(output.with_suffix(".png")).width > 1000
+    done = subprocess.run([*command, str(tmp_path / "nothing")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'nothing'} is no finished run of task=l2x")
+    assert done.stderr.count("\n") == 1

@@ -157,9 +157,9 @@ def draw(columns: Columns, path: Path) -> Path:
         ValueError: see :func:`check_same`.
     """
     check_same(columns)
-    shown, total = 0, 0
+    shown, total = 0, 2
     for explanation in next(iter(columns.values())):
-        lines = _layout(explanation.words)[-1][1] + 4
+        lines = _lines(_layout(explanation.words)) + 3
         if shown and total + lines > _LINES:
             break
         shown, total = shown + 1, total + lines
@@ -197,10 +197,17 @@ def draw(columns: Columns, path: Path) -> Path:
                     va="center",
                     zorder=3,
                 )
-            top += places[-1][1] + 4
+            top += _lines(places) + 3
+    legend = "Words that decide have a pale ground; of the chosen ones, dark blue ones decide and orange ones do not."
+    axes.text(2, total - 1, legend, fontsize=8.5, color="#7d8695", va="center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
+
+
+def _lines(places: Sequence[tuple[int, int]]) -> int:
+    """How many lines, at least one."""
+    return 1 + max((line for _, line in places), default=0)
 
 
 def _layout(words: Sequence[str]) -> list[tuple[int, int]]:

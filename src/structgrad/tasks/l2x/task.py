@@ -231,7 +231,7 @@ class L2X(Task):
                     prediction=float(predicted[best]),
                 )
             )
-        columns = {f"{self.structure!r}": explanations}
+        columns = {f"{self.structure.name}, k = {self.k}": explanations}
         save(explanations, folder / "reviews.json")
         return [draw(columns, folder / "reviews.png"), write_page(columns, self.data.title, folder / "reviews.html")]
 
