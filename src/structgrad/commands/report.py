@@ -3,6 +3,7 @@
     structgrad-report                                      every table that has runs
     structgrad-report table=paulus_2 budget=quick          one table
     structgrad-report results/listops_quick --into README.md
+    structgrad-report table=paulus_2 --html page.html      also as a page: curves, sensitivity, pictures
 
 Runs are looked for where sweeps leave them: in results/<table>_<budget> and runs/tables/<table>_<budget> (without the
 budget where it is the table's own), or in the folder that is given, whose name then says which table it is.
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", help="table=<name>, budget=<name>, or a folder of runs")
     parser.add_argument("--into", type=Path, help="replace the table in this document, between its markers")
     parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs)")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write one self-contained page of these tables")
     arguments = parser.parse_args()
     try:
         reports = find(arguments.what)
@@ -40,7 +42,12 @@ def main() -> None:
             if arguments.into:
                 text = markdown.document(report, with_missing=False)
                 markdown.insert(arguments.into, _place(report, arguments.what), text)
-    except (FileNotFoundError, ValueError) as error:
+        if arguments.html:
+            from structgrad.experiments.html import page  # matplotlib takes a second to import
+
+            arguments.html.write_text(page(reports))
+            print(f"page: {arguments.html}")
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -80,23 +80,28 @@ def bootstrap(sorted_test: NDArray[np.float64], resamples: int, generator: np.ra
     n = len(sorted_test)
     # The best run of a resample is the one of least rank.
     selected = generator.integers(0, n, size=(resamples, n), dtype=np.uint16 if n < 2**16 else np.int64).min(axis=1)
-    return float(sorted_test[selected].std())
+    return float((sorted_test - sorted_test[0])[selected].std())  # equal metrics have exactly no spread
 
 
 def mean_and_standard_error(validation: ArrayLike, test: ArrayLike) -> Cell:
     """Mean over runs (seeds), with its standard error. The validation metric is not used."""
-    values = np.asarray(test, dtype=float)
-    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Cell(float(values.mean()), error, error)
+    mean, deviation, n = _moments(test)
+    error = None if deviation is None else deviation / math.sqrt(n)
+    return Cell(mean, error, error)
 
 
 def mean_and_standard_deviation(validation: ArrayLike, test: ArrayLike) -> Cell:
     """Mean and standard deviation over runs (seeds). The validation metric is not used."""
+    mean, deviation, n = _moments(test)
+    return Cell(mean, None if deviation is None else deviation / math.sqrt(n), deviation)
+
+
+def _moments(test: ArrayLike) -> tuple[float, float | None, int]:
+    """Mean, standard deviation and number; equal numbers have exactly no spread, one number has no deviation."""
     values = np.asarray(test, dtype=float)
-    if len(values) == 1:
-        return Cell(float(values[0]), None, None)
-    deviation = float(values.std(ddof=1))
-    return Cell(float(values.mean()), deviation / math.sqrt(len(values)), deviation)
+    offsets = values - values[0]
+    deviation = float(offsets.std(ddof=1)) if len(values) > 1 else None
+    return float(values[0] + offsets.mean()), deviation, len(values)
 
 
 #: Name in a table's file -> rule.
