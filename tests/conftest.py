@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Before anything imports it: the assertions of the shipped tests say their values.
+pytest.register_assert_rewrite("structgrad.testing")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -13,7 +13,7 @@ from structgrad.estimators import DisARM, Estimator, ImportanceWeighted, MuProp,
 from structgrad.estimators.without_replacement import log_prob_of_sets
 from structgrad.structures import BinaryTree, KSubset, OneHot, Subset
 from structgrad.structures.base import UnsupportedError
-from tests.estimators.oracle import Problem, assert_mean, assert_unbiased, gradients
+from structgrad.testing import Problem, assert_mean, assert_unbiased, gradients
 from tests.estimators.test_score_function import CASES, measured_variance, problem
 
 GIBBS = ("one_hot", "subset", "edges", "k_subset", "spanning_tree", "arborescence")

@@ -11,7 +11,7 @@ from torch import Tensor
 from structgrad.estimators import Rebar, Reinforce, Relax
 from structgrad.estimators.control_variates import ControlVariate
 from structgrad.structures import Arborescence, OneHot, Permutation, SpanningTree, Structure, Subset, UnsupportedError
-from tests.estimators.oracle import Distribution, Problem, assert_unbiased
+from structgrad.testing import Distribution, Problem, assert_unbiased
 from tests.estimators.test_score_function import CASES, measured_variance, problem
 
 #: RELAX reads the trace's own distribution; that of bits is Gibbs.

@@ -12,7 +12,7 @@ from structgrad.diagnose import Problem, diagnose, target
 from structgrad.estimators import SST, Marginalize, NegExponential, Reinforce
 from structgrad.estimators.utilities import Gumbel, Logistic
 from structgrad.structures import Arborescence, KSubset, Matching, OneHot, SpanningTree, Structure, Subset
-from tests.estimators.oracle import assert_mean, assert_unbiased
+from structgrad.testing import assert_mean, assert_unbiased
 
 
 @pytest.mark.parametrize(

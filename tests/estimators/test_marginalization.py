@@ -11,7 +11,7 @@ import torch
 from structgrad.estimators import Marginalize, Reinforce, SumAndSample
 from structgrad.estimators.marginalization import sparsemax
 from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Structure, Subset, UnsupportedError
-from tests.estimators.oracle import Problem, assert_unbiased
+from structgrad.testing import Problem, assert_unbiased
 from tests.estimators.test_score_function import CASES, measured_variance, problem
 
 #: Structures whose vertices under a mask are those of the full size that use no missing part.

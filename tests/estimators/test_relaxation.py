@@ -16,7 +16,7 @@ from structgrad.structures.base import UnsupportedError
 from structgrad.structures.correlated_k_subset import CorrelatedKSubset
 from structgrad.structures.k_subset import KSubset
 from structgrad.structures.spanning_tree import SpanningTree
-from tests.estimators.oracle import Distribution, Problem, assert_mean, gradients
+from structgrad.testing import Distribution, Problem, assert_mean, gradients
 
 
 def both(first: Tensor) -> Tensor:

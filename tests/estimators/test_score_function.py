@@ -22,7 +22,7 @@ from structgrad.structures import (
     Subset,
     UnsupportedError,
 )
-from tests.estimators.oracle import Distribution, Problem, assert_mean, assert_unbiased, gradients
+from structgrad.testing import Distribution, Problem, assert_mean, assert_unbiased, gradients
 
 ACTIONS = ("X", "T", "E")
 BASELINES = ("none", "ema", "batch", "sample", "greedy", "loo")

@@ -20,7 +20,7 @@ from structgrad.estimators import (
 )
 from structgrad.structures import BinaryTree, KSubset, OneHot, SpanningTree, Structure, Subset
 from structgrad.structures.base import UnsupportedError
-from tests.estimators.oracle import Problem, gradients
+from structgrad.testing import Problem, gradients
 from tests.estimators.test_score_function import CASES, measured_variance, problem
 
 SMOOTH = ("one_hot", "subset", "edges", "k_subset", "spanning_tree", "arborescence")

@@ -17,7 +17,7 @@ from structgrad.structures.base import UnsupportedError
 from structgrad.structures.correlated_k_subset import CorrelatedKSubset
 from structgrad.structures.k_subset import KSubset
 from structgrad.structures.spanning_tree import SpanningTree
-from tests.estimators.oracle import Problem
+from structgrad.testing import Problem
 
 STRUCTURES: dict[str, tuple[Structure, tuple[int, ...]]] = {
     "one_hot": (OneHot(), (4,)),

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from structgrad.structures.base import Structure, Trace
-from tests.structures.template import Case, StructureContract, length_masks
+from structgrad.testing import Case, StructureContract, length_masks
 
 
 class TreeContract(StructureContract):
@@ -96,7 +96,7 @@ class TreeContract(StructureContract):
         assert (trace.vertex.sum((-1, -2)) == self.structure.argmax(exponentials).sum((-1, -2))).all()
 
     @pytest.mark.parametrize("masked", [False, True])
-    def test_trace_probabilities_sum_to_one_and_match_frequencies(self, masked: bool) -> None:
+    def test_trace_probabilities(self, masked: bool) -> None:
         mask = length_masks(4, 3)[0] if masked else torch.ones(4, 4, dtype=torch.bool)
         every = all_traces(self.structure, 4, mask)
         log_rates = 0.5 * torch.randn(4, 4, dtype=torch.float64)
@@ -115,7 +115,7 @@ class TreeContract(StructureContract):
         # Level 1e-4; the seed is fixed.
         assert stats.chisquare(observed[keep].numpy(), pooled[keep].numpy()).pvalue > 1e-4
 
-    def test_conditional_keeps_the_trace_and_the_law(self) -> None:
+    def test_conditional_law(self) -> None:
         draws, n = 20_000, 5
         log_rates = torch.randn(n, n, dtype=torch.float64).expand(draws, n, n)
         mask = length_masks(n, 4)[0].expand(draws, n, n)

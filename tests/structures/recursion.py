@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from tests.structures.template import Case, StructureContract
+from structgrad.testing import Case, StructureContract
 
 
 class RecursionContract(StructureContract):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import BinaryTree
+from structgrad.testing import Case, vector_masks
 from tests.structures.recursion import RecursionContract
-from tests.structures.template import Case, vector_masks
 
 
 class TestBinaryTree(RecursionContract):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from structgrad.structures.budget_subset import BudgetSubset
-from tests.structures.template import Case, StructureContract, length_masks, vector_masks
+from structgrad.testing import Case, StructureContract, length_masks, vector_masks
 
 
 class TestBudgetSubset(StructureContract):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from structgrad.structures.correlated_k_subset import CorrelatedKSubset
-from tests.structures.template import Case, StructureContract
+from structgrad.testing import Case, StructureContract
 
 
 def sequence_masks(n: int, *lengths: int) -> list[Tensor]:

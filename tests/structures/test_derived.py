@@ -12,7 +12,7 @@ from torch import Tensor
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation
 from structgrad.structures import Layout, Structure, Subset, UnsupportedError
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram, Gibbs, KBest
-from tests.structures.template import Case, StructureContract
+from structgrad.testing import Case, StructureContract
 
 
 class Labels(DynamicProgram, KBest, ActiveSetProjection):

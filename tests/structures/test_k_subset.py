@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from structgrad.structures.k_subset import KSubset
-from tests.structures.template import Case, StructureContract, length_masks, vector_masks
+from structgrad.testing import Case, StructureContract, length_masks, vector_masks
 
 
 class TestKSubset(StructureContract):

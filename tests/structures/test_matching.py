@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from structgrad.structures import Matching, Trace, matching
-from tests.structures.template import Case, StructureContract
+from structgrad.testing import Case, StructureContract
 
 
 def sizes(n: int, *present: int) -> list[Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from structgrad.structures.one_hot import OneHot
-from tests.structures.template import Case, StructureContract, vector_masks
+from structgrad.testing import Case, StructureContract, vector_masks
 
 
 class TestOneHot(StructureContract):

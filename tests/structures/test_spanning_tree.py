@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from structgrad.structures import SpanningTree
+from structgrad.testing import Case, length_masks
 from tests.structures._trees import TreeContract, sparse_masks, weight
-from tests.structures.template import Case, length_masks
 
 
 @pytest.fixture(autouse=True)

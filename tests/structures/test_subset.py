@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from structgrad.structures.subset import Subset
-from tests.structures.template import Case, StructureContract, length_masks, vector_masks
+from structgrad.testing import Case, StructureContract, length_masks, vector_masks
 
 
 class TestSubset(StructureContract):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
-from scipy import stats
-from torch import Tensor
 
 from structgrad.structures.base import Structure
 from structgrad.structures.budget_subset import BudgetSubset
@@ -61,75 +58,6 @@ def test_plain_samples_have_the_same_law(structure: Structure) -> None:
     error = (mean * (1 - mean) / draws).sqrt()
     # 5 standard errors: 3e-6 for all entries together, with a fixed seed.
     assert ((sample.mean(0) - mean).abs() <= 5 * error).all()
-
-
-TRACED: list[tuple[Structure, int]] = [(OneHot(), 4), (KSubset(2), 4), (KSubset(3), 3)]
-
-
-def orders(structure: Structure, size: int) -> Tensor:
-    k = 1 if isinstance(structure, OneHot) else structure.k  # type: ignore[attr-defined]
-    return torch.tensor(list(itertools.permutations(range(size), k)))
-
-
-def trace_of(structure: Structure, choices: Tensor, size: int) -> object:
-    from structgrad.structures.base import Trace
-
-    vertex = torch.zeros(len(choices), size, dtype=torch.float64).scatter(-1, choices, 1.0)
-    return Trace(vertex, choices)
-
-
-@pytest.mark.parametrize(("structure", "size"), TRACED, ids=str)
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_trace_probabilities_sum_to_one_and_agree_with_frequencies(
-    structure: Structure, size: int, scale: float
-) -> None:
-    every = orders(structure, size)
-    log_rates = scale * torch.randn(size, dtype=torch.float64)
-    log_p = structure.trace_log_prob(trace_of(structure, every, size), log_rates.expand(len(every), size))  # type: ignore[arg-type]
-    torch.testing.assert_close(log_p.exp().sum(), torch.ones((), dtype=torch.float64))
-    if scale > 1:
-        return
-    draws = 20_000
-    noise = torch.empty(draws, size, dtype=torch.float64).exponential_() * (-log_rates).exp()
-    trace = structure.trace(noise)
-    assert torch.equal(trace.vertex, structure.argmax(-noise))
-    count = (trace.choices[:, None] == every[None]).all(-1).sum(0)
-    assert stats.chisquare(count.numpy(), (draws * log_p.exp()).numpy()).pvalue > 1e-4
-
-
-@pytest.mark.parametrize(("structure", "size"), TRACED, ids=str)
-def test_conditional_inverts_the_trace_and_mixes_to_exponentials(structure: Structure, size: int) -> None:
-    """Kolmogorov-Smirnov at a level of 1e-4 a part, fixed seed; masked parts are 1."""
-    draws = 20_000
-    mask = torch.ones(size + 2, dtype=torch.bool)
-    mask[1] = mask[-1] = False
-    log_rates = torch.randn(size + 2, dtype=torch.float64).masked_fill(~mask, torch.nan).expand(draws, -1)
-    noise = torch.empty_like(log_rates).exponential_() * (-log_rates).exp()
-    trace = structure.trace(noise, mask)
-    again = structure.conditional(trace, log_rates, mask)
-    assert torch.equal(structure.trace(again, mask).choices, trace.choices)
-    assert (again[:, ~mask] == 1).all()
-    assert (again > 0).all()
-    for part in mask.nonzero()[:, 0].tolist():
-        scale = (-log_rates[0, part]).exp().item()
-        assert stats.kstest(again[:, part].numpy(), stats.expon(scale=scale).cdf).pvalue > 1e-4
-    # Given one trace: the law of the noise that had it.
-    chosen = (trace.choices == trace.choices[0]).all(-1)
-    for part in mask.nonzero()[:, 0].tolist():
-        assert stats.ks_2samp(again[chosen, part].numpy(), noise[chosen, part].numpy()).pvalue > 1e-4
-
-
-@pytest.mark.parametrize(("structure", "size"), TRACED, ids=str)
-def test_trace_gradients(structure: Structure, size: int) -> None:
-    log_rates = torch.randn(3, size, dtype=torch.float64, requires_grad=True)
-    trace = structure.trace(torch.rand(3, size, dtype=torch.float64) + 0.1)
-    assert torch.autograd.gradcheck(lambda r: structure.trace_log_prob(trace, r), log_rates)
-
-    def conditional(rates: Tensor) -> Tensor:
-        torch.manual_seed(1)
-        return structure.conditional(trace, rates)
-
-    assert torch.autograd.gradcheck(conditional, log_rates)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

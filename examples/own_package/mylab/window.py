@@ -1,17 +1,24 @@
 """A structure: one window of fixed width in a sequence."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from structgrad.structures import Layout, Structure
+from structgrad.structures import ActiveSetProjection, Gibbs, KBest, Layout
 
 
-class Window(Structure):
+class Window(Gibbs, KBest, ActiveSetProjection):
     """The vectors with ``width`` neighbouring ones: ``n - width + 1`` vertices over ``n`` parts.
+
+    Three oracles are written below. The mixins derive the others: marginals, log_prob and entropy from
+    ``log_partition``; top_k, project and sparsemap from ``argmax``.
 
     Args:
         width: number of ones.
     """
+
+    constant_size: ClassVar[bool] = True
 
     def __init__(self, width: int) -> None:
         self.width, self.layout = width, Layout("vector")
@@ -31,11 +38,6 @@ class Window(Structure):
     def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Over all windows."""
         return self._values(scores, mask)[1].logsumexp(-1)
-
-    def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean of the windows."""
-        every, values = self._values(scores, mask)
-        return values.softmax(-1) @ every
 
     def _values(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         self.check(scores, mask)

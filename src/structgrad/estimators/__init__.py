@@ -1,7 +1,17 @@
 """Gradient estimators: relaxation, surrogate gradients, score function, marginalisation."""
 
 from structgrad.estimators.antithetic import DisARM
-from structgrad.estimators.base import Divergence, Estimate, Estimator, Objective
+from structgrad.estimators.base import (
+    Divergence,
+    Estimate,
+    Estimator,
+    Objective,
+    each_once,
+    gibbs_divergence,
+    log_size,
+    pathwise,
+    utility_divergence,
+)
 from structgrad.estimators.control_variates import Rebar, Relax
 from structgrad.estimators.importance_weighted import ImportanceWeighted
 from structgrad.estimators.marginalization import Marginalize, SumAndSample
@@ -47,5 +57,10 @@ __all__ = [
     "Utility",
     "VectorQuantization",
     "WithoutReplacement",
+    "each_once",
+    "gibbs_divergence",
+    "log_size",
     "make_utility",
+    "pathwise",
+    "utility_divergence",
 ]

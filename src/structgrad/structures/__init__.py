@@ -6,6 +6,7 @@ from structgrad.structures.baselines import GroundTruth, NoStructure
 from structgrad.structures.binary_tree import BinaryTree
 from structgrad.structures.budget_subset import BudgetSubset
 from structgrad.structures.correlated_k_subset import CorrelatedKSubset
+from structgrad.structures.derived import ActiveSetProjection, DynamicProgram, Gibbs, KBest
 from structgrad.structures.k_subset import KSubset
 from structgrad.structures.layout import Layout
 from structgrad.structures.matching import Matching
@@ -16,11 +17,15 @@ from structgrad.structures.subset import Subset
 
 __all__ = [
     "ORACLES",
+    "ActiveSetProjection",
     "Arborescence",
     "BinaryTree",
     "BudgetSubset",
     "CorrelatedKSubset",
+    "DynamicProgram",
+    "Gibbs",
     "GroundTruth",
+    "KBest",
     "KSubset",
     "Layout",
     "Matching",

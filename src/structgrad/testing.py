@@ -1,21 +1,47 @@
-"""One template of tests for every structure, with enumeration as the oracle.
+"""Tests for people who write their own structure or estimator; they need pytest.
 
-Subclass :class:`StructureContract`, name the cases, and every oracle that the structure has is checked: against all
-vertices, in float64 and float32, with masks that differ by example, with scores of +-100, with ties, by gradcheck, and
-for its shapes.
+A structure: subclass :class:`StructureContract` in a test file, name the cases, and every oracle that the structure has
+is checked, with enumeration as the oracle: against all vertices, in float64 and float32, with masks that differ by
+example, with scores of +-100, with ties, by gradcheck, and for its shapes::
+
+    from structgrad.testing import Case, StructureContract, vector_masks
+
+    class TestWindow(StructureContract):
+        cases = [Case(Window(2), (5,), vector_masks(5, 4, 2))]
+
+An estimator: :func:`assert_unbiased` compares its gradients, of scores and decoder, with enumerated ones. To see the
+values in what fails, let pytest rewrite the assertions: ``pytest.register_assert_rewrite("structgrad.testing")`` in
+``conftest.py``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 import torch
-from scipy import optimize
+from scipy import optimize, stats
 from torch import Tensor
 
-from structgrad.structures.base import ORACLES, Structure, UnsupportedError
+from structgrad.diagnose import Distribution, Problem
+from structgrad.estimators.base import Estimator
+from structgrad.structures.base import ORACLES, Structure, Trace, UnsupportedError
+
+__all__ = [
+    "Case",
+    "Distribution",
+    "Problem",
+    "StructureContract",
+    "assert_mean",
+    "assert_unbiased",
+    "gradients",
+    "length_masks",
+    "vector_masks",
+]
+
+# --- structures -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -57,9 +83,14 @@ class StructureContract:
     filtered.
     """
 
-    cases: list[Case]
+    cases: Sequence[Case]
     #: Largest absolute score at which float32 is compared with float64.
     extreme = 100.0
+
+    @pytest.fixture(autouse=True)
+    def _seed(self) -> None:
+        """Every test starts from the same seed."""
+        torch.manual_seed(0)
 
     def vertices(self, case: Case, mask: Tensor) -> Tensor:
         """All vertices of one example under its mask: those of the full size that use no missing part.
@@ -163,8 +194,6 @@ class StructureContract:
         """Chi-squared against the Gibbs distribution, one test an example, each at a level of 1e-4; the seed is
         fixed.
         """
-        from scipy import stats
-
         draws = 20_000
         for case in self.each("sample", "enumerate"):
             scores = self.scores(case)
@@ -175,16 +204,7 @@ class StructureContract:
                 sample = case.structure.sample(repeated, mask.expand_as(repeated)).double()
                 same = (sample.flatten(1)[:, None] == vertices.flatten(1)[None]).all(-1)
                 assert same.any(1).all(), f"{case} example {b}: a sample is not a vertex"
-                counts, expected = same.sum(0).double(), draws * log_p.exp()
-                if len(vertices) == 1:
-                    continue
-                # Rare vertices are pooled, as the test's approximation needs expected counts of 5 or more.
-                rare = expected < 5
-                pooled = torch.cat([counts[~rare], counts[rare].sum()[None]])
-                pooled_expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
-                keep = pooled_expected > 0
-                statistic = ((pooled - pooled_expected)[keep] ** 2 / pooled_expected[keep]).sum().item()
-                assert stats.chi2.sf(statistic, max(1, int(keep.sum()) - 1)) > 1e-4, f"{case} example {b}"
+                assert chi_squared(same.sum(0).double(), draws * log_p.exp()) > 1e-4, f"{case} example {b}"
 
     @pytest.mark.parametrize("k", [1, 3, 7])
     def test_top_k(self, k: int) -> None:
@@ -244,6 +264,85 @@ class StructureContract:
             (through_mean,) = torch.autograd.grad((direct * upstream).sum(), scores)
             torch.testing.assert_close(through_weights, through_mean, rtol=1e-5, atol=1e-5)
 
+    # --- the trace ------------------------------------------------------------------------------------------------
+
+    def exponentials(self, log_rates: Tensor) -> Tensor:
+        """``E ~ Exp(exp(log_rates))``."""
+        return torch.empty_like(log_rates).exponential_() / log_rates.exp()
+
+    def test_trace_probabilities(self) -> None:
+        """Of all traces that 20,000 draws find: no more than one together, and equal to frequencies (chi-squared at a
+        level of 1e-4 an example, traces that were not found in one cell).
+        """
+        draws = 20_000
+        for case in self.each("trace", "trace_log_prob"):
+            scores = torch.nan_to_num(self.scores(case))
+            for b, mask in enumerate(case.mask):
+                repeated = scores[b].expand(draws, *case.shape)
+                trace = case.structure.trace(self.exponentials(repeated), mask.expand_as(repeated))
+                _, which, counts = trace.choices.flatten(1).unique(dim=0, return_inverse=True, return_counts=True)
+                first = torch.full((len(counts),), draws).scatter_reduce(0, which, torch.arange(draws), "amin")
+                found = Trace(trace.vertex[first], trace.choices[first])
+                log_p = case.structure.trace_log_prob(
+                    found, repeated[: len(first)], mask.expand(len(first), *case.shape)
+                )
+                rest = 1 - log_p.exp().sum()
+                assert rest >= -1e-9, f"{case} example {b}: the probabilities sum to {1 - rest}"
+                expected = draws * torch.cat([log_p.exp(), rest.clamp_min(0)[None]])
+                assert chi_squared(torch.cat([counts, counts.new_zeros(1)]).double(), expected) > 1e-4
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_conditional_gives_the_trace_back(self, dtype: torch.dtype) -> None:
+        for case in self.each("trace", "conditional"):
+            times = [200] + [1] * len(case.shape)
+            scores, mask = self.scores(case, 3.0, dtype).repeat(times), case.mask.repeat(times)
+            trace = case.structure.trace(torch.rand_like(scores) + 0.1, mask)  # any trace, likely or not
+            again = case.structure.conditional(trace, scores, mask)
+            exists = case.structure.layout.mirror(case.structure.parts(scores, mask).to(dtype)) > 0
+            assert (again > 0).all()
+            assert (again[~exists] == 1).all()
+            assert torch.equal(case.structure.trace(again, mask).choices, trace.choices)
+
+    def test_conditional_law(self) -> None:
+        """T from E, then E | T, restores the law of E; and given the most frequent trace, E | T has the law of the
+        draws that led to it. Kolmogorov-Smirnov at a level of 1e-5 for every part.
+        """
+        draws = 20_000
+        for case in self.each("trace", "conditional"):
+            scores = torch.nan_to_num(self.scores(case))
+            for b, mask in enumerate(case.mask):
+                repeated, many = scores[b].expand(draws, *case.shape), mask.expand(draws, *case.shape)
+                drawn = self.exponentials(repeated)
+                trace = case.structure.trace(drawn, many)
+                again = case.structure.conditional(trace, repeated, many)
+                choices, counts = trace.choices.unique(dim=0, return_counts=True)
+                same = (trace.choices == choices[counts.argmax()]).flatten(1).all(-1)
+                one = int(same.int().argmax())
+                fixed = Trace(trace.vertex[[one] * 5000], trace.choices[[one] * 5000])
+                fresh = case.structure.conditional(fixed, repeated[:5000], many[:5000])
+                for part in case.structure.parts(scores[b], mask).nonzero().tolist():
+                    at = (slice(None), *part)
+                    rescaled = again[at] * scores[(b, *part)].exp()
+                    assert stats.kstest(rescaled.numpy(), "expon").pvalue > 1e-5, f"{case} example {b} part {part}"
+                    assert stats.ks_2samp(fresh[at].numpy(), drawn[same][at].numpy()).pvalue > 1e-5
+
+    def test_trace_gradients(self) -> None:
+        for case in self.each("trace", "trace_log_prob", "conditional"):
+            scores = torch.nan_to_num(self.scores(case)).requires_grad_()
+            trace = case.structure.trace(torch.rand_like(scores) + 0.1, case.mask)
+
+            def log_prob(s: Tensor, case: Case = case, trace: Trace = trace) -> Tensor:
+                return case.structure.trace_log_prob(trace, s, case.mask)
+
+            def conditional(s: Tensor, case: Case = case, trace: Trace = trace) -> Tensor:
+                torch.manual_seed(5)
+                return case.structure.conditional(trace, s, case.mask)
+
+            assert torch.autograd.gradcheck(log_prob, scores)
+            assert torch.autograd.gradcheck(conditional, scores)
+
+    # --- shapes and refusals --------------------------------------------------------------------------------------
+
     def test_leading_shapes(self) -> None:
         for case in self.cases:
             structure = case.structure
@@ -281,3 +380,60 @@ class StructureContract:
         for oracle in set(ORACLES) - structure.oracles:
             with pytest.raises(UnsupportedError, match=oracle):
                 structure.require(oracle, by="a test")
+
+
+def chi_squared(counts: Tensor, expected: Tensor) -> float:
+    """The p-value of counts ``[V]`` under their expectations ``[V]``; rare outcomes are pooled, as the approximation
+    needs expected counts of 5 or more.
+    """
+    rare = expected < 5
+    pooled = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    means = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    keep = means > 1e-9
+    if bool((pooled[~keep] > 0).any()):
+        return 0.0
+    statistic = ((pooled - means)[keep] ** 2 / means[keep]).sum().item()
+    return 1.0 if int(keep.sum()) < 2 else float(stats.chi2.sf(statistic, int(keep.sum()) - 1))
+
+
+# --- estimators -------------------------------------------------------------------------------------------------------
+
+
+def gradients(estimator: Estimator, problem: Problem, count: int = 60, repeats: int = 200) -> Tensor:
+    """``[count, D]`` independent gradient estimates (scores, then decoder), each a mean over ``repeats`` copies.
+
+    ``repeats`` times their variance is the variance of one estimate.
+    """
+    return torch.stack(list(problem.estimates(estimator, count, repeats)))
+
+
+def assert_mean(samples: Tensor, expected: Tensor, confidence: float = 0.999) -> None:
+    """Every coordinate of the mean of ``samples`` ``[count, D]`` agrees with ``expected`` ``[D]``.
+
+    Student's t in every coordinate, the error probability ``1 - confidence`` shared among them (Bonferroni): a right
+    estimator fails with probability at most ``1 - confidence`` (and, seeds being fixed, always or never). Coordinates
+    without any variance must agree to 1e-9.
+    """
+    count, size = samples.shape
+    error = samples.std(0) / count**0.5
+    bound = stats.t.ppf(1 - (1 - confidence) / size / 2, count - 1) * error + 1e-9
+    off = (samples.mean(0) - expected).abs()
+    worst = int((off / bound).argmax())
+    assert (off <= bound).all(), (
+        f"{int((off > bound).sum())} of {size} coordinates; worst {worst}: mean {samples.mean(0)[worst]:.5f} "
+        f"expected {expected[worst]:.5f} bound {bound[worst]:.5f}"
+    )
+
+
+def assert_unbiased(
+    estimator: Estimator,
+    problem: Problem,
+    distribution: Distribution,
+    count: int = 60,
+    repeats: int = 200,
+    confidence: float = 0.999,
+) -> Tensor:
+    """Scores and decoder gradients agree with the enumerated ones; returns the samples ``[count, D]``."""
+    samples = gradients(estimator, problem, count, repeats)
+    assert_mean(samples, problem.gradient(problem.expected(distribution)), confidence)
+    return samples
