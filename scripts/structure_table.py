@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 import structgrad.structures as structures
+from structgrad.structures import derived
 from structgrad.structures.base import ORACLES, Structure
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "structures" / "README.md"
@@ -23,7 +24,7 @@ def latent_structures() -> list[type[Structure]]:
     """The public structures, by name."""
     public = [getattr(structures, name) for name in sorted(structures.__all__)]
     classes = [c for c in public if inspect.isclass(c) and issubclass(c, Structure) and c is not Structure]
-    return [c for c in classes if c.is_latent]
+    return [c for c in classes if c.is_latent and c.__module__ != derived.__name__]
 
 
 def page(structure: type[Structure]) -> str:
