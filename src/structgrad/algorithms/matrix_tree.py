@@ -3,24 +3,23 @@ r"""The matrix-tree theorem for rooted directed trees, without a subtraction.
 With weights ``w[k, j] = exp(s[k, j])`` of the edges k -> j, the arborescences from a root sum to the determinant of a
 Laplacian (Tutte 1948; Koo et al. 2007; Paulus et al. 2020, B.7 and B.8). An LU factorisation of it cancels
 catastrophically once scores spread over some ten nats. Instead nodes are eliminated one by one, in the way of
-Grassmann, Taksar and Heyman (1985). Eliminating i, where ``D = sum_k w[k, i]``, gives
+Grassmann, Taksar and Heyman (1985). Eliminating i, where ``D = sum_k w[k, i]`` and ``p[k] = w[k, i] / D``, gives
 
-    Z(w) = D Z(w'),    w'[k, j] = w[k, j] + w[k, i] w[i, j] / D    (k != j),
+    Z(w) = D Z(w'),    w'[k, j] = w[k, j] + p[k] w[i, j]    (k != j),
 
 with positive terms only, so that every intermediate is accurate to a few units in the last place whatever the scores.
-Let ``share[k] = w[k, i] / D`` and ``via[k, j] = (w[k, i] w[i, j] / D) / w'[k, j]``, the part of the new edge that goes
-through i; both lie in [0, 1] and are all that the derivatives of ``log Z`` need. Marginals follow by undoing the
-elimination: with ``q[k, j] = mu'[k, j] via[k, j]``,
+The derivatives ``g = d log Z / d w`` follow in the opposite order from the same numbers. Those of the weights that i's
+elimination left, ``g[k, j]``, stay what they are, and
 
-    mu[k, j] = mu'[k, j] - q[k, j],   mu[i, j] = sum_k q[k, j],   mu[k, i] = share[k] (1 - sum q) + sum_j q[k, j],
+    g[i, j] = sum_k p[k] g[k, j],    g[k, i] = (1 - sum_j g[i, j] w[i, j] + sum_j g[k, j] w[i, j]) / D,
 
-all of it sums and products of probabilities, so that marginals are right to some 1e-14 (absolutely) at scores of +-100,
-and an exact Gibbs sample likewise (:func:`sample_arborescences`). O(n^3 / 3) multiplications, O(n^3 / 3) memory for one
-example.
+where the one subtraction is of a probability (that i has children) from 1. So marginals ``w g`` are right to some
+1e-14 (absolutely) at scores of +-100, and an exact Gibbs sample likewise (:func:`sample_arborescences`). Elimination
+leaves row i, ``w[i, j]``, and column i, ``p[k]``, as they are from then on: everything is done in place, in n^3
+multiplications and O(n^2) memory for one example.
 
-On the CPU compiled kernels do this for each example (in linear float64, with logarithms where that came near
-underflow); elsewhere a loop over nodes does it for the whole batch with logarithms in float64, and autograd provides
-the derivatives.
+On the CPU compiled kernels do this for each example, in linear float64; where products come near underflow, and
+elsewhere, a loop over nodes does it for the whole batch with logarithms, and autograd provides the derivatives.
 """
 
 from __future__ import annotations
@@ -100,351 +99,271 @@ def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     return mean.clamp(0, 1)
 
 
-# --- compiled, CPU: the kernels --------------------------------------------------------------------------------------
+# --- compiled, CPU: one example ---------------------------------------------------------------------------------------
+# Row and column 0 are the root's, 1 to m the present nodes'. The diagonal is nobody's, and holds the D.
 
 
 @njit(cache=True)
-def _present(exists: Any, root: int, nodes: Any) -> int:
-    """Write the nodes other than the root that touch an existing edge to ``nodes``; return how many there are."""
+def _load(weights: Any, exists: Any, root: int, nodes: Any, w: Any) -> tuple[int, bool]:
+    """Write the root and the nodes that touch an existing edge to ``nodes`` (then -1), their weights to ``w``; return
+    m, how many there are beside the root, and whether an existing edge has a weight near underflow.
+    """
     n = exists.shape[0]
+    nodes[:] = -1
+    nodes[0] = root
     m = 0
     for v in range(n):
         if v != root:
             for u in range(n):
                 if exists[u, v] or exists[v, u]:
-                    nodes[m] = v
                     m += 1
+                    nodes[m] = v
                     break
-    nodes[m] = root
-    return m
+    tiny = False
+    for k in range(m + 1):
+        for j in range(1, m + 1):
+            w[k, j] = weights[nodes[k], nodes[j]]
+            tiny = tiny or (w[k, j] < _TINY and k != j and exists[nodes[k], nodes[j]])
+    return m, tiny
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
-def _eliminate(weights: Any, tops: Any, exists: Any, nodes: Any, m: int, w: Any, share: Any, via: Any) -> float:
-    """Eliminate the nodes m-1, ..., 0 in linear float64; see above for the algorithm.
-
-    Returns log Z, +inf if weights came near underflow (then ``_eliminate_logs`` has to be asked), -inf if there is no
-    tree.
+def _eliminate(m: int, w: Any) -> float:
+    """Eliminate the nodes m, ..., 1 in place; return log Z, -inf if there is no tree, +inf if products came near
+    underflow.
     """
     logz = 0.0
-    for j in range(m):
-        if tops[nodes[j]] > -math.inf:
-            logz += tops[nodes[j]]
-        for k in range(m + 1):
-            w[k, j] = weights[nodes[k], nodes[j]]
-            if w[k, j] < _TINY and k != j and exists[nodes[k], nodes[j]]:
-                return math.inf
-    block = 0
-    for step in range(m):
-        i = m - 1 - step
-        total = w[m, i]
+    for i in range(m, 0, -1):
+        total = 0.0
         for k in range(i):
             total += w[k, i]
         if total == 0.0:
             return -math.inf
         logz += math.log(total)
+        w[i, i] = total
         least_in, least_out = math.inf, math.inf
-        for j in range(i):
+        for j in range(1, i):
             if w[i, j] > 0.0:
                 least_out = min(least_out, w[i, j])
-        for row in range(i + 1):
-            k = row if row < i else m
+        for k in range(i):
             p = w[k, i] / total
-            share[k, i] = p
+            w[k, i] = p
             if p > 0.0:
                 least_in = min(least_in, p)
-            for j in range(i):
-                detour = p * w[i, j]
-                whole = w[k, j] + detour
-                w[k, j] = whole
-                via[block + row, j] = detour / (whole + 1e-305)
-            if row < i:
-                w[k, row] = 0.0
-                via[block + row, row] = 0.0
+                for j in range(1, i):
+                    w[k, j] += p * w[i, j]
         if least_in * least_out < _TINY:
             return math.inf
-        block += i + 1
     return logz
 
 
-@njit(cache=True)
-def _eliminate_logs(scores: Any, exists: Any, nodes: Any, m: int, w: Any, share: Any, via: Any) -> float:
-    """The same with logarithms of the weights: slower, for any range of scores."""
-    logz = 0.0
-    for j in range(m):
-        for k in range(m + 1):
-            there = k != j and exists[nodes[k], nodes[j]]
-            w[k, j] = scores[nodes[k], nodes[j]] if there else -math.inf
-    block = 0
-    for step in range(m):
-        i = m - 1 - step
-        top = w[m, i]
+@njit(cache=True, fastmath=_FAST)
+def _differentiate(m: int, w: Any, g: Any) -> None:
+    """``g``, the derivatives of log Z in the weights, from what :func:`_eliminate` left."""
+    for i in range(1, m + 1):
+        g[i, 1 : i + 1] = 0.0
         for k in range(i):
-            top = max(top, w[k, i])
-        if top == -math.inf:
-            return -math.inf
-        total = math.exp(w[m, i] - top)
+            p = w[k, i]
+            g[k, i] = 0.0
+            if p > 0.0:  # the derivative in a weight that remained 0 is of no use, and may overflow
+                through = 0.0
+                for j in range(1, i):
+                    through += g[k, j] * w[i, j]
+                    g[i, j] += p * g[k, j]
+                g[k, i] = through
+        has_children = 0.0
+        for j in range(1, i):
+            has_children += g[i, j] * w[i, j]
         for k in range(i):
-            total += math.exp(w[k, i] - top)
-        log_total = top + math.log(total)
-        logz += log_total
-        for row in range(i + 1):
-            k = row if row < i else m
-            log_p = w[k, i] - log_total
-            share[k, i] = math.exp(log_p)
-            for j in range(i):
-                detour = log_p + w[i, j]
-                old = w[k, j]
-                high = max(old, detour)
-                if j == row or high == -math.inf:
-                    w[k, j] = -math.inf
-                    via[block + row, j] = 0.0
-                else:
-                    whole = high + math.log1p(math.exp(min(old, detour) - high))
-                    w[k, j] = whole
-                    via[block + row, j] = math.exp(detour - whole)
-        block += i + 1
-    return logz
-
-
-@njit(cache=True)
-def _eliminate_safely(
-    scores: Any, weights: Any, tops: Any, exists: Any, nodes: Any, m: int, w: Any, share: Any, via: Any
-) -> tuple[float, bool]:
-    """Log Z, and whether ``w`` was left holding logarithms."""
-    logz = _eliminate(weights, tops, exists, nodes, m, w, share, via)
-    if logz == math.inf:
-        return _eliminate_logs(scores, exists, nodes, m, w, share, via), True
-    return logz, False
+            if w[k, i] > 0.0:
+                g[k, i] = (1.0 - has_children + g[k, i]) / w[i, i]
 
 
 @njit(cache=True, fastmath=_FAST)
-def _expand(m: int, share: Any, via: Any, mu: Any) -> None:
-    """Marginals ``mu[k, j]`` from the shares and detours of an elimination, undoing it node by node."""
-    block = m * (m + 1) // 2
-    for i in range(m):
-        block -= i + 1
-        for j in range(i):
-            mu[i, j] = 0.0
-        everything = 0.0
-        for row in range(i + 1):
-            k = row if row < i else m
-            moved = 0.0
-            for j in range(i):
-                q = mu[k, j] * via[block + row, j]
-                mu[k, j] -= q
-                mu[i, j] += q
-                moved += q
-            mu[k, i] = moved
-            everything += moved
-        mu[i, i] = 0.0
-        for row in range(i + 1):
-            k = row if row < i else m
-            mu[k, i] += share[k, i] * (1.0 - everything)
-    # Every term above is accurate to some 1e-14 absolutely; what follows removes that much and no more.
-    for k in range(m + 1):
-        for j in range(m):
-            mu[k, j] = min(1.0, max(0.0, mu[k, j]))
-
-
-@njit(cache=True, fastmath=_FAST)
-def _tangent(m: int, share: Any, via: Any, dlog: Any, slack: Any, mu: Any, dmu: Any) -> None:
-    """Derivative ``dmu`` of the marginals along ``dlog`` (a direction of scores; overwritten)."""
-    block = 0
-    for step in range(m):
-        i = m - 1 - step
-        mean = share[m, i] * dlog[m, i]
+def _tangent(m: int, w: Any, g: Any, dw: Any, dg: Any) -> None:
+    """``dg``, how ``g`` moves as the weights move by ``dw`` (overwritten): both passes above, differentiated."""
+    for i in range(m, 0, -1):
+        d_total = 0.0
         for k in range(i):
-            mean += share[k, i] * dlog[k, i]
-        for row in range(i + 1):
-            k = row if row < i else m
-            dlog[k, i] -= mean
-            shift = dlog[k, i]
-            for j in range(i):
-                f = via[block + row, j]
-                c = shift + dlog[i, j] - dlog[k, j]
-                dlog[k, j] += f * c
-                slack[block + row, j] = (1.0 - f) * c
-        block += i + 1
-    for i in range(m):
-        block -= i + 1
-        for j in range(i):
-            mu[i, j] = 0.0
-            dmu[i, j] = 0.0
-        everything = 0.0
-        d_everything = 0.0
-        for row in range(i + 1):
-            k = row if row < i else m
-            moved = 0.0
-            d_moved = 0.0
-            for j in range(i):
-                q = mu[k, j] * via[block + row, j]
-                dq = dmu[k, j] * via[block + row, j] + q * slack[block + row, j]
-                mu[k, j] -= q
-                dmu[k, j] -= dq
-                mu[i, j] += q
-                dmu[i, j] += dq
-                moved += q
-                d_moved += dq
-            mu[k, i] = moved
-            dmu[k, i] = d_moved
-            everything += moved
-            d_everything += d_moved
-        mu[i, i] = 0.0
-        dmu[i, i] = 0.0
-        for row in range(i + 1):
-            k = row if row < i else m
-            p = share[k, i]
-            mu[k, i] += p * (1.0 - everything)
-            dmu[k, i] += p * (dlog[k, i] * (1.0 - everything) - d_everything)
+            d_total += dw[k, i]
+        dw[i, i] = d_total
+        for k in range(i):
+            p = w[k, i]
+            if p > 0.0:
+                dp = (dw[k, i] - p * d_total) / w[i, i]
+                dw[k, i] = dp
+                for j in range(1, i):
+                    dw[k, j] += dp * w[i, j] + p * dw[i, j]
+    for i in range(1, m + 1):
+        dg[i, 1 : i + 1] = 0.0
+        for k in range(i):
+            p, dp = w[k, i], dw[k, i]
+            dg[k, i] = 0.0
+            if p > 0.0:
+                through = 0.0
+                for j in range(1, i):
+                    through += dg[k, j] * w[i, j] + g[k, j] * dw[i, j]
+                    dg[i, j] += dp * g[k, j] + p * dg[k, j]
+                dg[k, i] = through
+        d_children = 0.0
+        for j in range(1, i):
+            d_children += dg[i, j] * w[i, j] + g[i, j] * dw[i, j]
+        for k in range(i):
+            if w[k, i] > 0.0:
+                dg[k, i] = (dg[k, i] - d_children - g[k, i] * dw[i, i]) / w[i, i]
+
+
+@njit(cache=True)
+def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any) -> None:
+    """Undo an elimination on trees, see :func:`sample_arborescences`: ``parent[1:m + 1]``."""
+    reaches_root = np.empty(m + 1, np.bool_)
+    known = np.empty(m + 1, np.bool_)
+    walk = np.empty(m + 1, np.int64)
+    for i in range(1, m + 1):
+        for j in range(1, i):
+            k = parent[j]
+            whole = weights[nodes[k], nodes[j]]
+            for e in range(i, m + 1):
+                whole += w[k, e] * w[e, j]
+            if uniform[i - 1, j - 1] * whole < w[k, i] * w[i, j]:
+                parent[j] = i
+        # The parent of i may be any node that still reaches the root; those below i do not.
+        known[:i] = False
+        reaches_root[0], known[0] = True, True
+        reaches_root[i], known[i] = False, True
+        for j in range(1, i):
+            length, v = 0, j
+            while not known[v]:
+                walk[length] = v
+                length += 1
+                v = parent[v]
+            for t in range(length):
+                known[walk[t]] = True
+                reaches_root[walk[t]] = reaches_root[v]
+        total = 0.0
+        for k in range(i):
+            total += w[k, i] if reaches_root[k] else 0.0
+        running = 0.0
+        for k in range(i):
+            if reaches_root[k] and w[k, i] > 0.0:
+                parent[i] = k
+                running += w[k, i]
+                if running > uniform[i - 1, i - 1] * total:
+                    break
+
+
+# --- compiled, CPU: a batch -------------------------------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def _matrix_tree_kernel(
+def _moments_kernel(
     first: int,
     stride: int,
-    scores: Any,
     weights: Any,
-    tops: Any,
     exists: Any,
     root: Any,
-    with_marginals: bool,
+    with_mean: bool,
     logz: Any,
     mean: Any,
+    nodes: Any,
+    factors: Any,
 ) -> None:
-    """``logz [B]`` and, if asked, ``mean [B, n, n]`` (zeroed by the caller); -inf where there is no arborescence."""
-    n = scores.shape[1]
-    w = np.empty((n, n))
-    share = np.empty((n, n))
-    mu = np.empty((n, n))
-    nodes = np.empty(n + 1, np.int64)
-    via = np.empty((n * (n - 1) // 2, n))
-    for b in range(first, scores.shape[0], stride):
-        m = _present(exists[b], root[b], nodes)
-        logz[b], _ = _eliminate_safely(scores[b], weights[b], tops[b], exists[b], nodes, m, w, share, via)
-        if with_marginals and logz[b] != -math.inf:
-            _expand(m, share, via, mu)
+    """``logz [B]``, relative to the tops, and if asked ``mean [B, n, n]`` (zeroed by the caller); -inf where there is
+    no arborescence, +inf where logarithms are needed. Leaves ``nodes [B, n]`` and ``w, g`` in ``factors [B, 2, n, n]``.
+    """
+    for b in range(first, weights.shape[0], stride):
+        w, g = factors[b, 0], factors[b, 1]
+        m, tiny = _load(weights[b], exists[b], root[b], nodes[b], w)
+        logz[b] = math.inf if tiny else _eliminate(m, w)
+        if with_mean and abs(logz[b]) != math.inf:
+            _differentiate(m, w, g)
             for k in range(m + 1):
-                for j in range(m):
-                    mean[b, nodes[k], nodes[j]] = mu[k, j]
+                for j in range(1, m + 1):
+                    weight = weights[b, nodes[b, k], nodes[b, j]]
+                    if weight > 0.0:
+                        # Right to some 1e-14 absolutely: this removes that much and no more.
+                        mean[b, nodes[b, k], nodes[b, j]] = min(1.0, max(0.0, weight * g[k, j]))
 
 
 @njit(cache=True, nogil=True)
-def _tangent_kernel(
-    first: int, stride: int, scores: Any, weights: Any, tops: Any, exists: Any, root: Any, direction: Any, out: Any
+def _covariance_kernel(
+    first: int, stride: int, weights: Any, nodes: Any, factors: Any, direction: Any, out: Any
 ) -> None:
     """``out [B, n, n]`` (zeroed by the caller): the covariance of the edges times ``direction``."""
-    n = scores.shape[1]
-    w = np.empty((n, n))
-    share = np.empty((n, n))
-    mu = np.empty((n, n))
-    dmu = np.empty((n, n))
-    dlog = np.empty((n, n))
-    nodes = np.empty(n + 1, np.int64)
-    via = np.empty((n * (n - 1) // 2, n))
-    slack = np.empty((n * (n - 1) // 2, n))
-    for b in range(first, scores.shape[0], stride):
-        m = _present(exists[b], root[b], nodes)
-        _eliminate_safely(scores[b], weights[b], tops[b], exists[b], nodes, m, w, share, via)
+    n = weights.shape[1]
+    dw, dg = np.empty((n, n)), np.empty((n, n))
+    for b in range(first, weights.shape[0], stride):
+        m = (nodes[b] >= 0).sum() - 1
+        w, g = factors[b, 0], factors[b, 1]
         for k in range(m + 1):
-            for j in range(m):
-                there = exists[b, nodes[k], nodes[j]] and k != j
-                dlog[k, j] = direction[b, nodes[k], nodes[j]] if there else 0.0
-        _tangent(m, share, via, dlog, slack, mu, dmu)
+            for j in range(1, m + 1):
+                weight = weights[b, nodes[b, k], nodes[b, j]]
+                dw[k, j] = weight * direction[b, nodes[b, k], nodes[b, j]] if weight > 0.0 else 0.0
+        _tangent(m, w, g, dw, dg)
         for k in range(m + 1):
-            for j in range(m):
-                if exists[b, nodes[k], nodes[j]] and k != j:
-                    out[b, nodes[k], nodes[j]] = dmu[k, j]
+            for j in range(1, m + 1):
+                weight = weights[b, nodes[b, k], nodes[b, j]]
+                if weight > 0.0:
+                    moved = direction[b, nodes[b, k], nodes[b, j]] * g[k, j] + dg[k, j]
+                    out[b, nodes[b, k], nodes[b, j]] = weight * moved
 
 
 @njit(cache=True, nogil=True)
 def _sample_kernel(
-    first: int, stride: int, scores: Any, weights: Any, tops: Any, exists: Any, root: Any, uniform: Any, out: Any
+    first: int, stride: int, weights: Any, exists: Any, root: Any, uniform: Any, out: Any, needs_logs: Any
 ) -> None:
-    """Exact Gibbs samples into ``out [B, n, n]`` (zeroed by the caller) from ``uniform [B, n, n]``; see
-    :func:`sample_arborescences`.
-    """
-    n = scores.shape[1]
-    w = np.empty((n, n))
-    share = np.empty((n, n))
-    nodes = np.empty(n + 1, np.int64)
-    parent = np.empty(n, np.int64)
-    reaches_root = np.empty(n + 1, np.bool_)
-    known = np.empty(n + 1, np.bool_)
-    walk = np.empty(n + 1, np.int64)
-    via = np.empty((n * (n - 1) // 2, n))
-    for b in range(first, scores.shape[0], stride):
-        m = _present(exists[b], root[b], nodes)
-        _, logs = _eliminate_safely(scores[b], weights[b], tops[b], exists[b], nodes, m, w, share, via)
-        block = m * (m + 1) // 2
-        for i in range(m):
-            block -= i + 1
-            for j in range(i):
-                k = parent[j]
-                row = k if k < i else i
-                if uniform[b, i, j] < via[block + row, j]:
-                    parent[j] = i
-            # The parent of i may be any node that still reaches the root; those below i do not.
-            for j in range(i):
-                known[j] = False
-            reaches_root[m], known[m] = True, True
-            reaches_root[i], known[i] = False, True
-            for j in range(i):
-                length, v = 0, j
-                while not known[v]:
-                    walk[length] = v
-                    length += 1
-                    v = parent[v]
-                for t in range(length):
-                    known[walk[t]] = True
-                    reaches_root[walk[t]] = reaches_root[v]
-            top = w[m, i]
-            for k in range(i):
-                if reaches_root[k]:
-                    top = max(top, w[k, i])
-            total = 0.0
-            for k in range(m + 1):
-                if (k < i or k == m) and reaches_root[k]:
-                    total += math.exp(w[k, i] - top) if logs else w[k, i]
-            target = uniform[b, i, i] * total
-            running = 0.0
-            choice = -1
-            for k in range(m + 1):
-                if (k < i or k == m) and reaches_root[k]:
-                    weight = math.exp(w[k, i] - top) if logs else w[k, i]
-                    if weight > 0.0:
-                        choice = k
-                        running += weight
-                        if running > target:
-                            break
-            parent[i] = choice
-        for j in range(m):
-            out[b, nodes[parent[j]], nodes[j]] = 1.0
+    """Exact Gibbs samples into ``out [B, n, n]`` (zeroed by the caller) from ``uniform [B, n, n]``."""
+    n = weights.shape[1]
+    w, nodes, parent = np.empty((n, n)), np.empty(n, np.int64), np.empty(n, np.int64)
+    for b in range(first, weights.shape[0], stride):
+        m, tiny = _load(weights[b], exists[b], root[b], nodes, w)
+        needs_logs[b] = tiny or _eliminate(m, w) == math.inf
+        if not needs_logs[b]:
+            _attach(m, weights[b], nodes, w, uniform[b], parent)
+            for j in range(1, m + 1):
+                out[b, nodes[parent[j]], nodes[j]] = 1.0
 
 
-# --- compiled, CPU: with derivatives ---------------------------------------------------------------------------------
+# --- compiled, CPU: with derivatives ----------------------------------------------------------------------------------
 
 
 def _weights(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights ``[B, n, n]`` relative to the largest that enters a node, and the logs of these ``[B, n]``; float64."""
+    """Weights ``[B, n, n]`` relative to the largest that enters a node, and the logs of these ``[B, n]`` (0 where none
+    enters); float64.
+    """
     if scores.numel() == 0:
-        return scores.double(), scores.new_zeros(scores.shape[:2], dtype=torch.float64)
+        return scores.detach().double(), scores.new_zeros(scores.shape[:2], dtype=torch.float64)
     wide = scores.detach().double().masked_fill(~exists, -torch.inf)
     tops = wide.amax(1)
-    return torch.exp(wide - tops.clamp_min(torch.finfo(torch.float64).min)[:, None]), tops
+    tops = torch.where(tops > -torch.inf, tops, 0.0)
+    return torch.exp(wide - tops[:, None]), tops
 
 
-def _run(kernel: Any, scores: Tensor, weights: tuple[Tensor, Tensor], *rest: Any) -> None:
-    run(kernel, scores.numel() * scores.shape[-1], scores, *weights, *rest)
+def _run(kernel: Any, weights: Tensor, *rest: Any) -> None:
+    run(kernel, weights.numel() * weights.shape[-1], weights, *rest)
+
+
+def _moments(scores: Tensor, exists: Tensor, root: Tensor, with_mean: bool) -> tuple[Tensor, ...]:
+    """Log Z, marginals (zeros unless asked for), which examples need logarithms, and what :func:`_covariance` takes."""
+    weights, tops = _weights(scores, exists)
+    batch, n = scores.shape[:2]
+    logz, mean = torch.empty(batch, dtype=torch.float64), torch.zeros_like(scores, requires_grad=False)
+    nodes, factors = torch.empty(batch, n, dtype=torch.int64), weights.new_empty(batch, 2, n, n)
+    _run(_moments_kernel, weights, exists, root, with_mean, logz, mean, nodes, factors)
+    hard = logz == torch.inf
+    logz += tops.scatter(1, root[:, None], 0.0).sum(1) if n else 0.0
+    if bool(hard.any()):
+        arguments = scores.detach()[hard], exists[hard], root[hard]
+        logz[hard] = torch_log_partition(*arguments)
+        if with_mean:
+            mean[hard] = torch_marginals(*arguments)
+    return logz, mean, hard, weights, nodes, factors
 
 
 class _LogPartition(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-        logz = torch.empty(scores.shape[0], dtype=torch.float64)
-        mean = torch.zeros_like(scores)
-        weights = _weights(scores, exists)
-        _run(_matrix_tree_kernel, scores, weights, exists, root, ctx.needs_input_grad[0], logz, mean)
+        logz, mean, *_ = _moments(scores, exists, root, ctx.needs_input_grad[0])
         ctx.save_for_backward(scores, exists, root, mean)
         return logz
 
@@ -459,21 +378,24 @@ class _LogPartition(torch.autograd.Function):
 class _Marginals(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-        logz = torch.empty(scores.shape[0], dtype=torch.float64)
-        mean = torch.zeros_like(scores)
-        weights = _weights(scores, exists)
-        _run(_matrix_tree_kernel, scores, weights, exists, root, True, logz, mean)
-        ctx.save_for_backward(scores, exists, root, *weights)
+        _, mean, *saved = _moments(scores, exists, root, True)
+        ctx.save_for_backward(scores, exists, root, *saved)
         return mean
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         # The Jacobian is the covariance of the edges, which is symmetric: the derivative along `upstream` is wanted.
-        scores, exists, root, *weights = ctx.saved_tensors
+        scores, exists, root, hard, weights, nodes, factors = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *gradients(lambda s: torch_marginals(s, exists, root), [scores], [upstream]), None, None
         out = torch.zeros_like(scores)
-        _run(_tangent_kernel, scores, tuple(weights), exists, root, upstream.contiguous(), out)
+        if bool(hard.any()):
+            with torch.enable_grad():
+                some = scores.detach()[hard].requires_grad_()
+                mean = torch_marginals(some, exists[hard], root[hard])
+                (out[hard],) = torch.autograd.grad(mean, some, upstream[hard])
+            nodes = nodes.masked_fill(hard[:, None], -1)  # nothing more to be done there
+        _run(_covariance_kernel, weights, nodes, factors, upstream.contiguous(), out)
         return out, None, None
 
 
@@ -507,9 +429,9 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor
     """One exact Gibbs sample for each example: ``[B, n, n]``.
 
     The elimination is undone on trees. Given a tree of the reduced graph without i, each of its edges k -> j goes
-    through i with probability ``via[k, j]``, and then j becomes a child of i. If so, the parent of i is drawn with
-    probability proportional to ``w[k, i]`` among the k that still reach the root (not those below i); that the parents
-    k of those edges say nothing more is Cayley's identity: with ``a`` the weight from the root's side and
+    through i with probability ``p[k] w[i, j] / w'[k, j]``, and then j becomes a child of i. If so, the parent of i is
+    drawn with probability proportional to ``w[k, i]`` among the k that still reach the root (not those below i); that
+    the parents k of those edges say nothing more is Cayley's identity: with ``a`` the weight from the root's side and
     ``b_1, ..., b_r`` that from the subtrees cut off, the ways to attach them to each other weigh
     ``a (a + sum b)^(r - 1)``, and ``a + sum b = D``. No rejection, no random walk whose length depends on the scores
     (as Wilson's), no subtraction.
@@ -518,8 +440,10 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor
     scores = scores.detach()
     if scores.device.type != "cpu":
         return torch_sample(scores, exists, root, uniform)
-    out = torch.zeros_like(scores)
-    _run(_sample_kernel, scores, _weights(scores, exists), exists, root, uniform, out)
+    out, hard = torch.zeros_like(scores), torch.empty(len(scores), dtype=torch.bool)
+    _run(_sample_kernel, _weights(scores, exists)[0], exists, root, uniform, out, hard)
+    if bool(hard.any()):
+        out[hard] = torch_sample(scores[hard], exists[hard], root[hard], uniform[hard])
     return out
 
 
