@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
 
-.PHONY: demo test lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae toy figure-parentheses
+.PHONY: demo test lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae table-l2x toy figure-parentheses
 
 demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
@@ -77,17 +77,10 @@ figure-parentheses: .venv/installed
 	$(PY) scripts/parentheses_figure.py
 
 # Which words decide? Real sentences, then generated reviews, where truth is known; and what the correlation buys.
-L2X = $(PY) train.py -m budget=quick trainer=cpu logger=csv seed=$(SEEDS) task=l2x
 table-l2x: .venv/installed
-	$(L2X) paths.results=results/l2x_quick estimator=sst,sst_euclidean,sst_categorical,sst_binary,l2x,softsub,relax,imle
-	$(L2X) paths.results=results/l2x_quick structure=correlated_k_subset
-	$(L2X) paths.results=results/l2x_quick estimator=e_reinforce_plus,t_reinforce_plus task.batch_size=8
-	$(L2X) paths.results=results/l2x_quick estimator=reinforce task.encoder=random_words
-	$(L2X) paths.results=results/l2x_quick estimator=straight_through task.encoder=linear_weights
+	$(PY) sweep.py table=l2x_quick trainer=cpu logger=csv results=results
+	$(PY) sweep.py table=l2x_planted_quick trainer=cpu logger=csv results=results
 	$(PY) report.py results/l2x_quick --into README.md
-	$(L2X) paths.results=results/l2x_planted_quick experiment=l2x/planted_reviews estimator=sst,l2x,softsub
-	$(L2X) paths.results=results/l2x_planted_quick experiment=l2x/planted_reviews structure=correlated_k_subset
-	$(L2X) paths.results=results/l2x_planted_quick experiment=l2x/planted_reviews estimator=reinforce task.encoder=random_words
 	$(PY) report.py results/l2x_planted_quick --into README.md
 
 clean:
