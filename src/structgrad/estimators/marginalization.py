@@ -69,9 +69,10 @@ class Marginalize(Estimator):
 
     (Correia et al. 2020, equations 2-4 and sections 3-4; for ``OneHot`` the first two are the paper's dense
     and sparse baselines.) The objective is evaluated on the support only, ragged through ``rows``; finding
-    the ragged support waits for the device once a step. For ``topk_sparsemax`` the metric ``certified`` is
-    the share of examples with fewer than k vertices in their support, where the result is the sparsemax over
-    *all* vertices. Weights are the same in training and in evaluation.
+    the ragged support waits for the device once a step (``softmax`` without a mask has none). For
+    ``topk_sparsemax`` the metric ``certified`` is the share of examples with fewer than k vertices in their
+    support, where the result is the sparsemax over *all* vertices. Weights are the same in training and in
+    evaluation.
 
     ``kl`` is over the vertex: from the uniform distribution over all vertices, ``log |X| - H(w)``. There is none
     where they are neither listed nor counted (``log_partition``).
@@ -172,6 +173,10 @@ class Marginalize(Estimator):
         log_count = exist.sum(-1).to(values).log()
         if self.distribution == "softmax":
             log_weights = values.log_softmax(-1)
+            if mask is None:  # all of them: there is no ragged support to wait for
+                rows = torch.arange(len(scores), device=scores.device).repeat_interleave(values.shape[1])
+                whole = SparseDistribution(vertices.flatten(0, 1), rows, log_weights.exp().flatten())
+                return whole, log_weights.flatten(), log_count, {}
             return _select(vertices, log_weights.exp(), exist), log_weights[exist], log_count, {}
         sparse = _select(vertices, (weights := sparsemax(values)), weights > 0)
         return sparse, sparse.weights.log(), log_count, {}

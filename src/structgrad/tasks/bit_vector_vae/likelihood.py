@@ -56,8 +56,9 @@ class _CrossEntropy(torch.autograd.Function):
             inputs = [hidden, weight, bias, classes, offsets, targets[rows]]
             return *vector_jacobian(_in_torch, inputs, gradients), None
         pixels = targets.shape[1]
-        # Vertices without a part in the loss (baselines) cost nothing.
-        counted = gradients[0].nonzero()[:, 0]
+        # Vertices without a part in the loss (baselines) cost nothing where looking is free.
+        everything = torch.arange(len(hidden), device=hidden.device)
+        counted = gradients[0].nonzero()[:, 0] if hidden.device.type == "cpu" else everything
         d_hidden, d_weight, d_bias, d_classes, d_offsets = (
             torch.zeros_like(t) for t in (hidden, weight, bias, classes, offsets)
         )

@@ -1,0 +1,52 @@
+"""Training steps launch no more kernels than they did, and wait for a device only where the documentation says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks.launches import ROWS, count
+
+#: Row -> launches forward and backward, at most: a little above what `python -m benchmarks.launches` prints.
+GENERATED = {
+    "listops: LSTM": (100, 150),
+    "listops: arborescence, SST": (2200, 3100),
+    "graph_layout: independent edges, SST": (330, 900),
+    "graph_layout: spanning tree, SST": (750, 1450),
+}
+FROM_FILES = {
+    "bit_vector_vae: sfe": (100, 80),
+    "bit_vector_vae: gumbel_softmax": (90, 80),
+    "ssvae: dense": (130, 150),
+    "ssvae: sfe": (180, 150),
+}
+
+
+def check(title: str, most: tuple[int, int], cache: Path) -> None:
+    forward, backward = count(ROWS[title], str(cache))
+    assert forward.launches.total() <= most[0]
+    assert backward.launches.total() <= most[1]
+    assert not forward.waits
+    assert not backward.waits
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("title", GENERATED)
+def test_launches(title: str, cache: Path) -> None:
+    check(title, GENERATED[title], cache)
+
+
+@pytest.mark.usefixtures("shared_data")
+@pytest.mark.parametrize("title", FROM_FILES)
+def test_launches_of_images(title: str, cache: Path) -> None:
+    check(title, FROM_FILES[title], cache)
+
+
+@pytest.mark.usefixtures("shared_data")
+def test_a_ragged_support_is_waited_for_once(cache: Path) -> None:
+    forward, backward = count(ROWS["ssvae: sparsemax"], str(cache))
+    assert forward.waits + backward.waits == {"nonzero": 1}
