@@ -33,7 +33,8 @@ lint: .venv/installed-dev
 	touch $@
 
 bench: .venv/installed-bench
-	@for benchmark in trees subsets structures_other listops_step graph_layout_step bit_vector_vae_step l2x_step; do \
+	@for benchmark in trees subsets structures_other listops_step graph_layout_step bit_vector_vae_step l2x_step \
+		parentheses_step; do \
 		echo "== $$benchmark"; RECORD=$(RECORD) $(PY) -m benchmarks.$$benchmark || exit 1; done
 
 # How cost grows with size and batch; RECORD=1 redraws docs/scaling.md.

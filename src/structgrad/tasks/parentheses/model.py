@@ -91,10 +91,11 @@ class TreeDecoder(nn.Module):
         state, cell = (inputs.new_zeros(samples, hidden) for _ in range(2))
         missing = torch.ones(samples, dtype=torch.int64, device=device)  # places that the tree still needs
         for place in range(places):
-            gates = torch.addmm(inputs[token], state, recurrent.T)
-            enter, keep, _, leave = gates.sigmoid().chunk(4, 1)
-            cell = keep * cell + enter * gates[:, 2 * hidden : 3 * hidden].tanh()
-            state = leave * cell.tanh()
+            # In place: for thousands of sequences, this is a matter of memory.
+            gates = F.embedding(token, inputs).addmm_(state, recurrent.T)
+            enter, keep, change, leave = gates.chunk(4, 1)
+            cell = cell.mul_(keep.sigmoid_()).addcmul_(enter.sigmoid_(), change.tanh_())
+            state = cell.tanh().mul_(leave.sigmoid_())
             scores = self._scores(state)
             if place == 0:
                 scores[:, NO_CHILD] = -torch.inf
