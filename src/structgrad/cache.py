@@ -11,13 +11,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-import pyarrow as pa
 from filelock import FileLock
 from numpy.typing import NDArray
+
+from structgrad.data import MissingDataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -48,27 +51,53 @@ def ensure(folder: Path, key: Key, make: Callable[[], Mapping[str, pa.Table]]) -
 
     Args:
         folder: see :func:`folder_of`.
-        key: written into the manifest for the human reader.
+        key: written into the manifest.
         make: gives the tables by name (of the split); called only if needed.
+
+    Raises:
+        MissingDataError: if the cache cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    lock = FileLock(f"{folder}.lock")
+    with _naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
         if folder.exists():
             try:
-                _verify(folder)
+                _verify(folder, key)
                 return
             except Damaged as damage:
                 log.warning("The cache %s is damaged (%s): rebuilding it.", folder, damage)
-        _store(make(), folder, key)
+        else:
+            log.info("making the data in %s, once", folder)
+        tables = make()
+        with _naming(folder):
+            _store(tables, folder, key)
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """An error of the file system says that it is the cache's."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MissingDataError(f"cannot write the data set to the cache {folder}: {reason}; set paths.cache") from error
 
 
 def load(folder: Path, name: str) -> pa.Table:
     """The table ``name`` that :func:`ensure` stored, memory-mapped."""
+    import datasets  # takes a second, which nobody should wait for who needs no data
+
     return datasets.load_from_disk(folder / name).data.table.combine_chunks()
 
 
 def column_of(array: NDArray[Any]) -> pa.Array:
     """``[n, ...]`` as an Arrow column of ``n`` lists of equal size."""
+    import pyarrow as pa
+
     flat = pa.array(np.ascontiguousarray(array).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, int(np.prod(array.shape[1:])))
 
@@ -80,6 +109,8 @@ def array_of(table: pa.Table, name: str, shape: tuple[int, ...]) -> NDArray[Any]
 
 
 def _store(tables: Mapping[str, pa.Table], folder: Path, key: Key) -> None:
+    import datasets
+
     work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         with _no_progress_bars():
@@ -97,6 +128,8 @@ def _store(tables: Mapping[str, pa.Table], folder: Path, key: Key) -> None:
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
     """Without a bar for each table, which takes moments."""
+    import datasets
+
     shown = not datasets.utils.are_progress_bars_disabled()
     datasets.utils.disable_progress_bars()
     try:
@@ -106,18 +139,22 @@ def _no_progress_bars() -> Iterator[None]:
             datasets.utils.enable_progress_bars()
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path, key: Key) -> None:
     try:
-        files: dict[str, str] = json.loads((folder / "manifest.json").read_text())["sha256"]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        files, configuration = dict(manifest["sha256"]), manifest["configuration"]
     except FileNotFoundError:
         raise Damaged("no manifest") from None
     except (ValueError, KeyError, TypeError):
         raise Damaged("unreadable manifest") from None
+    if configuration != json.loads(json.dumps(dict(key))):
+        raise Damaged("the manifest is of other data")
+    if not files:
+        raise Damaged("unreadable manifest")
     for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
+        if not (folder / name).is_file():
             raise Damaged(f"{name} is missing")
-        if _fingerprint(path) != expected:
+        if _fingerprint(folder / name) != expected:
             raise Damaged(f"{name} has changed")
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from huggingface_hub import HfApi
-from huggingface_hub.constants import HF_HUB_OFFLINE
 from numpy.typing import NDArray
 
 from structgrad import cache
 from structgrad.data import MissingDataError
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
 
 SPLITS = ("train", "test")
 #: Part of the key of a cache; raise it when the same files would give other arrays.
@@ -70,6 +69,12 @@ def read_images(folder: Path, split: str) -> Images:
 
 
 def _fetch(source: str, local: Path, split: str) -> datasets.Dataset:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
     if local.is_dir():
         files = sorted(str(f) for f in local.glob(f"*{split}*.parquet"))
         if not files:
@@ -98,6 +103,9 @@ def _advice(source: str, local: Path, reason: str) -> str:
 
 
 def _decode(images: datasets.Dataset) -> pa.Table:
+    import datasets
+    import pyarrow as pa
+
     images = images.cast_column("image", datasets.Image(mode="L"))
     pixels = np.stack([np.asarray(image, dtype=np.uint8) for image in _column(images, "image")])
     labels = np.fromiter(_column(images, "label"), dtype=np.int64, count=len(pixels))

@@ -1,4 +1,4 @@
-"""Settings of the process that decide how fast a CPU training step is."""
+"""Settings of the process that decide how fast a CPU training step is, and what a user hears of it."""
 
 from __future__ import annotations
 
@@ -32,3 +32,24 @@ def tune_allocator() -> bool:
         return False
     took = libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and libc.mallopt(_M_TRIM_THRESHOLD, _GIB)
     return bool(took)
+
+
+def announce_compilation() -> None:
+    """Say once, on the error output, that kernels are being compiled, when it happens: the first time on a machine.
+
+    They are kept on disk (numba's cache), so that the next process does not wait.
+    """
+    from numba.core import event
+
+    class Announcer(event.Listener):  # type: ignore[misc, unused-ignore]
+        said = False
+
+        def on_start(self, event: event.Event) -> None:
+            if not self.said:
+                print("compiling kernels for this machine, once; this takes some seconds", file=sys.stderr, flush=True)
+            self.said = True
+
+        def on_end(self, event: event.Event) -> None:
+            """Nothing to say."""
+
+    event.register("numba:compile", Announcer())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ SLOW = ["task._target_=tests.training.faulty.Faulty", "++task.pause=0.05"]
 
 
 def environment() -> dict[str, str]:
+    """Without what would reach a tracking service."""
     path = os.pathsep.join(str(ROOT / folder) for folder in ("src", "examples/own_package", "."))
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
@@ -58,3 +60,79 @@ def test_several_jobs_go_on_after_a_failure_and_end_with_a_list(tmp_path: Path) 
     assert "1 without a result:" in result.stderr
     assert "trainer.val_every_n_steps=3" in result.stderr.splitlines()[-2]
     assert "Traceback" not in result.stderr
+
+
+def test_a_killed_run_continues_to_the_same_metrics(tmp_path: Path) -> None:
+    """Dropout makes the training random; killed in mid-epoch, it must still end the same, to the last digit."""
+    short = ["trainer.max_steps=20", "trainer.val_every_n_steps=5", *SLOW]
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *OWN, *short, f"paths.runs={tmp_path / 'killed'}"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("**/last.ckpt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait(timeout=60)
+    assert not list(tmp_path.glob("**/summary.json")), "the run was too fast to be killed"
+    result = launch(tmp_path / "killed", *short)
+    assert result.returncode == 0, result.stderr
+    assert "continuing from step" in result.stdout
+    assert launch(tmp_path / "whole", *short).returncode == 0
+    killed, whole = ((tmp_path / name).glob("find_window/*/metrics.csv") for name in ("killed", "whole"))
+    assert next(killed).read_text() == next(whole).read_text()
+
+
+def test_two_processes_share_the_batches(tmp_path: Path) -> None:
+    short = ["trainer.max_steps=4", "trainer.val_every_n_steps=4"]
+    result = launch(tmp_path, *short, "trainer.strategy=ddp", "trainer.devices=2")
+    assert result.returncode == 0, result.stderr
+    (file,) = tmp_path.glob("find_window/*/summary.json")
+    assert json.loads(file.read_text())["metrics"]["test/overlap"] > 0
+
+
+def test_help_lists_what_a_user_chooses_from() -> None:
+    result = subprocess.run(
+        [sys.executable, "train.py", "--help", "hydra.searchpath=[pkg://mylab.configs]"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    for group, choice in {"task": "find_window", "structure": "window", "estimator": "sst", "budget": "quick"}.items():
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"{group}: "))
+        assert choice in line.replace(",", " ").split()
+    for internal in ("budgets", "settings", "hydra/"):
+        assert f"\n{internal}" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [(["task=listop"], "nearest: listops,"), (["task.hiden=3"], "nearest: hidden,"), (["seed=-1"], "seed must be")],
+)
+def test_an_error_is_one_line(tmp_path: Path, overrides: list[str], words: str) -> None:
+    command = [sys.executable, "train.py", *OWN, f"paths.runs={tmp_path}", *overrides]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_does_not_wait_for_what_only_training_needs() -> None:
+    """Seconds of imports: Lightning, the compiler, data sets, plots."""
+    code = (
+        "import sys, structgrad.commands.train, structgrad.training.run, structgrad.cache, structgrad.images\n"
+        "late = ('pytorch_lightning', 'torch._dynamo', 'sympy', 'datasets', 'matplotlib')\n"
+        "print([m for m in late if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stdout + result.stderr

@@ -1,248 +1,343 @@
-"""What a user may rely on: identity, resume, errors of one line that lose nothing.
+"""What a user may rely on: identity, resume, damage that is named, errors of one line that lose nothing.
 
-The task is the one of ``examples/own_package``.
+The task is the one of ``examples/own_package``; runs share this process where they can.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import subprocess
-import sys
-import time
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-OWN = ["hydra.searchpath=[pkg://mylab.configs]", "task=find_window", "trainer=cpu"]
+from structgrad import cache
+from structgrad.data import MissingDataError
+from structgrad.training.errors import ConfigurationError, RunError
+from structgrad.training.fit import test as test_checkpoint
+from structgrad.training.folder import is_sealed
+from structgrad.training.loggers import MetricsFile, WandbSteps
+from structgrad.training.run import assemble, run, run_name
+from tests.training.in_process import OWN, SHORT, composed, go, metrics, run_folder, summary
+
 FAULTY = "task._target_=tests.training.faulty.Faulty"
-SLOW = [FAULTY, "++task.pause=0.05"]
-
-
-def command(folder: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "train.py", *OWN, f"paths.runs={folder}", *overrides]
-
-
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {
-        "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("src", "examples/own_package")),
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def launch(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, *overrides), cwd=ROOT, env=environment(), capture_output=True, text=True)
-
-
-def metrics(folder: Path) -> list[list[str]]:
-    (file,) = folder.glob("**/metrics.csv")
-    with file.open(newline="") as stream:
-        return list(csv.reader(stream))
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    (file,) = folder.glob("**/summary.json")
-    content: dict[str, Any] = json.loads(file.read_text())
-    return content
+SMOKE = ("task=listops", "budget=smoke", "trainer=cpu", "logger=csv")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    result = launch(folder)
-    assert result.returncode == 0, result.stderr
-    return folder, result.stdout
+    go(folder, "logger=default")
+    return folder
 
 
-def test_a_run_leaves_everything_in_its_folder(finished: tuple[Path, str]) -> None:
-    folder, printed = finished
-    (run,) = (folder / "find_window").iterdir()
-    assert run.name.startswith("window-exact_sum-paper-s0-")
-    assert str(run) in printed
+@pytest.fixture
+def unfinished(finished: Path, tmp_path: Path) -> Path:
+    """A run of which only the summary is missing, elsewhere than where it was trained."""
+    shutil.copytree(finished, tmp_path / "copy")
+    (run_folder(tmp_path / "copy") / "summary.json").unlink()
+    return tmp_path / "copy"
+
+
+def test_a_run_leaves_everything_in_its_folder(finished: Path) -> None:
+    folder = run_folder(finished)
+    assert folder.name.startswith("window-exact_sum-paper-s0-")
     for name in ("config.yaml", "environment.json", "metrics.csv", "summary.json", "tensorboard"):
-        assert (run / name).exists(), name
+        assert (folder / name).exists(), name
     for name in ("best", "last"):
-        torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
-    content = summary(folder)
-    assert content["metrics"]["test/overlap"] > 0.5
+        torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)  # without our help
+        assert is_sealed(folder / "checkpoints" / f"{name}.ckpt")
+    content = summary(finished)
+    assert content["metrics"]["test/overlap"] > 0.4
     assert content["config"]["task"]["length"] == 10
     assert content["training_s"] > 0
-    steps = {int(row[0]) for row in metrics(folder)[1:] if row[1] == "val/loss"}
-    assert len(steps) == 6
+    steps = [int(row[0]) for row in metrics(finished)[1:] if row[1] == "val/loss"]
+    assert len(steps) == 3
 
 
-def test_a_finished_run_says_so_and_is_not_repeated(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    before = metrics(folder)
+def test_a_finished_run_says_so_and_is_not_repeated(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = metrics(finished)
     # Where a run is kept and how it is logged do not decide its result.
-    result = launch(folder, "logger=csv", "trainer=auto", f"paths.data={folder}")
-    assert result.returncode == 0, result.stderr
-    assert "this run is finished" in result.stdout + result.stderr
-    assert metrics(folder) == before
+    assert go(finished, "trainer=auto", f"paths.data={finished}") == summary(finished)
+    assert str(run_folder(finished)) in capsys.readouterr().out
+    assert metrics(finished) == before
 
 
-def test_whatever_decides_the_result_makes_another_run(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
-    result = launch(folder, "task.hidden=17", "trainer.max_steps=20")
-    assert result.returncode == 0, result.stderr
-    assert len(list((folder / "find_window").iterdir())) == 2
-    (other,) = (run for run in (folder / "find_window").iterdir() if "hidden: 17" in (run / "config.yaml").read_text())
-    for file in other.rglob("*"):
-        if file.is_file():
-            file.unlink()
-    for directory in sorted((d for d in other.rglob("*") if d.is_dir()), reverse=True):
-        directory.rmdir()
-    other.rmdir()
-
-
-def test_a_killed_run_continues_to_the_same_metrics(finished: tuple[Path, str], tmp_path: Path) -> None:
-    """Dropout makes the training random; killed in mid-epoch, it must still end the same, to the last digit."""
-    process = subprocess.Popen(
-        [*command(tmp_path), *SLOW],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("**/last.ckpt")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait(timeout=60)
-    assert not list(tmp_path.glob("**/summary.json")), "the run was too fast to be killed"
-    result = launch(tmp_path, *SLOW)
-    assert result.returncode == 0, result.stderr
-    assert "continuing from step" in result.stdout + result.stderr
-    assert metrics(tmp_path) == metrics(finished[0])
-    assert summary(tmp_path)["metrics"] == summary(finished[0])["metrics"]
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    assert launch(tmp_path, "trainer.max_steps=20").returncode == 0
-    (run,) = (tmp_path / "find_window").iterdir()
-    (run / "summary.json").unlink()
-    last = run / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
-    result = launch(tmp_path, "trainer.max_steps=20")
-    assert result.returncode == 1
-    assert f"checkpoint {last} is damaged" in result.stderr
-    assert "Traceback" not in result.stderr
-    last.unlink()
-    again = launch(tmp_path, "trainer.max_steps=20")
-    assert again.returncode == 0, again.stderr
-    assert "continuing from step" in again.stdout + again.stderr
-
-
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_best(tmp_path: Path) -> None:
-    result = launch(tmp_path, FAULTY, "++task.break_at=15")
-    assert result.returncode == 1
-    assert "the training loss is not finite at step 15" in result.stderr
-    (best,) = tmp_path.glob("**/best.ckpt")
-    assert str(best) in result.stderr
-    state = torch.load(best, weights_only=True)
-    assert state["global_step"] == 10
-    assert all(value.isfinite().all() for value in state["state_dict"].values())
+def test_a_finished_run_leaves_its_summary_in_another_folder_of_results(finished: Path, tmp_path: Path) -> None:
+    go(finished, f"paths.results={tmp_path / 'results'}")
+    (copy,) = (tmp_path / "results").iterdir()
+    assert json.loads(copy.read_text()) == summary(finished)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["task=listop"], ["listop", "listops"]),
-        (["task.hiden=3"], ["hiden"]),
-        (["estimator=sst", "estimator.temperature=0"], ["estimator", "temperature"]),
-        (["trainer.max_steps=7"], ["trainer.max_steps=7", "trainer.val_every_n_steps=10"]),
-        (["paths.test_file=x.tsv"], ["find_window reads no published test file"]),
-        (["structure=none", "estimator=exact_sum"], ["no latent variable"]),
-    ],
+    ("override", "words"),
+    [("trainer.devices=0", "devices"), ("seed=-1", "seed"), ("paths.cache=null", "paths.cache"), ("+foo=1", "foo")],
 )
-def test_bad_configurations_are_refused_before_anything_is_written(
-    tmp_path: Path, overrides: list[str], words: list[str]
-) -> None:
-    result = launch(tmp_path, *overrides)
-    assert result.returncode == 1
-    for word in words:
-        assert word in result.stderr, result.stderr
-    assert "Traceback" not in result.stderr
-    assert not list(tmp_path.iterdir())
+def test_a_finished_run_refuses_options_that_cannot_work(finished: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        go(finished, override)
 
 
-def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    result = launch(tmp_path / "file")
-    assert result.returncode == 1
-    assert f"cannot write to {tmp_path / 'file'}" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_whatever_decides_the_result_makes_another_run(finished: Path) -> None:
+    """The name has the identity of the configuration in it."""
+    config, choices, _ = composed(*OWN, *SHORT, f"paths.runs={finished}", "task.hidden=17")
+
+    assert run_name(config, choices) != f"find_window/{run_folder(finished).name}"
 
 
-def test_a_disk_that_fills_up_is_reported(tmp_path: Path) -> None:
-    """Checkpoints go to a device that is always full."""
+# --- moved, damaged, foreign -------------------------------------------------------------------------------------
+
+
+def test_a_moved_run_goes_on(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its checkpoint in the middle, whose best model and its score are then the same as without a move."""
+    from structgrad.training.errors import Interrupted
+    from tests.training.in_process import At
+    from tests.training.test_stopping import send, signal
+
+    At(monkeypatch, 5, send(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        go(tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    go(tmp_path / "there")
+    assert not (tmp_path / "here").exists()
+    assert metrics(tmp_path / "there") == metrics(finished)
+    assert summary(tmp_path / "there")["metrics"] == summary(finished)["metrics"]
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def other_owner(file: Path) -> None:
+    from structgrad.training.checkpoints import CheckedFiles
+
+    content = torch.load(file, weights_only=True) | {"run": "another-run"}
+    CheckedFiles().save_checkpoint(content, file)
+
+
+def foreign(file: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, file)
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, empty, other_owner, foreign])
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_damaged_or_foreign_checkpoint_is_named(unfinished: Path, name: str, damage: Callable[[Path], None]) -> None:
+    file = run_folder(unfinished) / "checkpoints" / f"{name}.ckpt"
+    damage(file)
+    words = "another run, another-run" if damage is other_owner else "is damaged"
+    with pytest.raises(RunError, match=f"checkpoint {re.escape(str(file))} .*{words}.*; delete") as caught:
+        go(unfinished)
+    advice = str(caught.value).split("; delete ")[1].removeprefix("the folder ").split(" to ")[0]
+    assert "\n" not in str(caught.value)
+    if Path(advice).is_dir():
+        shutil.rmtree(advice)
+    else:
+        Path(advice).unlink()
+    go(unfinished)  # what it says helps
+
+
+def test_every_bit_of_a_checkpoint_counts(unfinished: Path) -> None:
+    file = run_folder(unfinished) / "checkpoints" / "last.ckpt"
+    whole = file.read_bytes()
+    for place in [0, 30, *range(100, len(whole), len(whole) // 50), len(whole) - 33, len(whole) - 1]:
+        content = bytearray(whole)
+        content[place] ^= 1
+        file.write_bytes(content)
+        assert not is_sealed(file), place
+
+
+def test_a_best_checkpoint_that_is_gone_is_not_passed_over(unfinished: Path) -> None:
+    (run_folder(unfinished) / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(RunError, match=r"best.ckpt is missing; delete .*last.ckpt to start again"):
+        go(unfinished)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "x"}', '{"name": "another", "metrics": {}}', "\0"])
+def test_a_damaged_or_foreign_summary_is_named(finished: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    file = run_folder(tmp_path / "copy") / "summary.json"
+    file.write_text(content)
+    with pytest.raises(RunError, match=f"; delete {re.escape(str(file))}: the same command then tests") as caught:
+        go(tmp_path / "copy")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["a,b\n1,2\n", "step,metric,value\nx,y,z\n", "\0\1\2", "step,metric,value\n1,a,b\n"]
+)
+def test_a_damaged_or_foreign_metrics_file_is_named(unfinished: Path, content: str) -> None:
+    file = run_folder(unfinished) / "metrics.csv"
+    file.write_text(content)
+    with pytest.raises(RunError, match=f"metrics file {re.escape(str(file))} is damaged or not of a run .*; delete it"):
+        go(unfinished)
+    file.unlink()
+    go(unfinished)
+
+
+def test_a_half_written_line_is_no_damage(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    file.log_metrics({"a": 1.0, "epoch": 0.0}, 0)
+    file.log_metrics({"a": 2.0}, 1)
+    with file.file.open("a") as stream:
+        stream.write("2,a")
+    file.rewind(1)
+    assert file.file.read_text().split() == ["step,metric,value", "0,a,1.0"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"sha256": 5}', '{"sha256": {}}', '{"sha256": {}, "configuration": {}}']
+)
+def test_a_damaged_or_foreign_manifest_is_noticed(tmp_path: Path, content: str) -> None:
+    import pyarrow as pa
+
+    made = []
+
+    def make() -> dict[str, pa.Table]:
+        made.append(1)
+        return {"train": pa.table({"x": [1, 2]})}
+
+    folder = cache.folder_of(tmp_path, "t", {"a": 1})
+    cache.ensure(folder, {"a": 1}, make)
+    cache.ensure(folder, {"a": 1}, make)
+    assert len(made) == 1
+    (folder / "manifest.json").write_text(content)
+    cache.ensure(folder, {"a": 1}, make)
+    assert len(made) == 2
+    assert cache.load(folder, "train")["x"].to_pylist() == [1, 2]
+
+
+# --- divergence --------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_best(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="the loss or the scores are not finite at step 7") as caught:
+        go(tmp_path, FAULTY, "++task.break_at=7")
+    best = run_folder(tmp_path) / "checkpoints" / "best.ckpt"
+    assert str(best) in str(caught.value)
+    state = torch.load(best, weights_only=True)
+    assert state["global_step"] == 4
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+
+
+@pytest.mark.parametrize("options", [(), ("estimator=reinforce",), ("estimator=sparsemap",), ("structure=none",)])
+def test_divergence_is_one_line(tmp_path: Path, shared_cache: str, options: tuple[str, ...]) -> None:
+    overrides = (*SMOKE, f"paths.runs={tmp_path}", shared_cache, "task.optimizer.lr=1e30", *options)
+    with pytest.raises(RunError, match=r"training diverged: .*; try a smaller learning rate") as caught:
+        run(*composed(*overrides))
+    assert "\n" not in str(caught.value)
+
+
+# --- folders and files -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"paths.cache={tmp_path_factory.mktemp('cache')}"
+
+
+def test_the_folder_at_fault_is_named(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    with pytest.raises(RunError, match=f"cannot write to {file}.*set paths.runs"):
+        go(file)
+    with pytest.raises(RunError, match=f"cannot write to {file}.*set paths.results"):
+        go(finished, f"paths.results={file}")
+    with pytest.raises(RunError, match=f"to the cache {file}.*set paths.cache"):
+        run(*composed(*SMOKE, f"paths.runs={tmp_path / 'runs'}", f"paths.cache={file}"))
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(MissingDataError, match=f"to the cache {file}"):
+        cache.ensure(file / "x", {}, dict)
+
+
+def test_a_disk_that_fills_up_is_reported(unfinished: Path) -> None:
+    """Metrics go to a device that is always full."""
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    assert launch(tmp_path, "trainer.max_steps=20").returncode == 0
-    (run,) = (tmp_path / "find_window").iterdir()
-    (run / "summary.json").unlink()
-    (run / "metrics.csv").unlink()
-    (run / "metrics.csv").symlink_to("/dev/full")
-    for checkpoint in (run / "checkpoints").iterdir():
-        checkpoint.unlink()
-    result = launch(tmp_path, "trainer.max_steps=20")
-    assert result.returncode == 1
-    assert "No space left on device" in result.stderr
-    assert "Traceback" not in result.stderr
+    folder = run_folder(unfinished)
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "metrics.csv").unlink()
+    (folder / "metrics.csv").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"No space left on device; free space or set paths.runs"):
+        go(unfinished)
 
 
-def test_a_tracking_service_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
-    result = launch(tmp_path, "logger=wandb")
-    assert result.returncode == 1
-    assert "logger wandb: " in result.stderr
-    assert "logger=default needs no account" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_published_file_is_read_before_anything_is_trained(tmp_path: Path, shared_cache: str) -> None:
+    wrong = tmp_path / "wrong.tsv"
+    wrong.write_text("5\t[MAX 2 5 ]\n4\t[MAX 2 5 ]\n")
+    with pytest.raises(ConfigurationError, match=r"paths.test_file: .*wrong.tsv, line 2"):
+        run(*composed(*SMOKE, f"paths.runs={tmp_path / 'runs'}", shared_cache, f"paths.test_file={wrong}"))
+    assert not (tmp_path / "runs").exists()
 
 
-def test_wandb_offline_gets_the_whole_configuration(tmp_path: Path) -> None:
-    result = launch(tmp_path, "logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=20")
-    assert result.returncode == 0, result.stderr
-    assert list(tmp_path.glob("**/wandb/offline-run-*/*.wandb"))
+def test_published_files_of_one_name_do_not_overwrite_each_other(tmp_path: Path, shared_cache: str) -> None:
+    lines = "5\t( ( ( [MAX 2 ) 5 ) ] )\n7\t[MIN 9 [MAX 7 1 ] ]\n"
+    contents = {"plain": lines, "other": "9\t[MAX 9 5 ]\n", "headed": f"\ufefflabel\tsentence\n{lines}"}
+    for folder, content in contents.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "published.tsv").write_text(content)
+        file = tmp_path / folder / "published.tsv"
+        run(*composed(*SMOKE, f"paths.runs={tmp_path / 'runs'}", shared_cache, f"paths.test_file={file}"))
+    tested = list((tmp_path / "runs").glob("listops/*/test-published-*.json"))
+    found = {Path(c["test_file"]).parent.name: c["metrics"] for c in (json.loads(t.read_text()) for t in tested)}
+    assert found.keys() == contents.keys()
+    assert found["headed"] == found["plain"]
+    assert found["plain"].keys() >= {"test/accuracy", "test/precision"}
 
 
-def test_two_processes_share_the_batches(tmp_path: Path) -> None:
-    result = launch(tmp_path, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_steps=20")
-    assert result.returncode == 0, result.stderr
-    assert summary(tmp_path)["metrics"]["test/overlap"] > 0
+def test_columns_of_a_published_file_may_be_the_other_way_round(tmp_path: Path) -> None:
+    from structgrad.tasks.listops.data import read_tsv
+
+    file = tmp_path / "lra.tsv"
+    file.write_text("Source\tTarget\n[MAX 2 5 ]\t5\n")
+    assert read_tsv(file).values.tolist() == [5]
 
 
-def test_help_lists_every_group() -> None:
-    result = subprocess.run(
-        [sys.executable, "train.py", "--help"], cwd=ROOT, env=environment(), capture_output=True, text=True
-    )
-    assert result.returncode == 0
-    for group in ("task", "structure", "estimator", "budget", "trainer", "logger"):
-        assert f"\n{group}: " in result.stdout, result.stdout
+# --- loggers -----------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_is_tested_on_a_published_file(tmp_path: Path) -> None:
-    file = tmp_path / "published.tsv"
-    file.write_text("5\t( ( ( [MAX 2 ) 5 ) ] )\n7\t[MIN 9 [MAX 7 1 ] ]\n")
-    options = ["task=listops", "budget=smoke", "trainer=cpu", f"paths.runs={tmp_path}", f"paths.cache={tmp_path}"]
+def test_a_tracking_service_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "nothing"))
+    with pytest.raises(RunError, match=r"logger wandb: .*; logger=default needs no account") as caught:
+        go(tmp_path, "logger=wandb")
+    assert "\n" not in str(caught.value)
 
-    def run(*overrides: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "train.py", *options, *overrides]
-        return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
 
-    assert run().returncode == 0
-    result = run(f"paths.test_file={file}")
-    assert result.returncode == 0, result.stderr
-    assert "this run is finished" in result.stdout + result.stderr
-    (tested,) = tmp_path.glob("listops/*/test-published.json")
-    assert json.loads(tested.read_text())["metrics"].keys() >= {"test/accuracy", "test/precision"}
-    file.write_text("5\t[MAX 2 5 ]\n4\t[MAX 2 5 ]\n")
-    result = run(f"paths.test_file={file}")
-    assert result.returncode == 1
-    assert "line 2" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_wandb_counts_the_steps_of_the_training(tmp_path: Path) -> None:
+    """Also when the client of a resumed run, working offline, starts at 0."""
+
+    class Client:
+        logged: list[tuple[dict[str, Any], int | None]] = []  # noqa: RUF012
+
+        def log(self, metrics: dict[str, Any], step: int | None = None) -> None:
+            self.logged.append((metrics, step))
+
+    logger = WandbSteps(offline=True, save_dir=tmp_path)
+    logger._experiment = Client()  # type: ignore[assignment]
+    logger.log_metrics({"train/loss": 1.0}, 51)
+    assert Client.logged == [({"train/loss": 1.0, "trainer/global_step": 51}, 51)]
+
+
+def test_the_tested_checkpoint_is_checked(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    best = run_folder(tmp_path / "copy") / "checkpoints" / "best.ckpt"
+    config, _, _ = composed(*OWN, *SHORT)
+    found = test_checkpoint(assemble(config), config, best)
+    assert found["test/loss"] == summary(finished)["metrics"]["test/loss"]
+    flip_a_bit(best)
+    with pytest.raises(RunError, match=r"best.ckpt is damaged .*; delete the folder"):
+        test_checkpoint(assemble(config), config, best)

@@ -28,7 +28,7 @@ from numba import njit
 from torch import Tensor
 
 from structgrad.algorithms.derivatives import gradients
-from structgrad.algorithms.threads import run
+from structgrad.algorithms.threads import run, untraced
 
 _DONE, _GONE, _FRESH = -2, -3, -1
 
@@ -173,7 +173,7 @@ class _LogEntering(torch.autograd.Function):
         return out, None, None
 
 
-_compiled_log_entering = torch.compiler.disable(_LogEntering.apply)
+_compiled_log_entering = untraced(_LogEntering.apply)
 
 
 def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.gradients import value_and_gradient
-from structgrad.algorithms.threads import run
+from structgrad.algorithms.threads import run, untraced
 
 #: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
 _LOG_ZERO = -1e30
@@ -400,8 +400,8 @@ class _Marginals(torch.autograd.Function):
 
 
 # Under torch.compile these are called as they are, between two graphs.
-_compiled_log_partition = torch.compiler.disable(_LogPartition.apply)
-_compiled_marginals = torch.compiler.disable(_Marginals.apply)
+_compiled_log_partition = untraced(_LogPartition.apply)
+_compiled_marginals = untraced(_Marginals.apply)
 
 
 # --- what structures call --------------------------------------------------------------------------------------------

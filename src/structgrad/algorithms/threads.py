@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch._compile import _disable_dynamo
 
 #: Fewer elementary operations than this are done before a second thread has started.
 _WORTH_A_THREAD = 200_000
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -23,7 +29,16 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)
 
 
-@torch.compiler.disable
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """``torch.compiler.disable``, which imports the compiler at once for a second; this does when called."""
+
+    def call(*positional: P.args, **named: P.kwargs) -> R:
+        return function(*positional, **named)
+
+    return functools.wraps(function)(_disable_dynamo(call))
+
+
+@untraced
 def run(kernel: Any, operations: int, *tensors: Any) -> None:
     """Call ``kernel(first, stride, *arrays)`` on as many threads as torch uses, one share of the examples each.
 

@@ -7,21 +7,38 @@ Exit codes: 0 finished, 1 an error, 130 Ctrl-C, 75 "again": preempted by SIGTERM
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.commands import CONFIGS
-from structgrad.runtime import tune_allocator
-from structgrad.training.errors import EXIT_AGAIN, EXIT_ERROR, ConfigurationError, Interrupted, RunError
+from structgrad.runtime import announce_compilation, tune_allocator
+from structgrad.training.errors import (
+    EXIT_AGAIN,
+    EXIT_ERROR,
+    GROUPS,
+    ConfigurationError,
+    Interrupted,
+    RunError,
+    explain,
+)
 
 #: Jobs of this process (`-m`) without a result: overrides, why, exit code.
 _unfinished: list[tuple[str, str, int]] = []
+#: Overrides of the jobs that have begun.
+_begun: list[list[str]] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
@@ -32,8 +49,11 @@ def train(config: DictConfig) -> None:
 
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    if not _begun:
+        announce_compilation()
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
+    _begun.append(overrides)
     several = hydra_config.mode == RunMode.MULTIRUN
     by_hand = dict(o.split("=", 1) for o in overrides if "=" in o)
     try:
@@ -54,12 +74,47 @@ def train(config: DictConfig) -> None:
         _unfinished.append((" ".join(overrides), f"{type(bug).__name__}: {bug}", EXIT_ERROR))
 
 
+def choices(searchpath: Sequence[str] | None = None) -> str:
+    """The groups that a user chooses from, one line each, those of other packages on the search path included."""
+    places: list[Traversable] = [CONFIGS]
+    for place in searchpath or ():
+        kind, _, where = place.rpartition("://")
+        places.append(resources.files(where) if kind == "pkg" else Path(where))
+    lines = []
+    for group in GROUPS:
+        names: set[str] = set()
+        for folder in places:
+            names |= _names(folder / group, "")
+        if names:
+            lines.append(f"{group}: {', '.join(sorted(names))}")
+    return "\n".join(lines)
+
+
+def _names(folder: Traversable, prefix: str) -> set[str]:
+    names: set[str] = set()
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir():
+            names |= _names(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            names.add(prefix + entry.name.removesuffix(".yaml"))
+    return names
+
+
+OmegaConf.register_new_resolver("structgrad.choices", choices, replace=True)
+
+
 def main() -> None:
     """The command; its arguments are Hydra's."""
     if {"-h", "--help"} & set(sys.argv) and not any(a.startswith("task=") for a in sys.argv):
         sys.argv.append("task=listops")  # Hydra's help composes a configuration, and a task has no default
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it is this function that shows errors
     tune_allocator()
-    train()
+    try:
+        train()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if _begun:
+            raise  # a bug; what is wrong with a configuration is known before
+        sys.exit(f"error: {explain(error, sys.argv[1:])}")
     if _unfinished:
         print(f"\n{len(_unfinished)} without a result:", file=sys.stderr)
         for overrides, reason, _ in _unfinished:

@@ -121,6 +121,21 @@ class Task(pl.LightningModule, abc.ABC):
         """
         return log_size(self.structure, scores, mask) if estimate.divergence is None else estimate.kl
 
+    def check_structure(self, shape: tuple[int, ...], what: str) -> None:
+        """For constructors: refuse a structure that has no vertex over the data.
+
+        Args:
+            shape: of the scores of the smallest example.
+            what: that example is, for the message.
+
+        Raises:
+            ValueError: in the structure's words.
+        """
+        try:
+            self.structure.argmax(torch.zeros(1, *shape))
+        except ValueError as error:
+            raise ValueError(f"{self.structure.name} has no vertex over {what}: {error}") from error
+
     # --- Lightning ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Steps:

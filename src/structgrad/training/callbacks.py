@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
-from torch import Tensor
+from torch import Tensor, nn
 
 from structgrad.data import Batch, Steps
-from structgrad.training.errors import Interrupted
+from structgrad.training.errors import Interrupted, NonFiniteLossError
 from structgrad.training.stopping import StopRequest
 
 
@@ -26,38 +27,115 @@ class ProgressBar(TQDMProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         return {name.removeprefix("train/"): value for name, value in metrics.items() if name != "v_num"}
 
+    @property
+    def total_train_batches(self) -> int:
+        """Of the whole training; Lightning's is what is left of it when a run was resumed."""
+        return self.trainer.max_steps
+
     def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        """The one epoch that Lightning sees is the training."""
+        """The one epoch that Lightning sees is the training; the time left is that of the steps left."""
         super().on_train_epoch_start(trainer, *arguments)
-        self.train_progress_bar.set_description("Training")
+        bar = self.train_progress_bar
+        bar.set_description("Training", refresh=False)
+        bar.initial = bar.n = bar.last_print_n = trainer.global_step
+        bar.refresh()
 
 
-class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite."""
+class ProgressLines(pl.Callback):
+    """What :class:`ProgressBar` shows, as a line now and then, for output that is no terminal.
+
+    Args:
+        every: seconds between two lines.
+    """
+
+    def __init__(self, every: float = 30.0) -> None:
+        self.every = every
+        self._first = 0
+        self._start = self._next = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The time left is reckoned from the steps of this process."""
+        self._first, self._start = trainer.global_step, time.monotonic()
+        self._next = self._start + self.every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Print if it is time."""
+        now = time.monotonic()
+        if now < self._next or not trainer.is_global_zero:
+            return
+        self._next = now + self.every
+        step, steps = trainer.global_step, trainer.max_steps
+        left = (now - self._start) / max(1, step - self._first) * (steps - step)
+        metrics = "  ".join(f"{k.removeprefix('train/')} {v:.4g}" for k, v in trainer.progress_bar_metrics.items())
+        print(f"step {step}/{steps}  {metrics}  {_duration(left)} left", flush=True)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so: a test can take longer than a validation."""
+        if trainer.is_global_zero:
+            print("testing the best model", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Owner(pl.Callback):
+    """Writes the name of the run into its checkpoints.
+
+    Args:
+        name: of the run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """One more key."""
+        checkpoint["run"] = self.name
 
 
 class StopOnNonFiniteLoss(pl.Callback):
     """Stops with :class:`NonFiniteLossError`, naming the step, before a checkpoint could be written after it.
 
-    The loss is looked at every step on a CPU; elsewhere every ``every`` steps and before each validation, so that
-    no other step waits for the device.
+    Loss and scores are looked at every step on a CPU; elsewhere every ``every`` steps and before each validation, so
+    that no other step waits for the device. The metric that selects the best model is looked at after each validation.
 
     Args:
-        every: how often a loss on another device is looked at.
+        monitor: name of that metric.
+        every: how often values on another device are looked at.
     """
 
-    def __init__(self, every: int = 50) -> None:
-        self.every = every
+    def __init__(self, monitor: str, every: int = 50) -> None:
+        self.monitor, self.every = monitor, every
         self.first: Tensor | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Scores are looked at before an estimator does, whose structure would refuse them in its own words."""
+        estimator = getattr(pl_module, "estimator", None)
+        if estimator is None:
+            return
+
+        def look(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            scores = positional[0].detach()
+            mask = named.get("mask")
+            self._remember(scores if mask is None else torch.where(mask, scores, 0.0), trainer.global_step)
+            if scores.device.type == "cpu":
+                self._stop_if_bad()
+
+        estimator.register_forward_pre_hook(look, with_kwargs=True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Remember the first bad step on the device of the loss."""
         loss = outputs["loss"].detach()
-        never = torch.full((), torch.iinfo(torch.int64).max, dtype=torch.int64, device=loss.device)
-        now = torch.where(loss.isfinite(), never, trainer.global_step)
-        self.first = now if self.first is None else torch.minimum(self.first, now)
+        self._remember(loss, trainer.global_step)
         if loss.device.type == "cpu" or trainer.global_step % self.every == 0:
             self._stop_if_bad()
 
@@ -65,9 +143,24 @@ class StopOnNonFiniteLoss(pl.Callback):
         """Checkpoints are written after validation: look before."""
         self._stop_if_bad()
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the metric decides which checkpoint is the best; Lightning calls those that write them last."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None and not bool(value.isfinite()):
+            raise NonFiniteLossError(
+                f"training diverged: {self.monitor} is {value.item()} at step {trainer.global_step}"
+            )
+
+    def _remember(self, values: Tensor, step: int) -> None:
+        never = torch.full((), torch.iinfo(torch.int64).max, dtype=torch.int64, device=values.device)
+        now = torch.where(values.isfinite().all(), never, step)
+        self.first = now if self.first is None else torch.minimum(self.first, now)
+
     def _stop_if_bad(self) -> None:
         if self.first is not None and self.first.item() < torch.iinfo(torch.int64).max:
-            raise NonFiniteLossError(f"the training loss is not finite at step {int(self.first.item())}")
+            raise NonFiniteLossError(
+                f"training diverged: the loss or the scores are not finite at step {int(self.first.item())}"
+            )
 
 
 class StopBetweenSteps(pl.Callback):

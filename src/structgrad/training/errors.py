@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
+from collections.abc import Iterable, Sequence
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+#: Groups that a user chooses from, in this order in the help; the others are chosen by these.
+GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment", "trainer", "logger")
 
 #: Exit codes of the commands: 0 finished, 1 an error, and two that mean that the same command continues.
 EXIT_ERROR = 1
@@ -26,6 +35,10 @@ class RunHeldError(RunError):
     exit_code = EXIT_AGAIN
 
 
+class NonFiniteLossError(RuntimeError):
+    """Training diverged: the loss, the scores or the metric that selects the best model is NaN or infinite."""
+
+
 class Interrupted(BaseException):
     """The process was asked to stop, by SIGTERM or Ctrl-C.
 
@@ -39,3 +52,37 @@ class Interrupted(BaseException):
         where = "the last checkpoint" if step is None else f"step {step}"
         super().__init__(f"stopped by {name}; the same command continues from {where}")
         self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """All of ``known`` in one line, those most like ``name`` first."""
+    names = list(known)
+    alike = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return ", ".join([*alike, *(n for n in names if n not in alike)])
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message; the name of the error if it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def explain(error: HydraException | OmegaConfBaseException | ValueError, arguments: Sequence[str]) -> str:
+    """One line for what Hydra has against a command line, with what was perhaps meant."""
+    for argument in arguments:  # which Hydra does not name
+        group = argument.partition("=")[0]
+        is_group = isinstance(error, ValueError) and group in GROUPS
+        if is_group and not isinstance(OmegaConf.from_dotlist([argument])[group], str):
+            return f"{argument}: no such choice; see --help"
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group}={name}: no such choice; nearest: {nearest(name, error.options)}"
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
+        key, parent = str(cause.key), cause.parent_node
+        known = [str(k) for k in parent] if hasattr(parent, "keys") else []
+        if known and key not in known:
+            return f"{cause.full_key}: no such option; nearest: {nearest(key, known)}"
+    return (
+        f"{first_line(error)} {first_line(cause)}" if isinstance(cause, OmegaConfBaseException) else first_line(error)
+    )

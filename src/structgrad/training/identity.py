@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import random
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -34,6 +36,13 @@ def identity(config: DictConfig) -> str:
     content = {key: value for key, value in resolved(elsewhere).items() if key not in _IRRELEVANT}
     content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in _HARDWARE}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch, as Lightning's function of this name does."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def environment() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The metrics file of a run folder."""
+"""The metrics file of a run folder, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from structgrad.training.errors import RunError
+
+_HEAD = ["step", "metric", "value"]
 
 
 class MetricsFile(Logger):
@@ -37,25 +42,53 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget what was logged after the first ``step`` steps, which are numbered from 0, and half-written lines."""
+        """Forget what was logged after the first ``step`` steps, which are numbered from 0, and a half-written line.
+
+        Raises:
+            RunError: if the file is not what this class wrote.
+        """
         if not self.file.exists():
             return
-        with self.file.open(newline="") as stream:
-            rows = [row for row in csv.reader(stream) if len(row) == 3]
-        kept = [row for row in rows[1:] if row[0].isdigit() and int(row[0]) < step]
-        self._write("w", [["step", "metric", "value"], *kept])
+        try:
+            with self.file.open(newline="", encoding="utf-8") as stream:
+                head, *rows = list(csv.reader(stream)) or [_HEAD]
+            if rows and len(rows[-1]) < 3:
+                rows.pop()  # a kill left it half-written
+            kept = [row for row in rows if int(row[0]) < step]
+            for _, _, value in kept:
+                float(value)
+            if head != _HEAD:
+                raise ValueError(f"it starts with {','.join(head)}")
+        except (ValueError, IndexError, csv.Error) as error:
+            raise RunError(
+                f"the metrics file {self.file} is damaged or not of a run ({error}); delete it to go on without it"
+            ) from error
+        self._write("w", [_HEAD, *kept])
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append."""
         rows: list[list[Any]] = [[step or 0, name, float(value)] for name, value in metrics.items() if name != "epoch"]
         if not self.file.exists():
-            rows.insert(0, ["step", "metric", "value"])
+            rows.insert(0, _HEAD)
         self._write("a", rows)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """The configuration is in ``config.yaml`` beside this file."""
 
     def _write(self, mode: str, rows: list[list[Any]]) -> None:
-        with self.file.open(mode, newline="") as stream:
+        with self.file.open(mode, newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows(rows)
+
+
+class WandbSteps(WandbLogger):
+    """Lightning's logger, with the training step as the step of Weights & Biases.
+
+    Lightning leaves counting to the client, which starts at 0 again in every process that works offline.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log under that step."""
+        extra = {} if step is None else {"trainer/global_step": step}
+        self.experiment.log({**metrics, **extra}, step=step)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
+from structgrad.ranges import check_range
 from structgrad.structures.base import Structure, UnsupportedError
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.bit_vector_vae.data import ImageData
@@ -85,9 +86,13 @@ class BitVectorVAE(Task):
                 "task bit_vector_vae needs the KL of the bit vectors, and this estimator has that of utilities, which "
                 "is larger; relaxations with estimator.utility=gibbs have estimator.kl=distribution"
             )
-        if min(bits, importance_samples, importance_images) < 1:
-            raise ValueError("bits, importance_samples and importance_images must be at least 1")
-        self.data, self.bits, self.seed = data, bits, seed
+        check_range("batch_size", batch_size, least=1, most=data.train)
+        sizes = {"bits": bits, "pixels": pixels, "hidden": hidden, "rank": rank, "eval_batch_size": eval_batch_size}
+        for name, size in (sizes | {"importance_samples": importance_samples}).items():
+            check_range(name, size, least=1)
+        check_range("importance_images", importance_images, least=1)
+        self.check_structure((bits,), f"{bits} bits")
+        self.data, self.bits, self.pixels, self.seed = data, bits, pixels, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.importance_samples, self.importance_images = importance_samples, importance_images
         self.encoder = Encoder(pixels, bits, hidden)
@@ -103,6 +108,8 @@ class BitVectorVAE(Task):
     def batches(self, split: Split) -> Batches:
         """Grey levels and the number of each image within its split."""
         images = self.data.split(split)
+        if images.shape[1] != self.pixels:
+            raise ValueError(f"pixels={self.pixels}, but the images of {self.data.source} have {images.shape[1]}")
         return Batches(
             {"images": images, "number": torch.arange(len(images))},
             self.batch_size if split == "train" else self.eval_batch_size,

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from structgrad import cache
 from structgrad.structures import SpanningTree
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Floats = NDArray[np.float64]
 
@@ -172,4 +174,6 @@ def generate(data: GraphLayoutData) -> dict[str, tuple[NDArray[np.float32], NDAr
 
 
 def _to_arrow(positions: NDArray[np.float32], adjacency: NDArray[np.bool_]) -> pa.Table:
+    import pyarrow as pa
+
     return pa.table({"positions": cache.column_of(positions), "adjacency": cache.column_of(adjacency)})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
+from structgrad.ranges import check_range
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.graph_layout.data import GraphLayoutData
@@ -76,8 +77,13 @@ class GraphLayout(Task):
                 f"graph_layout needs a structure over the edges of a graph; {structure.name} has layout "
                 f"{structure.layout.name!r}"
             )
-        if teacher_forcing < 1:
-            raise ValueError(f"teacher_forcing must be at least 1; got {teacher_forcing}")
+        check_range("batch_size", batch_size, least=1, most=data.train)
+        check_range("eval_batch_size", eval_batch_size, least=1)
+        check_range("hidden", hidden, least=1)
+        check_range("variance", variance, above=0)
+        check_range("teacher_forcing", teacher_forcing, least=1)
+        if structure.is_latent:
+            self.check_structure((data.vertices,) * 2, f"graphs of {data.vertices} vertices")
         self.data = data
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.variance, self.teacher_forcing = variance, teacher_forcing

@@ -11,16 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from structgrad import cache
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SPLITS = ("train", "val", "test")
 OPERATORS = ("MIN", "MAX", "MED")
@@ -331,6 +334,8 @@ def generate(data: ListOpsData, *, progress: bool = True) -> dict[str, Expressio
 
 
 def _to_arrow(expressions: Expressions) -> pa.Table:
+    import pyarrow as pa
+
     exist = expressions.tokens != PAD
     offsets = pa.array(np.concatenate([[0], np.cumsum(expressions.lengths.numpy())]).astype(np.int32))
 
@@ -416,28 +421,39 @@ def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
 def read_tsv(path: Path) -> Expressions:
     """Read a published ListOps file: lines of ``label<TAB>expression``, whose binary bracketing "(" ")" is dropped.
 
+    A byte order mark and a header line are skipped; a header that ends with ``Target`` or ``label`` says that the
+    columns are the other way round.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ListOpsFileError: naming the line, if one is malformed, has an unknown token (such as the operator ``[SM``),
             or a label other than the value of its expression.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"paths.test_file: no file {path}")
+        raise FileNotFoundError(f"no file {path}")
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                label, tab, expression = line.rstrip("\n").partition("\t")
-                if not tab:
-                    raise ValueError("expected label<TAB>expression")
-                if label not in set("0123456789"):
-                    raise ValueError(f"the label must be a digit; got {label!r}")
-                row = parse([w for w in expression.split() if w not in "()"])
-                if row[2] != int(label):
-                    raise ValueError(f"the label is {label} but the expression evaluates to {row[2]}")
-            except ValueError as error:
-                raise ListOpsFileError(f"{path}, line {number}: {error}") from None
-            rows.append(row)
+    label_first = True
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ListOpsFileError(f"{path}: not a text file ({error.reason})") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            first, tab, second = line.partition("\t")
+            if not tab:
+                raise ValueError("expected label<TAB>expression")
+            if number == 1 and not set(line) & set("0123456789[]()"):
+                label_first = second.strip().lower() not in ("target", "label")
+                continue
+            label, expression = (first, second) if label_first else (second, first)
+            if label not in set("0123456789"):
+                raise ValueError(f"the label must be a digit; got {label!r}")
+            row = parse([w for w in expression.split() if w not in "()"])
+            if row[2] != int(label):
+                raise ValueError(f"the label is {label} but the expression evaluates to {row[2]}")
+        except ValueError as error:
+            raise ListOpsFileError(f"{path}, line {number}: {error}") from None
+        rows.append(row)
     if not rows:
         raise ListOpsFileError(f"{path}: the file is empty")
     lengths = torch.tensor([len(tokens) for tokens, *_ in rows])

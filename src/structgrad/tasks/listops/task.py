@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
+from structgrad.ranges import check_range
 from structgrad.structures import GroundTruth, NoStructure
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
@@ -74,6 +75,11 @@ class ListOps(Task):
             raise ValueError(f"{structure.name} takes {'an' if structure.is_latent else 'no'} estimator")
         if kl_weight and (estimator is None or estimator.kl_over is None):
             raise ValueError("kl_weight weighs a KL divergence, and there is none here; set it to 0")
+        check_range("batch_size", batch_size, least=1, most=data.train)
+        check_range("hidden", hidden, least=1)
+        check_range("message_steps", message_steps, least=1)
+        check_range("dropout", dropout, least=0, below=1)
+        check_range("kl_weight", kl_weight, least=0)
         self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
         if isinstance(structure, NoStructure):
             self.baseline = LSTMClassifier(hidden, dropout, data.max_length)
@@ -81,7 +87,8 @@ class ListOps(Task):
         self.network = GraphNetwork(hidden, message_steps, dropout)
         if structure.is_latent:
             if not structure.layout.is_graph:
-                raise ValueError(f"listops needs a structure over the edges of a graph; got {structure!r}")
+                raise ValueError(f"listops needs a structure over the edges of a graph; got {structure.name}")
+            self.check_structure((data.length[0],) * 2, f"expressions of {data.length[0]} tokens")
             self.encoder = EdgeEncoder(hidden, dropout)
 
     # --- data -----------------------------------------------------------------------------------------------------

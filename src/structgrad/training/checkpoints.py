@@ -1,0 +1,67 @@
+"""Checkpoints with a checksum, in a folder that may be moved."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from structgrad.training.errors import RunError
+from structgrad.training.folder import is_sealed, seal
+
+
+class CheckedFiles(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and reads none that has changed since."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """See :func:`~structgrad.training.folder.seal`."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".partial")
+        temporary.write_bytes(seal(buffer.getvalue()))
+        os.replace(temporary, file)
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """A file that has changed is a :class:`~structgrad.training.errors.RunError`."""
+        file = Path(path)
+        if not file.is_file() or not is_sealed(file):
+            state = "damaged (its checksum does not match)" if file.exists() else "missing"
+            raise RunError(f"checkpoint {file} is {state}; delete the folder {file.parent.parent} to start again")
+        return super().load_checkpoint(path, *arguments, **options)
+
+
+class BestAndLast(ModelCheckpoint):
+    """Remembers its files by their names, so that a run goes on where its folder was moved to."""
+
+    _FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's, without the folder."""
+        state = super().state_dict()
+        return state | {
+            "dirpath": "",
+            "best_k_models": {Path(file).name: score for file, score in state["best_k_models"].items()},
+            **{key: Path(state[key]).name for key in self._FILES},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """With the folder that the run lies in now."""
+
+        def here(name: str) -> str:
+            return str(Path(str(self.dirpath)) / name) if name else ""
+
+        super().load_state_dict(
+            state_dict
+            | {
+                "dirpath": self.dirpath,
+                "best_k_models": {here(name): score for name, score in state_dict["best_k_models"].items()},
+                **{key: here(state_dict[key]) for key in self._FILES},
+            }
+        )

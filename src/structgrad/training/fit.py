@@ -1,0 +1,179 @@
+"""Training with Lightning: everything of a run that takes longer to import than to refuse a wrong option."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.logger import Logger
+
+from structgrad.tasks.base import Task
+from structgrad.training.callbacks import (
+    Owner,
+    ProgressBar,
+    ProgressLines,
+    RandomState,
+    StopBetweenSteps,
+    StopOnNonFiniteLoss,
+)
+from structgrad.training.checkpoints import BestAndLast, CheckedFiles
+from structgrad.training.errors import RunError, first_line
+from structgrad.training.folder import write_json
+from structgrad.training.identity import environment, resolved, seed_everything
+from structgrad.training.loggers import MetricsFile
+from structgrad.training.stopping import StopRequest
+
+
+def fit(
+    config: DictConfig,
+    choices: Mapping[str, str],
+    task: Task,
+    folder: Path,
+    checkpoint: Path | None,
+    request: StopRequest,
+) -> dict[str, Any]:
+    """Train a task from its start or from a checkpoint, test its best model, draw, and write the summary.
+
+    Args:
+        config: of the run, with its name and folder filled in.
+        choices: group -> choice, for the summary.
+        task: newly built.
+        folder: of the run, which nobody else writes to.
+        checkpoint: to continue from.
+        request: that training stop.
+
+    Raises:
+        NonFiniteLossError: where training diverges.
+        Interrupted: once a request to stop has been followed.
+        RunError: if a logger does not start or a file of the run is damaged.
+    """
+    settings = resolved(config)
+    metrics_file = MetricsFile(folder)
+    metrics_file.rewind(0 if checkpoint is None else _step_of(checkpoint))
+    loggers: list[Logger] = [metrics_file, *_start_loggers(config)]
+    best = BestAndLast(
+        folder / "checkpoints",
+        filename="best",
+        monitor=task.monitor,
+        mode=task.mode,
+        save_last=True,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    timer = Timer()  # its time is part of the checkpoint, so a resumed run reports its whole training time
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*(num_workers|Checkpoint directory|isinstance\\(treespec|dataloader).*")
+        trainer = pl.Trainer(
+            accelerator=config.trainer.accelerator,
+            devices=config.trainer.devices,
+            strategy=config.trainer.strategy,
+            precision=config.trainer.precision,
+            max_steps=config.trainer.max_steps,
+            gradient_clip_val=config.trainer.gradient_clip_val,
+            val_check_interval=config.trainer.val_every_n_steps,
+            log_every_n_steps=config.trainer.log_every_n_steps,
+            logger=loggers,
+            callbacks=[
+                StopOnNonFiniteLoss(task.monitor),
+                Owner(settings["run"]["name"]),
+                RandomState(),
+                timer,
+                best,
+                StopBetweenSteps(request, folder / "checkpoints" / "last.ckpt"),
+                ProgressBar(refresh_rate=20) if sys.stderr.isatty() else ProgressLines(),
+            ],
+            plugins=[CheckedFiles()],
+            enable_progress_bar=sys.stderr.isatty(),
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
+        # The step that loggers get for the test; a run that was resumed after its last step would log it one too low.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        training_s = timer.time_elapsed("train")  # now: the test below restores the best checkpoint's callbacks
+        seed_everything(config.seed)
+        (metrics,) = trainer.test(task, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
+    summary = {
+        "name": settings["run"]["name"],
+        **{group: choices[group] for group in ("task", "structure", "estimator", "budget", "data") if group in choices},
+        "seed": config.seed,
+        "metrics": {**metrics, task.monitor: float(best.best_model_score or torch.nan)},
+        "best_step": _step_of(best.best_model_path),
+        "steps": trainer.global_step,
+        "training_s": round(training_s, 1),
+        "device": torch.cuda.get_device_name() if trainer.accelerator.name() == "cuda" else "cpu",
+        **environment(),
+        "config": {key: value for key, value in settings.items() if key not in ("paths", "logger", "run", "search")},
+    }
+    if task.estimator is None:
+        summary["estimator"] = "none"
+    if trainer.is_global_zero:
+        _draw(task, folder, loggers, trainer.global_step)
+        write_json(folder / "summary.json", summary)
+    for logger in loggers:
+        logger.finalize("success")
+    return summary
+
+
+def test(task: Task, config: DictConfig, checkpoint: Path) -> dict[str, float]:
+    """The metrics of a checkpoint on the test set of a task."""
+    trainer = pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        precision=config.trainer.precision,
+        logger=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        plugins=[CheckedFiles()],
+    )
+    seed_everything(config.seed)
+    (metrics,) = trainer.test(task, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    return dict(metrics)
+
+
+def _step_of(checkpoint: str | Path) -> int:
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+
+
+def _start_loggers(config: DictConfig) -> list[Logger]:
+    loggers: list[Logger] = []
+    for name, node in config.logger.items():
+        try:
+            logger = instantiate(node)
+            # The first call opens a connection, where there is one.
+            logger.log_hyperparams(resolved(config))
+        except OSError:
+            raise
+        except Exception as error:  # every tracking service has errors of its own
+            reason = first_line(error)
+            raise RunError(f"logger {name}: {reason}; logger=default needs no account and no network") from error
+        loggers.append(logger)
+    return loggers
+
+
+def _draw(task: Task, folder: Path, loggers: list[Logger], step: int) -> None:
+    (folder / "pictures").mkdir(exist_ok=True)
+    task.eval()
+    with torch.no_grad():
+        pictures = task.pictures(folder / "pictures")
+    images = [picture for picture in pictures if picture.suffix == ".png"]  # pages are for the browser
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            from matplotlib import image
+
+            for picture in images:
+                logger.experiment.add_image(picture.stem, image.imread(picture), step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            for picture in images:
+                logger.log_image(picture.stem, [str(picture)], step=step)

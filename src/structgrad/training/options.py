@@ -1,0 +1,233 @@
+"""Whether the options of a configuration can work, before anything is built or written.
+
+What an option must be is read where it is declared: in the signature of what ``_target_`` names. Ranges are the affair
+of the constructors, which read the values.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+from structgrad.training.errors import ConfigurationError, first_line, nearest
+
+#: Values of ``trainer.precision``.
+_PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
+#: Values of ``trainer.strategy``, the others of Lightning being for models that do not fit into one device.
+_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+_TRAINER = (
+    "accelerator",
+    "devices",
+    "strategy",
+    "precision",
+    "max_steps",
+    "val_every_n_steps",
+    "gradient_clip_val",
+    "log_every_n_steps",
+)
+_PATHS = {"data": False, "cache": False, "runs": False, "results": True, "test_file": True}  # may it be null?
+_TOP = ("seed", "paths", "run", "search", "task", "structure", "estimator", "budget", "trainer", "logger")
+
+
+def check_options(config: DictConfig, chosen: Mapping[str, str]) -> None:
+    """Check what every run has, and that what was added on the command line has a reader.
+
+    Args:
+        config: the composed configuration.
+        chosen: what the user gave by hand, key (with the ``+`` of an addition) -> value.
+
+    Raises:
+        ConfigurationError: in one line.
+    """
+    for group in ("task", "structure", "budget", "trainer"):
+        if config.get(group) is None:
+            raise ConfigurationError(f"{group} is missing; see --help for its choices")
+    if config.get("logger") is None:
+        raise ConfigurationError("logger=null: for no logger but metrics.csv, say logger=csv")
+    for key in chosen:
+        name = key.lstrip("+~")
+        top = name.split(".")[0].split("@")[0].split("/")[0]
+        if key.startswith("+") and top not in (*_TOP, "hydra", "data", "experiment", "settings", "budgets"):
+            raise ConfigurationError(f"{key}: nothing reads {name!r}; nearest: {nearest(name, _TOP)}")
+    _whole("seed", config.seed, 0, 2**32 - 1)
+    for group in ("paths", "run", "search"):
+        if not isinstance(config.get(group), DictConfig):
+            raise ConfigurationError(f"{group} must be a mapping; got {config.get(group)!r}")
+    unknown = [key for key in map(str, config.paths) if key not in _PATHS]
+    if unknown:
+        raise ConfigurationError(f"paths.{unknown[0]}: no such path; nearest: {nearest(unknown[0], _PATHS)}")
+    for name, optional in _PATHS.items():
+        value = config.paths.get(name)
+        if value is None and optional:
+            continue
+        if not isinstance(value, str) or not value.strip():
+            raise ConfigurationError(f"paths.{name} must be a path; got {value!r}")
+    _check_trainer(config.trainer)
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    for key in map(str, trainer):
+        if key not in _TRAINER:
+            raise ConfigurationError(f"trainer.{key}: no such option; nearest: {nearest(key, _TRAINER)}")
+    for key in ("max_steps", "val_every_n_steps", "log_every_n_steps"):
+        _whole(f"trainer.{key}", trainer.get(key), 1)
+    steps, every = trainer.max_steps, trainer.val_every_n_steps
+    if every > steps:
+        raise ConfigurationError(
+            f"trainer.val_every_n_steps={every} must lie between 1 and trainer.max_steps={steps}: "
+            "the test uses the best validated model"
+        )
+    clip = trainer.get("gradient_clip_val")
+    if clip is not None and (not _is_number(clip) or clip <= 0):
+        raise ConfigurationError(f"trainer.gradient_clip_val must be a positive number or null; got {clip!r}")
+    for key, choices in (("precision", _PRECISIONS), ("strategy", _STRATEGIES), ("accelerator", _ACCELERATORS)):
+        value = trainer.get(key)
+        if value not in choices:
+            raise ConfigurationError(f"trainer.{key}={value}: no such choice; nearest: {nearest(str(value), choices)}")
+    here = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available(), "cuda": torch.cuda.is_available()}
+    here["mps"] = torch.backends.mps.is_available()
+    accelerator = trainer.accelerator
+    if not here.get(accelerator, True):
+        raise ConfigurationError(f"trainer.accelerator={accelerator}: this machine has none; trainer=cpu works here")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not here["gpu"])
+    if on_cpu and trainer.precision.startswith("16-"):
+        raise ConfigurationError(f"trainer.precision={trainer.precision} needs a GPU; bf16-mixed works on a CPU")
+    _check_devices(trainer.get("devices"), None if on_cpu else max(torch.cuda.device_count(), 1))
+
+
+def _check_devices(devices: Any, available: int | None) -> None:
+    if devices in ("auto", -1) and not isinstance(devices, bool):
+        return
+    if _is_whole(devices) and devices >= 1:
+        if available is not None and devices > available:
+            raise ConfigurationError(f"trainer.devices={devices}: this machine has {available}")
+        return
+    if isinstance(devices, collections.abc.Sequence) and not isinstance(devices, str) and available is not None:
+        if len(devices) and all(_is_whole(d) and 0 <= d < available for d in devices):
+            return
+        raise ConfigurationError(f"trainer.devices={list(devices)}: numbers of this machine's {available} devices")
+    raise ConfigurationError(
+        f"trainer.devices must be a number of devices of at least 1, or -1 for all of them; got {devices!r}"
+    )
+
+
+def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
+    """Compare what is to be instantiated with the signature of its ``_target_``, and what is nested in it.
+
+    Args:
+        key: of the node, for messages.
+        node: its resolved configuration; what has no ``_target_`` is left alone.
+        given: parameters that are handed over when it is instantiated.
+
+    Raises:
+        ConfigurationError: in one line.
+    """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:  # importing somebody's module can fail in any way
+        raise ConfigurationError(f"{key}._target_: cannot import {node['_target_']}: {first_line(error)}") from error
+    hints, required, any_name = _signature(target)
+    options = {str(name): value for name, value in node.items() if not str(name).startswith("_")}
+    for name, value in options.items():
+        if name not in hints:
+            if any_name:
+                continue
+            known = nearest(name, (n for n in hints if n not in set(given)))
+            raise ConfigurationError(f"{key}.{name}: no such option; nearest: {known}")
+        if isinstance(value, Mapping) and "_target_" in value:
+            check_node(f"{key}.{name}", value)
+            continue
+        expected = _expected(value, hints[name])
+        if expected is not None:
+            raise ConfigurationError(f"{key}.{name} must be {expected}; got {value!r}")
+    missing = [name for name in required if name not in options and name not in set(given)]
+    if missing and not node.get("_partial_"):
+        raise ConfigurationError(f"{key}.{missing[0]} is missing")
+
+
+def _signature(target: Any) -> tuple[dict[str, Any], list[str], bool]:
+    """Parameters with their types, those without a default, and whether any other name is taken as well."""
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+    hints: dict[str, Any] = {}
+    required: list[str] = []
+    for function in functions:
+        parameters = list(inspect.signature(function).parameters.values())
+        parameters = parameters[1:] if inspect.isclass(target) else parameters
+        try:
+            types_ = typing.get_type_hints(function)
+        except (NameError, TypeError):  # annotations of somebody else's code that exist for its type checker alone
+            types_ = {}
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                if parameter.default is parameter.empty and parameter.name not in hints:
+                    required.append(parameter.name)
+                hints.setdefault(parameter.name, types_.get(parameter.name, Any))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return hints, required, False
+        # What is not named here goes on to the base class, as far as we can see.
+    return hints, required, True
+
+
+def _expected(value: Any, hint: Any) -> str | None:
+    """What the value should be instead, in words; None if it fits."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return None
+    if origin in (Union, types.UnionType):
+        wanted = [_expected(value, a) for a in arguments]
+        return None if None in wanted else " or ".join(dict.fromkeys(w for w in wanted if w))
+    if hint in (None, types.NoneType):
+        return None if value is None else "null"
+    if origin is Literal:
+        return None if value in arguments else f"one of {nearest(str(value), map(str, arguments))}"
+    if hint is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if hint is int:
+        return None if _is_whole(value) else "a whole number"
+    if hint is float:
+        return None if _is_number(value) else "a finite number"
+    if hint is str or hint is Path:
+        return None if isinstance(value, str) else "a text" if hint is str else "a path"
+    if origin in (list, collections.abc.Sequence, collections.abc.Iterable):
+        if isinstance(value, str) or not isinstance(value, collections.abc.Sequence):
+            return "a list"
+        inside = [w for w in (_expected(v, arguments[0]) for v in value) if w]
+        return f"a list, each {inside[0]}" if inside else None
+    if origin is tuple:
+        return None if isinstance(value, collections.abc.Sequence) and not isinstance(value, str) else "a list"
+    if origin in (dict, collections.abc.Mapping):
+        return None if isinstance(value, Mapping) else "a mapping"
+    if inspect.isclass(hint):
+        return f"a {hint.__name__} (_target_: ...)"
+    if origin is collections.abc.Callable:
+        return "a function (_target_: ...)"
+    return None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(key: str, value: Any, least: int, most: int | None = None) -> None:
+    if not _is_whole(value) or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ConfigurationError(f"{key} must be a whole number {limits}; got {value!r}")
