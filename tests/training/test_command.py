@@ -21,7 +21,8 @@ SLOW = ["task._target_=tests.training.faulty.Faulty", "++task.pause=0.05"]
 def environment() -> dict[str, str]:
     """Without what would reach a tracking service."""
     path = os.pathsep.join(str(ROOT / folder) for folder in ("src", "examples/own_package", "."))
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    others = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    return others | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 def launch(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -136,3 +137,13 @@ def test_an_error_does_not_wait_for_what_only_training_needs() -> None:
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert result.stdout == "[]\n", result.stdout + result.stderr
+
+
+def test_a_tracking_service_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "train.py", *OWN, "logger=wandb", f"paths.runs={tmp_path}"]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert "logger wandb: " in line
+    assert "logger=default needs no account" in line
+    assert "Traceback" not in result.stderr

@@ -126,7 +126,7 @@ def fit(
     return summary
 
 
-def test(task: Task, config: DictConfig, checkpoint: Path) -> dict[str, float]:
+def evaluate(task: Task, config: DictConfig, checkpoint: Path) -> dict[str, float]:
     """The metrics of a checkpoint on the test set of a task."""
     trainer = pl.Trainer(
         accelerator=config.trainer.accelerator,

@@ -47,7 +47,7 @@ class MetricsFile(Logger):
         Raises:
             RunError: if the file is not what this class wrote.
         """
-        if not self.file.exists():
+        if not self.file.is_file():
             return
         try:
             with self.file.open(newline="", encoding="utf-8") as stream:

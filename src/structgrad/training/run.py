@@ -80,7 +80,7 @@ def _assemble_latent(config: DictConfig, chosen: Mapping[str, str]) -> tuple[Str
 def _assemble_task(config: DictConfig, structure: Structure, estimator: Estimator | None) -> Task:
     task: Task = _instantiate(config, "task", object, structure=structure, estimator=estimator)
     try:
-        task.configure_optimizers()
+        task.make_optimizer(parameter for parameter in task.parameters() if parameter.requires_grad)
     except (ValueError, TypeError) as error:  # its options are known only when it has parameters
         raise ConfigurationError(f"task.optimizer: {first_line(error)}") from error
     return task
@@ -247,9 +247,9 @@ def _keep(summary: dict[str, Any], config: DictConfig) -> None:
 
 def _test_on(task: Task, config: DictConfig, folder: Path, file: Path) -> None:
     """Test the finished model on a published file; files of equal names do not overwrite each other's results."""
-    from structgrad.training.fit import test
+    from structgrad.training.fit import evaluate
 
-    metrics = test(task, config, folder / "checkpoints" / "best.ckpt")
+    metrics = evaluate(task, config, folder / "checkpoints" / "best.ckpt")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     out = folder / f"test-{file.stem}-{digest}.json"
     try:
