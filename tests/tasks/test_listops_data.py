@@ -208,7 +208,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, reason: str) -> No
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"paths\.test_file"):
+    with pytest.raises(FileNotFoundError, match="no file"):
         read_tsv(tmp_path / "nowhere.tsv")
     (tmp_path / "empty.tsv").write_text("")
     with pytest.raises(ListOpsFileError, match="empty"):
