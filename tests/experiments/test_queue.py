@@ -162,7 +162,7 @@ def wait_for(condition: Any, seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
-def children(worker: subprocess.Popen[str]) -> list[int]:
+def children(worker: subprocess.Popen[Any]) -> list[int]:
     """Processes of a worker that are running."""
     try:
         return [int(pid) for pid in Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()]

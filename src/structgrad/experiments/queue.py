@@ -12,13 +12,14 @@ So a trial may be started more than once, but is finished and counted once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -126,8 +127,13 @@ class Queue:
         self.plan = plan
         url = plan.storage.replace("postgresql://", "postgresql+psycopg://", 1)
         local = url.startswith("sqlite:///")
-        # SQLite lets two processes take one entry from the queue; they are kept apart by a lock beside it.
-        self._lock: Any = FileLock(url.removeprefix("sqlite:///") + ".lock") if local else nullcontext()
+        # SQLite lets two processes take one entry from the queue, and two that start at once on an empty PostgreSQL
+        # database both create its tables: one process at a time opens, fills and takes from a queue.
+        self._lock: AbstractContextManager[Any] = nullcontext()
+        if local:
+            self._lock = FileLock(url.removeprefix("sqlite:///") + ".lock")
+        elif url.startswith("postgresql+psycopg://"):
+            self._lock = _AdvisoryLock(url.replace("+psycopg", "", 1))
         if local:
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -295,6 +301,24 @@ class Queue:
         finally:
             stop.set()
             thread.join()
+
+
+class _AdvisoryLock:
+    """Of a PostgreSQL server, which frees it when the connection ends, however it ends."""
+
+    _KEY = int.from_bytes(hashlib.sha256(b"structgrad sweeps").digest()[:7])
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __enter__(self) -> None:
+        import psycopg
+
+        self._connection = psycopg.connect(self.url, autocommit=True)
+        self._connection.execute("SELECT pg_advisory_lock(%s)", (self._KEY,))
+
+    def __exit__(self, *arguments: object) -> None:
+        self._connection.close()
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,9 @@ class Worker:
         return AGAIN
 
     def checkpoint(self, *arguments: Any, **keywords: Any) -> Any:
-        """Submitit calls this before it requeues a Slurm job: the trial that runs is saved and given back."""
+        """Submitit calls this before it ends a job that is to come again; the run saves itself as the job ends."""
         from submitit.helpers import DelayedSubmission
 
-        self._stop(signal.SIGTERM, None)
         return DelayedSubmission(Worker(self.file, self.pause))
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -74,7 +73,11 @@ class Worker:
         command = [*plan.command, *overrides(plan, row, index, parameters), f"paths.results={finished}"]
         logs = Path(plan.folder) / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        code = self._run(command, logs / name, group=f"{plan.name}/{row.name}")
+        try:
+            code = self._run(command, logs / name, group=f"{plan.name}/{row.name}")
+        except SystemExit:  # of submitit's handler, when a job is preempted
+            queue.give_back(row, trial, "stopped")
+            raise
         if code == 0:
             summaries = sorted(finished.glob("*.json"))
             if not summaries:
@@ -115,11 +118,16 @@ class Worker:
                 preexec_fn=die_with_parent(),
             )
             asked = False
-            while (code := process.poll()) is None:
-                if self.stopped and not asked:
-                    asked = True
-                    process.terminate()
-                time.sleep(0.1)
+            try:
+                while (code := process.poll()) is None:
+                    if self.stopped and not asked:
+                        asked = True
+                        process.terminate()
+                    time.sleep(0.1)
+            except SystemExit:
+                process.terminate()
+                process.wait()
+                raise
         return code
 
 
