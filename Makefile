@@ -84,6 +84,23 @@ table-l2x: .venv/installed
 	$(PY) report.py results/l2x_quick --into README.md
 	$(PY) report.py results/l2x_planted_quick --into README.md
 
+.PHONY: sweep-paulus-2 sweep-correia-1 reproduce
+# Random search as in the papers, at the quick budget: five trials a row, the best by validation, and a page of it.
+SWEEP = $(PY) sweep.py trainer=cpu logger=csv workers=$(WORKERS) results=results
+WORKERS := 1
+
+sweep-paulus-2: .venv/installed
+	$(SWEEP) table=paulus_2 budget=quick trials=5
+	$(PY) report.py table=paulus_2 budget=quick --html results/paulus_2_quick/page.html
+
+sweep-correia-1: .venv/installed
+	$(SWEEP) table=correia_1 budget=quick seeds=0,1,2,3,4
+	$(PY) report.py table=correia_1 budget=quick --html results/correia_1_quick/page.html
+
+# Every published row that can be had here, at the paper's budget, cheapest first, into docs/reproduction.md; goes on where it was stopped.
+reproduce: .venv/installed
+	$(PY) scripts/reproduce.py
+
 clean:
 	rm -rf .venv runs site
 	find data -mindepth 1 ! -name README.md -delete

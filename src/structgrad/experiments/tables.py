@@ -92,7 +92,7 @@ class Row:
         published: column -> value and what stands behind the ±, if anything, in the units of the column.
         search: hyper-parameter -> distribution, beside those of the configuration; null takes one away.
         unavailable: why the row cannot be run (data that cannot be had); empty if it can.
-        hours: of one run at the paper's budget on one CPU core, estimated from the time of a step; None if not known.
+        hours: of one run at the paper's budget on two CPU cores, estimated from the time of a step; None if not known.
     """
 
     name: str

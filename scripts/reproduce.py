@@ -1,0 +1,70 @@
+"""Work through the published rows at the paper's budget, cheapest first, and keep docs/reproduction.md up to date.
+
+    python scripts/reproduce.py                     what takes a day a row or less on a CPU; everything on a GPU
+    python scripts/reproduce.py --list              only says what it would do, in which order
+    python scripts/reproduce.py --only-page         only writes the page
+    python scripts/reproduce.py workers=2 logger=csv ...    options and overrides for the sweeps
+
+Killed or stopped at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from structgrad.commands import CONFIGS, sweep
+from structgrad.experiments import reproduction, tables
+from structgrad.experiments.markdown import duration
+from structgrad.experiments.report import build
+from structgrad.experiments.runs import load
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLES = CONFIGS / "table"
+
+
+def main() -> int:
+    """The command. Returns the exit code: 0, 1 if a sweep failed as a whole, 75 if it was stopped."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, help="leave out rows of more hours on two cores (24 without a GPU)")
+    parser.add_argument("--list", action="store_true", help="print the rows in their order, and stop")
+    parser.add_argument("--only-page", action="store_true", help="write the page from the runs there are, and stop")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reproduction.md")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where summaries are, and go")
+    parser.add_argument("overrides", nargs="*", help="for the sweeps")
+    options = parser.parse_args()
+    limit = options.hours if options.hours is not None or shutil.which("nvidia-smi") else 24.0
+    everything = [tables.load(name, TABLES) for name in tables.names(TABLES)]
+    entries = reproduction.order(everything, limit)
+    if options.list:
+        for entry in entries:
+            cost = "?" if entry.hours is None else duration(entry.hours * 3600)
+            print(f"{cost:>8}  {entry.table.name} {entry.row.name}")
+        return 0
+    code = 0
+    for entry in [] if options.only_page else entries:
+        given = [f"table={entry.table.name}", f"rows={entry.row.name}", "budget=paper", f"results={options.results}"]
+        ended = sweep.main([*given, *options.overrides])
+        write(everything, options.results, options.page)
+        if ended == sweep.AGAIN:
+            return ended
+        code = max(code, ended)
+    write(everything, options.results, options.page)
+    print(f"page: {options.page}")
+    return code
+
+
+def write(everything: list[tables.Table], results: Path, page: Path) -> None:
+    """The page, from the summaries there are."""
+    reports = []
+    for table in everything:
+        if table.budget == "paper":
+            folder = results / table.folder("paper")
+            reports.append(build(table, load(folder) if any(folder.glob("*.json")) else [], "paper"))
+    page.write_text(reproduction.document(reports))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
