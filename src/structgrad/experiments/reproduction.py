@@ -87,8 +87,8 @@ def document(reports: Sequence[Report]) -> str:
 
 _HEAD = """# Reproduction
 
-Written by `make reproduce`, which works through the rows whose data can be had at the paper's budget, cheapest first, and
-goes on where it was stopped. On a CPU it leaves out rows of more than a day; on a GPU it does all
+Written by `make reproduce`, which works through the rows whose data can be had at the paper's budget, cheapest
+first, and goes on where it was stopped. On a CPU it leaves out rows of more than a day; on a GPU it does all
 (`python scripts/reproduce.py --help`).
 
 A row is *matched* if every published number lies within two combined standard errors of ours, *differs* otherwise;
