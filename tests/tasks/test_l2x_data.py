@@ -5,15 +5,19 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from structgrad.data import DamagedDataError, DataError, MissingDataError
-from structgrad.tasks.l2x import BeerAdvocate, PlantedReviews, SentimentTreebank
+from structgrad.estimators import SST
+from structgrad.structures import KSubset
+from structgrad.tasks.l2x import L2X, BeerAdvocate, PlantedReviews, SentimentTreebank
 from structgrad.tasks.l2x.data import PAD, ReviewData
 
 RATED = "0.1 0.2 0.3 0.4 0.5\tdark head , smells of malt\n"
@@ -281,3 +285,35 @@ def test_planted_reviews_depend_on_their_seed_alone(tmp_path: Path) -> None:
 def test_impossible_planted_reviews_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         planted(tmp_path, **options)
+
+
+# --- in training ---------------------------------------------------------------------------------------------------
+
+
+def test_beer_files_train_a_model_from_their_vectors(beer: Callable[..., BeerAdvocate]) -> None:
+    structure = KSubset(2)
+    task = L2X(
+        structure=structure,
+        estimator=SST(structure),
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        data=beer(),
+        embedding_size=2,
+        filters=3,
+        hidden=3,
+        batch_size=2,
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        val_check_interval=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(task)
+    (metrics,) = trainer.test(task, verbose=False)
+    # Three rated reviews, and an annotated one of which three words in four decide.
+    assert 0 < metrics["test/mse"] < 1
+    assert metrics["test/precision"] in (0.5, 1.0)
