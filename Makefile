@@ -76,6 +76,7 @@ figure-parentheses: .venv/installed
 	$(TABLE) task=parentheses task.data.types=10,30,50 structure=none,ground_truth,binary_tree \
 		paths.results=results/parentheses_quick
 	$(PY) scripts/parentheses_figure.py
+	$(PY) report.py results/parentheses_quick --into README.md
 
 # Which words decide? Real sentences, then generated reviews, where truth is known; and what the correlation buys.
 table-l2x: .venv/installed

@@ -65,6 +65,7 @@ def draw(growths: list[Growth], balanced: list[bool], types: int, path: Path) ->
                 above, level, _ = each[parent]
                 axes.plot([above, position], [-level, -depth], color=_EDGE, linewidth=1.1, zorder=1)
             _node(axes, position, -depth, words[position], order + 1, types)
+    figure.supxlabel("the number at a node says when it came", fontsize=8, color=_LABEL)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
