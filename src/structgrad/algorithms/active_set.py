@@ -26,7 +26,7 @@ projection need none of this and override the methods.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -65,9 +65,9 @@ def sparse_distribution(
     Waits for the device in every iteration.
     """
     found = _minimise(target, argmax, max_iterations, tolerance)
-    weights = found.weights + found.direction(_moves(found.vertices, target))
+    weights = found.weights + found.direction(_moves(found, target))
     rows, slots = found.active.nonzero(as_tuple=True)
-    return found.vertices[rows, slots], rows, weights[rows, slots]
+    return found.vertices(rows, slots, target.shape[-1]), rows, weights[rows, slots]
 
 
 def nearest_point(
@@ -75,10 +75,10 @@ def nearest_point(
 ) -> Tensor:
     """The nearest point to the target, differentiable: ``[B, P]``; arguments as for :func:`sparse_distribution`."""
     found = _minimise(target, argmax, max_iterations, tolerance)
-    point = found.mean()
+    point = found.mean(target.shape[-1])
     if target.requires_grad:
         face = _span_face(target, argmax, found, point)
-        point = point + _combine(face.direction(_moves(face.vertices, target)), face.vertices)
+        point = point + face.combine(face.direction(_moves(face, target)), target.shape[-1])
     return point
 
 
@@ -90,39 +90,63 @@ def _scale(target: Tensor) -> Tensor:
 
 @dataclass
 class _ActiveSet:
-    """Vertices ``[B, K, P]`` in slots, which slots are used ``[B, K]``, weights ``[B, K]`` (0 where unused), inner
-    products of the vertices ``[B, K, K]``.
+    """Vertices in slots, as the indices of their parts ``[B, K, M]`` (P where one has fewer than M), which slots are
+    used ``[B, K]``, weights ``[B, K]`` (0 where unused), inner products of the vertices ``[B, K, K]``.
     """
 
-    vertices: Tensor
+    ones: Tensor
     active: Tensor
     weights: Tensor
     gram: Tensor
 
-    def mean(self) -> Tensor:
-        """``[B, P]``."""
-        return _combine(self.weights, self.vertices)
+    @staticmethod
+    def of(vertex: Tensor) -> _ActiveSet:
+        """One vertex ``[B, P]`` an example."""
+        ones = _indices(vertex).unsqueeze(1)
+        weights = vertex.new_ones(ones.shape[:2])
+        return _ActiveSet(ones, weights > 0, weights, (vertex * vertex).sum(-1)[:, None, None])
+
+    def mean(self, size: int) -> Tensor:
+        """``[B, P]``, P being ``size``."""
+        return self.combine(self.weights, size)
+
+    def combine(self, weights: Tensor, size: int) -> Tensor:
+        """The sum of the vertices with these weights ``[B, K]``: ``[B, P]``."""
+        spread = weights.unsqueeze(-1).expand(self.ones.shape).flatten(1)
+        return weights.new_zeros(len(weights), size + 1).scatter_add(1, self.ones.flatten(1), spread)[:, :size]
+
+    def products(self, direction: Tensor) -> Tensor:
+        """Of the vertices with a direction ``[B, P]``: ``[B, K]``."""
+        return pad(direction, (0, 1)).gather(1, self.ones.flatten(1)).reshape(self.ones.shape).sum(-1)
+
+    def vertices(self, rows: Tensor, slots: Tensor, size: int) -> Tensor:
+        """Those of some slots: ``[N, P]``."""
+        return self.weights.new_zeros(len(rows), size + 1).scatter(1, self.ones[rows, slots], 1.0)[:, :size]
 
     def select(self, rows: Tensor) -> _ActiveSet:
         """The examples of these rows (indices or bool)."""
-        return _ActiveSet(self.vertices[rows], self.active[rows], self.weights[rows], self.gram[rows])
+        return _ActiveSet(*(getattr(self, part.name)[rows] for part in fields(self)))
 
-    def widen(self, slots: int) -> None:
-        """Have so many slots."""
+    def widen(self, slots: int, most: int, size: int) -> None:
+        """Have so many slots, of vertices with up to ``most`` parts."""
         more = slots - self.active.shape[1]
-        self.vertices = pad(self.vertices, (0, 0, 0, more))
+        self.ones = pad(self.ones, (0, most - self.ones.shape[2], 0, more), value=size)
         self.active, self.weights = pad(self.active, (0, more)), pad(self.weights, (0, more))
         self.gram = pad(self.gram, (0, more, 0, more))
 
     def add(self, vertex: Tensor, which: Tensor) -> Tensor:
         """Give a vertex ``[B, P]`` to the examples ``which`` (bool ``[B]``), with weight 0; the slots ``[B]``."""
+        slots, most, size = self.active.shape[1], self.ones.shape[2], vertex.shape[-1]
+        ones = _indices(vertex)
         if bool(self.active.all(-1)[which].any()):
-            self.widen(2 * self.active.shape[1])
+            slots += 1 + slots // 2
+        self.widen(slots, max(most, ones.shape[-1]), size)
+        ones = pad(ones, (0, self.ones.shape[2] - ones.shape[-1]), value=size)
         slot = self.active.int().argmin(-1)
         rows = which.nonzero().squeeze(-1)
         at = slot[rows]
-        self.vertices[rows, at] = vertex[rows]
-        products = (self.vertices[rows] @ vertex[rows].unsqueeze(-1)).squeeze(-1)
+        self.ones[rows, at] = ones[rows]
+        products = self.products(vertex)[rows]
         self.gram[rows, at] = products
         self.gram[rows, :, at] = products
         self.active[rows, at] = True
@@ -130,30 +154,36 @@ class _ActiveSet:
         return slot
 
     def direction(self, moves: Tensor) -> Tensor:
-        """How the weights of the nearest point of aff(S) move, ``[B, K]``, as the products of t with the vertices move
-        by
-        ``moves`` ``[B, K]``: solves ``G d + mu 1 = moves, 1'd = 0`` over the active set; linear and differentiable in
-        ``moves``.
-        """
-        # Vertices with a 1 appended are linearly independent where they are affinely, so G + 11' is positive definite.
-        both = self.active.unsqueeze(-1) & self.active.unsqueeze(-2)
-        system = torch.where(both, self.gram + 1.0, 0.0) + (~self.active).to(self.gram).diag_embed()
-        used = self.active.to(moves)
-        solved = torch.cholesky_solve(
-            torch.stack([torch.where(self.active, moves, 0.0), used], -1), torch.linalg.cholesky(system)
-        )
-        free, constant = solved.unbind(-1)
-        return free - constant * (free.sum(-1) / constant.sum(-1)).unsqueeze(-1)
+        """:func:`_direction` of this set."""
+        return _direction(self.active, self.gram, moves)
 
 
-def _combine(weights: Tensor, vertices: Tensor) -> Tensor:
-    """``[B, K], [B, K, P]`` -> ``[B, P]``."""
-    return (weights.unsqueeze(-2) @ vertices).squeeze(-2)
+def _direction(active: Tensor, gram: Tensor, moves: Tensor) -> Tensor:
+    """How the weights of the nearest point of aff(S) move, ``[B, K]``, as the products of t with the vertices move by
+    ``moves`` ``[B, K]``: solves ``G d + mu 1 = moves, 1'd = 0`` over the active set; linear and differentiable in
+    ``moves``.
+    """
+    # Vertices with a 1 appended are linearly independent where they are affinely, so G + 11' is positive definite.
+    both = active.unsqueeze(-1) & active.unsqueeze(-2)
+    system = torch.where(both, gram + 1.0, 0.0) + (~active).to(gram).diag_embed()
+    right = torch.stack([torch.where(active, moves, 0.0), active.to(moves)], -1)
+    free, constant = torch.cholesky_solve(right, torch.linalg.cholesky(system)).unbind(-1)
+    return free - constant * (free.sum(-1) / constant.sum(-1)).unsqueeze(-1)
 
 
-def _moves(vertices: Tensor, target: Tensor) -> Tensor:
+def _indices(vertex: Tensor) -> Tensor:
+    """The indices of the parts of vertices ``[B, P]``: ``[B, M]``, P where one has fewer than M."""
+    rows, parts = vertex.nonzero(as_tuple=True)
+    place = vertex.cumsum(-1)[rows, parts].long() - 1
+    most = int(place.max()) + 1 if len(place) else 0
+    indices = torch.full((len(vertex), most), vertex.shape[-1], device=vertex.device)
+    indices[rows, place] = parts
+    return indices
+
+
+def _moves(found: _ActiveSet, target: Tensor) -> Tensor:
     """Products of the vertices with the target, 0 in value: what carries the gradient. ``[B, K]``."""
-    return (vertices @ (target - target.detach()).unsqueeze(-1)).squeeze(-1)
+    return found.products(target - target.detach())
 
 
 @torch.no_grad()
@@ -161,65 +191,63 @@ def _minimise(target: Tensor, argmax: Argmax, max_iterations: int | None, tolera
     """Wolfe's algorithm for a batch."""
     target, scale = target.detach(), _scale(target)
     rows = torch.arange(len(target), device=target.device)
-    first = argmax(target, rows).unsqueeze(1)
-    ones = first.new_ones(first.shape[:2])
-    now = _ActiveSet(first, ones > 0, ones, first @ first.transpose(-1, -2))
+    now, size = _ActiveSet.of(argmax(target, rows)), target.shape[-1]
+    going = torch.ones_like(scale, dtype=torch.bool)
     finished: list[tuple[Tensor, _ActiveSet]] = []
     limit = _STEPS_A_PART * (target.shape[-1] + 1) if max_iterations is None else max_iterations
     for _ in range(limit):
         if not len(rows):
             break
-        point = now.mean()
-        residual = target[rows] - point
-        vertex = argmax(residual, rows)
+        point = now.mean(size)
+        residual = target - point
+        vertex = torch.zeros_like(point)
+        left = going.nonzero().squeeze(-1)
+        vertex[left] = argmax(residual[left], rows[left])
         gap = ((vertex - point) * residual).sum(-1)
-        new = gap > tolerance * scale[rows]
-        slot = now.add(vertex, new)
-        _descend(now, target[rows], new.clone())
+        going = going & (gap > tolerance * scale)
+        slot = now.add(vertex, going)
+        _descend(now, now.products(residual), going.clone())
         # A vertex that leaves again at once says that the rest is rounding.
-        going = new & now.active.gather(-1, slot.unsqueeze(-1)).squeeze(-1)
-        if not bool(going.all()):
+        going = going & now.active.gather(-1, slot.unsqueeze(-1)).squeeze(-1)
+        # To drop those that have finished copies the others: only when that halves the work.
+        if 2 * int(going.sum()) <= len(rows):
             finished.append((rows[~going], now.select(~going)))
-            rows, now = rows[going], now.select(going)
-    if len(rows) and max_iterations is None:
+            rows, now, target, scale = rows[going], now.select(going), target[going], scale[going]
+            going = going[going]
+    if bool(going.any()) and max_iterations is None:
         raise RuntimeError(f"the active-set method did not converge within {limit} iterations")
     finished.append((rows, now))
     slots = max(part.active.shape[1] for _, part in finished)
+    most = max(part.ones.shape[2] for _, part in finished)
     for _, part in finished:
-        part.widen(slots)
+        part.widen(slots, most, size)
     order = torch.cat([r for r, _ in finished]).argsort()
-    parts = [part for _, part in finished]
-    return _ActiveSet(
-        torch.cat([p.vertices for p in parts])[order],
-        torch.cat([p.active for p in parts])[order],
-        torch.cat([p.weights for p in parts])[order],
-        torch.cat([p.gram for p in parts])[order],
-    )
+    return _ActiveSet(*(torch.cat([getattr(of, part.name) for _, of in finished])[order] for part in fields(now)))
 
 
-def _descend(now: _ActiveSet, target: Tensor, pending: Tensor) -> None:
+def _descend(now: _ActiveSet, moves: Tensor, pending: Tensor) -> None:
     """Move the weights of the pending examples (bool ``[B]``) towards the nearest point of aff(S), dropping vertices on
-    the way out of conv(S), until it is inside.
+    the way out of conv(S), until it is inside. ``moves`` ``[B, K]``: products of the vertices with the residual.
     """
     while bool(pending.any()):
         rows = pending.nonzero().squeeze(-1)
-        part = now.select(rows)
-        residual = target[rows] - part.mean()
-        step = part.direction((part.vertices @ residual.unsqueeze(-1)).squeeze(-1))
-        goal = part.weights + step
-        leaving = part.active & (goal <= _ZERO)
+        active, weights, gram = now.active[rows], now.weights[rows], now.gram[rows]
+        step = _direction(active, gram, moves[rows])
+        goal = weights + step
+        leaving = active & (goal <= _ZERO)
         # How far each leaving weight can go before it is 0; the first one to get there leaves.
-        reach = torch.where(leaving, part.weights / (part.weights - goal).clamp_min(_ZERO), torch.inf)
+        reach = torch.where(leaving, weights / (weights - goal).clamp_min(_ZERO), torch.inf)
         length, blocking = reach.min(-1)
         inside = ~leaving.any(-1)
-        moved = torch.where(inside.unsqueeze(-1), goal, part.weights + length.clamp_max(1.0).unsqueeze(-1) * step)
+        moved = torch.where(inside.unsqueeze(-1), goal, weights + length.clamp_max(1.0).unsqueeze(-1) * step)
         slots = torch.arange(moved.shape[-1], device=moved.device)
         dropped = leaving & ((moved <= _ZERO) | (slots == blocking.unsqueeze(-1)))
-        kept = part.active & ~dropped
+        kept = active & ~dropped
         moved = torch.where(kept, moved, 0.0)
-        now.active[rows] = kept
-        now.weights[rows] = moved / moved.sum(-1, keepdim=True)
+        moved = moved / moved.sum(-1, keepdim=True)
+        now.active[rows], now.weights[rows] = kept, moved
         pending[rows] = ~inside
+        moves[rows] -= (gram @ (moved - weights).unsqueeze(-1)).squeeze(-1)
 
 
 @torch.no_grad()
@@ -237,7 +265,7 @@ def _span_face(target: Tensor, argmax: Argmax, found: _ActiveSet, point: Tensor)
     going = torch.ones_like(scale, dtype=torch.bool)
     for _ in range(point.shape[-1] + 1):
         noise = torch.randn(point.shape, generator=generator, device=point.device, dtype=point.dtype)
-        along = _combine(face.direction((face.vertices @ noise.unsqueeze(-1)).squeeze(-1)), face.vertices)
+        along = face.combine(face.direction(face.products(noise)), point.shape[-1])
         across = noise - along
         # Small enough not to leave the face, unless another one is as good up to this.
         size = residual.norm(dim=-1)
