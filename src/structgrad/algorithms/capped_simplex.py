@@ -17,6 +17,17 @@ from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.threads import run
 
+#: Newton's method, kept within a bracket, ends after a few steps; bisection, its worst case, well before so many.
+_NEWTON_STEPS = 200
+#: So many where values are not read, and the end is not seen: each halves the bracket at least.
+_BLIND_STEPS = 60
+#: The threshold of a projection is found when the sum is right up to this share of it, ...
+_EXACT_MASS = 1e-14
+#: ... or when the bracket is this small, relative to its own size (or 1).
+_EXACT_THRESHOLD = 1e-15
+#: The multiplier of the sigmoids is found when the sum is right up to this share of it.
+_SMOOTH_MASS = 1e-13
+
 # --- projection ------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +125,7 @@ def _project_rows(first, stride, scores, exists, total, at_most, point, is_bound
         low, high = np.float64(low) - high - 1.0, 0.0
         # Newton's method on a piecewise linear function, kept within a shrinking bracket; it ends on the exact piece.
         tau = max(-1.0, low) if total == 1 else low + (high - low) * 0.5
-        for _ in range(200):
+        for _ in range(_NEWTON_STEPS):
             mass = 0.0
             inside = 0
             for i in range(n):
@@ -126,7 +137,7 @@ def _project_rows(first, stride, scores, exists, total, at_most, point, is_bound
                 low = tau
             else:
                 high = tau
-            if abs(excess) <= 1e-14 * total or high - low <= 1e-15 * max(1.0, -low):
+            if abs(excess) <= _EXACT_MASS * total or high - low <= _EXACT_THRESHOLD * max(1.0, -low):
                 break
             step = tau + excess / inside if inside > 0 else np.inf
             tau = step if low < step < high else 0.5 * (low + high)
@@ -267,10 +278,10 @@ def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
     low = torch.where(solvable, following - math.log(total), 0.0)
     high = torch.where(solvable, last + (present - total).clamp(min=1).to(scores.dtype).log(), 0.0)
     nu = torch.where(solvable, (last + following) / 2, 0.0)
-    for _ in range(60):
+    for _ in range(_BLIND_STEPS):
         chosen = torch.where(exists, (scores - nu).sigmoid(), 0.0)
         excess = chosen.sum(-1, keepdim=True) - total
-        if values_can_be_read(excess) and not bool((solvable & (excess.abs() > 1e-13 * total)).any()):
+        if values_can_be_read(excess) and not bool((solvable & (excess.abs() > _SMOOTH_MASS * total)).any()):
             break
         low, high = torch.where(excess >= 0, nu, low), torch.where(excess >= 0, high, nu)
         step = nu + excess / torch.where(exists, chosen * (1 - chosen), 0.0).sum(-1, keepdim=True)

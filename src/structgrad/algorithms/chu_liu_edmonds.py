@@ -203,27 +203,20 @@ def torch_log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Te
 
 
 @njit(cache=True)
-def _contract(
-    exists: Any,
-    root: int,
-    cost: Any,
-    head: Any,
-    members: Any,
-    edge: Any,
-    into: Any,
-    comp: Any,
-    place: Any,
-    path: Any,
-    best: Any,
-) -> int:
+def _contract(exists: Any, root: int, cost: Any, head: Any, members: Any, choices: Any) -> int:
     """Chu-Liu-Edmonds on ``cost[v, u]`` (of u -> v, +inf where missing; overwritten); see above for the algorithm.
 
-    Returns how many events there were, or -1 if a node cannot be reached.
+    Writes ``choices [E, 2]`` and, for each event, ``members [E, n]``, the nodes that it stands for. ``head [n, n]`` is
+    scratch memory: of each slot's cheapest edge from u, the original node that it ends in. Returns how many events
+    there were, or -1 if a node cannot be reached.
     """
     n = exists.shape[0]
     done, fresh = -2, -1
     events: int = n
-    owner = np.empty(n, np.int64)  # the event that a slot stands for
+    scratch = np.empty((4, n), np.int64)
+    # Of a node: its slot. Of a slot: the event that it stands for, and its place on the path.
+    comp, owner, place, path = scratch[0], scratch[1], scratch[2], scratch[3]
+    best = np.empty(n)
     for v in range(n):
         comp[v] = v
         owner[v] = v
@@ -231,9 +224,7 @@ def _contract(
         for u in range(n):
             members[v, u] = u == v
             head[v, u] = v
-    for e in range(edge.shape[0]):
-        edge[e] = -1
-        into[e] = -1
+    choices[:] = -1
     place[root] = done
     for start in range(n):
         s = comp[start]
@@ -255,7 +246,7 @@ def _contract(
                     u = x
             if cost[s, u] == math.inf:
                 return -1
-            edge[owner[s]] = u * n + head[s, u]
+            choices[owner[s], 0] = u * n + head[s, u]
             best[s] = cost[s, u]
             r = comp[u]
             if place[r] == done:
@@ -272,10 +263,10 @@ def _contract(
             for x in range(n):
                 cost[r, x] -= best[r]
                 members[events, x] = members[owner[r], x]
-            into[owner[r]] = events
+            choices[owner[r], 1] = events
             for t in range(first + 1, length):
                 s = path[t]
-                into[owner[s]] = events
+                choices[owner[s], 1] = events
                 for x in range(n):
                     c = cost[s, x] - best[s]
                     if c < cost[r, x]:
@@ -301,36 +292,24 @@ def _arborescence_kernel(
     ``reached [B]``.
     """
     n = costs.shape[1]
-    limit = choices.shape[1]
-    cost = np.empty((n, n))
-    head = np.empty((n, n), np.int64)
-    members = np.empty((limit, n), np.bool_)
-    edge = np.empty(limit, np.int64)
-    into = np.empty(limit, np.int64)
-    comp = np.empty(n, np.int64)
-    place = np.empty(n, np.int64)
-    path = np.empty(n, np.int64)
-    best = np.empty(n)
-    taken = np.empty(n, np.bool_)
+    cost, head = np.empty((n, n)), np.empty((n, n), np.int64)
+    members, taken = np.empty((choices.shape[1], n), np.bool_), np.empty(n, np.bool_)
     for b in range(first, costs.shape[0], stride):
         for u in range(n):
             for v in range(n):
                 cost[v, u] = sign * costs[b, u, v] if exists[b, u, v] else math.inf
-        events = _contract(exists[b], root, cost, head, members, edge, into, comp, place, path, best)
+        events = _contract(exists[b], root, cost, head, members, choices[b])
         reached[b] = events >= 0
-        for e in range(limit):
-            choices[b, e, 0] = edge[e]
-            choices[b, e, 1] = into[e]
         taken[:] = False
-        for step in range(events):
-            e = events - 1 - step
-            if edge[e] >= 0:
+        for e in range(events - 1, -1, -1):
+            edge = choices[b, e, 0]
+            if edge >= 0:
                 blocked = False
                 for x in range(n):
                     blocked = blocked or (members[e, x] and taken[x])
                 if not blocked:
-                    taken[edge[e] % n] = True
-                    vertex[b, edge[e] // n, edge[e] % n] = 1.0
+                    taken[edge % n] = True
+                    vertex[b, edge // n, edge % n] = 1.0
 
 
 @njit(cache=True)
