@@ -74,6 +74,23 @@ def sparse_rows(structure: Structure, batch: int, *shape: int) -> list[Row]:
     return [*rows, Row(f"active set: sparsemap {structure.name}", size, ours, closed and "its closed form", theirs)]
 
 
+def oracle_row(structure: Structure, batch: int, *shape: int) -> Row:
+    """The active-set projection against the argmaxes that it asks for, one after the other."""
+    scores = 0.3 * torch.randn(batch, *shape)
+    asked: list[Tensor] = []
+
+    class Recorded(type(structure)):  # type: ignore[misc]
+        def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+            asked.append(utility)
+            return super().argmax(utility, mask)
+
+    project(Recorded(), scores)
+    ours = milliseconds(lambda: project(structure, scores), repeats=3, warmup=1)
+    theirs = milliseconds(lambda: [structure.argmax(utility) for utility in asked], repeats=3, warmup=1)
+    size = f"B {batch}, {'x'.join(map(str, shape))}"
+    return Row(f"active set: project {structure.name}, fwd", size, ours, f"its {len(asked)} argmaxes", theirs)
+
+
 def support(structure: Structure, batch: int, *shape: int) -> dict[str, float]:
     """Vertices an example: of the active set, and of the structure's own distribution."""
     scores = torch.randn(batch, *shape)
@@ -92,5 +109,6 @@ if __name__ == "__main__":
         *sparse_rows(Matching(), 32, 6, 6),
         *sparse_rows(SpanningTree(), 32, 8, 8),
         *sparse_rows(Arborescence(), 32, 8, 8),
+        oracle_row(Matching(), 2, 48, 48),
     ]
     report("structures_other", rows, support={"Subset D 32": support(Subset(), 64, 32)})

@@ -183,12 +183,17 @@ def _backward_pass(first, stride, unary, pair, exists, low, high, states, log_z,
         log_z[b] = value[0, 0]
 
 
-@numba.njit(nogil=True, cache=True)
-def _forward_pass(first, stride, ratio, mean, both):  # type: ignore[no-untyped-def]
-    """Left to right: ``E[x_i]`` and ``E[x_i x_{i+1}]``."""
-    batch, n, rows, states = ratio.shape
-    for b in range(first, batch, stride):
+def _left_to_right(with_tangent: bool) -> Any:
+    """One example, left to right: ``E[x_i]`` and ``E[x_i x_{i+1}]`` from the ratios ``[n, high + 1, states]`` or, with
+    tangent, how they move as the ratios move by ``slope``. Compiled once for each.
+    """
+
+    @numba.njit(nogil=True, cache=True)
+    def walk(ratio, slope, mean, both):  # type: ignore[no-untyped-def]
+        n, rows, states = ratio.shape
+        # Probabilities of the states, and how they move.
         here = np.zeros((rows + 1, states))
+        moved = np.zeros((rows + 1, states))
         here[0, 0] = 1.0
         for i in range(n):
             total = 0.0
@@ -196,23 +201,47 @@ def _forward_pass(first, stride, ratio, mean, both):  # type: ignore[no-untyped-
             for j in range(min(i, rows - 1), -1, -1):
                 taken = 0.0
                 left = 0.0
+                d_taken = 0.0
+                d_left = 0.0
                 for c in range(states):
-                    one = here[j, c] * ratio[b, i, j, c]
-                    taken += one
-                    left += here[j, c] - one
+                    counted = here[j, c] * ratio[i, j, c]
+                    taken += counted
+                    left += here[j, c] - counted
+                    if with_tangent:
+                        counted = moved[j, c] * ratio[i, j, c] + here[j, c] * slope[i, j, c]
+                        d_taken += counted
+                        d_left += moved[j, c] - counted
+                    total += counted
                     if c == 1:
-                        repeated += one
-                total += taken
+                        repeated += counted
                 if states == 2:
-                    here[j + 1, 1] = taken
-                    here[j, 0] = left
                     here[j, 1] = 0.0
+                    here[j + 1, 1] = taken
+                    if with_tangent:
+                        moved[j, 1] = 0.0
+                        moved[j + 1, 1] = d_taken
                 else:
                     here[j + 1, 0] += taken
-                    here[j, 0] = left
-            mean[b, i] = total
+                    if with_tangent:
+                        moved[j + 1, 0] += d_taken
+                here[j, 0] = left
+                if with_tangent:
+                    moved[j, 0] = d_left
+            mean[i] = total
             if states == 2 and i > 0:
-                both[b, i - 1] = repeated
+                both[i - 1] = repeated
+
+    return walk
+
+
+_means, _means_tangent = _left_to_right(False), _left_to_right(True)
+
+
+@numba.njit(nogil=True, cache=True)
+def _forward_pass(first, stride, ratio, mean, both):  # type: ignore[no-untyped-def]
+    """``E[x_i]`` and ``E[x_i x_{i+1}]``."""
+    for b in range(first, len(ratio), stride):
+        _means(ratio[b], ratio[b], mean[b], both[b])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -234,42 +263,7 @@ def _covariance_pass(first, stride, ratio, d_mean, d_both, unary, pair):  # type
                     r = ratio[b, i, j, c]
                     slope[i, j, c] = r * (1.0 - r) * (one - zero)
                     value[j, c] = (1.0 - r) * zero + r * one
-        # Left to right: probabilities of the states and their derivatives.
-        here = np.zeros((rows + 1, states))
-        moved = np.zeros((rows + 1, states))
-        here[0, 0] = 1.0
-        for i in range(n):
-            total = 0.0
-            repeated = 0.0
-            for j in range(min(i, rows - 1), -1, -1):
-                taken = 0.0
-                left = 0.0
-                d_taken = 0.0
-                d_left = 0.0
-                for c in range(states):
-                    r = ratio[b, i, j, c]
-                    one = here[j, c] * r
-                    d_one = moved[j, c] * r + here[j, c] * slope[i, j, c]
-                    taken += one
-                    left += here[j, c] - one
-                    d_taken += d_one
-                    d_left += moved[j, c] - d_one
-                    if c == 1:
-                        repeated += d_one
-                total += d_taken
-                if states == 2:
-                    here[j + 1, 1] = taken
-                    moved[j + 1, 1] = d_taken
-                    here[j, 1] = 0.0
-                    moved[j, 1] = 0.0
-                else:
-                    here[j + 1, 0] += taken
-                    moved[j + 1, 0] += d_taken
-                here[j, 0] = left
-                moved[j, 0] = d_left
-            unary[b, i] = total
-            if states == 2 and i > 0:
-                pair[b, i - 1] = repeated
+        _means_tangent(ratio[b], slope, unary[b], pair[b])
 
 
 @numba.njit(nogil=True, cache=True)
