@@ -153,3 +153,18 @@ def test_the_average_of_the_elbo() -> None:
         means = [loss.mean()] if step == 0 else [*means, loss.mean()]  # noqa: F821
         weights = torch.tensor([0.5 ** (step - i) for i in range(step + 1)], dtype=torch.float64)
         torch.testing.assert_close(estimator.running.mean, (weights * torch.stack(means)).sum() / weights.sum())
+
+
+def test_half_precision_is_widened(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    """Mixed precision: encoders make half precision, whose gradient they get back."""
+    for estimator, p in built[1]:
+        if "critic" in dict(estimator.named_modules()) or p.structure.layout.name != "vector":
+            continue
+        scores = p.scores.detach().bfloat16().requires_grad_()
+        context = torch.zeros(2, 3)
+        estimate = estimator.float()(scores, lambda x, rows: x.square().flatten(1).sum(1), context=context)
+        assert estimate.vertices.dtype == torch.float32
+        estimate.surrogate.sum().backward()
+        assert scores.grad is not None
+        assert scores.grad.dtype == torch.bfloat16
+        estimator.double()

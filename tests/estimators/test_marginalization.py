@@ -274,3 +274,18 @@ def test_options_of_sparsemap_are_refused_elsewhere() -> None:
         Marginalize(OneHot(), "sparsemax", centred=True)
     with pytest.raises(ValueError, match="decomposition must be one of"):
         Marginalize(OneHot(), "sparsemap", decomposition="nested")  # type: ignore[arg-type]
+
+
+def test_weights_of_sum_and_sample_agree_with_its_objective() -> None:
+    for name in ("one_hot", "k_subset"):
+        case = problem(name)
+        estimate = SumAndSample(case.structure, k=1, tries=2).double()(case.scores, case.decoder, mask=case.mask)
+        losses = case.decoder(estimate.vertices, estimate.rows).detach()
+        torch.testing.assert_close(estimate.mean(losses), estimate.objective)
+        torch.testing.assert_close(estimate.mean(torch.ones_like(losses)), torch.ones(2, dtype=torch.float64))
+
+
+def test_lists_that_do_not_fit_are_refused_before_they_are_made() -> None:
+    for distribution in ("softmax", "sparsemax"):
+        with pytest.raises(ValueError, match=r"Subset has 1,125,899,906,842,624 vertices .* too many to be listed"):
+            Marginalize(Subset(), distribution)(torch.zeros(2, 50), lambda x, rows: x.sum(1))  # type: ignore[arg-type]

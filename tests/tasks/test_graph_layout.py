@@ -320,6 +320,11 @@ def test_kl_of_undirected_edges_counts_both_directions(root: Path, tmp_path: Pat
         torch.testing.assert_close(both.step(batch).metrics["kl"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_structures_that_the_graphs_cannot_hold(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="KSubset has no vertex over graphs of 10 vertices"):
+        make_task(root, tmp_path, "structure=top_edges", "structure.k=46")
+
+
 def test_a_graph_without_noise_is_a_point_mass(root: Path, tmp_path: Path) -> None:
     task = make_task(root, tmp_path, "estimator=straight_through")
     task.prepare_data()

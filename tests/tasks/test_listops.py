@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from structgrad.estimators import SST, Deterministic, Estimator, Surrogate
-from structgrad.structures import Arborescence, GroundTruth, NoStructure, OneHot, SpanningTree, Subset
+from structgrad.structures import Arborescence, GroundTruth, KSubset, NoStructure, OneHot, SpanningTree, Subset
 from structgrad.structures.base import Structure
 from structgrad.tasks.listops import ListOps, ListOpsData
 from structgrad.tasks.listops.data import PAD, Expressions, generate, parse
@@ -44,6 +44,12 @@ def make(structure: Structure, data: ListOpsData, estimator: Estimator | None = 
         message_steps=2,
         **options,  # type: ignore[arg-type]
     )
+
+
+def test_structures_that_the_shortest_expression_cannot_hold(data: ListOpsData) -> None:
+    make(KSubset(6, "undirected"), data)  # 4 tokens: 6 pairs
+    with pytest.raises(ValueError, match=r"KSubset has no vertex over expressions of 4 tokens: .* have fewer"):
+        make(KSubset(7, "undirected"), data)
 
 
 def test_a_weight_needs_a_divergence(data: ListOpsData) -> None:

@@ -103,6 +103,9 @@ def best_of_cardinality(
         raise ValueError(f"k must be at least 1; got {k}")
     n = scores.shape[-1]
     ordered, origin = torch.where(exists, scores.detach(), -math.inf).sort(dim=-1, descending=True)
+    if not n:
+        first = torch.arange(k, device=scores.device) == 0  # the empty set, and no other
+        return scores.new_zeros(*scores.shape[:-1], k, 0, dtype=torch.bool), first.expand(*scores.shape[:-1], k)
     present = exists.sum(-1, keepdim=True)
     place = size[..., None] + torch.arange(-k, k, device=scores.device)
     is_open = (place >= 0) & (place < present)

@@ -128,7 +128,7 @@ class Estimator(nn.Module, abc.ABC):
         """Estimate the gradient of the expected objective.
 
         Args:
-            scores: ``[batch, *parts]``.
+            scores: ``[batch, *parts]``; half precision is widened to float32, in which the vertices then are.
             objective: ``(vertices [N, *parts], rows [N]) -> losses [N]``; called once a step with all vertices to
                 be evaluated.
             mask: which parts exist, broadcastable to the scores.
@@ -150,6 +150,8 @@ class Estimator(nn.Module, abc.ABC):
                 f"estimators over {self.structure.name} take scores [batch, {parts}], with exactly one batch "
                 f"dimension; got {list(scores.shape)}"
             )
+        if scores.dtype in (torch.float16, torch.bfloat16):  # mixed precision
+            scores = scores.float()
         return self.estimate(scores, self._checked(objective), mask, context, kl_weight)
 
     @abc.abstractmethod

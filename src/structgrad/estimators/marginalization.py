@@ -281,7 +281,7 @@ class SumAndSample(Estimator):
         inside = probabilities.detach() * losses[:, :-1] + probabilities * signal[:, :-1]
         outside = factor * (losses[:, -1] + signal[:, -1] * structure.log_prob(other, scores, mask))
         weights = torch.cat([probabilities.detach(), rest[:, None]], 1)
-        value = (torch.cat([weights[:, :-1], factor[:, None]], 1) * losses.detach()).sum(1)
+        value = (weights * losses.detach()).sum(1)
         self.running.update(value)
         return Estimate(inside.sum(1) + outside, value, divergence, vertices.flatten(0, 1), rows, weights.flatten())
 

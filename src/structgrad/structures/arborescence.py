@@ -87,6 +87,7 @@ class Arborescence(Tree):
         The minimum at each pick is exponential with the total rate of the edges entering that node, and independent of
         what was picked; the edges that lose are memoryless.
         """
+        self.check(log_rates, mask)
         flat, exists = self._flat(log_rates.double(), mask)
         n = flat.shape[-1]
         choices = trace.choices.reshape(len(flat), *trace.choices.shape[-2:])
@@ -106,8 +107,9 @@ class Arborescence(Tree):
     # --- the tests' oracle ----------------------------------------------------------------------------------------
 
     def enumerate(self, *shape: int) -> Tensor:
-        """All ``n^(n - 2)`` arborescences of ``shape = (n, n)`` by trying ``n^(n - 1)`` parents: up to n = 7."""
+        """All ``n^(n - 2)`` arborescences of ``shape = (n, n)`` by trying ``n^(n - 1)`` parents: up to n = 8."""
         n = shape[-1]
+        self.check_listable(n ** max(n - 2, 0), n, n)
         vertices = torch.zeros(1, n, n, dtype=torch.float64)
         others = [v for v in range(n) if v != self.root]
         if not others:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures.layout import Layout
 
@@ -44,6 +45,10 @@ def derived_from(*oracles: str) -> Callable[[_Method], _Method]:
         return method
 
     return mark
+
+
+#: Entries of all vertices together that :meth:`Structure.enumerate` makes: 512 MiB.
+_LISTED = 2**26
 
 
 class UnsupportedError(ValueError):
@@ -231,20 +236,21 @@ class Structure:
 
     def inner(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``<x, scores>`` over existing parts, each counted once: ``[*batch]``."""
-        known = torch.where(self.parts(scores, mask), scores, 0.0)
-        return (vertex * known).flatten(-self.layout.ndim).sum(-1)
+        parts = self.parts(scores, mask)
+        product = torch.where(parts, vertex, 0.0) * torch.where(parts, scores, 0.0)
+        return product.flatten(-self.layout.ndim).sum(-1)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """Refuse what no oracle can answer: wrong shape, integer scores, a mask of the wrong kind, NaN or infinity.
+        """Refuse what no oracle can answer: wrong shape or precision, a mask of the wrong kind, NaN or infinity.
 
         Raises:
-            TypeError: if scores are not floating point or the mask is not bool.
+            TypeError: unless scores are float32 or float64 and the mask is bool. (Estimators widen half precision.)
             ValueError: for a shape that does not fit, or (eager CPU code only) a NaN or an infinity in an
                 existing part.
         """
         self.layout.check(scores)
-        if not scores.is_floating_point():
-            raise TypeError(f"scores must be floating point; got {scores.dtype}")
+        if scores.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"scores must be float32 or float64; got {scores.dtype}")
         if mask is not None:
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask must be bool; got {mask.dtype}")
@@ -261,6 +267,34 @@ class Structure:
                 if bool(bad.any()):
                     where = bad.nonzero()[0].tolist()
                     raise ValueError(f"scores must be finite; the entry at {where} is {scores[tuple(where)].item()}")
+
+    def check_vertex(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> None:
+        """Refuse what is no vertex, where looking is free.
+
+        A 0/1 vector x is the only one that maximises ``<2 x - 1, y>`` over all 0/1 vectors y: it is a vertex if and
+        only if the structure's argmax finds it.
+
+        Raises:
+            ValueError: naming the first example.
+        """
+        if values_can_be_read(vertex):
+            x = vertex.detach().to(scores.dtype).expand(scores.shape)
+            direction = torch.where(x.isfinite(), 2 * x - 1, 0.0)
+            wrong = self.argmax(direction, mask) != x
+            refuse(wrong.flatten(-self.layout.ndim).any(-1), f"is no vertex of {self.name}")
+
+    def check_listable(self, count: int, *shape: int) -> None:
+        """For :meth:`enumerate`: refuse lists that would not fit, before anything is allocated.
+
+        Args:
+            count: of vertices.
+            shape: of one vertex.
+
+        Raises:
+            ValueError: with the number of vertices.
+        """
+        if count * max(1, math.prod(shape)) > _LISTED:
+            raise ValueError(f"{self.name} has {count:,} vertices of shape {list(shape)}, too many to be listed")
 
     # --- oracles --------------------------------------------------------------------------------------------------
 
@@ -302,7 +336,11 @@ class Structure:
         raise self._lacks()
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``log p(vertex)`` under the Gibbs distribution: ``[*batch]``, differentiable in the scores."""
+        """``log p(vertex)`` under the Gibbs distribution: ``[*batch]``, differentiable in the scores.
+
+        Raises:
+            ValueError: in eager CPU code, for what is no vertex; elsewhere it has no meaning.
+        """
         raise self._lacks()
 
     def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -374,5 +412,8 @@ class Structure:
 
         Returns:
             ``[V, *parts]``, float64, distinct.
+
+        Raises:
+            ValueError: for sets too large to be listed, with their size.
         """
         raise self._lacks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -33,6 +34,8 @@ class BinaryTree(ItemRecursion):
     def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:
         # The parent of a token is the deeper, that is larger, of the nearest smaller tokens on both sides.
         n = keys.shape[-1]
+        if not n:
+            return torch.zeros_like(keys, dtype=torch.int64)
         token = torch.arange(n, device=keys.device)
         before = token.unsqueeze(-1) > token
         own, other = keys.unsqueeze(-1), keys.unsqueeze(-2)
@@ -54,9 +57,10 @@ class BinaryTree(ItemRecursion):
         n = vertex.shape[-1]
         token = torch.arange(n, device=vertex.device)
         has_parent = vertex.detach().sum(-2) > 0
-        jump = torch.where(has_parent, (token.to(vertex.dtype) @ vertex.detach()).long(), token)
+        parent = (vertex.detach() * token.to(vertex.dtype)[:, None]).sum(-2).long()
+        jump = torch.where(has_parent, parent.clamp(0, max(n - 1, 0)), token)
         ancestors = (jump.unsqueeze(-1) == token) | (token.unsqueeze(-1) == token)
-        for _ in range((n - 1).bit_length()):
+        for _ in range(max(n - 1, 0).bit_length()):
             ancestors = ancestors | ancestors.gather(-2, jump.unsqueeze(-1).expand(ancestors.shape))
             jump = jump.gather(-1, jump)
         return ancestors.transpose(-1, -2)
@@ -64,6 +68,7 @@ class BinaryTree(ItemRecursion):
     def enumerate(self, *shape: int) -> Tensor:
         """All binary trees over n tokens: ``[Catalan(n), n, n]``, float64; ``shape`` is ``(n,)``."""
         (n,) = shape
+        self.check_listable(math.comb(2 * n, n) // (n + 1), n, n)
 
         def trees(first: int, last: int) -> list[tuple[int, list[tuple[int, int]]]]:
             """Roots and edges of all trees over the tokens of ``range(first, last)``; root -1 if there are none."""

@@ -83,7 +83,7 @@ class BudgetSubset(Counted):
             method: ``systematic``: cumulative sums modulo 1 in the order of the parts; ``sorted``: largest first.
         """
         flat, exists = self._read(scores, mask)
-        point = project_budget(flat, exists, self.budget).reshape(-1, flat.shape[-1])
+        point = project_budget(flat, exists, self.budget).reshape(flat.shape[:-1].numel(), flat.shape[-1])
         vertices, rows, weights = decompose_by_size(point, 0, self.budget, method)
         return SparseDistribution(self._show(vertices, scores), rows, weights)
 
@@ -91,8 +91,9 @@ class BudgetSubset(Counted):
         """All subsets within the budget: ``[V, *parts]``."""
         parts = self.parts(torch.empty(shape)).flatten().nonzero()[:, 0].tolist()
         sizes = range(min(self.budget, len(parts)) + 1)
+        self.check_listable(sum(math.comb(len(parts), size) for size in sizes), *shape)
         every = [chosen for size in sizes for chosen in itertools.combinations(parts, size)]
         full = torch.zeros(len(every), math.prod(shape), dtype=torch.float64)
         for row, chosen in enumerate(every):
             full[row, list(chosen)] = 1
-        return self.layout.mirror(full.reshape(-1, *shape))
+        return self.layout.mirror(full.reshape(len(every), *shape))

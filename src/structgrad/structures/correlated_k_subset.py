@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -98,6 +99,7 @@ class CorrelatedKSubset(Gibbs, KBest):
         """All ``n choose k`` vertices: ``[V, 2n - 1]``."""
         (size,) = shape
         n = (size + 1) // 2
+        self.check_listable(math.comb(n, self.k), size)
         chosen = torch.tensor(list(itertools.combinations(range(n), self.k)), dtype=torch.int64).reshape(-1, self.k)
         items = torch.zeros(len(chosen), n, dtype=torch.float64).scatter(-1, chosen, 1.0)
         return torch.cat([items, items[:, 1:] * items[:, :-1]], -1)

@@ -42,17 +42,22 @@ class Gibbs(Structure):
         """Mean of the Gibbs distribution, the gradient of :meth:`log_partition`: ``[*batch, *parts]``, differentiable
         as often as that is, less one.
         """
+        self.check(scores, mask)
         return self._moments(scores.double(), mask)[1].to(scores.dtype)
 
     @derived_from("log_partition")
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``<vertex, scores> - log Z``: ``[*batch]``."""
+        self.check(scores, mask)
+        if "argmax" in self.oracles:
+            self.check_vertex(vertex, scores, mask)
         wide = scores.double()
         return (self.inner(vertex.double(), wide, mask) - self.log_partition(wide, mask)).to(scores.dtype)
 
     @derived_from("log_partition")
     def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``log Z - <E[x], scores>`` in nats: ``[*batch]``."""
+        self.check(scores, mask)
         wide = scores.double()
         log_z, mean = self._moments(wide, mask)
         return (log_z - self.inner(mean, wide, mask)).to(scores.dtype)

@@ -7,6 +7,7 @@ import abc
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures.base import Noise, Structure, Trace
 
@@ -47,6 +48,13 @@ class ItemRecursion(Structure, abc.ABC):
         """Raises: the value of a vertex is not linear in the scores."""
         raise self._lacks()
 
+    def check_vertex(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> None:
+        """Refuse what is no vertex, where looking is free: items are chosen in the order of the sets they are in."""
+        if values_can_be_read(vertex):
+            within = self._within(vertex.detach()) & self.parts(scores, mask).unsqueeze(-1)
+            again = self.argmax(-within.sum(-2).to(scores.dtype), mask)
+            refuse((again != vertex).flatten(-2).any(-1), f"is no vertex of {self.name}")
+
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """The outcome of the recursive algorithm, largest utility first: ``[*batch, n, n]``, 0/1, no gradient."""
         self.check(utility, mask)
@@ -75,6 +83,7 @@ class ItemRecursion(Structure, abc.ABC):
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-probability of the one trace that makes ``vertex`` ``[*batch, n, n]``: ``[*batch]``, differentiable."""
         self.check(scores, mask)
+        self.check_vertex(vertex, scores, mask)
         present = self.parts(scores, mask)
         gain = torch.where(present, scores, 0.0) - self._log_totals(self._within(vertex), scores, present)
         return torch.where(present, gain, 0.0).sum(-1)

@@ -115,7 +115,7 @@ class KSubset(Counted):
             method: ``systematic``: cumulative sums modulo 1 in the order of the parts; ``sorted``: largest first.
         """
         flat, exists = self._read(scores, mask)
-        point = project_capped_simplex(flat, exists, self.k).reshape(-1, flat.shape[-1])
+        point = project_capped_simplex(flat, exists, self.k).reshape(flat.shape[:-1].numel(), flat.shape[-1])
         vertices, rows, weights = decompose_by_size(point, self.k, self.k, method)
         return SparseDistribution(self._show(vertices, scores), rows, weights)
 
@@ -236,6 +236,7 @@ class KSubset(Counted):
     def enumerate(self, *shape: int) -> Tensor:
         """All ``n choose k`` subsets: ``[V, *parts]``."""
         parts = self.parts(torch.empty(shape)).flatten().nonzero()[:, 0].tolist()
+        self.check_listable(math.comb(len(parts), self.k), *shape)
         chosen = torch.tensor(list(itertools.combinations(parts, self.k)), dtype=torch.int64).reshape(-1, self.k)
         full = torch.zeros(len(chosen), math.prod(shape), dtype=torch.float64).scatter(-1, chosen, 1.0)
         return self.layout.mirror(full.reshape(-1, *shape))

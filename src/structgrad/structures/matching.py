@@ -109,6 +109,8 @@ class Matching(KBest, ActiveSetProjection):
         iterations: exact up to the ``tolerance`` of the sums.
         """
         self.check(utility, mask)
+        if not utility.numel():
+            return utility.clone()
         exists = self.parts(utility, mask)
         log_k = torch.where(exists, utility, 0.0).double()
         rows, columns = exists.any(-1), exists.any(-2)
@@ -301,5 +303,6 @@ class Matching(KBest, ActiveSetProjection):
         n, m = shape
         if n != m:
             raise ValueError(f"scores over matchings have shape [n, n]; got {list(shape)}")
+        self.check_listable(math.factorial(n), n, n)
         orders = torch.tensor(list(itertools.permutations(range(n))), dtype=torch.int64).reshape(math.factorial(n), n)
         return (orders.unsqueeze(-1) == torch.arange(n)).double()

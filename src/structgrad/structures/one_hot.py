@@ -82,8 +82,9 @@ class OneHot(Structure):
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``<vertex, log_softmax(scores)>``: ``[*batch]``."""
+        self.check_vertex(vertex, scores, mask)
         scores, exists = self._read(scores, mask)
-        return torch.where(exists, vertex * scores.log_softmax(-1), 0.0).sum(-1)
+        return torch.where(exists, vertex.to(scores.dtype) * scores.log_softmax(-1), 0.0).sum(-1)
 
     def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``-sum p log p``: ``[*batch]``."""

@@ -86,5 +86,6 @@ class Permutation(ItemRecursion):
     def enumerate(self, *shape: int) -> Tensor:
         """All n! permutation matrices: ``[n!, n, n]``, float64; ``shape`` is ``(n,)``."""
         (n,) = shape
+        self.check_listable(math.factorial(n), n, n)
         orders = torch.tensor(list(itertools.permutations(range(n))), dtype=torch.int64).reshape(math.factorial(n), n)
         return self._show(orders).double()

@@ -70,6 +70,7 @@ class SpanningTree(Tree):
         The chosen edge has the time of its step. An edge whose ends are joined by another one stays in the running
         until then, so it has that time plus a fresh exponential.
         """
+        self.check(log_rates, mask)
         flat, exists = self._flat(log_rates.double(), mask)
         n = flat.shape[-1]
         choices = trace.choices.reshape(len(flat), trace.choices.shape[-1])
@@ -89,7 +90,8 @@ class SpanningTree(Tree):
     # --- the tests' oracle ----------------------------------------------------------------------------------------
 
     def enumerate(self, *shape: int) -> Tensor:
-        """All ``n^(n - 2)`` trees of ``shape = (n, n)``, up to n = 7: arborescences without their directions."""
+        """All ``n^(n - 2)`` trees of ``shape = (n, n)``, up to n = 8: arborescences without their directions."""
+        self.check_listable(shape[-1] ** max(shape[-1] - 2, 0), *shape)
         directed = Arborescence(root=0).enumerate(*shape)
         return directed + directed.transpose(1, 2)
 

@@ -101,6 +101,7 @@ class Subset(Flat):
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``sum_i log sigmoid(+-scores_i)``: ``[*batch]``."""
+        self.check_vertex(vertex, scores, mask)
         flat, exists = self._read(scores, mask)
         sign = 2 * self.layout.flatten(vertex) - 1
         return torch.where(exists, torch.nn.functional.logsigmoid(sign * flat), 0.0).sum(-1)
@@ -136,7 +137,7 @@ class Subset(Flat):
                 modulo 1, subsets whose sizes differ by at most one.
         """
         flat, _ = self._read(scores, mask)
-        point = flat.clamp(0, 1).reshape(-1, flat.shape[-1])
+        point = flat.clamp(0, 1).reshape(flat.shape[:-1].numel(), flat.shape[-1])
         if method == "nested":
             vertices, rows, weights = nested_decomposition(point)
         elif method == "systematic":
@@ -167,6 +168,7 @@ class Subset(Flat):
     def enumerate(self, *shape: int) -> Tensor:
         """All subsets: ``[2^D, *parts]``."""
         count = int(self.parts(torch.empty(shape)).sum())
+        self.check_listable(2**count, *shape)
         corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=count)), dtype=torch.float64)
         corners = corners.reshape(2**count, count)
         if self.layout.name != "directed":

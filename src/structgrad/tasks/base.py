@@ -94,7 +94,7 @@ class Task(pl.LightningModule, abc.ABC):
         """A schedule that advances with every training step, or None for a constant rate."""
         return None
 
-    # --- the divergence from the prior ------------------------------------------------------------------------------
+    # --- what tasks ask for when they are built, and the divergence from the prior ------------------------------------
 
     def require_kl(self, by: str) -> None:
         """For constructors: raise unless :meth:`latent_kl` will have an answer.

@@ -48,7 +48,8 @@ class ListOps(Task):
         seed: of the order of training examples.
 
     Raises:
-        ValueError: for a latent structure that is not over the edges of a graph; for a ``kl_weight`` that would weigh
+        ValueError: for a latent structure that is not over the edges of a graph, or has no vertex over those of the
+            shortest expressions; for a ``kl_weight`` that would weigh
             nothing.
     """
 
