@@ -13,13 +13,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.base import Estimator
+from structgrad.estimators.base import Estimator, Law, PerturbAndMap
 from structgrad.estimators.utilities import Gumbel, NegExponential, Utility, make_utility
 from structgrad.structures import Arborescence, KSubset, OneHot, SpanningTree, Structure
 from structgrad.structures.family_item_recursions import ItemRecursion
 
-#: Gibbs: ``p(x) ~ exp <x, s>``; trace: the vertex of ``structure.trace`` on ``E ~ Exp(exp(s))``.
+#: Laws that are enumerated, see :data:`structgrad.estimators.base.Law`.
 Distribution = Literal["gibbs", "trace"]
+
+#: Features of the context that problems have.
+FEATURES = 8
+#: Half the step of the differences that stand in for the derivative of noise without a density.
+_STEP = 0.05
 
 
 class Decoder(nn.Module):
@@ -53,12 +58,14 @@ class Problem:
         scores: ``[batch, *parts]``, float64, a leaf that requires its gradient.
         decoder: the objective.
         mask: bool ``[batch, *parts]``, which parts exist.
+        context: ``[batch, features]``, for input-dependent baselines.
     """
 
     structure: Structure
     scores: Tensor
     decoder: Decoder
     mask: Tensor
+    context: Tensor
 
     @staticmethod
     def make(
@@ -68,8 +75,9 @@ class Problem:
         mask: Tensor | None = None,
         scale: float = 1.0,
         seed: int = 0,
+        features: int = FEATURES,
     ) -> Problem:
-        """Random scores and decoder.
+        """Random scores, decoder and context.
 
         Args:
             structure: the set of vertices.
@@ -77,7 +85,8 @@ class Problem:
             batch: number of examples.
             mask: bool, broadcastable to ``[batch, *shape]``.
             scale: standard deviation of the scores.
-            seed: of scores and decoder; the global generator is left as it was.
+            seed: of all that is random; the global generator is left as it was.
+            features: of the context.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -85,7 +94,8 @@ class Problem:
             full = torch.ones((), dtype=torch.bool) if mask is None else mask
             full = full.expand(scores.shape)
             vertex = structure.argmax(scores, full)
-            return Problem(structure, scores, Decoder(vertex.shape[1:], batch), full)
+            decoder = Decoder(vertex.shape[1:], batch)
+            return Problem(structure, scores, decoder, full, torch.randn(batch, features, dtype=torch.float64))
 
     @property
     def variables(self) -> list[Tensor]:
@@ -103,13 +113,38 @@ class Problem:
         sizes = [v.numel() for v in self.variables]
         return torch.arange(sum(sizes)) < sizes[0]
 
-    def vertices(self, example: int, draws: int = 4000) -> Tensor:
-        """Every vertex of an example under its mask, ``[V, *parts]``: the argmaxes of many random directions."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            directions = torch.randn(draws, *self.scores.shape[1:], dtype=torch.float64)
-            vertices: Tensor = self.structure.argmax(directions, self.mask[example]).unique(dim=0)
-            return vertices
+    def vertices(self, example: int) -> Tensor:
+        """Every vertex of an example under its mask, ``[V, *parts]``.
+
+        Those that the structure lists and that use no missing part; where it lists none, or has nodes missing, also the
+        argmaxes of many random directions.
+
+        Raises:
+            ArithmeticError: if, by the structure's own ``log_partition``, they are not all.
+        """
+        structure, mask = self.structure, self.mask[example]
+        scores = self.scores[example].detach()
+        found = []
+        if "enumerate" in structure.oracles:
+            every = structure.enumerate(*scores.shape)
+            exists = structure.layout.mirror(structure.parts(scores, mask).to(every)) > 0
+            found.append(every[~((every > 0) & ~exists).flatten(1).any(1)])
+        if not bool(mask.all()) or not found:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                found.append(structure.argmax(torch.randn(4000, *scores.shape, dtype=torch.float64), mask))
+        vertices: Tensor = torch.cat(found).unique(dim=0)
+        if not bool(mask.all()):
+            # With nodes missing, what fills a larger size is no vertex.
+            kept = structure.argmax(2 * vertices - 1, mask)
+            vertices = vertices[(kept == vertices).flatten(1).all(1)]
+        if "log_partition" in structure.oracles:
+            missed = structure.log_partition(torch.zeros_like(scores), mask).exp().item() - len(vertices)
+            if abs(missed) > 0.5:
+                raise ArithmeticError(
+                    f"{structure.name}: {len(vertices)} vertices were found, {missed:+.0f} are missing"
+                )
+        return vertices
 
     def probabilities(self, example: int, distribution: Distribution) -> tuple[Tensor, Tensor]:
         """Vertices ``[V, *parts]`` and their probabilities ``[V]``, differentiable in the scores.
@@ -151,51 +186,75 @@ class Problem:
             total = total + probabilities @ self.decoder(vertices, rows)
         return total
 
-    def perturbed(self, utility: Utility, samples: int, chunk: int = 2000) -> Tensor:
-        """Gradients of the expected objective at the argmax of random utilities: ``[samples // chunk, D]``.
+    def perturbed(self, law: PerturbAndMap, samples: int, chunk: int = 2000) -> Tensor:
+        """Gradients of the expected objective under perturb-and-MAP: ``[samples // chunk, D]``.
 
-        Each row is a mean of ``chunk`` unbiased score-function estimates (the action is the utility), less a constant
-        known from a first batch. For noise without closed form.
+        Each row is a mean of ``chunk`` estimates. For the scores these are score-function estimates (the action is the
+        utility), less a constant known from a first batch; where the noise has no density, central differences at the
+        same noise, whose bias is of the order of the squared step.
         """
         estimates, baseline = [], torch.zeros(len(self.scores), 1, dtype=torch.float64)
         for step in range(samples // chunk + 1):
             scores = torch.where(self.structure.parts(self.scores, self.mask), self.scores, 0.0)
             scores = scores[:, None].expand(-1, chunk, *scores.shape[1:])
-            mask = self.mask[:, None]
-            moves = self.structure.perturbed(scores) & self.structure.parts(scores, mask)
-            utilities = torch.where(moves, utility.sample(scores.detach()), scores.detach())
-            vertices = self.structure.argmax(utilities, mask)
-            rows = torch.arange(len(scores)).repeat_interleave(chunk)
-            losses = self.decoder(vertices.flatten(0, 1), rows).reshape(len(scores), chunk)
-            log_prob = torch.where(moves, utility.log_prob(utilities, scores), 0.0).flatten(2).sum(-1)
+            moves = self.structure.parts(scores, self.mask[:, None])
+            if not law.everywhere:
+                moves = moves & self.structure.perturbed(scores)
+            fixed = scores.detach()
+            utilities = torch.where(moves, law.scale * law.utility.sample(fixed / law.scale), fixed)
+            losses = self._losses(utilities)
+            if isinstance(law.utility, Utility):
+                density = law.utility.log_prob(utilities / law.scale, scores / law.scale)
+                log_prob = torch.where(moves, density, 0.0).flatten(2).sum(-1)
+                value = ((losses.detach() - baseline) * log_prob + losses).mean(1).sum()
+                baseline = losses.detach().mean(1, keepdim=True)
+            else:
+                slope = self._differences(utilities)
+                value = losses.mean(1).sum() + (self.scores * slope).sum()
             if step > 0:
-                estimates.append(self.gradient(((losses.detach() - baseline) * log_prob + losses).mean(1).sum()))
-            baseline = losses.detach().mean(1, keepdim=True)
+                estimates.append(self.gradient(value))
         return torch.stack(estimates)
+
+    def _losses(self, utilities: Tensor) -> Tensor:
+        """The objective at the argmax of ``[batch, N, *parts]``: ``[batch, N]``."""
+        vertices = self.structure.argmax(utilities, self.mask[:, None].expand(utilities.shape))
+        rows = torch.arange(len(utilities)).repeat_interleave(utilities.shape[1])
+        losses: Tensor = self.decoder(vertices.flatten(0, 1), rows)
+        return losses.reshape(utilities.shape[:2])
+
+    @torch.no_grad()
+    def _differences(self, utilities: Tensor) -> Tensor:
+        """Central differences of the mean objective for a shift of every part's utility: ``[batch, *parts]``."""
+        slope = torch.zeros_like(self.scores)
+        for part in self.structure.parts(self.scores[0]).nonzero():
+            shift = torch.zeros_like(self.scores[0])
+            shift[tuple(part)] = _STEP
+            there, back = (self._losses(utilities + sign * shift).mean(1) for sign in (1, -1))
+            slope[(slice(None), *part)] = (there - back) / (2 * _STEP)
+        return torch.where(self.structure.parts(self.scores, self.mask), slope, 0.0)
 
     def estimates(self, estimator: Estimator, count: int, repeats: int = 100) -> Iterator[Tensor]:
         """``count`` gradient estimates ``[D]``, each the mean over ``repeats`` copies of the batch in one call."""
         tile = [repeats] + [1] * (self.scores.dim() - 1)
-        mask = self.mask.repeat(tile)
+        mask, context = self.mask.repeat(tile), self.context.repeat(repeats, 1)
         for _ in range(count):
-            estimate = estimator(self.scores.repeat(tile), self.decoder, mask=mask)
+            estimate = estimator(self.scores.repeat(tile), self.decoder, mask=mask, context=context)
             yield self.gradient(estimate.surrogate.sum() / repeats)
 
 
 # --- what an estimator is measured against --------------------------------------------------------------------------
 
 
-def target(estimator: Estimator) -> Distribution | Utility:
-    """The distribution of hard vertices whose expected objective the estimator is about.
+def target(estimator: Estimator) -> Law:
+    """The law of hard vertices whose expected objective the estimator is about.
 
-    That of its own noise, if it has any: enumerated where perturb-and-MAP is the Gibbs distribution or that of the
-    trace, and else the utility, for :meth:`Problem.perturbed`. Estimators without noise are about the Gibbs
-    distribution.
+    The estimator's own (:attr:`Estimator.law`), enumerated where perturb-and-MAP is the Gibbs distribution or that of
+    the trace.
     """
-    structure, utility = estimator.structure, getattr(estimator, "utility", None)
-    if not isinstance(utility, Utility):
-        noisy = getattr(estimator, "action", "T" if hasattr(estimator, "critic") else "X") in ("T", "E")
-        return "trace" if noisy and "trace" in structure.oracles else "gibbs"
+    structure, law = estimator.structure, estimator.law
+    if not isinstance(law, PerturbAndMap) or law.scale != 1 or law.everywhere:
+        return law
+    utility = law.utility
     if structure.noise is not None and type(make_utility(structure.noise)) is type(utility):
         return "gibbs"
     # Of these the vertex depends on the order of the utilities alone, which Gumbel shares with exponential noise.
@@ -203,7 +262,7 @@ def target(estimator: Estimator) -> Distribution | Utility:
     if isinstance(utility, Gumbel) and ordered:
         return "trace"
     costs = isinstance(utility, NegExponential) and utility.rate == "exp"
-    return "trace" if costs and (ordered or isinstance(structure, Arborescence)) else utility
+    return "trace" if costs and (ordered or isinstance(structure, Arborescence)) else law
 
 
 @dataclass
@@ -244,30 +303,33 @@ def diagnose(
     estimator: Estimator,
     problem: Problem,
     samples: int = 2000,
-    truth: Distribution | Utility | None = None,
+    truth: Law | None = None,
     reference_samples: int = 200_000,
 ) -> Diagnosis:
     """Measure an estimator.
 
     Args:
-        estimator: over the problem's structure, for float64 scores.
+        estimator: over the problem's structure, for float64 scores; a baseline of the context is for that of the
+            problem.
         problem: what it is measured on.
         samples: gradient estimates.
         truth: which expected objective it is measured against; by default its own, see :func:`target`.
         reference_samples: for a truth that has no closed form.
     """
     truth = target(estimator) if truth is None else truth
-    if isinstance(truth, Utility):
+    if isinstance(truth, PerturbAndMap):
         reference = problem.perturbed(truth, reference_samples)
         exact, doubt = reference.mean(0), reference.var(0) / len(reference)
-        name = f"perturb-and-MAP, {type(truth).__name__}, {reference_samples} samples"
+        scale = "" if truth.scale == 1 else f" times {truth.scale:g}"
+        name = f"perturb-and-MAP, {type(truth.utility).__name__}{scale}, {reference_samples} samples"
     else:
         exact = problem.gradient(problem.expected(truth))
         doubt = torch.zeros_like(exact)
         name = f"{truth}, enumerated"
-    count = min(50, max(2, samples // 10))
+    # Copies of a batch side by side would be other examples to a baseline that averages over these.
+    count = samples if estimator.mixes_examples else min(50, max(2, samples // 10))
     repeats = max(1, samples // count)
-    estimate = estimator(problem.scores, problem.decoder, mask=problem.mask)
+    estimate = estimator(problem.scores, problem.decoder, mask=problem.mask, context=problem.context)
     problem.gradient(estimate.surrogate.sum())  # compiles what is compiled on first use
     start = time.perf_counter()
     draws = torch.stack(list(problem.estimates(estimator, count, repeats)))

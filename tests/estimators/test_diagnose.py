@@ -9,9 +9,31 @@ import torch
 
 from structgrad.commands.diagnose import main
 from structgrad.diagnose import Problem, diagnose, target
-from structgrad.estimators import SST, Marginalize, NegExponential, Reinforce
+from structgrad.estimators import (
+    SST,
+    Marginalize,
+    NegExponential,
+    Perturbed,
+    Rebar,
+    Reinforce,
+    Relax,
+    SumOfGamma,
+    Surrogate,
+)
+from structgrad.estimators.base import PerturbAndMap
 from structgrad.estimators.utilities import Gumbel, Logistic
-from structgrad.structures import Arborescence, KSubset, Matching, OneHot, SpanningTree, Structure, Subset
+from structgrad.structures import (
+    Arborescence,
+    CorrelatedKSubset,
+    KSubset,
+    Layout,
+    Matching,
+    OneHot,
+    SpanningTree,
+    Structure,
+    Subset,
+    UnsupportedError,
+)
 from structgrad.testing import assert_mean, assert_unbiased
 
 
@@ -46,7 +68,7 @@ def test_expected_objective_by_hand() -> None:
 )
 def test_monte_carlo_truth_agrees_with_enumeration(structure, shape, utility, distribution) -> None:  # type: ignore[no-untyped-def]
     p = Problem.make(structure, shape)
-    assert_mean(p.perturbed(utility, 80_000), p.gradient(p.expected(distribution)))
+    assert_mean(p.perturbed(PerturbAndMap(utility), 80_000), p.gradient(p.expected(distribution)))
 
 
 def test_a_wrong_gradient_is_noticed() -> None:
@@ -61,11 +83,104 @@ def test_target() -> None:
     assert target(SST(KSubset(2))) == "trace"
     assert target(SST(SpanningTree())) == "trace"
     assert target(SST(Arborescence(), utility="neg_exponential")) == "trace"
-    assert isinstance(target(SST(Arborescence())), Gumbel)
-    assert isinstance(target(SST(Arborescence(), utility=NegExponential("softplus"))), NegExponential)
-    assert isinstance(target(SST(Matching(), "sinkhorn", "neg_exponential")), NegExponential)
+    for estimator, utility in (
+        (SST(Arborescence()), Gumbel),
+        (SST(Arborescence(), utility=NegExponential("softplus")), NegExponential),
+        (SST(Matching(), "sinkhorn", "neg_exponential"), NegExponential),
+        (Surrogate(KSubset(2), "imle", step=1.0, utility=SumOfGamma(2)), SumOfGamma),
+        (Perturbed(OneHot(), "gumbel", sigma=0.3), Gumbel),
+    ):
+        law = target(estimator)
+        assert isinstance(law, PerturbAndMap)
+        assert isinstance(law.utility, utility)
+        assert law.scale == getattr(estimator, "sigma", 1.0)
     assert target(Reinforce(Matching(), "T")) == "trace"
     assert target(Reinforce(OneHot(), "X")) == "gibbs"
+    assert target(Reinforce(KSubset(2), "U")) == "trace"
+    for control_variate in (Rebar, Relax):
+        assert target(control_variate(KSubset(2))) == target(control_variate(SpanningTree())) == "trace"
+        assert target(control_variate(Subset())) == "gibbs"
+    assert target(Surrogate(KSubset(2))) == target(Marginalize(KSubset(2))) == "gibbs"
+
+
+def test_vertices_are_listed() -> None:
+    """Random directions miss some of the 1,296 spanning trees of six nodes."""
+    p = Problem.make(SpanningTree(), (6, 6))
+    assert len(p.vertices(0)) == 6**4
+    present = torch.arange(5) < 4
+    masked = Problem.make(SpanningTree(), (5, 5), mask=present[:, None] & present)
+    assert len(masked.vertices(0)) == 4**2
+    two = Problem.make(KSubset(2), (5,), mask=torch.arange(5) < 4)
+    assert len(two.vertices(0)) == 6
+    few = Problem.make(SpanningTree(), (6, 6))
+    few.structure.enumerate = lambda *shape: SpanningTree().enumerate(*shape)[:-1]  # type: ignore[method-assign]
+    with pytest.raises(ArithmeticError, match=r"1295 vertices were found, \+1 are missing"):
+        few.vertices(0)
+
+
+def test_perturbed_is_measured_at_its_sigma() -> None:
+    """With Gumbel noise on categories the law at sigma is the softmax of the scores over sigma."""
+    p = Problem.make(OneHot(), (4,))
+    losses = torch.stack([p.decoder(torch.eye(4), torch.full((4,), b)) for b in range(2)])
+    exact = p.gradient(((p.scores / 0.5).softmax(-1) * losses).sum())
+    law = target(Perturbed(OneHot(), "gumbel", sigma=0.5))
+    assert isinstance(law, PerturbAndMap)
+    assert_mean(p.perturbed(law, 80_000), exact)
+    assert diagnose(Perturbed(OneHot(), "gumbel", sigma=0.5), p, samples=40).truth.startswith(
+        "perturb-and-MAP, Gumbel times 0.5"
+    )
+
+
+def test_noise_without_a_density() -> None:
+    """Differences agree with the enumerated truth where there is one."""
+
+    class Hidden:
+        """Gumbel noise whose density nobody knows."""
+
+        def sample(self, scores: torch.Tensor) -> torch.Tensor:
+            return Gumbel().sample(scores)
+
+    p = Problem.make(KSubset(2), (4,))
+    rows = p.perturbed(PerturbAndMap(Hidden()), 400_000)  # type: ignore[arg-type]
+    exact = p.gradient(p.expected("trace"))
+    error = (rows.var(0) / len(rows)).sum().sqrt()
+    # The bias of the step is below 1 % of the gradient.
+    assert (rows.mean(0) - exact).norm() < 4 * error + 0.01 * exact.norm()
+    assert error < 0.1 * exact.norm()
+    imle = Surrogate(p.structure, "imle", step=1.0, utility=SumOfGamma(2)).double()
+    found = diagnose(imle, p, samples=400, reference_samples=100_000)
+    assert found.truth == "perturb-and-MAP, SumOfGamma, 100000 samples"
+    assert found.decoder.bias < 4 * found.decoder.error
+
+
+def test_a_baseline_over_the_batch_sees_real_batches() -> None:
+    """The variance of one call for one batch, by hand."""
+    p = Problem.make(OneHot(), (4,))
+    estimator = Reinforce(OneHot(), baseline="batch")
+    found = diagnose(estimator, p, samples=4000)
+    calls = torch.stack(
+        [p.gradient(estimator(p.scores, p.decoder, mask=p.mask).surrogate.sum())[p.is_score] for _ in range(4000)]
+    )
+    exact = p.gradient(p.expected("gibbs"))[p.is_score]
+    assert found.scores.variance == pytest.approx((calls.var(0).sum() / exact.square().sum()).item(), rel=0.15)
+    assert found.scores.bias < 4 * found.scores.error
+
+
+def test_structures_state_their_shape() -> None:
+    assert [s.shape(4) for s in (OneHot(), CorrelatedKSubset(2), Matching(), SpanningTree(), Subset("matrix"))] == [
+        (4,),
+        (7,),
+        (4, 4),
+        (4, 4),
+        (4, 4),
+    ]
+
+    class Labels(OneHot):
+        def __init__(self) -> None:
+            self.layout = Layout("labels", ("n", "C"))
+
+    with pytest.raises(UnsupportedError, match="Labels does not say the shape"):
+        Labels().shape(4)
 
 
 def test_diagnosis_of_known_estimators() -> None:
@@ -79,6 +194,11 @@ def test_diagnosis_of_known_estimators() -> None:
     assert plain.scores.variance / averaged.scores.variance == pytest.approx(8, rel=0.4)
     warm = diagnose(SST(OneHot(), temperature=5.0), p, samples=1000)
     assert warm.scores.bias > 10 * warm.scores.error
+
+
+def test_command_gives_input_dependent_baselines_a_context(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["structure=one_hot", "estimator=nvil", "n=3", "samples=40", "over=none"]) == 0
+    assert "as configured" in capsys.readouterr().out
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +220,20 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["structure=nothing", "estimator=sst"], "structure/nothing"),
         (["structure=none", "estimator=sst"], "nothing to estimate"),
         (["structure=one_hot", "estimator=sst", "truth=cauchy"], "utility must be one of"),
+        (["structure=one_hot", "estimator=sst", "n=0"], "n must be a whole number of at least 1; got 0"),
+        (["structure=one_hot", "estimator=sst", "n=many"], "n must be a whole number of at least 1; got many"),
+        (["structure=one_hot", "estimator=sst", "n=2.5"], "n must be a whole number"),
+        (["structure=one_hot", "estimator=sst", "batch=0"], "batch must be a whole number of at least 1"),
+        (["structure=one_hot", "estimator=sst", "samples=-5"], "samples must be a whole number of at least 20"),
+        (["structure=one_hot", "estimator=sst", "samples=null"], "samples must be a whole number of at least 20"),
+        (["structure=one_hot", "estimator=sst", "seed=abc"], "seed must be a whole number"),
+        (["structure=one_hot", "estimator=sst", "scale=nan"], "scale must be a number"),
+        (["structure=one_hot", "estimator=sst", "values=3"], "values must be a list"),
+        (["structure=one_hot", "estimator=sst", "out=/nowhere/plot.png"], "out cannot be written"),
+        (["structure=one_hot", "estimator=sst", "out=plot"], "out must end in"),
+        (["structure=one_hot", "estimator=reinforce", "estimator.baseline=batch", "batch=1"], "at least two examples"),
+        (["structure=bit_vector", "estimator=dense", "n=40"], "too many to be listed"),
+        (["structure=k_subset", "estimator=sst", "n=4"], "have fewer"),
     ],
 )
 def test_command_refuses_in_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

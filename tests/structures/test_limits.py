@@ -103,7 +103,7 @@ def test_other_precisions_are_refused_by_name(name: str, dtype: torch.dtype) -> 
     scores = (3 * torch.randn(2, *shape)).to(dtype)
     for what, call in calls(structure, scores):
         if what not in ("enumerate", "trace"):
-            with pytest.raises(TypeError, match=f"scores must be float32 or float64; got {dtype}"):
+            with pytest.raises(TypeError, match=rf"float32 or float64\); got {dtype}"):
                 call()
 
 

@@ -8,6 +8,8 @@ Any key of the structure's or the estimator's configuration can be given as well
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.commands import CONFIGS
-from structgrad.diagnose import Diagnosis, Problem, Quality, diagnose
+from structgrad.diagnose import FEATURES, Diagnosis, Problem, Quality, diagnose
+from structgrad.estimators.base import PerturbAndMap
 from structgrad.estimators.utilities import make_utility
-from structgrad.structures import CorrelatedKSubset, Structure
+from structgrad.structures import Structure
 
 #: Options of the command that are not configuration, with their defaults.
 OPTIONS: dict[str, Any] = {
@@ -43,28 +46,43 @@ SWEEPS: dict[str, list[float]] = {
 }
 
 
-def scores_shape(structure: Structure, n: int) -> tuple[int, ...]:
-    """Shape of the scores for n items or nodes."""
-    if isinstance(structure, CorrelatedKSubset):
-        return (2 * n - 1,)
-    return (n,) if structure.layout.name == "vector" else (n, n)
-
-
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check(settings: DictConfig) -> None:
+    """Refuse options out of range, before anything is measured.
+
+    Raises:
+        ValueError: one line.
+    """
+    for key, least in (("n", 1), ("batch", 1), ("samples", 20), ("seed", 0)):
+        value = settings[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{key} must be a whole number of at least {least}; got {value}")
+    if not _number(settings.scale) or not 0 <= settings.scale < math.inf:
+        raise ValueError(f"scale must be a number of at least 0; got {settings.scale}")
+    values = settings["values"]
+    if values is not None and not (OmegaConf.is_list(values) and len(values) and all(map(_number, values))):
+        raise ValueError(f"values must be a list of numbers, e.g. values=[0.1,1]; got {values}")
+    out = Path(str(settings.out))
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"out must end in .png, .pdf or .svg; got {out}")
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"out cannot be written: {out}")
 
 
 def _measure(config: DictConfig, settings: DictConfig, structure: Structure) -> Diagnosis:
     """Build the estimator and measure it."""
     torch.manual_seed(settings.seed)
     estimator = hydra.utils.instantiate(config.estimator, structure=structure).double()
-    shape = scores_shape(structure, settings.n)
+    shape = structure.shape(settings.n)
     problem = Problem.make(structure, shape, batch=settings.batch, scale=settings.scale, seed=settings.seed)
     truth = settings.truth
     if truth == "auto":
         truth = None
     elif truth not in ("gibbs", "trace"):
-        truth = make_utility(truth)
+        truth = PerturbAndMap(make_utility(truth))
     return diagnose(estimator, problem, settings.samples, truth)
 
 
@@ -100,9 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = OmegaConf.merge(OmegaConf.create(OPTIONS), OmegaConf.from_dotlist(own))
         assert isinstance(settings, DictConfig)
+        _check(settings)
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             overrides = [f"+{a}" if a.split("=")[0] in ("structure", "estimator") else a for a in other]
-            config = hydra.compose(overrides=overrides)
+            config = hydra.compose(overrides=[*overrides, f"+context_size={FEATURES}"])
         structure: Structure = hydra.utils.instantiate(config.structure)
         if config.estimator is None or not structure.is_latent:
             raise ValueError("there is nothing to estimate without a latent structure and an estimator")
@@ -121,9 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {cause or error}".splitlines()[0], file=sys.stderr)
         return 1
     base = points[0][1]
-    print(
-        f"{structure.name}, {scores_shape(structure, settings.n)} scores, batch {settings.batch}; truth: {base.truth}"
-    )
+    print(f"{structure.name}, {structure.shape(settings.n)} scores, batch {settings.batch}; truth: {base.truth}")
     print("bias +- its standard error, variance of one estimate; both relative to the norm of the true gradient")
     heads = [f"{'bias ' + group:>18} {'variance':>10}" for group in ("scores", "decoder")]
     print(f"{key:>14}  {heads[0]}  {heads[1]}  {'calls':>6} {'ms':>8}")

@@ -21,8 +21,16 @@ from structgrad.estimators.relaxation import SST, Deterministic, ExponentialSche
 from structgrad.estimators.score_function import Reinforce
 from structgrad.estimators.stein import Rodeo
 from structgrad.estimators.straight_through import GappedStraightThrough, GumbelRao, ReinMax, StraightThrough
-from structgrad.estimators.surrogate import AdaptiveIMLE, SumOfGamma, Surrogate
-from structgrad.estimators.utilities import Gaussian, Gumbel, Logistic, NegExponential, Utility, make_utility
+from structgrad.estimators.surrogate import AdaptiveIMLE, Surrogate
+from structgrad.estimators.utilities import (
+    Gaussian,
+    Gumbel,
+    Logistic,
+    NegExponential,
+    SumOfGamma,
+    Utility,
+    make_utility,
+)
 from structgrad.estimators.without_replacement import WithoutReplacement
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.utilities import Utility
+from structgrad.estimators.utilities import SumOfGamma, Utility
 from structgrad.structures.base import Structure, UnsupportedError
 
 #: ``(vertices [N, *parts], rows int64 [N]) -> losses [N]``: the downstream loss of N vertices; row r belongs to
@@ -34,6 +34,26 @@ class Divergence:
 
     value: Tensor
     over: Over
+
+
+@dataclass(frozen=True)
+class PerturbAndMap:
+    """The law of ``argmax_x <x, scores + scale * noise>``.
+
+    Attributes:
+        utility: the noise; anything with ``sample(scores)``.
+        scale: of the noise.
+        everywhere: whether all parts are perturbed, rather than those of ``structure.perturbed``.
+    """
+
+    utility: Utility | SumOfGamma
+    scale: float = 1.0
+    everywhere: bool = False
+
+
+#: Of hard vertices: the Gibbs distribution ``p(x) ~ exp <x, s>``, the vertex of the trace of ``E ~ Exp(exp(s))``, or
+#: the argmax of random utilities.
+Law = Literal["gibbs", "trace"] | PerturbAndMap
 
 
 @dataclass
@@ -110,6 +130,12 @@ class Estimator(nn.Module, abc.ABC):
     #: What :attr:`Estimate.kl` is over while training; None if there is none. In evaluation it is the same, or absent
     #: where the vertices that are evaluated have no such distribution (a relaxation evaluated at its argmax).
     kl_over: Over | None
+
+    #: The law of the vertices whose expected objective this is about; estimators without noise stand for Gibbs.
+    law: Law = "gibbs"
+
+    #: Whether what an example gets depends on the others of its batch (baselines that average over them).
+    mixes_examples: bool = False
 
     def __init__(self, structure: Structure) -> None:
         super().__init__()
@@ -255,8 +281,10 @@ __all__ = [
     "Divergence",
     "Estimate",
     "Estimator",
+    "Law",
     "Objective",
     "Over",
+    "PerturbAndMap",
     "UnsupportedError",
     "each_once",
     "gibbs_divergence",

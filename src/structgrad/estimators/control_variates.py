@@ -58,6 +58,7 @@ class ControlVariate(Estimator):
             structure.require("trace", "trace_log_prob", "conditional", by=by)
         self.n_samples = n_samples
         self.kl_over = "vertex" if self.explicit else "parts"
+        self.law = "gibbs" if self.explicit else "trace"
 
     @abc.abstractmethod
     def criticise(

@@ -13,6 +13,7 @@ from structgrad.estimators.base import (
     Estimate,
     Estimator,
     Objective,
+    PerturbAndMap,
     gibbs_divergence,
     utility_divergence,
 )
@@ -184,6 +185,9 @@ class Reinforce(Estimator):
         self.action, self.baseline, self.n_samples = action, baseline, n_samples
         self.normalize_variance = normalize_variance
         self.kl_over = "vertex" if action == "X" else "parts"
+        if action != "X":
+            self.law = PerturbAndMap(self.utility) if action == "U" else "trace"
+        self.mixes_examples = baseline == "batch"
         if baseline in ("ema", "elbo", "nvil"):
             self.running = RunningMean(decay)
         if context_size is not None:

@@ -140,6 +140,7 @@ class GumbelRao(Estimator):
             )
         self.relaxation, self.temperature, self.n_conditional = relaxation, temperature, n_conditional
         self.kl_over: Over | None = "vertex" if isinstance(structure, OneHot) else "parts"
+        self.law = "trace"
 
     def estimate(
         self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float

@@ -168,6 +168,33 @@ class NegExponential(Utility):
         return r + torch.expm1(-r)
 
 
+class SumOfGamma:
+    """Noise for I-MLE over k-subsets: the sum of k independent ones is approximately Gumbel (Niepert et al. 2021).
+
+    ``scale / k * (sum_{i=1..terms} Gamma(1/k, k/i) - log terms)``, where Gamma takes shape and scale.
+
+    Args:
+        k: number of parts of a vertex.
+        terms: of the series.
+        scale: temperature of the perturb-and-MAP distribution.
+
+    Raises:
+        ValueError: unless all are positive.
+    """
+
+    def __init__(self, k: int, terms: int = 10, scale: float = 1.0) -> None:
+        if not (k >= 1 and terms >= 1 and 0 < scale < math.inf):
+            raise ValueError(f"k, terms and scale must be positive; got {k}, {terms}, {scale}")
+        self.k, self.terms, self.scale = k, terms, scale
+
+    def sample(self, scores: Tensor) -> Tensor:
+        """``scores`` plus noise, the shape of the scores."""
+        index = torch.arange(1, self.terms + 1, device=scores.device, dtype=scores.dtype)
+        shape = scores.new_full((), 1 / self.k).expand(*scores.shape, self.terms)
+        gammas = torch._standard_gamma(shape) * (self.k / index)
+        return scores + (gammas.sum(-1) - math.log(self.terms)) * (self.scale / self.k)
+
+
 _UTILITIES: dict[str, type[Utility]] = {
     "gumbel": Gumbel,
     "gaussian": Gaussian,

@@ -250,7 +250,7 @@ class Structure:
         """
         self.layout.check(scores)
         if scores.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"scores must be float32 or float64; got {scores.dtype}")
+            raise TypeError(f"scores must be floating point (float32 or float64); got {scores.dtype}")
         if mask is not None:
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask must be bool; got {mask.dtype}")
