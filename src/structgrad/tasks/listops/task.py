@@ -49,8 +49,7 @@ class ListOps(Task):
 
     Raises:
         ValueError: for a latent structure that is not over the edges of a graph, or has no vertex over those of the
-            shortest expressions; for a ``kl_weight`` that would weigh
-            nothing.
+            shortest expressions; for a ``kl_weight`` that would weigh nothing.
     """
 
     monitor: ClassVar[str] = "val/accuracy"
