@@ -194,8 +194,16 @@ def make(
         estimator=estimator,
         optimizer=partial(torch.optim.Adam, lr=1e-2),
         data=data,
-        generation=Generation(unique=30, limit=90, length=8, batch_size=20),
-        **({"batch_size": 20, "eval_batch_size": 30, "embedding": 8, "hidden": 16} | options),
+        **(
+            {
+                "generation": Generation(unique=30, limit=90, length=8, batch_size=20),
+                "batch_size": 20,
+                "eval_batch_size": 30,
+                "embedding": 8,
+                "hidden": 16,
+            }
+            | options
+        ),
     )
 
 
@@ -369,6 +377,8 @@ def test_impossible_combinations(data: ParenthesesData) -> None:
     with pytest.raises(ValueError, match="no relaxation; Relax evaluates relaxed ones") as caught:
         make(data, TREE, relaxing)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="=7 would cut off"):
+        make(data, NoStructure(), generation=Generation(length=7))
     with pytest.raises(ValueError, match="limit at least unique"):
         Generation(unique=10, limit=5)
 

@@ -86,7 +86,7 @@ class Parentheses(Task):
 
     Raises:
         ValueError: for another structure, or an estimator that evaluates relaxed trees or draws them otherwise than the
-            structure does.
+            structure does, or for numbers out of range.
     """
 
     monitor: ClassVar[str] = "val/perplexity"
@@ -127,6 +127,11 @@ class Parentheses(Task):
             )
         if not 0 <= labelled <= 1:
             raise ValueError(f"labelled must lie in [0, 1]; got {labelled}")
+        if generation.length < data.max_length:
+            raise ValueError(
+                f"generation.length={generation.length} would cut off sequences of the data, which have up to "
+                f"{data.max_length} tokens"
+            )
         self.data, self.generation, self.seed = data, generation, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.labelled, self.label_weight = labelled, label_weight
@@ -246,7 +251,7 @@ class Parentheses(Task):
         Args:
             progress: show a progress bar.
         """
-        wanted, width = self.generation.unique, max(2 * self.generation.length + 1, self.data.max_length)
+        wanted, width = self.generation.unique, 2 * self.generation.length + 1
         generator = torch.Generator(self.device).manual_seed(self.seed)
         train = torch.nn.functional.pad(self.data.split("train"), (0, width - self.data.max_length))
         known = set(keys_of(train.numpy()))
@@ -257,7 +262,7 @@ class Parentheses(Task):
                 # Never more than are missing: what is judged does not depend on the size of the last batch.
                 size = min(self.generation.batch_size, wanted - len(seen), self.generation.limit - drawn)
                 tokens, balanced = self.generate(size, generator)
-                keys = keys_of(torch.nn.functional.pad(tokens, (0, width - tokens.shape[1])).short().cpu().numpy())
+                keys = keys_of(tokens.short().cpu().numpy())
                 fresh = {key: right for key, right in zip(keys, balanced.tolist(), strict=True) if key not in seen}
                 seen |= fresh.keys()
                 drawn += size
