@@ -207,3 +207,28 @@ def test_a_stopped_sweep_says_again_and_goes_on(tmp_path: Path) -> None:
     assert subprocess.run(run, capture_output=True, timeout=120).returncode == 0
     steps = [f.read_text().split() for f in tmp_path.glob("runs/fake/*/steps.log")]
     assert steps == [["1", "2", "3", "4", "5"]] * 2
+
+
+def test_a_sweep_of_true_runs_finds_them_again(tmp_path: Path) -> None:
+    """With train.py itself; a second sweep, of a queue of its own, trains nothing and has the same results."""
+    arguments = [
+        "table=struminsky_toy",
+        "rows=matching_t_reinforce",
+        "seeds=3",
+        "budget=smoke",
+        "trainer=cpu",
+        "logger=csv",
+    ]
+    run = [sys.executable, "-m", "structgrad.commands.sweep", *arguments]
+    first = subprocess.run(run, capture_output=True, text=True, timeout=300)
+    assert first.returncode == 0, first.stderr
+    (file,) = (tmp_path / "runs" / "tables" / "struminsky_toy_smoke").iterdir()
+    content = json.loads(file.read_text())
+    assert [step for step, _ in content["sweep"]["curve"]] == [9, 19]
+    metrics = tmp_path / content["sweep"]["folder"] / "metrics.csv"
+    before = metrics.stat().st_mtime_ns
+    second = subprocess.run([*run, "folder=others", "results=others"], capture_output=True, text=True, timeout=300)
+    assert second.returncode == 0, second.stderr
+    again = json.loads((tmp_path / "others" / "struminsky_toy_smoke" / file.name).read_text())
+    assert again == content
+    assert metrics.stat().st_mtime_ns == before

@@ -402,3 +402,7 @@ def _conclude(plan: Plan, queue: Queue, code: int) -> int:
         return 1
     print(f"{done} trials done, {failed} failed; python report.py {plan.results}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

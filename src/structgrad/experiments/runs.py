@@ -112,8 +112,8 @@ def _holds(table: Table, row: Row, summary: Summary) -> bool:
         return False
     for override in (*table.overrides, *row.overrides):
         key, _, value = override.lstrip("+").partition("=")
-        if key in _GROUPS:
-            if getattr(summary, key) != value:
+        if key in _GROUPS or key in summary.content:  # a choice in a group, whichever groups summaries name
+            if summary.content.get(key) != value:
                 return False
         elif not _same(summary.content.get("config", {}), key, value):
             return False

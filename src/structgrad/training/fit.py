@@ -122,6 +122,8 @@ def fit(
         _draw(task, folder, loggers, trainer.global_step)
         write_json(folder / "summary.json", summary)
     for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):  # the tab HParams sets the configuration against these
+            logger.log_hyperparams(settings, summary["metrics"], trainer.global_step)
         logger.finalize("success")
     return summary
 
