@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
 from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
-from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.base import OptimizerFactory, Split, StepOutput
+from structgrad.tasks.history import CallsOverTime
 from structgrad.tasks.ssvae.data import SemiSupervisedImages, resample
 from structgrad.tasks.ssvae.model import CLASSIFICATION_LOSSES, Networks
 from structgrad.tasks.ssvae.pictures import draw_calls, draw_digits
 from structgrad.tasks.ssvae.warm_start import WarmStart
 
 
-class SemiSupervisedVAE(Task):
+class SemiSupervisedVAE(CallsOverTime):
     """Model images by a class z, known for few of them, and a continuous style h (Kingma et al. 2014).
 
     The objective of a class is ``-log p(x | z, h) + KL(q(h | x, z) || p(h))`` at one sample of h; the estimator's
@@ -105,9 +105,6 @@ class SemiSupervisedVAE(Task):
         self.weight = data.unlabelled / data.labelled if weight is None else weight
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.networks = Networks(**self.sizes)
-        #: Mean decoder calls of training between one validation and the next, from the beginning of the run.
-        self.history: list[float] = []
-        self._calls: list[Tensor] = []
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -167,29 +164,8 @@ class SemiSupervisedVAE(Task):
         supervised = networks.labelled_loss(
             images[known], features[known], scores[known], labels, self.classification_loss
         )
-        self._calls.append(estimate.metrics["decoder_calls"])
+        self.count_calls(estimate)
         return StepOutput(supervised.mean() + self.weight * negative_elbo, len(batch["images"]), metrics)
-
-    def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Also the decoder calls of training since the last validation, at test those before the last one."""
-        if self._calls:
-            mean = self.trainer.strategy.reduce(torch.stack(self._calls).mean(), reduce_op="mean")
-            self.history.append(float(mean))
-            self._calls = []
-        if self.history:
-            means["training_calls"] = torch.tensor(self.history[-1], device=self.device)
-        return means
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the decoder calls so far."""
-        checkpoint["decoder_calls"] = {"history": self.history, "current": [float(c) for c in self._calls]}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up; the best checkpoint, loaded for the test, does not undo what came after it."""
-        saved = checkpoint["decoder_calls"]
-        if len(saved["history"]) >= len(self.history):
-            self.history = list(saved["history"])
-            self._calls = [torch.tensor(c, device=self.device) for c in saved["current"]]
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 
@@ -201,5 +177,5 @@ class SemiSupervisedVAE(Task):
         grid = [self.networks.decoder(styles, label.expand(len(styles), -1)).sigmoid() for label in classes]
         drawn = [draw_digits(torch.stack(grid), folder / "digits.png")]
         if self.history:
-            drawn.append(draw_calls(self.history, folder / "decoder_calls.png"))
+            drawn.append(draw_calls(self.history["training_calls"], folder / "decoder_calls.png"))
         return drawn

@@ -1,0 +1,255 @@
+"""Images as features, each of a concept, and the games that are drawn from them."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structgrad.data import MissingDataError
+from structgrad.tasks.base import Split
+from structgrad.tasks.communication_game.labels import read_labels
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """Images of one split, sorted by concept.
+
+    Attributes:
+        features: float32 ``[n, size]``, of length 1 (0 where an image has none).
+        concept: int64 ``[n]``, ascending, without gaps from 0.
+        names: of the concepts.
+        pixels: uint8 ``[n, height, width]`` to show, if there are any.
+    """
+
+    features: Tensor
+    concept: Tensor
+    names: list[str]
+    pixels: Tensor | None = None
+
+
+def draw_games(sizes: Tensor, games: int, candidates: int, generator: torch.Generator | None = None) -> Tensor:
+    """Images of different concepts, uniformly: int64 ``[games, candidates]``, on the device of ``sizes``.
+
+    Args:
+        sizes: int64 ``[concepts]``: images of each concept, which lie side by side.
+        games: how many.
+        candidates: images in a game; no more than there are concepts.
+        generator: of the same device; None is the global one.
+    """
+    options = {"device": sizes.device, "generator": generator}
+    # The largest of independent keys: a uniform set in uniform order, drawn for all games at once.
+    concepts = torch.rand(games, len(sizes), **options).topk(candidates, dim=1).indices  # type: ignore[arg-type]
+    first = sizes.cumsum(0) - sizes
+    within = torch.rand(games, candidates, dtype=torch.float64, **options) * sizes[concepts]  # type: ignore[arg-type]
+    return first[concepts] + within.long()
+
+
+class ConceptData(abc.ABC):
+    """A data set of images with features and concepts.
+
+    Attributes:
+        features: how many an image has.
+    """
+
+    features: int
+
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """Raise unless the files are here."""
+
+    @abc.abstractmethod
+    def split(self, split: Split) -> Concepts:
+        """The images of a split."""
+
+
+@dataclass
+class Omniglot(ConceptData):
+    """Handwritten characters (Lake et al. 2015): a concept is a character, the features are its pixels.
+
+    The 20 drawers are divided: every split has every character, no split the same drawing.
+
+    Args:
+        file: ``.npz`` with ``images`` uint8 ``[n, 28, 28]``, ``character`` ``[n]`` and ``character_names``, sorted by
+            character and drawer; absolute or within ``data``.
+        data: folder of data sets, ``paths.data``.
+        features: of an image.
+        train: drawers for training, the first ones.
+        val: drawers for validation, the next ones.
+        test: drawers for the test, the next ones.
+
+    Raises:
+        ValueError: unless every split has a drawer and all together at most 20.
+    """
+
+    file: str
+    data: str | Path
+    features: int = 784
+    train: int = 14
+    val: int = 3
+    test: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        numbers = (self.train, self.val, self.test)
+        if min(numbers) < 1 or sum(numbers) > 20:
+            raise ValueError(f"data.train, val and test share 20 drawers, at least one each; got {numbers}")
+
+    def prepare(self) -> None:
+        """Raise unless the file is here."""
+        if not (Path(self.data) / self.file).is_file():
+            raise MissingDataError(
+                f"There is no {Path(self.data) / self.file}. Put there an .npz file with the arrays images (uint8 "
+                "[n, 28, 28]), character ([n]) and character_names, sorted by character and drawer, made of the "
+                "small background sets of https://github.com/brendenlake/omniglot; or name another data set (data=...)."
+            )
+
+    def split(self, split: Split) -> Concepts:
+        """The images of a split."""
+        self.prepare()
+        with np.load(Path(self.data) / self.file, allow_pickle=False) as arrays:
+            images, character = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["character"]).long()
+            names = [str(name) for name in arrays["character_names"]]
+        drawer = torch.arange(len(character)) - torch.searchsorted(character, character)
+        first = {"train": 0, "val": self.train, "test": self.train + self.val}[split]
+        chosen = (first <= drawer) & (drawer < first + getattr(self, split))
+        pixels = images[chosen]
+        features = torch.nn.functional.normalize(pixels.flatten(1) / 255)
+        return Concepts(features, character[chosen], names, pixels)
+
+
+@dataclass
+class FeatureFile(ConceptData):
+    """Features of any images, as ``scripts/image_features.py`` writes them; every concept's images are divided.
+
+    Args:
+        file: ``.npz`` with ``features`` ``[n, size]``, ``concept`` ``[n]`` and ``names``; absolute or within ``data``.
+        data: folder of data sets, ``paths.data``.
+        features: of an image.
+        val: share of every concept's images for validation.
+        test: share for the test; training has the rest. Each split has at least one image of every concept.
+
+    Raises:
+        ValueError: for shares out of range; from :meth:`split`, for a file of other contents.
+    """
+
+    file: str
+    data: str | Path
+    features: int
+    val: float = 0.15
+    test: float = 0.15
+
+    def __post_init__(self) -> None:
+        """Check the shares."""
+        if not (self.val > 0 and self.test > 0 and self.val + self.test < 1):
+            raise ValueError(f"data.val and data.test are shares that leave some; got {self.val} and {self.test}")
+
+    def prepare(self) -> None:
+        """Raise unless the file is here."""
+        if not (Path(self.data) / self.file).is_file():
+            raise MissingDataError(
+                f"There is no {Path(self.data) / self.file}. "
+                "python scripts/image_features.py FOLDER OUT.npz makes one of a folder of images, one folder a concept."
+            )
+
+    def split(self, split: Split) -> Concepts:
+        """The images of a split."""
+        self.prepare()
+        file = Path(self.data) / self.file
+        with np.load(file, allow_pickle=False) as arrays:
+            if missing := {"features", "concept", "names"} - set(arrays):
+                raise ValueError(f"{file} lacks the arrays {', '.join(sorted(missing))}")
+            features, concept = torch.from_numpy(arrays["features"]), torch.from_numpy(arrays["concept"])
+            names = [str(name) for name in arrays["names"]]
+        everything = group(features, concept.tolist(), names)
+        sizes = everything.concept.bincount()
+        if sizes.min() < 3:
+            name = everything.names[int(sizes.argmin())]
+            raise ValueError(f"{file}: concept {name} has fewer than 3 images, one for each split")
+        val, test = ((sizes * share).long().clamp_min(1) for share in (self.val, self.test))
+        start = {"train": 0 * sizes, "val": sizes - val - test, "test": sizes - test}[split]
+        end = {"train": sizes - val - test, "val": sizes - test, "test": sizes}[split]
+        place = torch.arange(len(everything.concept)) - (sizes.cumsum(0) - sizes)[everything.concept]
+        chosen = (start[everything.concept] <= place) & (place < end[everything.concept])
+        return Concepts(everything.features[chosen], everything.concept[chosen], everything.names)
+
+
+@dataclass
+class PublishedFeatures(ConceptData):
+    """The features of Correia et al. (2020) and Bouchacourt and Baroni (2018): 463 concepts, 100 ImageNet images each.
+
+    Each folder has ``ours_images_single_sm0.h5``, one data set ``[n, 4096]`` of activations of a VGG network, and
+    ``ours_images_single_sm0.objects``, the pickled labels, of which only lists, strings and numbers are read. As in the
+    released code, validation games are drawn from the training images.
+
+    Args:
+        folder: with ``train`` and ``test``; absolute or within ``data``.
+        data: folder of data sets, ``paths.data``.
+        features: of an image.
+    """
+
+    folder: str
+    data: str | Path
+    features: int = 4096
+
+    def prepare(self) -> None:
+        """Raise unless the files are here."""
+        for split in ("train", "test"):
+            for ending in ("h5", "objects"):
+                file = self._file(split, ending)
+                if not file.is_file():
+                    raise MissingDataError(
+                        f"There is no {file}. The features are linked from "
+                        "https://github.com/DianeBouchacourt/SignalingGame; put its folders train and test into "
+                        f"{Path(self.data) / self.folder}, or name another data set (data=omniglot)."
+                    )
+
+    def split(self, split: Split) -> Concepts:
+        """The images of a split."""
+        self.prepare()
+        try:
+            import h5py
+        except ImportError:
+            raise MissingDataError("Features in .h5 files need h5py: pip install 'structgrad[features]'") from None
+        folder = "test" if split == "test" else "train"
+        file = self._file(folder, "h5")
+        try:
+            with h5py.File(file, "r") as content:
+                (name,) = content.keys()
+                features = torch.from_numpy(np.asarray(content[name], dtype=np.float32))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no file with one array of features: {error}") from error
+        labels = read_labels(self._file(folder, "objects"))
+        return group(features, labels, None)
+
+    def _file(self, split: str, ending: str) -> Path:
+        return Path(self.data) / self.folder / split / f"ours_images_single_sm0.{ending}"
+
+
+def group(features: Tensor, labels: list[str | int], names: list[str] | None) -> Concepts:
+    """Features sorted by label and of length 1.
+
+    Args:
+        features: ``[n, size]``.
+        labels: of the n images.
+        names: what the labels index, if they are numbers that index something.
+
+    Raises:
+        ValueError: one line, if features are not finite, no matrix, or not as many as labels.
+    """
+    if features.dim() != 2 or len(features) != len(labels):
+        raise ValueError(f"{len(labels)} labels go with features [{len(labels)}, size]; got {list(features.shape)}")
+    if not bool(features.isfinite().all()):
+        raise ValueError("features must be finite numbers")
+    known = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
+    index = {label: position for position, label in enumerate(known)}
+    concept = torch.tensor([index[label] for label in labels], dtype=torch.int64)
+    concept, order = concept.sort(stable=True)
+    shown = [names[label] if names is not None and isinstance(label, int) else str(label) for label in known]
+    return Concepts(torch.nn.functional.normalize(features[order].float()), concept, shown)

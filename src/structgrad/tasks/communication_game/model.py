@@ -1,0 +1,105 @@
+"""Sender and receiver (architecture of Lazaridou et al. 2017, as in Correia et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+#: Numbers whose hidden units are in memory at once: 256 x 512 float32 are 512 kB.
+_CHUNK = 256
+#: Symbols a game up to which the receiver compares symbol by symbol rather than all symbols at once.
+_FEW = 16
+
+
+class _Scalars(torch.autograd.Function):
+    """``sum_k outward_k sigmoid(inward_k x)`` for every number x, without the hidden units in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inward: Tensor, outward: Tensor) -> Tensor:
+        ctx.save_for_backward(x, inward, outward)
+        return torch.cat([torch.outer(part, inward).sigmoid_() @ outward for part in x.split(_CHUNK)])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, inward, outward = ctx.saved_tensors
+        d_x, d_inward, d_outward = torch.empty_like(x), torch.zeros_like(inward), torch.zeros_like(outward)
+        for start in range(0, len(x), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            hidden = torch.outer(x[part], inward).sigmoid_()
+            gradient = gradients[0][part]
+            d_outward += gradient @ hidden
+            # d sigmoid = sigmoid (1 - sigmoid)
+            slope = hidden.addcmul_(hidden, hidden, value=-1)
+            d_x[part] = (slope @ (inward * outward)) * gradient
+            d_inward += (gradient * x[part]) @ slope
+        return d_x, d_inward * outward, d_outward
+
+
+class Sender(nn.Module):
+    """Scores of the symbols from the features of one image; no biases.
+
+    Linear to ``embedding`` numbers; each, by itself, through the same network of ``hidden`` sigmoid units to one
+    sigmoid number; linear to the scores, divided by ``temperature``.
+
+    Args:
+        features: of an image.
+        embedding: numbers that an image is reduced to.
+        hidden: units of the network for each number.
+        symbols: how many.
+        temperature: divides the scores.
+    """
+
+    def __init__(self, features: int, embedding: int, hidden: int, symbols: int, temperature: float) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, embedding, bias=False)
+        self.inward = nn.Parameter(torch.empty(hidden).uniform_(-1, 1))
+        bound = 1 / math.sqrt(hidden)
+        self.outward = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
+        self.score = nn.Linear(embedding, symbols, bias=False)
+        self.temperature = temperature
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[batch, features]`` -> ``[batch, symbols]``."""
+        numbers = self.embed(features)
+        values: Tensor = _Scalars.apply(numbers.flatten(), self.inward, self.outward)
+        scores: Tensor = self.score(values.reshape(numbers.shape).sigmoid())
+        return scores / self.temperature
+
+
+class Receiver(nn.Module):
+    """Scores of the candidates of a game from a symbol: dot products of embeddings; no biases.
+
+    Args:
+        features: of an image.
+        embedding: size of the embeddings of images and symbols.
+        symbols: how many.
+    """
+
+    def __init__(self, features: int, embedding: int, symbols: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(features, embedding, bias=False)
+        self.symbols = nn.Embedding(symbols, embedding)
+
+    def forward(self, vertices: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
+        """Scores ``[N, candidates]``.
+
+        For few symbols a game the cost follows their number; for many, all symbols are compared with all candidates in
+        one product, and those asked for are picked.
+
+        Args:
+            vertices: ``[N, symbols]``, hard or relaxed.
+            rows: int64 ``[N]``: the game of each vertex.
+            candidates: embedded, ``[games, candidates, embedding]``.
+        """
+        table = self.symbols.weight
+        games, number, _ = candidates.shape
+        if len(rows) > _FEW * games and not vertices.requires_grad:
+            scores = (table @ candidates.transpose(1, 2)).reshape(-1, number)
+            return scores.index_select(0, rows * len(table) + vertices.argmax(-1))
+        messages = vertices @ table if vertices.requires_grad else table[vertices.argmax(-1)]
+        return (candidates.index_select(0, rows) @ messages[..., None])[..., 0]

@@ -1,0 +1,69 @@
+"""Pictures of the communication game."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from structgrad.tasks.communication_game.data import Concepts
+
+#: Symbols and images of each that are shown.
+SYMBOLS, IMAGES = 12, 10
+
+
+def draw_symbols(used: Tensor, concepts: Concepts, file: Path) -> Path:
+    """A row for each of the most used symbols: one image of each concept that it stands for, most frequent first.
+
+    Args:
+        used: int64 ``[n]``: the symbol of each image.
+        concepts: the n images; without pixels the concepts' names are written.
+        file: where to.
+    """
+    counts = used.bincount()
+    order = counts.argsort(descending=True, stable=True)[: min(SYMBOLS, int((counts > 0).sum()))]
+    figure = Figure(figsize=(1.1 + 0.75 * IMAGES, 0.75 * len(order) + 0.5), layout="constrained")
+    grid = figure.subplots(len(order), IMAGES, squeeze=False)
+    for symbol, row in zip(order.tolist(), grid, strict=True):
+        images = (used == symbol).nonzero()[:, 0]
+        present, times = concepts.concept[images].unique(return_counts=True)
+        for place, axes in enumerate(row):
+            axes.set_xticks([])
+            axes.set_yticks([])
+            for side in axes.spines.values():
+                side.set_visible(False)
+            if place >= len(present):
+                continue
+            concept = int(present[times.argsort(descending=True, stable=True)[place]])
+            image = int(images[concepts.concept[images] == concept][0])
+            if concepts.pixels is not None:
+                axes.imshow(concepts.pixels[image].numpy(), cmap="gray_r")
+            else:
+                axes.text(0.5, 0.5, concepts.names[concept][:14], ha="center", va="center", fontsize=6)
+        row[0].set_ylabel(f"{symbol}\n{len(images)} / {len(present)}", rotation=0, ha="right", va="center", fontsize=8)
+    total = int(torch.unique(used).numel())
+    figure.suptitle(f"symbol, images / concepts it is used for; {total} symbols in use", fontsize=9)
+    figure.savefig(file, dpi=100)
+    return file
+
+
+def draw_history(history: dict[str, list[float]], file: Path) -> Path:
+    """Success and decoder calls at every validation.
+
+    Args:
+        history: ``success`` and ``training_calls``, one value a validation.
+        file: where to.
+    """
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    above, below = figure.subplots(2, sharex=True)
+    for axes, name, title in ((above, "success", "success"), (below, "training_calls", "decoder calls a game")):
+        values = history.get(name, [])
+        axes.plot(range(1, len(values) + 1), values, marker="." if len(values) < 50 else None)
+        axes.set_ylabel(title)
+    above.set_ylim(0, 1)
+    below.set_yscale("log")
+    below.set_xlabel("validation")
+    figure.savefig(file, dpi=100)
+    return file

@@ -1,0 +1,185 @@
+"""The communication game: one symbol says which image is meant (Correia et al. 2020, section 5.2)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from structgrad.data import Batch, Batches
+from structgrad.estimators.base import Estimator
+from structgrad.structures import OneHot
+from structgrad.structures.base import Structure
+from structgrad.tasks.base import OptimizerFactory, Split, StepOutput
+from structgrad.tasks.communication_game.data import SPLITS, ConceptData, draw_games
+from structgrad.tasks.communication_game.model import Receiver, Sender
+from structgrad.tasks.communication_game.pictures import draw_history, draw_symbols
+from structgrad.tasks.history import CallsOverTime
+
+Loss = Literal["nll", "zero_one"]
+
+
+class CommunicationGame(CallsOverTime):
+    """A sender sees an image and sends one symbol; a receiver picks the image out of several.
+
+    The objective of a symbol z is ``-log p(y | V, z)`` (``nll``) or ``1 - p(y | V, z)``, the expected 0/1 loss of a
+    receiver that draws its choice (``zero_one``). Training adds ``entropy_bonus`` times the estimator's ``kl`` of the
+    symbol from the uniform distribution, which is minus its entropy, but for a constant. Training games are drawn on
+    the device of the features; validation and test games are drawn once and are the same for all runs. Metrics:
+
+    - ``success``: the receiver's best candidate is the right one, given the sender's best symbol;
+    - ``objective``, under the estimator's distribution; ``entropy`` of the symbol, in nats;
+    - ``decoder_calls``, symbols evaluated a game; ``training_calls``, those in training since the last validation.
+
+    Args:
+        structure: OneHot.
+        estimator: its ``kl`` must be over the vertex, the symbol.
+        optimizer: see :class:`~structgrad.tasks.base.Task`.
+        data: images with features and concepts.
+        symbols: in the vocabulary.
+        candidates: images in a game, all of different concepts.
+        embedding: of images and symbols.
+        hidden: units of the sender's network for each number.
+        temperature: divides the sender's scores.
+        loss: see above.
+        entropy_bonus: see above.
+        batch_size: games in a training batch.
+        eval_batch_size: games in a validation or test batch.
+        eval_games: validation games, and as many test games.
+
+    Raises:
+        ValueError: for another structure, an estimator without that ``kl``, or options out of range; from
+            :meth:`setup`, if the data have other features or too few concepts.
+    """
+
+    monitor: ClassVar[str] = "val/success"
+    mode: ClassVar[Literal["min", "max"]] = "max"
+    progress: ClassVar[tuple[str, ...]] = ("success", "objective")
+
+    def __init__(
+        self,
+        *,
+        structure: Structure,
+        estimator: Estimator | None,
+        optimizer: OptimizerFactory,
+        data: ConceptData,
+        symbols: int = 256,
+        candidates: int = 16,
+        embedding: int = 256,
+        hidden: int = 512,
+        temperature: float = 10.0,
+        loss: Loss = "nll",
+        entropy_bonus: float = 0.1,
+        batch_size: int = 64,
+        eval_batch_size: int = 64,
+        eval_games: int = 1024,
+    ) -> None:
+        super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
+        if not isinstance(structure, OneHot) or estimator is None:
+            raise ValueError(f"communication_game sends one symbol, structure=one_hot; got {structure.name}")
+        if estimator.kl_over != "vertex":
+            raise ValueError(
+                "communication_game needs the KL divergence of the symbol from the uniform distribution; that of "
+                f"{type(estimator).__name__} is over {estimator.kl_over or 'nothing'} "
+                "(estimator.kl=distribution, where an estimator has that option)"
+            )
+        if loss not in get_args(Loss):
+            raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}; got {loss!r}")
+        sizes = {"features": data.features, "symbols": symbols, "embedding": embedding, "hidden": hidden}
+        sizes |= {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "eval_games": eval_games}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1; got {size}")
+        if candidates < 2:
+            raise ValueError(f"a game needs at least 2 candidates; got {candidates}")
+        if not (0 < temperature < math.inf and 0 <= entropy_bonus < math.inf):
+            raise ValueError(
+                f"temperature must be positive and entropy_bonus not negative; got {temperature} and {entropy_bonus}"
+            )
+        self.data, self.candidates = data, candidates
+        self.loss, self.entropy_bonus = loss, entropy_bonus
+        self.batch_size, self.eval_batch_size, self.eval_games = batch_size, eval_batch_size, eval_games
+        self.sender = Sender(data.features, embedding, hidden, symbols, temperature)
+        self.receiver = Receiver(data.features, embedding, symbols)
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Raise unless the data are here."""
+        self.data.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Load the features, which move with the model but are no part of it."""
+        if hasattr(self, "train_features"):
+            return
+        for split in SPLITS:
+            concepts = self.data.split(split)
+            sizes = concepts.concept.bincount(minlength=len(concepts.names))
+            size, number = concepts.features.shape[1], int((sizes > 0).sum())
+            if size != self.data.features:
+                raise ValueError(f"the images have {size} features; data.features={self.data.features} must be that")
+            if number < self.candidates:
+                raise ValueError(f"{number} concepts in {split} are too few for games of {self.candidates} candidates")
+            self.register_buffer(f"{split}_features", concepts.features, persistent=False)
+            self.register_buffer(f"{split}_sizes", sizes[sizes > 0], persistent=False)
+
+    def batches(self, split: Split) -> Batches:
+        """Images (under the name of the split) and target; those of training games are drawn in :meth:`step`."""
+        if split == "train":
+            # Candidates are in random order: any place is as good as another.
+            none = torch.zeros(self.batch_size, dtype=torch.int64)
+            return Batches({"train": none, "target": none}, self.batch_size)
+        generator = torch.Generator().manual_seed({"val": 20200724, "test": 20200725}[split])
+        images = draw_games(self.get_buffer(f"{split}_sizes").cpu(), self.eval_games, self.candidates, generator)
+        target = torch.randint(self.candidates, (self.eval_games,), generator=generator)
+        return Batches({split: images, "target": target}, self.eval_batch_size)
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Expected objective and entropy bonus."""
+        assert self.estimator is not None
+        split = next(name for name in SPLITS if name in batch)
+        images, target = batch[split], batch["target"]
+        if split == "train":
+            images = draw_games(self.get_buffer("train_sizes"), len(images), self.candidates)
+        seen = self.get_buffer(f"{split}_features")[images]
+        games = torch.arange(len(images), device=images.device)
+        meant = seen[games, target]
+        scores, candidates = self.sender(meant), self.receiver.embed(seen)
+        estimate = self.estimator(
+            scores, lambda vertices, rows: self._losses(vertices, rows, candidates, target), context=meant
+        )
+        kl = self.latent_kl(estimate, scores)
+        loss = (estimate.surrogate + self.entropy_bonus * kl).mean()
+        metrics = {
+            "objective": estimate.objective.mean(),
+            "entropy": math.log(scores.shape[-1]) - kl.detach().mean(),
+            **estimate.metrics,
+        }
+        if self.training:
+            self.count_calls(estimate)
+        with torch.no_grad():
+            best = self.receiver(self.structure.argmax(scores.detach()), games, candidates.detach()).argmax(-1)
+        metrics["success"] = (best == target).float().mean()
+        return StepOutput(loss, len(images), metrics)
+
+    def _losses(self, vertices: Tensor, rows: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
+        log_p = self.receiver(vertices, rows, candidates).log_softmax(-1)
+        right = log_p.gather(1, target[rows][:, None])[:, 0]
+        return -right if self.loss == "nll" else -torch.expm1(right)
+
+    # --- pictures ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def pictures(self, folder: Path) -> list[Path]:
+        """The most used symbols with the test images that they stand for; success and decoder calls over training."""
+        concepts = self.data.split("test")
+        used = self.sender(concepts.features.to(self.device)).argmax(-1).cpu()
+        drawn = [draw_symbols(used, concepts, folder / "symbols.png")]
+        if self.history:
+            drawn.append(draw_history(self.history, folder / "history.png"))
+        return drawn

@@ -1,0 +1,432 @@
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+from torch.nn import functional as F
+
+from structgrad.data import MissingDataError
+from structgrad.estimators import SST, ExponentialSchedule, Marginalize, Reinforce
+from structgrad.estimators.base import Estimator
+from structgrad.structures import KSubset, OneHot
+from structgrad.tasks.communication_game import CommunicationGame, FeatureFile, Omniglot, PublishedFeatures
+from structgrad.tasks.communication_game.data import Concepts, draw_games
+from structgrad.tasks.communication_game.labels import read_labels
+from structgrad.tasks.communication_game.model import Receiver, Sender
+from structgrad.training.run import assemble
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# --- labels --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [["b", "a", "b"], ("b", "a", "b"), [3, 1, 3], np.array(["b", "a", "b"]), np.array([3, 1, 3])],
+    ids=["list", "tuple", "numbers", "array of strings", "array of numbers"],
+)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_labels_are_read(content: Any, protocol: int, tmp_path: Path) -> None:
+    file = tmp_path / "labels.objects"
+    file.write_bytes(pickle.dumps(content, protocol))
+    assert read_labels(file) == list(content)
+
+
+def test_labels_of_python_2_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "labels.objects"
+    file.write_bytes(b"(lp0\nS'dog'\np1\naS'caf\\xe9'\np2\na.")
+    assert read_labels(file) == ["dog", "caf\xe9"]
+
+
+class Hostile:
+    """What a pickle can do: call a function when it is read."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_hostile_file_does_nothing(protocol: int, tmp_path: Path) -> None:
+    target, file = tmp_path / "harm", tmp_path / "labels.objects"
+    for hostile in (
+        Hostile(os.mkdir, str(target)),
+        Hostile(eval, f"__import__('os').mkdir({str(target)!r})"),
+        ["a", Hostile(os.system, f"mkdir {target}")],
+        Hostile(getattr, "a", "upper"),
+        Hostile(np.load, str(target)),
+    ):
+        file.write_bytes(pickle.dumps(hostile, protocol))
+        with pytest.raises(ValueError, match=r"no pickled list of labels: it asks for .*only lists") as caught:
+            read_labels(file)
+        assert "\n" not in str(caught.value)
+        assert not target.exists()
+
+
+def test_other_contents_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "labels.objects"
+    for content, reason in (
+        ({"a": 1}, "one dict"),
+        ([1.5], "a float"),
+        ([["a"]], "a list"),
+        ([True], "a bool"),
+        (np.zeros((2, 2)), r"shape \[2, 2\]"),
+        (np.array([1.5]), "type 'f8'"),
+        (np.array([{"a": 1}], dtype=object), "a dict"),
+        (np.zeros(2, dtype="i4,f4"), "type"),
+    ):
+        file.write_bytes(pickle.dumps(content))
+        with pytest.raises(ValueError, match=reason) as caught:
+            read_labels(file)
+        assert "\n" not in str(caught.value)
+    array = pickle.dumps(np.array(["ab", "cd"]), 2)
+    assert read_labels_of(file, array) == ["ab", "cd"]
+    for broken in (b"", b"not a pickle", pickle.dumps(["a"] * 100)[:-7], b"\x80\x04\x95", array.replace(b"U2", b"U3")):
+        with pytest.raises(ValueError, match="no pickled list of labels"):
+            read_labels_of(file, broken)
+
+
+def read_labels_of(file: Path, content: bytes) -> list[str | int]:
+    file.write_bytes(content)
+    return read_labels(file)
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+def test_games_have_different_concepts_uniformly() -> None:
+    """60,000 games of 3 out of 5: shares of concepts and images, in any place, within 5 standard errors (99.99 %)."""
+    sizes = torch.tensor([1, 4, 2, 7, 3])
+    images = draw_games(sizes, 60_000, 3)
+    concept = torch.arange(5).repeat_interleave(sizes)
+    drawn = concept[images]
+    assert all(len(set(game)) == 3 for game in drawn[:500].tolist())
+    assert (drawn.sort(1).values.diff(dim=1) > 0).all()
+    n = len(images)
+    for place in range(3):
+        shares = images[:, place].bincount(minlength=17) / n
+        p = (1 / 5) * (1 / sizes)[concept]
+        assert ((shares - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
+
+
+def test_omniglot_is_divided_by_drawer(shared_data: Path) -> None:
+    data = Omniglot("omniglot/omniglot_small.npz", shared_data)
+    splits = {split: data.split(split) for split in ("train", "val", "test")}  # type: ignore[arg-type]
+    assert [len(c.features) for c in splits.values()] == [242 * 14, 242 * 3, 242 * 3]
+    for concepts, drawers in zip(splits.values(), (14, 3, 3), strict=True):
+        assert (concepts.concept.bincount() == drawers).all()
+        torch.testing.assert_close(concepts.features.norm(dim=1), torch.ones(len(concepts.features)))
+    with np.load(shared_data / "omniglot" / "omniglot_small.npz") as arrays:
+        assert (
+            splits["val"].pixels == torch.from_numpy(arrays["images"]).reshape(242, 20, 28, 28)[:, 14:17].flatten(0, 1)
+        ).all()  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="share 20 drawers"):
+        Omniglot("x", "x", train=18)
+    with pytest.raises(MissingDataError, match=r"There is no .*brendenlake/omniglot"):
+        Omniglot("x.npz", "/nowhere").prepare()
+
+
+def feature_file(file: Path, **changes: Any) -> None:
+    rng = np.random.default_rng(0)
+    concept = np.array([1, 0, 1, 2, 0, 2, 0, 1, 2, 0, 0, 0, 0])
+    arrays = {
+        "features": rng.normal(size=(13, 5)).astype(np.float32),
+        "concept": concept,
+        "names": ["cat", "dog", "owl"],
+    }
+    np.savez(file, **(arrays | changes))
+
+
+def test_any_features_are_divided_within_each_concept(tmp_path: Path) -> None:
+    feature_file(tmp_path / "f.npz")
+    data = FeatureFile("f.npz", tmp_path, features=5)
+    splits = [data.split(split) for split in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert [c.concept.tolist() for c in splits] == [[0] * 5 + [1, 2], [0, 1, 2], [0, 1, 2]]
+    assert len({tuple(row) for c in splits for row in c.features.tolist()}) == 13
+    assert splits[0].names == ["cat", "dog", "owl"]
+    for changes, reason in (
+        ({"concept": np.array([0] * 12 + [1])}, "fewer than 3 images"),
+        ({"features": np.full((13, 5), np.nan)}, "finite"),
+        ({"features": np.zeros((12, 5))}, "13 labels"),
+    ):
+        feature_file(tmp_path / "f.npz", **changes)
+        with pytest.raises(ValueError, match=reason):
+            data.split("train")
+    np.savez(tmp_path / "f.npz", features=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="lacks the arrays concept, names"):
+        data.split("train")
+    with pytest.raises(MissingDataError, match=r"image_features\.py"):
+        FeatureFile("g.npz", tmp_path, features=5).prepare()
+    with pytest.raises(ValueError, match="shares"):
+        FeatureFile("f.npz", tmp_path, features=5, val=0.5, test=0.5)
+
+
+def test_published_files_are_read(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    data = PublishedFeatures("game", tmp_path, features=6)
+    with pytest.raises(MissingDataError, match=r"There is no .*SignalingGame"):
+        data.prepare()
+    for split, n in (("train", 8), ("test", 4)):
+        folder = tmp_path / "game" / split
+        folder.mkdir(parents=True)
+        with h5py.File(folder / "ours_images_single_sm0.h5", "w") as file:
+            file["fc"] = np.arange(6 * n, dtype=np.float64).reshape(n, 6) + 1
+        labels = np.array([("zebra", "ant")[k % 2] for k in range(n)])
+        (folder / "ours_images_single_sm0.objects").write_bytes(pickle.dumps(labels))
+    data.prepare()
+    train, test = data.split("train"), data.split("test")
+    assert train.names == ["ant", "zebra"]
+    assert train.concept.tolist() == [0] * 4 + [1] * 4
+    torch.testing.assert_close(train.features[0], F.normalize(torch.arange(7.0, 13), dim=0))
+    assert len(test.features) == 4
+    torch.testing.assert_close(data.split("val").features, train.features)
+    (tmp_path / "game" / "train" / "ours_images_single_sm0.h5").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no file with one array"):
+        data.split("train")
+
+
+# --- model ---------------------------------------------------------------------------------------------------------
+
+
+def test_sender_is_the_plain_network_with_its_gradients() -> None:
+    """More numbers than a portion, in float64, against the hidden units written out."""
+    sender = Sender(7, 30, 20, 9, temperature=2.0).double()
+    features = torch.randn(19, 7, dtype=torch.float64)
+
+    def plain() -> Tensor:
+        numbers = sender.embed(features)
+        hidden = (numbers[:, :, None] * sender.inward).sigmoid()
+        scores: Tensor = sender.score((hidden @ sender.outward).sigmoid()) / 2.0
+        return scores
+
+    ours, expected = sender(features), plain()
+    torch.testing.assert_close(ours, expected)
+    weights = torch.randn_like(ours)
+    parameters = list(sender.parameters())
+    for mine, theirs in zip(
+        torch.autograd.grad((ours * weights).sum(), parameters),
+        torch.autograd.grad((expected * weights).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("count", [1, 40, 200], ids=["few", "some", "many"])
+def test_receiver_scores_are_dot_products(count: int) -> None:
+    receiver = Receiver(5, 6, 50)
+    candidates = torch.randn(3, 4, 6, requires_grad=True)
+    rows, symbols = torch.randint(3, (count,)), torch.randint(50, (count,))
+    vertices = F.one_hot(symbols, 50).float()
+    expected = torch.einsum("nce,ne->nc", candidates[rows], receiver.symbols.weight[symbols])
+    weights = torch.randn(count, 4)
+    for given in (vertices, vertices.clone().requires_grad_()):
+        ours = receiver(given, rows, candidates)
+        torch.testing.assert_close(ours, expected)
+        parameters = (candidates, receiver.symbols.weight)
+        for mine, theirs in zip(
+            torch.autograd.grad((ours * weights).sum(), parameters, retain_graph=True),
+            torch.autograd.grad((expected * weights).sum(), parameters, retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+# --- task ----------------------------------------------------------------------------------------------------------
+
+
+class Clusters:
+    """Twelve concepts of six images, each near an axis of its own."""
+
+    features = 12
+
+    def prepare(self) -> None:
+        pass
+
+    def split(self, split: str) -> Concepts:
+        generator = torch.Generator().manual_seed({"train": 0, "val": 1, "test": 2}[split])
+        concept = torch.arange(12).repeat_interleave(6)
+        noise = 0.1 * torch.randn(72, 12, generator=generator)
+        names = [f"concept {k}" for k in range(12)]
+        return Concepts(F.normalize(torch.eye(12)[concept] + noise), concept, names)
+
+
+def estimators() -> dict[str, Estimator]:
+    structure = OneHot()
+    gumbel: dict[str, Any] = {"utility": "gibbs", "kl": "distribution", "temperature": ExponentialSchedule(rate=1e-5)}
+    return {
+        "dense": Marginalize(structure),
+        "sparsemax": Marginalize(structure, "sparsemax"),
+        "sfe": Reinforce(structure, baseline="ema"),
+        "sfe_plus": Reinforce(structure, baseline="sample"),
+        "nvil": Reinforce(structure, baseline="nvil", context_size=12),
+        "gumbel_softmax": SST(structure, **gumbel),
+        "st_gumbel": SST(structure, straight_through=True, **gumbel),
+    }
+
+
+CALLS = {"dense": 16, "sfe": 1, "sfe_plus": 2, "nvil": 1, "gumbel_softmax": 1, "st_gumbel": 1}
+
+
+def make(estimator: Estimator, **options: Any) -> CommunicationGame:
+    torch.manual_seed(0)
+    defaults: dict[str, Any] = {"symbols": 16, "candidates": 4, "embedding": 16, "hidden": 8, "batch_size": 32}
+    defaults |= {"eval_batch_size": 16, "eval_games": 40, "temperature": 1.0, "entropy_bonus": 0.01, "data": Clusters()}
+    return CommunicationGame(
+        structure=estimator.structure,
+        estimator=estimator,
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        **defaults | options,
+    )
+
+
+def trainer(**options: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {"max_steps": 6, "val_check_interval": 3}
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **defaults | options,
+    )
+
+
+@pytest.mark.parametrize("name", [*CALLS, "sparsemax"])
+@pytest.mark.parametrize("loss", ["nll", "zero_one"])
+def test_fits_tests_and_draws(name: str, loss: str, tmp_path: Path) -> None:
+    task = make(estimators()[name], loss=loss, eval_games=33)
+    fitted = trainer(default_root_dir=tmp_path, val_check_interval=1, max_steps=2)
+    fitted.fit(task)
+    assert {"val/success", "val/entropy", "val/training_calls"} <= set(fitted.callback_metrics)
+    (metrics,) = fitted.test(task, verbose=False)
+    assert metrics["test/training_calls"] == CALLS.get(name, metrics["test/training_calls"])
+    assert 0 <= metrics["test/success"] <= 1
+    assert not any("features" in key for key in task.state_dict())
+    assert [p.name for p in task.pictures(tmp_path)] == ["symbols.png", "history.png"]
+
+
+def test_exact_sum_learns_to_communicate(tmp_path: Path) -> None:
+    """Random guessing succeeds in a quarter of the games."""
+    task = make(estimators()["dense"])
+    fitted = trainer(default_root_dir=tmp_path, max_steps=500, val_check_interval=250)
+    fitted.fit(task)
+    (metrics,) = fitted.test(task, verbose=False)
+    assert metrics["test/success"] > 0.6
+    assert len(task.history["success"]) == 2
+
+
+@pytest.mark.parametrize("loss", ["nll", "zero_one"])
+def test_objective_and_bonus_are_those_written_out(loss: str) -> None:
+    task = make(estimators()["dense"], loss=loss, entropy_bonus=0.3).eval()
+    task.setup("fit")
+    batch = next(iter(task.batches("val")))
+    out = task.step(batch)
+    seen = task.val_features[batch["val"]]  # type: ignore[index]
+    meant = seen[torch.arange(16), batch["target"]]
+    posterior = task.sender(meant).softmax(-1)
+    choice = (task.receiver.symbols.weight @ task.receiver.embed(seen).transpose(1, 2)).log_softmax(-1)
+    right = choice[torch.arange(16), :, batch["target"]]
+    objective = (posterior * (-right if loss == "nll" else 1 - right.exp())).sum(1).mean()
+    entropy = -(posterior * posterior.log()).sum(1).mean()
+    torch.testing.assert_close(out.metrics["objective"], objective)
+    torch.testing.assert_close(out.metrics["entropy"], entropy)
+    torch.testing.assert_close(out.loss, objective + 0.3 * (math.log(16) - entropy))
+    best = choice[torch.arange(16), posterior.argmax(1)].argmax(1)
+    torch.testing.assert_close(out.metrics["success"], (best == batch["target"]).float().mean())
+
+
+def test_evaluation_games_are_the_same_for_all_runs_and_training_games_are_not() -> None:
+    tasks = [make(estimators()["sfe"]), make(estimators()["dense"])]
+    for task in tasks:
+        task.setup("fit")
+    for split in ("val", "test"):
+        first, second = (next(iter(task.batches(split))) for task in tasks)  # type: ignore[arg-type]
+        torch.manual_seed(5)
+        assert (first[split] == second[split]).all()
+        assert (first["target"] == second["target"]).all()
+        assert len(first["target"].unique()) > 1
+    task = tasks[1].train()
+    batch = next(iter(task.batches("train")))
+    assert task.step(batch).loss.item() != task.step(batch).loss.item()
+
+
+def test_refusals() -> None:
+    dense = estimators()["dense"]
+    for options, reason in (
+        ({"loss": "hinge"}, "one of nll, zero_one"),
+        ({"candidates": 1}, "at least 2 candidates"),
+        ({"entropy_bonus": -1.0}, "not negative"),
+        ({"temperature": 0.0}, "positive"),
+        ({"symbols": 0}, "symbols must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            make(dense, **options)
+    with pytest.raises(ValueError, match="structure=one_hot"):
+        make(Reinforce(KSubset(2), baseline="ema"))
+    with pytest.raises(ValueError, match="that of SST is over parts"):
+        make(SST(OneHot()))
+    with pytest.raises(ValueError, match="too few for games of 13"):
+        make(dense, candidates=13).setup("fit")
+    wrong = Clusters()
+    wrong.features = 7
+    with pytest.raises(ValueError, match="have 12 features"):
+        make(dense, data=wrong).setup("fit")
+
+
+# --- configuration -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _configs() -> Iterator[None]:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        yield
+
+
+ROWS = {
+    "estimator=dense": (1e-3, 0.1, "nll"),
+    "estimator=sparsemax": (5e-3, 0.1, "nll"),
+    "estimator=sfe": (1e-3, 0.05, "nll"),
+    "experiment=communication_game/sfe_zero_one": (1e-3, 0.01, "zero_one"),
+    "estimator=sfe_plus": (1e-3, 0.05, "zero_one"),
+    "estimator=nvil": (1e-3, 0.1, "nll"),
+    "estimator=gumbel_softmax": (1e-3, 0.01, "nll"),
+    "estimator=st_gumbel": (1e-3, 0.01, "nll"),
+}
+
+
+@pytest.mark.usefixtures("_configs")
+@pytest.mark.parametrize("row", ROWS)
+def test_published_rows_by_configuration_alone(row: str) -> None:
+    config = compose("config", ["task=communication_game", row])
+    task = assemble(config)
+    assert isinstance(task, CommunicationGame)
+    assert (config.task.optimizer.lr, task.entropy_bonus, task.loss) == ROWS[row]
+    assert (task.candidates, task.batch_size, config.task.symbols, task.data.features) == (16, 64, 256, 4096)
+    assert config.trainer.max_steps == 500 * 100
+    if "gumbel" in row:
+        assert config.estimator.temperature.rate == 1e-5
+
+
+@pytest.mark.usefixtures("_configs")
+def test_quick_budget_plays_with_real_characters() -> None:
+    task = assemble(compose("config", ["task=communication_game", "budget=quick"]))
+    assert isinstance(task, CommunicationGame)
+    assert isinstance(task.data, Omniglot)
+    assert isinstance(
+        assemble(compose("config", ["task=communication_game", "data=image_features"])), CommunicationGame
+    )
