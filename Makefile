@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
 
-.PHONY: demo test lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae table-l2x toy figure-parentheses
+.PHONY: demo test lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae table-l2x table-ssvae table-communication-game toy figure-parentheses
 
 demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
@@ -33,8 +33,8 @@ lint: .venv/installed-dev
 	touch $@
 
 bench: .venv/installed-bench
-	@for benchmark in trees subsets structures_other listops_step graph_layout_step bit_vector_vae_step l2x_step \
-		parentheses_step; do \
+	@for benchmark in trees subsets structures_other listops_step graph_layout_step bit_vector_vae_step ssvae_step communication_game_step \
+		l2x_step parentheses_step; do \
 		echo "== $$benchmark"; RECORD=$(RECORD) $(PY) -m benchmarks.$$benchmark || exit 1; done
 
 # How cost grows with size and batch; RECORD=1 redraws docs/scaling.md.
@@ -101,6 +101,15 @@ sweep-correia-1: .venv/installed
 # Every published row that can be had here, at the paper's budget, cheapest first, into docs/reproduction.md; goes on where it was stopped.
 reproduce: .venv/installed
 	$(PY) scripts/reproduce.py
+
+# Few labels, and one symbol out of many: marginalisation beside the estimators that sample.
+table-ssvae: .venv/installed
+	$(PY) sweep.py table=ssvae_quick trainer=cpu logger=csv results=results
+	$(PY) report.py results/ssvae_quick
+
+table-communication-game: .venv/installed
+	$(PY) sweep.py table=communication_game_quick trainer=cpu logger=csv results=results
+	$(PY) report.py results/communication_game_quick
 
 clean:
 	rm -rf .venv runs site

@@ -1,0 +1,121 @@
+"""Training step of the communication game at the paper's size against plain PyTorch: a sum over the 256 symbols.
+
+Run from the root of the checkout, nothing else running: ``python -m benchmarks.communication_game_step``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from benchmarks.harness import Row, matmul_rate, measure, report
+from torch import Tensor
+from torch.nn import functional as F
+
+from structgrad.estimators import Marginalize, Reinforce
+from structgrad.runtime import tune_allocator
+from structgrad.structures import OneHot
+from structgrad.tasks.communication_game import CommunicationGame
+from structgrad.tasks.communication_game.data import ConceptData, Concepts, draw_games
+
+GAMES, CANDIDATES, SYMBOLS, FEATURES, EMBEDDING, HIDDEN = 64, 16, 256, 4096, 256, 512
+
+
+class Noise(ConceptData):
+    """Random features: 100 concepts of ten images."""
+
+    features = FEATURES
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    def split(self, split: str) -> Concepts:
+        """The same for all splits."""
+        generator = torch.Generator().manual_seed(0)
+        features = F.normalize(torch.rand(1000, FEATURES, generator=generator))
+        return Concepts(features, torch.arange(100).repeat_interleave(10), [str(k) for k in range(100)])
+
+
+def flops(calls: float) -> float:
+    """Multiplications and additions of the matrix products of a step; no gradient for features.
+
+    The sender's network for each number counts one product forward and two backward.
+    """
+    embed = 2 * 2.0 * GAMES * (CANDIDATES + 1) * FEATURES * EMBEDDING
+    sender = 3 * 2.0 * GAMES * EMBEDDING * (SYMBOLS + HIDDEN)
+    return embed + sender + 3 * 2.0 * GAMES * CANDIDATES * EMBEDDING * calls
+
+
+def plain_step(task: CommunicationGame, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
+    """Loss of a step, the symbols one after the other; those that no game uses are left out."""
+    images = draw_games(task.get_buffer("train_sizes"), GAMES, CANDIDATES)
+    seen = task.get_buffer("train_features")[images]
+    sender, receiver = task.sender, task.receiver
+    numbers = sender.embed(seen[:, 0])
+    hidden = torch.sigmoid(numbers[:, :, None] * sender.inward)
+    scores = sender.score(torch.sigmoid(hidden @ sender.outward)) / sender.temperature
+    p = probabilities(scores)
+    total = task.entropy_bonus * p.clamp_min(1e-30).log().mul(p).sum(1)
+    candidates = receiver.embed(seen)
+    for symbol in range(SYMBOLS):
+        if bool((p[:, symbol] > 0).any()):
+            choice = (candidates @ receiver.symbols.weight[symbol]).log_softmax(1)
+            total = total - p[:, symbol] * choice[:, 0]
+    return total.mean()
+
+
+def main() -> None:
+    """Dense, and sparsemax with large, medium and small support."""
+    tune_allocator()
+    torch.manual_seed(0)
+    structure = OneHot()
+    none = torch.zeros(GAMES, dtype=torch.int64)
+    batch = {"train": none, "target": none}
+    rows_out, shares, product = [], {}, matmul_rate()
+    for name, estimator, temperature in (
+        ("dense", Marginalize(structure), 10.0),
+        ("sparsemax, at first", Marginalize(structure, "sparsemax"), 10.0),
+        ("sparsemax, later", Marginalize(structure, "sparsemax"), 0.3),
+        ("sparsemax, certain", Marginalize(structure, "sparsemax"), 0.05),
+        ("sfe", Reinforce(structure, baseline="ema"), 10.0),
+    ):
+        task = CommunicationGame(
+            structure=structure,
+            estimator=estimator,
+            optimizer=torch.optim.Adam,
+            data=Noise(),
+            temperature=temperature,
+        ).train()
+        task.setup("fit")
+        # Without learning, so that the support stays as it is.
+        fused = torch.optim.Adam(task.parameters(), lr=0.0, fused=True)
+        default = torch.optim.Adam(task.parameters(), lr=0.0)
+        mapping: Callable[[Tensor], Tensor] = partial(torch.softmax, dim=1) if name == "dense" else structure.project
+        calls = float(task.step(batch).metrics["decoder_calls"])  # type: ignore[arg-type]
+
+        def ours(task: CommunicationGame = task, optimizer: torch.optim.Optimizer = fused) -> None:
+            optimizer.zero_grad()
+            task.step(batch).loss.backward()
+            optimizer.step()
+
+        def theirs(
+            task: CommunicationGame = task,
+            optimizer: torch.optim.Optimizer = default,
+            mapping: Callable[[Tensor], Tensor] = mapping,
+        ) -> None:
+            optimizer.zero_grad()
+            plain_step(task, mapping).backward()
+            optimizer.step()
+
+        mine = measure(ours, repeats=11)
+        other = None if name == "sfe" else 1e3 * measure(theirs, repeats=7)
+        size = f"calls={calls:.1f}"
+        rows_out.append(Row(f"step, {name}", size, 1e3 * mine, "a loop over the symbols" if other else "", other))
+        shares[name] = round(flops(calls) / mine / product, 2)
+    report("communication_game_step", rows_out, share_of_matmul_rate=shares, load_average=round(os.getloadavg()[0], 2))
+
+
+if __name__ == "__main__":
+    main()
