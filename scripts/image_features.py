@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -61,7 +62,9 @@ def main() -> None:
             network.load_state_dict(torch.load(arguments.weights, map_location="cpu", weights_only=True))
         network.classifier = network.classifier[:-1]
         arrays = image_features(arguments.folder, network, weights.transforms())
-    except OSError as error:  # no network, no such folder, no images in it
+    except URLError as error:
+        sys.exit(f"error: the weights cannot be downloaded ({error.reason}); --weights reads them from a file")
+    except OSError as error:  # no such folder, no images in it, no such file of weights
         sys.exit(f"error: {error}")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(arguments.out, **arrays)
