@@ -87,7 +87,7 @@ def test_rows_claims_and_differences(tmp_path: Path) -> None:
     assert (
         "*Hot trees are cheap.* **The reverse is shown by these runs.** Calls: Hot tree (GNN) 3.0, claimed ≤ 2." in text
     )
-    assert "budget `paper`; device cpu; 1.7 min to 1.7 min of training a run; commit 0123456789" in text
+    assert "budget `paper`; device cpu; 1.7 min of training a run; commit 0123456789" in text
     assert "Not run" not in text
 
 
@@ -107,7 +107,7 @@ def test_what_is_close_is_not_shown_and_one_run_decides_nothing(tmp_path: Path) 
 def test_missing_rows_come_with_the_command(tmp_path: Path) -> None:
     text = markdown.document(build(small(tmp_path), []))
     assert "- LSTM: `python sweep.py table=small rows=lstm budget=paper`" in text
-    assert "**Not checked.** Accuracy (%): no runs of Tree (GNN), LSTM." in text
+    assert "**Not checked.** No runs of Tree (GNN), LSTM." in text
     closed = build(small(tmp_path, ("[structure=none],", "[structure=none], unavailable: no such data,")), [])
     assert "- LSTM: no such data" in markdown.document(closed)
 

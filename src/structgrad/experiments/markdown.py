@@ -94,7 +94,8 @@ def caption(report: Report) -> str:
         times = [float(run.content["training_s"]) for run in runs if "training_s" in run.content]
         commits = sorted({(run.content.get("commit") or "unknown")[:10] for run in runs})
         parts.append(f"device {report.device}")
-        parts += [f"{duration(min(times))} to {duration(max(times))} of training a run"] if times else []
+        spread = dict.fromkeys((duration(min(times)), duration(max(times)))) if times else ()
+        parts += [f"{' to '.join(spread)} of training a run"] if spread else []
         parts.append(f"commit {', '.join(commits)}")
     if report.is_reproduction and any(row.published for row in report.table.rows):
         parts.append(_PUBLISHED[report.table.published.error])
@@ -112,10 +113,14 @@ def claims(report: Report) -> str:
 
 
 def numbers(verdict: Verdict) -> str:
-    """Those that decided a claim, by column."""
-    columns = {outcome.column: "" for outcome in verdict.outcomes}
-    texts = {c: dict.fromkeys(o.text for o in verdict.outcomes if o.column == c) for c in columns}
-    return "; ".join(f"{column}: {', '.join(found)}" for column, found in texts.items())
+    """Those that decided a claim, by column, and which rows they lack."""
+    texts: dict[str, list[str]] = {}
+    for outcome in verdict.outcomes:
+        if outcome.text:
+            texts.setdefault(outcome.column, []).append(outcome.text)
+    absent = dict.fromkeys(row for outcome in verdict.outcomes for row in outcome.absent)
+    parts = [f"{column}: {', '.join(found)}" for column, found in texts.items()]
+    return "; ".join([*parts, f"No runs of {', '.join(absent)}"] if absent else parts)
 
 
 def missing(report: Report) -> str:

@@ -73,14 +73,21 @@ class Line:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What runs say to a comparison: ``True``, ``False``, or None where a row is missing. ``reverse``: they show the
-    opposite.
+    """What runs say to a comparison.
+
+    Attributes:
+        holds: None where a row is missing.
+        column: its title.
+        text: the numbers.
+        reverse: whether they show the opposite.
+        absent: titles of the rows that are missing.
     """
 
     holds: bool | None
     column: str
     text: str
     reverse: bool = False
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -245,7 +252,7 @@ def _outcomes(table: Table, comparison: Comparison, lines: Mapping[str, Line]) -
     names = {row.name: _full_title(row) for row in table.rows}
     absent = [r for r in (subject, *comparison.than) if r not in lines or comparison.column not in lines[r].cells]
     if absent:
-        return [Outcome(None, column.title, f"no runs of {', '.join(names[row] for row in absent)}")]
+        return [Outcome(None, column.title, "", absent=tuple(names[row] for row in absent))]
     cell = _scaled(lines[subject].cells[comparison.column], column.scale)
     if comparison.row is not None:
         limit, sign, symbol = (
