@@ -11,14 +11,20 @@ from torch import Tensor
 from structgrad.algorithms.derivatives import first_order_only
 from structgrad.estimators import Perturbed, Surrogate
 from structgrad.structures import (
+    Alignment,
     Arborescence,
     BinaryTree,
     BudgetSubset,
+    Constituency,
     CorrelatedKSubset,
+    DagPath,
     KSubset,
+    LinearChain,
     Matching,
     OneHot,
     Permutation,
+    ProjectiveTree,
+    SemiMarkov,
     SpanningTree,
     Structure,
     Subset,
@@ -37,6 +43,18 @@ CASES: dict[str, tuple[Structure, tuple[int, ...]]] = {
     "matching": (Matching(tolerance=1e-12), (3, 3)),
     "permutation": (Permutation(), (4,)),
     "binary_tree": (BinaryTree(), (4,)),
+    "linear_chain": (LinearChain(2), (2, 2, 2)),
+    "semi_markov": (SemiMarkov(2, 2), (2, 2, 2, 2)),
+    "alignment": (Alignment(), (3, 3)),
+    "constituency": (Constituency(), (4, 4, 1)),
+    "projective_tree": (ProjectiveTree(), (4, 4)),
+    "dag_path": (DagPath([[0, 1], [0, 2], [1, 2], [0, 2]]), (4,)),
+}
+#: Masks that are not those of graphs or items.
+MASKS: dict[str, Tensor] = {
+    "linear_chain": torch.tensor([[True, True], [True, False]])[:, :, None, None],
+    "semi_markov": torch.tensor([[[True, True], [True, False]], [[True, False], [False, False]]])[..., None, None],
+    "constituency": torch.tensor([[True] * 4, [True, True, True, False]])[:, None, :, None],
 }
 Function = Callable[[Tensor], Tensor]
 
@@ -92,7 +110,7 @@ def mask_of(shape: tuple[int, ...]) -> Tensor:
 def test_second_derivatives(name: str, masked: bool) -> None:
     """Against central differences of the first ones, in a direction, for what is linear and what is not."""
     structure, shape = CASES[name]
-    mask = mask_of(shape) if masked and name != "correlated_k_subset" else None
+    mask = MASKS.get(name, mask_of(shape)) if masked and name != "correlated_k_subset" else None
     torch.manual_seed(2)
     scores = torch.randn(2, *shape, dtype=torch.float64)
     direction = torch.randn_like(scores)
@@ -117,7 +135,13 @@ def test_second_derivatives(name: str, masked: bool) -> None:
         torch.testing.assert_close(second, expected, rtol=1e-4, atol=1e-5, msg=lambda m, w=what: f"{w}: {m}")
 
 
-@pytest.mark.parametrize("name", ["k_subset", "budget_subset", "correlated_k_subset", "spanning_tree", "arborescence"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("k_subset", "budget_subset", "correlated_k_subset", "spanning_tree", "arborescence"),
+        *("linear_chain", "semi_markov", "alignment", "constituency", "projective_tree", "dag_path"),
+    ],
+)
 def test_however_it_is_asked(name: str) -> None:
     """The Hessian of log Z is the covariance of the vertices: ``hessian``, ``.backward()``, ``torch.func``."""
     structure, shape = CASES[name]

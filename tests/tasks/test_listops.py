@@ -11,7 +11,16 @@ import pytorch_lightning as pl
 import torch
 
 from structgrad.estimators import SST, Deterministic, Estimator, Surrogate
-from structgrad.structures import Arborescence, GroundTruth, KSubset, NoStructure, OneHot, SpanningTree, Subset
+from structgrad.structures import (
+    Arborescence,
+    GroundTruth,
+    KSubset,
+    NoStructure,
+    OneHot,
+    ProjectiveTree,
+    SpanningTree,
+    Subset,
+)
 from structgrad.structures.base import Structure
 from structgrad.tasks.listops import ListOps, ListOpsData
 from structgrad.tasks.listops.data import PAD, Expressions, generate, parse
@@ -183,7 +192,10 @@ def test_impossible_combinations(data: ListOpsData) -> None:
 
 @pytest.mark.parametrize(
     "structure",
-    [NoStructure(), GroundTruth(), Subset("directed"), Subset("undirected"), Arborescence(), SpanningTree()],
+    [
+        *(NoStructure(), GroundTruth(), Subset("directed"), Subset("undirected")),
+        *(Arborescence(), SpanningTree(), ProjectiveTree()),
+    ],
     ids=lambda s: f"{s.name}-{s.layout.name}",
 )
 def test_trains_tests_and_draws(structure: Structure, data: ListOpsData, tmp_path: Path) -> None:

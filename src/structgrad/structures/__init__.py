@@ -1,37 +1,49 @@
 """Structures: finite sets of vertices, known through their oracles."""
 
+from structgrad.structures.alignment import Alignment
 from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.base import ORACLES, SparseDistribution, Structure, Trace, UnsupportedError
 from structgrad.structures.baselines import GroundTruth, NoStructure
 from structgrad.structures.binary_tree import BinaryTree
 from structgrad.structures.budget_subset import BudgetSubset
+from structgrad.structures.constituency import Constituency
 from structgrad.structures.correlated_k_subset import CorrelatedKSubset
+from structgrad.structures.dag_path import DagPath
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram, Gibbs, KBest
 from structgrad.structures.k_subset import KSubset
 from structgrad.structures.layout import Layout
+from structgrad.structures.linear_chain import LinearChain
 from structgrad.structures.matching import Matching
 from structgrad.structures.one_hot import OneHot
 from structgrad.structures.permutation import Permutation
+from structgrad.structures.projective_tree import ProjectiveTree
+from structgrad.structures.semi_markov import SemiMarkov
 from structgrad.structures.spanning_tree import SpanningTree
 from structgrad.structures.subset import Subset
 
 __all__ = [
     "ORACLES",
     "ActiveSetProjection",
+    "Alignment",
     "Arborescence",
     "BinaryTree",
     "BudgetSubset",
+    "Constituency",
     "CorrelatedKSubset",
+    "DagPath",
     "DynamicProgram",
     "Gibbs",
     "GroundTruth",
     "KBest",
     "KSubset",
     "Layout",
+    "LinearChain",
     "Matching",
     "NoStructure",
     "OneHot",
     "Permutation",
+    "ProjectiveTree",
+    "SemiMarkov",
     "SpanningTree",
     "SparseDistribution",
     "Structure",

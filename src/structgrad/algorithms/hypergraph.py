@@ -1,0 +1,483 @@
+"""Semiring parsing: every dynamic program as one acyclic hypergraph, and every question about it as one pass over that.
+
+A node stands for a set of partial structures. Each of its incoming hyperedges builds one of them from a member of each
+of two earlier nodes (its tails) and at most one part; so the value of a node is
+
+    value(v) = plus over edges e into v of value(left_e) + value(right_e) + score(part_e),
+
+with ``plus`` a maximum, a log-sum, or a merge of k best lists (Goodman 1999; Klein and Manning 2001; Huang 2008). Paths
+in a DAG are the case of one tail (Niculae et al. 2025, section 2.3.3). A derivation of the goal uses no node twice and
+every vertex has exactly one derivation; whoever builds a graph sees to that.
+
+With ``p_e = exp(score_e - value(v))`` the share of an edge in its node, one pass upwards and one downwards give
+
+* ``log Z`` and the marginals: inside and outside scores, the downward pass adding up ``p_e`` times the share of the
+  node in the goal;
+* the product of the covariance of the vertices with a vector, which is the derivative of the marginals: the same two
+  passes, differentiated in that direction;
+* a best vertex and exact samples, following one edge from every node that is used (Huang 2008);
+* the k best vertices, every node keeping k edges with the ranks of their tails (Huang and Chiang 2005, algorithm 1).
+
+Time is linear in the number of edges. On the CPU these passes are compiled and run in parallel over the batch;
+elsewhere, and for derivatives of higher order, plain torch goes through the graph level by level. Both compute in
+float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.gradients import value_and_gradient
+from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, log_sum
+from structgrad.algorithms.threads import run
+
+Index = npt.NDArray[np.int64]
+
+#: The node with one way to be built, from nothing; its value is 0.
+ONE = 0
+#: The node that cannot be built.
+ZERO = 1
+
+
+@dataclass(frozen=True)
+class Level:
+    """Nodes whose tails are all on earlier levels; ``[H, K]`` for H nodes of up to K edges, which are padded with
+    edges whose left tail is :data:`ZERO`.
+
+    Attributes:
+        left: one tail.
+        right: the other, :data:`ONE` for edges with one tail.
+        part: index of the part in the flattened scores, -1 for none.
+    """
+
+    left: Index
+    right: Index
+    part: Index
+
+
+@dataclass(frozen=True, eq=False)
+class Hypergraph:
+    """A dynamic program for scores of one shape.
+
+    Attributes:
+        levels: in topological order; their nodes are numbered from 2 on.
+        goals: int64 ``[sizes]``, the node that stands for all vertices of an example of that size.
+    """
+
+    levels: tuple[Level, ...]
+    goals: Tensor
+
+    @cached_property
+    def compiled(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For the kernels: int32 ``first [nodes + 1]``, edges of a node being ``first[v] .. first[v + 1] - 1``, and
+        ``left``, ``right``, ``part`` ``[edges]``.
+        """
+        counts = [np.zeros(2, np.int64), *((level.left != ZERO).sum(1) for level in self.levels)]
+        ends = np.concatenate([[0], np.concatenate(counts).cumsum()])
+        columns = [
+            np.concatenate(
+                [np.zeros(0, np.int64), *(getattr(level, name)[level.left != ZERO] for level in self.levels)]
+            )
+            for name in ("left", "right", "part")
+        ]
+        first, left, right, part = (torch.from_numpy(a.astype(np.int32)) for a in (ends, *columns))
+        return first, left, right, part
+
+    @cached_property
+    def nodes(self) -> int:
+        """How many there are."""
+        return 2 + sum(len(level.left) for level in self.levels)
+
+    @cached_property
+    def depth(self) -> int:
+        """The most nodes that a derivation uses."""
+        size = np.zeros(self.nodes, np.int64)
+        start = 2
+        for level in self.levels:
+            stop = start + len(level.left)
+            size[start:stop] = 1 + (size[level.left] + size[level.right]).max(1, initial=0)
+            start = stop
+        return int(size.max())
+
+    # --- any device -----------------------------------------------------------------------------------------------
+
+    def on(self, device: torch.device) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+        """``left``, ``right`` and ``part`` of every level as tensors there."""
+        if device not in self._copies:
+            self._copies[device] = tuple(
+                tuple(torch.from_numpy(a).to(device) for a in (level.left, level.right, level.part))  # type: ignore[misc]
+                for level in self.levels
+            )
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, tuple[tuple[Tensor, Tensor, Tensor], ...]]:
+        return {}
+
+    def total(self, scores: Tensor, goal: Tensor, plus: Aggregation) -> Tensor:
+        """The aggregate of all vertices: ``[*batch]``, differentiable as often as ``plus``.
+
+        Args:
+            scores: ``[*batch, P]``, ``IMPOSSIBLE`` where a part is missing.
+            goal: int64 ``[*batch]``.
+            plus: aggregates alternatives along a dimension.
+        """
+        batch = scores.shape[:-1]
+        extended = torch.cat([scores, scores.new_zeros(*batch, 1)], -1)
+        value = torch.cat([scores.new_zeros(*batch, 1), scores.new_full((*batch, 1), IMPOSSIBLE)], -1)
+        for left, right, part in self.on(scores.device):
+            new = plus(_take(value, left) + _take(value, right) + _take(extended, part % extended.shape[-1]), -1)
+            # Else sums of what is impossible would grow without bound.
+            new = torch.where(new < IMPOSSIBLE / 2, IMPOSSIBLE, new)
+            value = torch.cat([value, new], -1)
+        return value.gather(-1, goal[..., None])[..., 0]
+
+    def best_totals(self, scores: Tensor, goal: Tensor, k: int) -> Tensor:
+        """Values of the k best vertices: ``[*batch, k]``, near ``IMPOSSIBLE`` where there are fewer; the gradient of
+        each is its vertex. Arguments as for :meth:`total`.
+        """
+        batch = scores.shape[:-1]
+        # The i-th best of one tail with the j-th of the other: (i + 1) (j + 1) - 1 combinations are at least as good.
+        ranks = [(i, j) for i in range(k) for j in range(k) if (i + 1) * (j + 1) <= k]
+        i, j = torch.tensor(ranks, device=scores.device).T
+        extended = torch.cat([scores, scores.new_zeros(*batch, 1)], -1)
+        value = scores.new_full((*batch, k, 2), IMPOSSIBLE)
+        value = torch.cat([scores.new_zeros(*batch, 1, 2), value[..., 1:, :]], -2)
+        value = torch.cat([value[..., :1], torch.full_like(value[..., :1], IMPOSSIBLE)], -1)
+        for left, right, part in self.on(scores.device):
+            both = _take(value, left).index_select(-3, i) + _take(value, right).index_select(-3, j)
+            every = both + _take(extended, part % extended.shape[-1]).unsqueeze(-3)
+            new = every.movedim(-3, -1).flatten(-2).topk(k, -1).values.movedim(-1, -2)
+            value = torch.cat([value, torch.where(new < IMPOSSIBLE / 2, IMPOSSIBLE, new)], -1)
+        return value.gather(-1, goal[..., None, None].expand(*batch, k, 1))[..., 0]
+
+    # --- compiled -------------------------------------------------------------------------------------------------
+    # Of contiguous float64 scores [B, P] on the CPU, IMPOSSIBLE where a part is missing, and int64 goals [B].
+
+    def moments(self, scores: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """``log Z`` ``[B]`` and ``E[x]`` ``[B, P]``, differentiable to any order, the first one compiled."""
+        log_z, mean = _Moments.apply(scores, goal, self)
+        return log_z, mean
+
+    def log_partition(self, scores: Tensor, goal: Tensor) -> Tensor:
+        """``log Z`` ``[B]`` without a graph, near ``IMPOSSIBLE`` where there is no vertex."""
+        log_z = scores.new_empty(len(scores))
+        self._run(_log_partition_pass, 10, scores, goal, log_z)
+        return log_z
+
+    def argmax(self, scores: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """Highest values ``[B]`` and vertices ``[B, P]`` that have them."""
+        value, vertex = scores.new_empty(len(scores)), torch.zeros_like(scores)
+        self._run(_argmax_pass, 4, scores, goal, value, vertex)
+        return value, vertex
+
+    def sample(self, scores: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """``log Z`` ``[B]`` and a sample of each example ``[B, P]``."""
+        log_z, vertex = scores.new_empty(len(scores)), torch.zeros_like(scores)
+        uniform = torch.rand(len(scores), self.depth, dtype=torch.float64)
+        self._run(_sample_pass, 10, scores, goal, uniform, log_z, vertex)
+        return log_z, vertex
+
+    def top_k(self, scores: Tensor, goal: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Values ``[B, k]``, best first, -inf where there are fewer, and vertices ``[B, k, P]``."""
+        value = scores.new_full((len(scores), k), -torch.inf)
+        vertex = scores.new_zeros(len(scores), k, scores.shape[1])
+        self._run(_top_k_pass, 4 * k, scores, goal, k, value, vertex)
+        return value, vertex
+
+    def _run(self, kernel: Any, operations: int, scores: Tensor, *others: Any) -> None:
+        run(kernel, operations * len(scores) * len(self.compiled[1]), *self.compiled, scores, *others)
+
+
+class Builder:
+    """Builds a :class:`Hypergraph` level by level."""
+
+    def __init__(self) -> None:
+        self._levels: list[Level] = []
+        self._size = 2
+
+    def level(self, left: npt.ArrayLike, right: npt.ArrayLike = ONE, part: npt.ArrayLike = -1) -> Index:
+        """Add nodes, one a row.
+
+        Args:
+            left: node numbers that broadcast to ``[H, K]``; :data:`ZERO` for an edge that is not there.
+            right: the same; :data:`ONE` for edges with one tail.
+            part: part numbers; -1 for none.
+
+        Returns:
+            the numbers of the nodes, ``[H]``.
+        """
+        arrays = np.broadcast_arrays(*(np.asarray(a, np.int64) for a in (left, right, part)))
+        self._levels.append(Level(*(np.ascontiguousarray(a) for a in arrays)))
+        numbers = np.arange(self._size, self._size + len(arrays[0]))
+        self._size += len(arrays[0])
+        return numbers
+
+    def build(self, goals: Sequence[int] | Index) -> Hypergraph:
+        """The graph; ``goals[size]`` is the node that stands for all vertices of that size."""
+        return Hypergraph(tuple(self._levels), torch.as_tensor(np.asarray(goals, np.int64)))
+
+
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """``values[..., index]`` with a fast derivative."""
+    taken = values.index_select(-1, index.flatten())
+    return taken.reshape(*values.shape[:-1], *index.shape)
+
+
+class _Moments(torch.autograd.Function):
+    """Log-partition and marginals by the compiled kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, goal: Tensor, graph: Hypergraph) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        log_z, mean = scores.new_empty(len(scores)), torch.zeros_like(scores)
+        graph._run(_moments_pass, 12, scores, goal, log_z, mean)
+        ctx.save_for_backward(scores, goal, mean)
+        ctx.graph = graph
+        ctx.set_materialize_grads(False)
+        return log_z, mean
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        scores, goal, mean = ctx.saved_tensors
+        graph: Hypergraph = ctx.graph
+        if torch.is_grad_enabled():
+
+            def twin(scores: Tensor) -> tuple[Tensor, ...]:
+                return value_and_gradient(lambda s: graph.total(s, goal, log_sum), scores)
+
+            return *gradients(twin, [scores], upstream), None, None
+        of_value, of_mean = upstream
+        gradient = torch.zeros_like(mean)
+        if of_mean is not None:
+            graph._run(_covariance_pass, 18, scores, goal, of_mean.contiguous(), gradient)
+        if of_value is not None:
+            gradient = gradient + of_value[:, None] * mean
+        return gradient, None, None
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+# Each does the examples first, first + stride, ... and writes to its last arguments, of which vertices, means and
+# products are 0 before. Arrays: start [nodes + 1], left, right, part [edges] of the graph; scores [B, P]; goal [B].
+
+
+@numba.njit(nogil=True, cache=True)
+def _inside(start, left, right, part, scores, goal, value, share):  # type: ignore[no-untyped-def]
+    """Upwards through the graph of one example: values [nodes], and the shares [edges] of edges in their nodes."""
+    value[ONE] = 0.0
+    value[ZERO] = IMPOSSIBLE
+    for v in range(2, goal + 1):
+        top = IMPOSSIBLE
+        for e in range(start[v], start[v + 1]):
+            term = value[left[e]] + value[right[e]]
+            if part[e] >= 0:
+                term += scores[part[e]]
+            share[e] = term
+            top = max(top, term)
+        if top <= IMPOSSIBLE / 2:
+            value[v] = IMPOSSIBLE
+            share[start[v] : start[v + 1]] = 0.0
+            continue
+        total = 0.0
+        for e in range(start[v], start[v + 1]):
+            share[e] = np.exp(share[e] - top)
+            total += share[e]
+        value[v] = top + np.log(total)
+        inverse = 1.0 / total
+        for e in range(start[v], start[v + 1]):
+            share[e] *= inverse
+
+
+@numba.njit(nogil=True, cache=True)
+def _log_partition_pass(first, stride, start, left, right, part, scores, goal, log_z):  # type: ignore[no-untyped-def]
+    """Upwards."""
+    value, share = np.empty(len(start) - 1), np.empty(len(left))
+    for b in range(first, len(scores), stride):
+        _inside(start, left, right, part, scores[b], goal[b], value, share)
+        log_z[b] = value[goal[b]]
+
+
+@numba.njit(nogil=True, cache=True)
+def _moments_pass(first, stride, start, left, right, part, scores, goal, log_z, mean):  # type: ignore[no-untyped-def]
+    """Upwards; then downwards the probabilities of edges, added up over those of a part."""
+    value, share = np.empty(len(start) - 1), np.empty(len(left))
+    probability = np.empty(len(start) - 1)
+    for b in range(first, len(scores), stride):
+        into = mean[b]
+        _inside(start, left, right, part, scores[b], goal[b], value, share)
+        log_z[b] = value[goal[b]]
+        probability[: goal[b]] = 0.0
+        probability[goal[b]] = 1.0
+        for v in range(goal[b], 1, -1):
+            if probability[v] == 0.0:
+                continue
+            for e in range(start[v], start[v + 1]):
+                here = probability[v] * share[e]
+                probability[left[e]] += here
+                if right[e] != ONE:  # additions to one place would wait for each other
+                    probability[right[e]] += here
+                if part[e] >= 0:
+                    into[part[e]] += here
+
+
+@numba.njit(nogil=True, cache=True)
+def _covariance_pass(first, stride, start, left, right, part, scores, goal, direction, product):  # type: ignore[no-untyped-def]
+    """Both passes, and their derivatives in a direction."""
+    nodes = len(start) - 1
+    value, share, change = np.empty(nodes), np.empty(len(left)), np.empty(len(left))
+    moved = np.zeros(nodes)
+    probability, slope = np.empty(nodes), np.empty(nodes)
+    for b in range(first, len(scores), stride):
+        along, into = direction[b], product[b]
+        _inside(start, left, right, part, scores[b], goal[b], value, share)
+        for v in range(2, goal[b] + 1):
+            expected = 0.0
+            for e in range(start[v], start[v + 1]):
+                step = moved[left[e]] + moved[right[e]]
+                if part[e] >= 0:
+                    step += along[part[e]]
+                change[e] = step
+                expected += share[e] * step
+            moved[v] = expected
+        probability[: goal[b]] = 0.0
+        slope[: goal[b] + 1] = 0.0
+        probability[goal[b]] = 1.0
+        for v in range(goal[b], 1, -1):
+            if probability[v] == 0.0 and slope[v] == 0.0:
+                continue
+            for e in range(start[v], start[v + 1]):
+                here = probability[v] * share[e]
+                tilt = share[e] * slope[v] + here * (change[e] - moved[v])
+                probability[left[e]] += here
+                slope[left[e]] += tilt
+                if right[e] != ONE:
+                    probability[right[e]] += here
+                    slope[right[e]] += tilt
+                if part[e] >= 0:
+                    into[part[e]] += tilt
+
+
+@numba.njit(nogil=True, cache=True)
+def _argmax_pass(first, stride, start, left, right, part, scores, goal, best, vertex):  # type: ignore[no-untyped-def]
+    """Upwards maxima, downwards the edges that have them."""
+    nodes = len(start) - 1
+    value, choice, used = np.empty(nodes), np.empty(nodes, np.int32), np.empty(nodes, np.bool_)
+    value[ONE], value[ZERO] = 0.0, IMPOSSIBLE
+    for b in range(first, len(scores), stride):
+        own = scores[b]
+        for v in range(2, goal[b] + 1):
+            top = IMPOSSIBLE
+            pick = -1
+            for e in range(start[v], start[v + 1]):
+                term = value[left[e]] + value[right[e]]
+                if part[e] >= 0:
+                    term += own[part[e]]
+                if term > top:
+                    top = term
+                    pick = e
+            value[v] = top
+            choice[v] = pick
+        best[b] = value[goal[b]]
+        used[: goal[b] + 1] = False
+        used[goal[b]] = best[b] > IMPOSSIBLE / 2
+        for v in range(goal[b], 1, -1):
+            if used[v]:
+                e = choice[v]
+                used[left[e]] = True
+                used[right[e]] = True
+                if part[e] >= 0:
+                    vertex[b, part[e]] = 1.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform, log_z, vertex):  # type: ignore[no-untyped-def]
+    """Upwards; then downwards, one edge of every node that is used."""
+    value, share = np.empty(len(start) - 1), np.empty(len(left))
+    used = np.empty(len(start) - 1, np.bool_)
+    for b in range(first, len(scores), stride):
+        _inside(start, left, right, part, scores[b], goal[b], value, share)
+        log_z[b] = value[goal[b]]
+        used[: goal[b] + 1] = False
+        used[goal[b]] = log_z[b] > IMPOSSIBLE / 2
+        drawn = 0
+        for v in range(goal[b], 1, -1):
+            if not used[v]:
+                continue
+            left_over = uniform[b, drawn]
+            drawn += 1
+            pick = -1
+            for e in range(start[v], start[v + 1]):
+                if share[e] > 0.0:  # rounding may leave something over after the last one: it is taken then
+                    pick = e
+                    left_over -= share[e]
+                    if left_over < 0.0:
+                        break
+            used[left[pick]] = True
+            used[right[pick]] = True
+            if part[pick] >= 0:
+                vertex[b, part[pick]] = 1.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _top_k_pass(first, stride, start, left, right, part, scores, goal, k, best, vertex):  # type: ignore[no-untyped-def]
+    """Upwards the k best edges of every node with the ranks of their tails, downwards what they are made of. ``best``
+    is -inf before.
+    """
+    nodes = len(start) - 1
+    count = np.zeros(nodes, np.int32)
+    value = np.empty((nodes, k))
+    origin = np.empty((nodes, k, 3), np.int32)
+    pending = np.empty((nodes + 2, 2), np.int32)
+    count[ONE] = 1
+    value[ONE, 0] = 0.0
+    for b in range(first, len(scores), stride):
+        own = scores[b]
+        for v in range(2, goal[b] + 1):
+            kept = 0
+            for e in range(start[v], start[v + 1]):
+                u, w = left[e], right[e]
+                gain = own[part[e]] if part[e] >= 0 else 0.0
+                if gain <= IMPOSSIBLE / 2:
+                    continue
+                for i in range(count[u]):
+                    enough = False
+                    for j in range(count[w]):
+                        term = value[u, i] + value[w, j] + gain
+                        if kept == k and term <= value[v, k - 1]:
+                            enough = j == 0
+                            break
+                        place = kept if kept < k else k - 1
+                        while place > 0 and value[v, place - 1] < term:
+                            value[v, place] = value[v, place - 1]
+                            origin[v, place] = origin[v, place - 1]
+                            place -= 1
+                        value[v, place] = term
+                        origin[v, place, 0], origin[v, place, 1], origin[v, place, 2] = e, i, j
+                        kept = min(kept + 1, k)
+                    if enough:
+                        break
+            count[v] = kept
+        for r in range(count[goal[b]]):
+            best[b, r] = value[goal[b], r]
+            pending[0, 0], pending[0, 1] = goal[b], r
+            size = 1
+            while size:
+                size -= 1
+                v, rank = pending[size, 0], pending[size, 1]
+                if v < 2:
+                    continue
+                e, i, j = origin[v, rank, 0], origin[v, rank, 1], origin[v, rank, 2]
+                if part[e] >= 0:
+                    vertex[b, r, part[e]] = 1.0
+                pending[size, 0], pending[size, 1] = left[e], i
+                pending[size + 1, 0], pending[size + 1, 1] = right[e], j
+                size += 2

@@ -1,0 +1,78 @@
+"""Monotone alignments of two sequences."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.structures.family_dynamic_programs import Derivations, last
+from structgrad.structures.layout import Layout
+
+
+class Alignment(Derivations):
+    """Monotone paths through a grid, from its first cell to its last: dynamic time warping (Sakoe and Chiba 1978).
+
+    Parts are the cells ``[n, m]``: ``[i, j]`` aligns item i of one sequence with item j of another. From a cell a path
+    goes on to the next row, the next column, or both. Absent items are the last ones of either sequence: the mask of
+    lengths (L, M) is True for ``i < L, j < M``. Any cell may be missing, as in a band around the diagonal, but the
+    first and the last. Scores of moves rather than cells (Needleman and Wunsch 1970) need the edges of the grid as
+    parts: :class:`~structgrad.structures.DagPath`.
+
+    ``marginals`` are those of soft-DTW (Cuturi and Blondel 2017; Mensch and Blondel 2018); every oracle is O(n m) an
+    example.
+
+    Raises:
+        ValueError: from every oracle (eager CPU code), if an example has no path.
+    """
+
+    def __init__(self) -> None:
+        self.layout = Layout("matrix")
+
+    def __repr__(self) -> str:
+        return "Alignment()"
+
+    def _hypergraph(self, shape: torch.Size) -> Hypergraph:
+        return _graph(*shape)
+
+    def _size(self, exists: Tensor) -> Tensor:
+        return last(exists.any(-1)) * (exists.shape[-1] + 1) + last(exists.any(-2))
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All paths (Delannoy numbers): ``[V, n, m]``."""
+        n, m = shape
+        if not n or not m:
+            return torch.zeros(1, n, m, dtype=torch.float64)
+        paths = list(_paths(n - 1, m - 1))
+        vertices = torch.zeros(len(paths), n, m, dtype=torch.float64)
+        for vertex, path in zip(vertices, paths, strict=True):
+            vertex[tuple(torch.tensor(path).T)] = 1
+        return vertices
+
+
+def _paths(i: int, j: int) -> Iterator[list[tuple[int, int]]]:
+    """The cells of every path to (i, j)."""
+    if i == j == 0:
+        yield [(0, 0)]
+    for before in ((i - 1, j), (i, j - 1), (i - 1, j - 1)):
+        if min(before) >= 0:
+            for path in _paths(*before):
+                yield [*path, (i, j)]
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(n: int, m: int) -> Hypergraph:
+    """Diagonal by diagonal; a node is a cell, the last one of paths so far. Size: ``rows * (m + 1) + columns``."""
+    builder = Builder()
+    cell = np.full((n + 1, m + 1), ZERO)  # with a border before the first row and column
+    for diagonal in range(n + m - 1 if n and m else 0):
+        i = np.arange(max(diagonal - m + 1, 0), min(diagonal, n - 1) + 1)
+        j = diagonal - i
+        before = np.stack([cell[i, j + 1], cell[i + 1, j], cell[i, j]], -1) if diagonal else np.full((1, 1), ONE)
+        cell[i + 1, j + 1] = builder.level(before, ONE, (i * m + j)[:, None])
+    cell[0] = cell[:, 0] = ONE
+    return builder.build(cell.flatten())

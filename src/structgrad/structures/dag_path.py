@@ -1,0 +1,114 @@
+"""Paths through a directed acyclic graph."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from graphlib import CycleError, TopologicalSorter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.structures.family_dynamic_programs import Derivations
+from structgrad.structures.layout import Layout
+
+
+class DagPath(Derivations):
+    """Paths from a source to a target in a directed acyclic graph (Niculae et al. 2025, section 2.3.3, algorithm 2).
+
+    Parts are the edges of the graph, ``[E]``, in the order given; whatever a dynamic program without branching can do
+    is such a path. Each example may lack edges of its own, by the mask; one without any edge has one vertex, the empty
+    one. Every oracle is O(E) an example.
+
+    Args:
+        edges: pairs (u, v) of nodes, which are numbers from 0 on. A pair that occurs twice is two edges.
+        source: where paths start.
+        target: where they end; None: the largest node.
+
+    Raises:
+        ValueError: for something else than pairs of nodes, a cycle, or a target that no path from the source reaches;
+            from every oracle for scores of another shape, or (eager CPU code) if an example has no path.
+    """
+
+    def __init__(self, edges: Iterable[Sequence[int]], source: int = 0, target: int | None = None) -> None:
+        pairs = tuple(tuple(int(node) for node in edge) for edge in edges)
+        if not pairs or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+            raise ValueError(f"edges must be pairs of nodes, numbers from 0 on, at least one; got {pairs}")
+        self.edges = tuple((u, v) for u, v in pairs)
+        self.source = source
+        self.target = max(map(max, self.edges)) if target is None else target
+        self.layout = Layout("vector")
+        if self.source == self.target or int(_graph(self.edges, self.source, self.target).goals[1]) == ZERO:
+            raise ValueError(f"no path of edges leads from {self.source} to {self.target}")
+
+    def __repr__(self) -> str:
+        return f"DagPath({len(self.edges)} edges, source={self.source}, target={self.target})"
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """One score an edge, whatever n is."""
+        return (len(self.edges),)
+
+    def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
+        """As every structure; there must be as many parts as edges."""
+        self.layout.check(scores)
+        if scores.shape[-1] != len(self.edges):
+            raise ValueError(
+                f"scores over {len(self.edges)} edges have shape [..., {len(self.edges)}]; got {list(scores.shape)}"
+            )
+        super().check(scores, mask)
+
+    def _hypergraph(self, shape: torch.Size) -> Hypergraph:
+        return _graph(self.edges, self.source, self.target)
+
+    def _size(self, exists: Tensor) -> Tensor:
+        return exists.any(-1).long()
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All paths: ``[V, E]``."""
+        partial: list[tuple[int, list[int]]] = [(self.source, [])]
+        found = []
+        while partial:
+            node, path = partial.pop()
+            if node == self.target:
+                found.append(path)
+                continue
+            partial += [(v, [*path, e]) for e, (u, v) in enumerate(self.edges) if u == node]
+        vertices = torch.zeros(len(found), len(self.edges), dtype=torch.float64)
+        for vertex, path in zip(vertices, found, strict=True):
+            vertex[path] = 1
+        return vertices
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(edges: tuple[tuple[int, int], ...], source: int, target: int) -> Hypergraph:
+    """A node is a node, the end of paths so far; a level the nodes of equal longest distance from the source. Size: 1
+    for an example with an edge.
+    """
+    entering: dict[int, list[int]] = {}
+    sorter: TopologicalSorter[int] = TopologicalSorter()
+    for e, (u, v) in enumerate(edges):
+        entering.setdefault(v, []).append(e)
+        sorter.add(v, u)
+    try:
+        order = list(sorter.static_order())
+    except CycleError as error:
+        raise ValueError(f"edges must not form a cycle; {error.args[1]} is one") from None
+    depth = {source: 0}
+    for v in order:
+        reached = [depth[edges[e][0]] for e in entering.get(v, []) if edges[e][0] in depth]
+        if v != source and reached:
+            depth[v] = 1 + max(reached)
+    builder, node = Builder(), np.full(1 + max(*order, source, target), ZERO)
+    node[source] = ONE
+    for distance in range(1, 1 + max(depth.values())):
+        heads = [v for v in order if depth.get(v) == distance]
+        into = [[e for e in entering[v] if edges[e][0] in depth] for v in heads]
+        left = np.full((len(heads), max(map(len, into))), ZERO)
+        part = np.full(left.shape, -1)
+        for row, ids in enumerate(into):
+            left[row, : len(ids)] = [node[edges[e][0]] for e in ids]
+            part[row, : len(ids)] = ids
+        node[heads] = builder.level(left, ONE, part)
+    return builder.build([ONE, node[target]])

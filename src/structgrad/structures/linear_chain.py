@@ -1,0 +1,96 @@
+"""Sequences of labels with scores of neighbouring ones."""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from structgrad.algorithms.hypergraph import Hypergraph
+from structgrad.structures.family_dynamic_programs import Derivations, last
+from structgrad.structures.layout import Layout
+from structgrad.structures.semi_markov import segment_graph
+
+
+class LinearChain(Derivations):
+    """Sequences of n labels out of C: tagging (Lafferty et al. 2001; Niculae et al. 2025, section 2.3.3).
+
+    Parts are the transitions ``[n - 1, C, C]``: ``[i, c, d]`` says that position i has label c and position i + 1 has
+    label d. A position that touches no existing part is absent, so the mask of an example of L positions is True for
+    ``i < L - 1``, and one of a single position has no part. :meth:`transitions` makes scores out of those of labels
+    and of pairs of labels, :meth:`tags` reads the labels of a vertex.
+
+    ``argmax`` is the algorithm of Viterbi (1967), ``marginals`` are forward-backward (Baum 1972), ``sample`` is forward
+    filtering, backward sampling (Frühwirth-Schnatter 1994); every oracle is O(n C^2) an example.
+
+    Args:
+        labels: C, at least 1.
+
+    Raises:
+        ValueError: for no label; from every oracle for scores of another shape, or (eager CPU code) if an example has
+            no sequence.
+    """
+
+    constant_size: ClassVar[bool] = True
+
+    def __init__(self, labels: int) -> None:
+        if labels < 1:
+            raise ValueError(f"labels must be at least 1; got {labels}")
+        self.labels = labels
+        self.layout = Layout("transitions", ("n - 1", "C", "C"))
+
+    def __repr__(self) -> str:
+        return f"LinearChain(labels={self.labels})"
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """Of n positions."""
+        return (max(n - 1, 0), self.labels, self.labels)
+
+    def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
+        """As every structure; C must be that of the structure."""
+        self.layout.check(scores)
+        if scores.shape[-1] != self.labels:
+            shape = f"[..., n - 1, {self.labels}, {self.labels}]"
+            raise ValueError(
+                f"scores over transitions of {self.labels} labels have shape {shape}; got {list(scores.shape)}"
+            )
+        super().check(scores, mask)
+
+    def transitions(self, labels: Tensor, pairs: Tensor) -> Tensor:
+        """Scores of transitions that add up to those of labels and of pairs of neighbouring labels.
+
+        Args:
+            labels: ``[*batch, n, C]``, n at least 2.
+            pairs: broadcastable to ``[*batch, n - 1, C, C]``, e.g. ``[C, C]``.
+
+        Returns:
+            ``[*batch, n - 1, C, C]``: a transition has the score of the label that it leads to; the first one also
+            that of the label that it comes from.
+        """
+        first = torch.nn.functional.pad(labels[..., :1, :], (0, 0, 0, labels.shape[-2] - 2))
+        return first[..., :, None] + labels[..., 1:, None, :] + pairs
+
+    def tags(self, vertex: Tensor) -> Tensor:
+        """The labels of a vertex ``[*batch, n - 1, C, C]``, n at least 2: int64 ``[*batch, n]``, -1 for absent
+        positions.
+        """
+        on = vertex > 0
+        to = torch.where(on.any((-2, -1)), on.any(-2).int().argmax(-1), -1)
+        start = torch.where(on[..., :1, :, :].any((-2, -1)), on[..., :1, :, :].any(-1).int().argmax(-1), -1)
+        return torch.cat([start, to], -1)
+
+    def _hypergraph(self, shape: torch.Size) -> Hypergraph:
+        return segment_graph(shape[0], 1, self.labels)
+
+    def _size(self, exists: Tensor) -> Tensor:
+        return last(exists.flatten(-2).any(-1))
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All ``C^n`` sequences (one, if n < 2): ``[V, n - 1, C, C]``."""
+        steps = shape[0]
+        every = torch.tensor(list(itertools.product(range(self.labels), repeat=steps + 1)))
+        one_hot = torch.nn.functional.one_hot(every, self.labels).double()
+        vertices = one_hot[:, :-1, :, None] * one_hot[:, 1:, None, :]
+        return vertices if steps else vertices[:1]

@@ -1,0 +1,101 @@
+"""Rooted directed spanning trees without crossing edges."""
+
+from __future__ import annotations
+
+import functools
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.structures.arborescence import Arborescence
+from structgrad.structures.family_dynamic_programs import Derivations, last
+from structgrad.structures.layout import Layout
+
+
+class ProjectiveTree(Derivations):
+    """Arborescences over the positions of a sequence whose edges do not cross: projective dependency trees.
+
+    Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root, as for
+    :class:`~structgrad.structures.Arborescence`; the vertices are those arborescences in which all positions between
+    the ends of an edge i -> j descend from i. The root may have several children. Absent positions are the last ones.
+
+    By the algorithm of Eisner (1996), every oracle is O(n^3) an example. The relaxation ``exp_family`` under perturbed
+    scores is the latent tree of Corro and Titov (2019), differentiable Perturb-and-Parse, up to their relaxing the
+    steps of the algorithm one by one.
+
+    Args:
+        root: the position of the root, the same in every example.
+
+    Raises:
+        ValueError: for a negative root; from every oracle, if the root is not one of the n positions, or (eager CPU
+            code) if an example has no projective tree.
+    """
+
+    constant_size: ClassVar[bool] = True
+
+    def __init__(self, root: int = 0) -> None:
+        self.root = root
+        self._arborescences = Arborescence(root)
+        self.layout = Layout("directed")
+
+    def __repr__(self) -> str:
+        return f"ProjectiveTree(root={self.root})"
+
+    def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
+        """As for every structure; also refuses graphs too small to have the root."""
+        self._arborescences.check(scores, mask)
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Edges off the diagonal and not into the root: no tree has those."""
+        return self._arborescences.parts(scores, mask)
+
+    def _hypergraph(self, shape: torch.Size) -> Hypergraph:
+        return _graph(shape[0], self.root)
+
+    def _size(self, exists: Tensor) -> Tensor:
+        return last(exists.any(-1) | exists.any(-2))
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """The arborescences of ``shape = (n, n)`` without crossing edges, up to n = 7."""
+        n = shape[-1]
+        vertices = self._arborescences.enumerate(*shape)
+        above = vertices + torch.eye(n, dtype=torch.float64)
+        for _ in range(n):
+            above = (above @ above).clamp(max=1)  # [i, j]: j descends from i
+        at = torch.arange(n)
+        low, high = torch.minimum(at[:, None], at), torch.maximum(at[:, None], at)
+        between = (low[..., None] < at) & (at < high[..., None])
+        crossed = (vertices[..., None] > 0) & between & (above[:, :, None, :] == 0)
+        return vertices[~crossed.flatten(1).any(-1)]
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(n: int, root: int) -> Hypergraph:
+    """Eisner's items over positions i <= j: ``rightward[i, j]``, all that descends from i up to j; ``leftward[i, j]``,
+    all that descends from j down to i; ``apart[i, j]``, one of each beside each other, which an edge between i and j
+    joins. Size: positions of an example.
+    """
+    builder = Builder()
+    rightward, leftward, apart = (np.full((n, n), ZERO) for _ in range(3))
+    np.fill_diagonal(rightward, ONE)
+    np.fill_diagonal(leftward, ONE)
+    for width in range(1, n):
+        i = np.arange(n - width)[:, None]
+        j, k = i + width, i + np.arange(width)
+        apart[i[:, 0], j[:, 0]] = builder.level(rightward[i, k], leftward[k + 1, j])
+        # An edge from i to k + 1 and what is left of the descendants of both; an edge from j to k likewise.
+        both = builder.level(
+            np.concatenate([apart[i, k + 1], leftward[i, k]]),
+            np.concatenate([rightward[k + 1, j], apart[k, j]]),
+            np.concatenate([i * n + k + 1, j * n + k]),
+        )
+        rightward[i[:, 0], j[:, 0]], leftward[i[:, 0], j[:, 0]] = both[: n - width], both[n - width :]
+    goals = np.full(n + 1, ONE)
+    if n > 1:
+        large = np.arange(2, n + 1)
+        found = builder.level(leftward[0, [[root]]], rightward[root, large - 1][:, None])
+        goals[2:] = np.where(large > root, found, ZERO)
+    return builder.build(goals)

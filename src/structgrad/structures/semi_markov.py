@@ -1,0 +1,108 @@
+"""Segmentations of a sequence into labelled segments."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structgrad.algorithms.hypergraph import ONE, Builder, Hypergraph
+from structgrad.structures.family_dynamic_programs import Derivations
+from structgrad.structures.layout import Layout
+
+
+class SemiMarkov(Derivations):
+    """Sequences of n positions cut into segments of bounded length, each with a label (Sarawagi and Cohen 2004).
+
+    Parts are ``[n - 1, K, C, C]``: ``[i, k, c, d]`` is a segment of label d on the positions ``i + 1 .. i + 1 + k``
+    after a segment of label c that ends at position i. The first segment is position 0 alone, so that with K = 1 these
+    are the sequences of :class:`~structgrad.structures.LinearChain`, whose parts are transitions; a sequence of one
+    position has no part. Scores of labels, lengths and transitions are added up by the caller.
+
+    A segment that would end beyond the last position is not a part. The last position of an example is the last one at
+    which an existing part ends, so the mask of an example of L positions is True where ``i + 1 + k < L``. Every oracle
+    is O(n K C^2) an example.
+
+    Args:
+        labels: C, at least 1.
+        longest: K, the most positions of a segment, at least 1.
+
+    Raises:
+        ValueError: for arguments below 1; from every oracle for scores of another shape, or (eager CPU code) if an
+            example has no segmentation.
+    """
+
+    def __init__(self, labels: int, longest: int) -> None:
+        if labels < 1 or longest < 1:
+            raise ValueError(f"labels and longest must be at least 1; got {labels} and {longest}")
+        self.labels, self.longest = labels, longest
+        self.layout = Layout("segments", ("n - 1", "K", "C", "C"))
+
+    def __repr__(self) -> str:
+        return f"SemiMarkov(labels={self.labels}, longest={self.longest})"
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """Of n positions."""
+        return (max(n - 1, 0), self.longest, self.labels, self.labels)
+
+    def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
+        """As every structure; K and C must be those of the structure."""
+        self.layout.check(scores)
+        if scores.shape[-3:] != self.shape(2)[1:]:
+            raise ValueError(
+                f"scores over segments of {self.labels} labels, {self.longest} long at most, have shape "
+                f"[..., n - 1, {self.longest}, {self.labels}, {self.labels}]; got {list(scores.shape)}"
+            )
+        super().check(scores, mask)
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Segments that end within the sequence."""
+        end = _ends(scores)
+        return super().parts(scores, mask) & (end < scores.shape[-4])[:, :, None, None]
+
+    def _hypergraph(self, shape: torch.Size) -> Hypergraph:
+        return segment_graph(shape[0], self.longest, self.labels)
+
+    def _size(self, exists: Tensor) -> Tensor:
+        there = exists.flatten(-2).any(-1)
+        end = _ends(exists)
+        return torch.nn.functional.pad((there * (end + 1)).flatten(-2), (1, 0)).amax(-1)
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All segmentations: ``[V, n - 1, K, C, C]``."""
+        steps = shape[0]
+        found = []
+        for size in range(steps + 1):
+            for lengths in itertools.product(range(1, self.longest + 1), repeat=size):
+                if sum(lengths) != steps:
+                    continue
+                for labels in itertools.product(range(self.labels), repeat=size + 1 if steps else 0):
+                    vertex = torch.zeros(shape, dtype=torch.float64)
+                    starts = itertools.accumulate((0, *lengths))
+                    for start, length, before, label in zip(starts, lengths, labels, labels[1:], strict=False):
+                        vertex[start, length - 1, before, label] = 1
+                    found.append(vertex)
+        return torch.stack(found) if found else torch.zeros(0, *shape, dtype=torch.float64)
+
+
+def _ends(parts: Tensor) -> Tensor:
+    """One less than the position at which a segment ends: ``[n - 1, K]`` for ``[*batch, n - 1, K, C, C]``."""
+    steps, longest = parts.shape[-4:-2]
+    return torch.arange(steps, device=parts.device)[:, None] + torch.arange(longest, device=parts.device)
+
+
+@functools.lru_cache(maxsize=64)
+def segment_graph(steps: int, longest: int, labels: int) -> Hypergraph:
+    """Left to right; a node is a position and the label of the segment that ends there. Size: steps of an example."""
+    builder, label = Builder(), np.arange(labels)
+    ends = [builder.level(np.full((labels, 1), ONE))]
+    for t in range(1, steps + 1):
+        start = np.arange(max(t - longest, 0), t)
+        before = np.stack([ends[i] for i in start])
+        part = ((start[:, None] * longest + (t - 1 - start)[:, None]) * labels + label) * labels
+        ends.append(builder.level(before.reshape(1, -1), ONE, part.reshape(1, -1) + label[:, None]))
+    goals = builder.level(np.stack(ends))
+    return builder.build([ONE, *goals[1:]])
