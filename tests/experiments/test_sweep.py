@@ -48,6 +48,10 @@ def test_a_plan_says_everything() -> None:
     assert lstm.overrides == ("task=listops", "structure=none", "estimator=none")
     file = plan.save()
     assert Plan.load(file) == plan
+    others = plan_of("table=paulus_2", "rows=lstm", "budget=quick", "task.dropout=0.2")
+    assert others.folder == plan.folder  # one sweep; who works on some of its rows leaves the others' plan alone
+    assert Plan.load(others.save()) == others
+    assert Plan.load(file) == plan
 
 
 def test_the_plan_does_not_depend_on_where_and_with_whom() -> None:

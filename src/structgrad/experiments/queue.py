@@ -98,8 +98,9 @@ class Plan:
     attempts: int = 3
 
     def save(self) -> Path:
-        """Into its folder, whole or not at all."""
-        file = Path(self.folder) / "plan.json"
+        """Into its folder, whole or not at all; other plans of the same sweep, e.g. of other rows, stay as they are."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        file = Path(self.folder) / f"plan-{digest}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, asdict(self))
         return file
