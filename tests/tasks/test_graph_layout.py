@@ -339,7 +339,7 @@ def test_the_true_tree_as_the_graph(root: Path, tmp_path: Path) -> None:
     out.loss.backward()
     assert out.metrics["elbo"] == -out.loss.detach()
     assert task.data.split("test")["positions"].shape == (16, 10, 10, 2)
-    options = {"optimizer": torch.optim.Adam, "data": task.data, "estimator": None}
+    options = {"optimizer": torch.optim.Adam, "data": task.data, "estimator": None, "batch_size": 16}
     with pytest.raises(ValueError, match="needs a structure over the edges"):
         GraphLayout(structure=NoStructure(), **options)
     with pytest.raises(ValueError, match="teacher_forcing"):
