@@ -82,7 +82,7 @@ figure-parentheses: .venv/installed
 table-l2x: .venv/installed
 	$(PY) sweep.py table=l2x_quick trainer=cpu logger=csv results=results
 	$(PY) sweep.py table=l2x_planted_quick trainer=cpu logger=csv results=results
-	$(PY) report.py results/l2x_quick --into README.md
+	$(PY) report.py results/l2x_quick --into docs/tasks/l2x.md
 	$(PY) report.py results/l2x_planted_quick --into README.md
 
 .PHONY: sweep-paulus-2 sweep-correia-1 reproduce
