@@ -79,8 +79,8 @@ class Hypergraph:
 
     @cached_property
     def compiled(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For the kernels: int32 ``first [nodes + 1]``, edges of a node being ``first[v] .. first[v + 1] - 1``, and
-        ``left``, ``right``, ``part`` ``[edges]``.
+        """For the kernels: ``first [nodes + 1]``, edges of a node being ``first[v] .. first[v + 1] - 1``, and ``left``,
+        ``right``, ``part`` ``[edges]``.
         """
         counts = [np.zeros(2, np.int64), *((level.left != ZERO).sum(1) for level in self.levels)]
         ends = np.concatenate([[0], np.concatenate(counts).cumsum()])
@@ -90,7 +90,9 @@ class Hypergraph:
             )
             for name in ("left", "right", "part")
         ]
-        first, left, right, part = (torch.from_numpy(a.astype(np.int32)) for a in (ends, *columns))
+        # Compiled code takes an unsigned index as it is; a signed one might count from the end.
+        kinds = (np.uint32, np.uint32, np.uint32, np.int32)
+        first, left, right, part = (torch.from_numpy(a.astype(t)) for a, t in zip((ends, *columns), kinds, strict=True))
         return first, left, right, part
 
     @cached_property
@@ -162,12 +164,16 @@ class Hypergraph:
         return value.gather(-1, goal[..., None, None].expand(*batch, k, 1))[..., 0]
 
     # --- compiled -------------------------------------------------------------------------------------------------
-    # Of contiguous float64 scores [B, P] on the CPU, IMPOSSIBLE where a part is missing, and int64 goals [B].
+    # Of contiguous scores [B, P] on the CPU, bool exists [B, P] and int64 goals [B].
 
-    def moments(self, scores: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """``log Z`` ``[B]`` and ``E[x]`` ``[B, P]``, differentiable to any order, the first one compiled."""
-        log_z, mean = _Moments.apply(scores, goal, self)
+    def moments(self, scores: Tensor, exists: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+        """``log Z`` ``[B]``, near ``IMPOSSIBLE`` where there is no vertex, and ``E[x]`` ``[B, P]``, float64,
+        differentiable to any order, the first one compiled.
+        """
+        log_z, mean = _Moments.apply(scores, exists, goal, self)
         return log_z, mean
+
+    # Of contiguous float64 scores [B, P] on the CPU, IMPOSSIBLE where a part is missing, and int64 goals [B].
 
     def log_partition(self, scores: Tensor, goal: Tensor) -> Tensor:
         """``log Z`` ``[B]`` without a graph, near ``IMPOSSIBLE`` where there is no vertex."""
@@ -234,40 +240,48 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return taken.reshape(*values.shape[:-1], *index.shape)
 
 
+def known(scores: Tensor, exists: Tensor) -> Tensor:
+    """Scores in float64, ``IMPOSSIBLE`` where a part is missing."""
+    return torch.where(exists, scores.double(), IMPOSSIBLE)
+
+
 class _Moments(torch.autograd.Function):
     """Log-partition and marginals by the compiled kernels."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, goal: Tensor, graph: Hypergraph) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        log_z, mean = scores.new_empty(len(scores)), torch.zeros_like(scores)
-        graph._run(_moments_pass, 12, scores, goal, log_z, mean)
-        ctx.save_for_backward(scores, goal, mean)
+    def forward(  # type: ignore[override]
+        ctx: Any, scores: Tensor, exists: Tensor, goal: Tensor, graph: Hypergraph
+    ) -> tuple[Tensor, Tensor]:
+        wide = known(scores, exists)
+        log_z, mean = wide.new_empty(len(wide)), torch.zeros_like(wide)
+        graph._run(_moments_pass, 12, wide, goal, log_z, mean)
+        ctx.save_for_backward(scores, exists, goal, mean)
         ctx.graph = graph
         ctx.set_materialize_grads(False)
         return log_z, mean
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        scores, goal, mean = ctx.saved_tensors
+        scores, exists, goal, mean = ctx.saved_tensors
         graph: Hypergraph = ctx.graph
         if torch.is_grad_enabled():
 
             def twin(scores: Tensor) -> tuple[Tensor, ...]:
-                return value_and_gradient(lambda s: graph.total(s, goal, log_sum), scores)
+                return value_and_gradient(lambda s: graph.total(s, goal, log_sum), known(scores, exists))
 
-            return *gradients(twin, [scores], upstream), None, None
+            return *gradients(twin, [scores], upstream), None, None, None
         of_value, of_mean = upstream
-        gradient = torch.zeros_like(mean)
+        gradient = None if of_value is None else of_value[:, None] * mean
         if of_mean is not None:
-            graph._run(_covariance_pass, 18, scores, goal, of_mean.contiguous(), gradient)
-        if of_value is not None:
-            gradient = gradient + of_value[:, None] * mean
-        return gradient, None, None
+            # Added to what is there.
+            gradient = torch.zeros_like(mean) if gradient is None else gradient
+            graph._run(_covariance_pass, 18, known(scores, exists), goal, of_mean.contiguous(), gradient)
+        return None if gradient is None else gradient.to(scores.dtype), None, None, None
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
 # Each does the examples first, first + stride, ... and writes to its last arguments, of which vertices, means and
-# products are 0 before. Arrays: start [nodes + 1], left, right, part [edges] of the graph; scores [B, P]; goal [B].
+# products are added to. Arrays: start [nodes + 1], left, right, part [edges] of the graph; scores [B, P]; goal [B].
 
 
 @numba.njit(nogil=True, cache=True)
@@ -376,7 +390,7 @@ def _argmax_pass(first, stride, start, left, right, part, scores, goal, best, ve
         own = scores[b]
         for v in range(2, goal[b] + 1):
             top = IMPOSSIBLE
-            pick = -1
+            pick = start[v]
             for e in range(start[v], start[v + 1]):
                 term = value[left[e]] + value[right[e]]
                 if part[e] >= 0:
@@ -414,7 +428,7 @@ def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform,
                 continue
             left_over = uniform[b, drawn]
             drawn += 1
-            pick = -1
+            pick = start[v]
             for e in range(start[v], start[v + 1]):
                 if share[e] > 0.0:  # rounding may leave something over after the last one: it is taken then
                     pick = e

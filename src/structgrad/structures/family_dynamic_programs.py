@@ -9,7 +9,7 @@ from torch import Tensor
 
 from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.gradients import value_and_gradient
-from structgrad.algorithms.hypergraph import Hypergraph
+from structgrad.algorithms.hypergraph import Hypergraph, known
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram
 
@@ -86,15 +86,15 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         real = values > IMPOSSIBLE / 2
         batch, parts = self._split(scores)
         shown = torch.where(real[..., None], vertices, 0.0).reshape(*batch, k, *parts).to(scores.dtype)
-        known = torch.where(self.parts(scores, mask), scores, 0.0)[(..., None, *[slice(None)] * len(parts))]
-        inner = (shown * known).flatten(-len(parts)).sum(-1)
+        gains = torch.where(self.parts(scores, mask), scores, 0.0)[(..., None, *[slice(None)] * len(parts))]
+        inner = (shown * gains).flatten(-len(parts)).sum(-1)
         return shown, inner.masked_fill(~real.reshape(*batch, k), -torch.inf)
 
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if not values_can_be_read(scores):
             return super()._moments(scores, mask)
-        graph, flat, goal = self._flat(scores, mask)
-        log_z, mean = graph.moments(flat, goal)
+        graph, flat, exists, goal = self._read(scores, mask)
+        log_z, mean = graph.moments(flat, exists, goal)
         return self._known(log_z, scores), mean.reshape(scores.shape)
 
     def _total(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
@@ -109,15 +109,20 @@ class Derivations(DynamicProgram, ActiveSetProjection):
     def _goal(self, graph: Hypergraph, exists: Tensor) -> Tensor:
         return graph.goals.to(exists.device)[self._size(exists)]
 
-    def _flat(self, scores: Tensor, mask: Tensor | None) -> tuple[Hypergraph, Tensor, Tensor]:
-        """The graph, checked scores ``[B, P]`` and goals ``[B]``."""
+    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Hypergraph, Tensor, Tensor, Tensor]:
+        """The graph, checked scores and which parts exist ``[B, P]``, and goals ``[B]``."""
         self.check(scores, mask)
         batch, parts = self._split(scores)
         graph, exists = self._hypergraph(parts), self.parts(scores, mask)
-        known = torch.where(exists, scores.double(), IMPOSSIBLE)
         # Without a mask all examples are of one size.
-        goal = self._goal(graph, exists if mask is not None else self.parts(scores.new_empty(parts)))
-        return graph, known.reshape(batch.numel(), parts.numel()), goal.expand(batch).reshape(batch.numel())
+        goal = self._goal(graph, exists if mask is not None else self.parts(scores.new_empty(parts))).expand(batch)
+        flat = (batch.numel(), parts.numel())
+        return graph, scores.reshape(flat).contiguous(), exists.reshape(flat), goal.reshape(batch.numel())
+
+    def _flat(self, scores: Tensor, mask: Tensor | None) -> tuple[Hypergraph, Tensor, Tensor]:
+        """The graph, scores ``[B, P]`` that say themselves which parts are missing, and goals ``[B]``."""
+        graph, flat, exists, goal = self._read(scores, mask)
+        return graph, known(flat, exists), goal
 
     def _known(self, value: Tensor, scores: Tensor) -> Tensor:
         """``[B] -> [*batch]``; refuses examples without a vertex."""

@@ -1,0 +1,153 @@
+"""The structures of dynamic programs against torch-struct: ``python -m benchmarks.dynamic_programs [--plot FILE]``.
+
+Ours and theirs in the same run, same threads, medians. Bounds are a share of their time: a chain's log-partition with
+its gradient an eighth, its sample and 3 best a twentieth, trees a third. With ``--plot``, cost against length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.harness import Row, milliseconds, report
+from torch import Tensor
+
+from structgrad.structures import Alignment, Constituency, DagPath, LinearChain, ProjectiveTree, SemiMarkov
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import torch_struct
+
+Call = Callable[[], Any]
+
+
+def gradient(function: Callable[[Tensor], Tensor], scores: Tensor) -> Call:
+    """The value with its gradient."""
+    leaf = scores.clone().requires_grad_()
+    return lambda: torch.autograd.grad(function(leaf).sum(), leaf)
+
+
+def chain(n: int, batch: int = 32, labels: int = 10) -> tuple[LinearChain, Tensor]:
+    """A structure and scores."""
+    return LinearChain(labels), torch.randn(batch, n - 1, labels, labels)
+
+
+def trees(n: int, batch: int = 16) -> tuple[ProjectiveTree, Tensor, Tensor]:
+    """A structure, its scores of n nodes under a root, and theirs, whose root is no node."""
+    return ProjectiveTree(), torch.randn(batch, n + 1, n + 1), torch.randn(batch, n, n)
+
+
+def spans(n: int, batch: int = 16, labels: int = 5) -> tuple[Constituency, Tensor]:
+    """A structure and scores."""
+    return Constituency(labels), torch.randn(batch, n, n, labels)
+
+
+def their_trees(scores: Tensor) -> Call:
+    """Marginals; theirs come through the graph of the scores."""
+    leaf = scores.clone().requires_grad_()
+    return lambda: torch_struct.DependencyCRF(leaf * 1).marginals
+
+
+def against(what: str, size: str, share: float, ours: Call, theirs: Call) -> Row:
+    """One line."""
+    their_time = milliseconds(theirs, repeats=7, warmup=2)
+    return Row(what, size, milliseconds(ours), "torch-struct", their_time, bound=their_time / share)
+
+
+def rows() -> list[Row]:
+    """What the targets are about."""
+    line, scores = chain(50)
+    tree, ours, theirs = trees(24)
+    constituency, labelled = spans(24)
+    crf = torch_struct.LinearChainCRF
+    return [
+        against(
+            "chain log-partition with gradient",
+            "B 32, N 50, C 10",
+            8,
+            gradient(line.log_partition, scores),
+            gradient(lambda s: crf(s).partition, scores),
+        ),
+        against("chain sample", "B 32, N 50, C 10", 20, lambda: line.sample(scores), lambda: crf(scores).sample((1,))),
+        against("chain 3 best", "B 32, N 50, C 10", 20, lambda: line.top_k(scores, 3), lambda: crf(scores).topk(3)),
+        against("Eisner marginals", "B 16, n 24", 3, lambda: tree.marginals(ours), their_trees(theirs)),
+        against(
+            "CKY marginals",
+            "B 16, n 24, C 5",
+            3,
+            lambda: constituency.marginals(labelled),
+            lambda: torch_struct.TreeCRF(labelled.clone()).marginals,
+        ),
+    ]
+
+
+def plot(out: Path) -> None:
+    """Marginals against length: every structure, batch 16, and torch-struct where it has it."""
+    from matplotlib.figure import Figure
+
+    lengths = [8, 16, 32, 64, 128]
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    batch, labels, longest = 16, 5, 4
+
+    def path(n: int) -> DagPath:
+        return DagPath([[i, j] for i in range(n) for j in range(i + 1, min(i + 6, n))])
+
+    ours: dict[str, Callable[[int], tuple[Any, Tensor]]] = {
+        "LinearChain(5)": lambda n: chain(n, batch, labels),
+        "SemiMarkov(5, 4)": lambda n: (SemiMarkov(labels, longest), torch.randn(batch, n - 1, longest, labels, labels)),
+        "Alignment": lambda n: (Alignment(), torch.randn(batch, n, n)),
+        "DagPath, 5 edges a node": lambda n: (path(n), torch.randn(batch, *path(n).shape(n))),
+        "ProjectiveTree": lambda n: trees(n, batch)[:2],
+        "Constituency(5)": lambda n: spans(n, batch, labels),
+    }
+
+    def marginals_of(kind: Any, scores: Tensor) -> Call:
+        return lambda: kind(scores.clone()).marginals
+
+    theirs: dict[str, Callable[[int], Call]] = {
+        "LinearChain(5)": lambda n: marginals_of(torch_struct.LinearChainCRF, chain(n, batch, labels)[1]),
+        "ProjectiveTree": lambda n: their_trees(trees(n, batch)[2]),
+        "Constituency(5)": lambda n: marginals_of(torch_struct.TreeCRF, spans(n, batch, labels)[1]),
+    }
+    for number, (name, make) in enumerate(ours.items()):
+        times = []
+        for n in lengths:
+            structure, scores = make(n)
+            times.append(milliseconds(lambda x=structure, s=scores: x.marginals(s), repeats=3, warmup=1))
+        axes.plot(lengths, times, "o-", color=f"C{number}", label=name)
+        print(name, [round(t, 2) for t in times], flush=True)
+        if name in theirs:
+            times = [milliseconds(theirs[name](n), repeats=3, warmup=1) for n in lengths]
+            axes.plot(lengths, times, "s:", color=f"C{number}", label=f"{name}, torch-struct")
+            print(name, "torch-struct", [round(t, 2) for t in times], flush=True)
+    axes.set(xscale="log", yscale="log", xlabel="length n", ylabel="milliseconds", xticks=lengths)
+    axes.set_xticklabels([str(n) for n in lengths])
+    axes.minorticks_off()
+    axes.set_title(f"Marginals, batch {batch}, {torch.get_num_threads()} threads", fontsize="medium")
+    axes.legend(fontsize="x-small", ncols=2)
+    axes.grid(alpha=0.3)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    print(f"plot: {out}")
+
+
+def main() -> None:
+    """Measure, print, and record if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plot", type=Path, help="draw cost against length to this file, instead of the table")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    warnings.filterwarnings("ignore", message=".*arg_constraints.*")
+    if options.plot:
+        plot(options.plot)
+    else:
+        report("dynamic_programs", rows())
+
+
+if __name__ == "__main__":
+    main()
