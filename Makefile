@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/installed-dev lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest  # tiny tensors: a second thread only costs
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile  # tiny tensors: processes, as a second thread only costs
 
 lint: .venv/installed-dev
 	.venv/bin/ruff format --check .
