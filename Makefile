@@ -105,11 +105,11 @@ reproduce: .venv/installed
 # Few labels, and one symbol out of many: marginalisation beside the estimators that sample.
 table-ssvae: .venv/installed
 	$(PY) sweep.py table=ssvae_quick trainer=cpu logger=csv results=results
-	$(PY) report.py results/ssvae_quick
+	$(PY) report.py results/ssvae_quick --into docs/tasks/ssvae.md
 
 table-communication-game: .venv/installed
 	$(PY) sweep.py table=communication_game_quick trainer=cpu logger=csv results=results
-	$(PY) report.py results/communication_game_quick
+	$(PY) report.py results/communication_game_quick --into docs/tasks/communication_game.md
 
 clean:
 	rm -rf .venv runs site

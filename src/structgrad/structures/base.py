@@ -146,6 +146,9 @@ class Structure:
         """The class name, for messages and tables."""
         return type(self).__name__
 
+    def __repr__(self) -> str:
+        return f"{self.name}()"
+
     @property
     def oracles(self) -> frozenset[str]:
         """Names of the oracles that this structure has: what it overrides, and what follows from that."""

@@ -28,7 +28,7 @@ from structgrad.training.callbacks import (
 from structgrad.training.checkpoints import BestAndLast, CheckedFiles
 from structgrad.training.errors import RunError, first_line
 from structgrad.training.folder import write_json
-from structgrad.training.identity import environment, resolved, seed_everything
+from structgrad.training.identity import environment, portable, resolved, seed_everything
 from structgrad.training.loggers import MetricsFile
 from structgrad.training.stopping import StopRequest
 
@@ -114,7 +114,7 @@ def fit(
         "training_s": round(training_s, 1),
         "device": torch.cuda.get_device_name() if trainer.accelerator.name() == "cuda" else "cpu",
         **environment(),
-        "config": {key: value for key, value in settings.items() if key not in ("paths", "logger", "run", "search")},
+        "config": portable(config),
     }
     if task.estimator is None:
         summary["estimator"] = "none"

@@ -28,12 +28,17 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def identity(config: DictConfig) -> str:
-    """Ten hexadecimal digits that are equal for runs that compute the same thing."""
+def portable(config: DictConfig) -> dict[str, Any]:
+    """What decides a run's result, as plain dictionaries that name no folder of this machine."""
     # A task refers to the machine's folders only by interpolation of `paths`, which are the same for everyone here.
     elsewhere = OmegaConf.merge(config, {"paths": {str(key): f"<{key}>" for key in config.paths}})
     assert isinstance(elsewhere, DictConfig)
-    content = {key: value for key, value in resolved(elsewhere).items() if key not in _IRRELEVANT}
+    return {key: value for key, value in resolved(elsewhere).items() if key not in _IRRELEVANT}
+
+
+def identity(config: DictConfig) -> str:
+    """Ten hexadecimal digits that are equal for runs that compute the same thing."""
+    content = portable(config)
     content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in _HARDWARE}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
