@@ -16,7 +16,7 @@ INTRODUCTION = """\
 
 Written by `scripts/structure_table.py` from the code; do not edit. What every oracle means is said in
 `src/structgrad/structures/base.py`; one page a structure is linked below. [Sparse projections](sparsemap.md) compares
-the active-set method with the closed forms.
+the active-set method with the closed forms, [dynamic programs](dynamic_programs.md) says what six structures share.
 """
 
 
