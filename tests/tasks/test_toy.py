@@ -12,9 +12,31 @@ from torch import Tensor
 
 from structgrad.estimators import SST, Reinforce, Relax
 from structgrad.estimators.base import Estimator
-from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, SpanningTree, Structure
+from structgrad.structures import (
+    Alignment,
+    Arborescence,
+    BinaryTree,
+    Constituency,
+    DagPath,
+    LinearChain,
+    Matching,
+    OneHot,
+    ProjectiveTree,
+    SemiMarkov,
+    SpanningTree,
+    Structure,
+)
 from structgrad.tasks.toy import Toy
-from structgrad.tasks.toy.objectives import childless_root, far_from_star, height, unevenness
+from structgrad.tasks.toy.objectives import (
+    changes,
+    childless_root,
+    detour,
+    far_from_star,
+    height,
+    left_branches,
+    number,
+    unevenness,
+)
 
 ADAM = partial(torch.optim.Adam, lr=0.05)
 
@@ -56,12 +78,32 @@ def test_unevenness() -> None:
     assert values.min() == 1
 
 
+def test_objectives_of_dynamic_programs_over_every_vertex() -> None:
+    def ends(values: Tensor) -> list[float]:
+        return [values.min().item(), values.max().item()]
+
+    assert ends(changes(LinearChain(3).enumerate(4, 3, 3))) == [0, 1]
+    assert ends(number(SemiMarkov(1, 3).enumerate(6, 3, 1, 1))) == pytest.approx([1 / 3, 1])
+    assert ends(detour(Alignment().enumerate(4, 4))) == [0, 1]
+    values = left_branches(Constituency().enumerate(5, 5, 1))
+    assert ends(values) == pytest.approx([0, 3 / 4])
+    assert int((values.abs() < 1e-12).sum()) == 1
+
+
 STRUCTURES: dict[str, Structure] = {
     "arborescence": Arborescence(),
     "binary_tree": BinaryTree(),
     "spanning_tree": SpanningTree(),
     "matching": Matching(),
 }
+PROGRAMS: list[Structure] = [
+    LinearChain(3),
+    SemiMarkov(2, 3),
+    Alignment(),
+    Constituency(),
+    ProjectiveTree(),
+    DagPath([[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]),
+]
 
 
 def estimator(kind: str, name: str) -> Estimator:
@@ -99,6 +141,22 @@ def test_the_objective_falls(name: str, kind: str) -> None:
         task.step(batch).loss.backward()
         optimizer.step()
     assert evaluate() < before - 0.05 * abs(before)
+
+
+@pytest.mark.parametrize("structure", PROGRAMS, ids=lambda s: s.name)
+def test_the_objective_of_dynamic_programs_falls(structure: Structure) -> None:
+    estimators: list[Estimator] = [SST(structure, n_samples=3), Reinforce(structure, "X", "loo", n_samples=3)]
+    for estimator in estimators:
+        torch.manual_seed(0)
+        task = Toy(structure=structure, estimator=estimator, optimizer=ADAM, size=5)
+        before = task.objective(structure.marginals(task.scores[None])).item()
+        optimizer = task.configure_optimizers()
+        for _ in range(60):
+            (batch,) = task.batches("train")
+            optimizer.zero_grad()
+            task.step(batch).loss.backward()
+            optimizer.step()
+        assert task.objective(structure.marginals(task.scores[None])).item() < before - 0.05
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -12,7 +12,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from structgrad.structures import Arborescence, BinaryTree, Matching, SpanningTree
+from structgrad.structures import (
+    Alignment,
+    Arborescence,
+    BinaryTree,
+    Constituency,
+    DagPath,
+    LinearChain,
+    Matching,
+    ProjectiveTree,
+    SemiMarkov,
+    SpanningTree,
+)
 from structgrad.structures.base import Structure
 
 
@@ -51,10 +62,43 @@ def unevenness(vertices: Tensor) -> Tensor:
     return ((vertices[:, :-1] @ distance) * vertices[:, 1:]).flatten(1).sum(-1) / (n - 1)
 
 
-#: Structure -> (shape of the scores as multiples of n, objective).
-OBJECTIVES: dict[type[Structure], tuple[int, Callable[[Tensor], Tensor]]] = {
-    Arborescence: (2, childless_root),
-    BinaryTree: (1, height),
-    SpanningTree: (2, far_from_star),
-    Matching: (2, unevenness),
+def changes(vertices: Tensor) -> Tensor:
+    """Share of the neighbouring positions with different labels: ``[N, n - 1, C, C] -> [N]``, 0 at best."""
+    return 1 - vertices.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) / vertices.shape[1]
+
+
+def number(vertices: Tensor) -> Tensor:
+    """Number of parts, as a share of the most that there can be along the first dimension of the parts: ``[N]``; of
+    segments with labels ``[N, n - 1, K, C, C]`` this is at best the share in which the longest ones cover all.
+    """
+    return vertices.flatten(1).sum(1) / vertices.shape[1]
+
+
+def detour(vertices: Tensor) -> Tensor:
+    """Cells of a path beyond the least number, as a share of the most: ``[N, n, n] -> [N]``, 0 for the diagonal."""
+    n = vertices.shape[-1]
+    return (vertices.sum((-2, -1)) - n) / (n - 1)
+
+
+def left_branches(vertices: Tensor) -> Tensor:
+    """Share of the spans of several positions that do not end with the sequence: ``[N, n, n, C] -> [N]``, 0 for the
+    tree that branches to the right only, ``(n - 2) / (n - 1)`` for its mirror image.
+    """
+    n = vertices.shape[-2]
+    spans = vertices.sum(-1).triu(1)
+    return 1 - spans[..., -1].sum(-1) / (n - 1)
+
+
+#: Structure -> objective.
+OBJECTIVES: dict[type[Structure], Callable[[Tensor], Tensor]] = {
+    Arborescence: childless_root,
+    BinaryTree: height,
+    SpanningTree: far_from_star,
+    Matching: unevenness,
+    ProjectiveTree: childless_root,
+    LinearChain: changes,
+    SemiMarkov: number,
+    Alignment: detour,
+    Constituency: left_branches,
+    DagPath: number,
 }

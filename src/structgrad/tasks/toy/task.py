@@ -22,10 +22,10 @@ class Toy(Task):
     and test draw ``eval_samples`` hard vertices.
 
     Args:
-        structure: Arborescence, BinaryTree, SpanningTree or Matching.
+        structure: one of the structures there.
         estimator: over that structure.
         optimizer: parameters -> optimizer.
-        size: number of nodes, tokens or rows.
+        size: number of nodes, tokens, positions or rows; of no meaning for DagPath.
         eval_samples: vertices whose mean objective is reported.
 
     Raises:
@@ -53,13 +53,13 @@ class Toy(Task):
             raise ValueError(f"toy needs an estimator and one of the structures {names}; got {structure.name}")
         if size < 2 or eval_samples < 1:
             raise ValueError(f"toy needs size >= 2 and eval_samples >= 1; got {size} and {eval_samples}")
-        dimensions, self.objective = known
+        self.objective = known
         if estimator.needs_differentiable_objective and self.objective is height:
             raise ValueError(
                 f"toy minimises the height of a binary tree, which {type(estimator).__name__} cannot differentiate"
             )
         self.eval_samples = eval_samples
-        self.scores = nn.Parameter(torch.zeros([size] * dimensions))
+        self.scores = nn.Parameter(torch.zeros(structure.shape(size)))
 
     def prepare_data(self) -> None:
         """Nothing to prepare."""
