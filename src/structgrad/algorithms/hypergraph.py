@@ -113,17 +113,20 @@ class Hypergraph:
 
     # --- any device -----------------------------------------------------------------------------------------------
 
-    def on(self, device: torch.device) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
-        """``left``, ``right`` and ``part`` of every level as tensors there."""
+    def goal(self, size: Tensor) -> Tensor:
+        """The goals of examples of these sizes: int64 ``[*batch]``, on the device of ``size``, as that."""
+        return self._on(size.device)[0][size]
+
+    def _on(self, device: torch.device) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """The goals, and ``left``, ``right`` and ``part`` of every level, copied there once."""
         if device not in self._copies:
-            self._copies[device] = tuple(
-                tuple(torch.from_numpy(a).to(device) for a in (level.left, level.right, level.part))  # type: ignore[misc]
-                for level in self.levels
-            )
+            arrays = ((level.left, level.right, level.part) for level in self.levels)
+            copies = [tuple(torch.from_numpy(a).to(device) for a in level) for level in arrays]
+            self._copies[device] = self.goals.to(device), copies
         return self._copies[device]
 
     @cached_property
-    def _copies(self) -> dict[torch.device, tuple[tuple[Tensor, Tensor, Tensor], ...]]:
+    def _copies(self) -> dict[torch.device, tuple[Tensor, list[tuple[Tensor, ...]]]]:
         return {}
 
     def total(self, scores: Tensor, goal: Tensor, plus: Aggregation) -> Tensor:
@@ -137,7 +140,7 @@ class Hypergraph:
         batch = scores.shape[:-1]
         extended = torch.cat([scores, scores.new_zeros(*batch, 1)], -1)
         value = torch.cat([scores.new_zeros(*batch, 1), scores.new_full((*batch, 1), IMPOSSIBLE)], -1)
-        for left, right, part in self.on(scores.device):
+        for left, right, part in self._on(scores.device)[1]:
             new = plus(_take(value, left) + _take(value, right) + _take(extended, part % extended.shape[-1]), -1)
             # Else sums of what is impossible would grow without bound.
             new = torch.where(new < IMPOSSIBLE / 2, IMPOSSIBLE, new)
@@ -156,7 +159,7 @@ class Hypergraph:
         value = scores.new_full((*batch, k, 2), IMPOSSIBLE)
         value = torch.cat([scores.new_zeros(*batch, 1, 2), value[..., 1:, :]], -2)
         value = torch.cat([value[..., :1], torch.full_like(value[..., :1], IMPOSSIBLE)], -1)
-        for left, right, part in self.on(scores.device):
+        for left, right, part in self._on(scores.device)[1]:
             both = _take(value, left).index_select(-3, i) + _take(value, right).index_select(-3, j)
             every = both + _take(extended, part % extended.shape[-1]).unsqueeze(-3)
             new = every.movedim(-3, -1).flatten(-2).topk(k, -1).values.movedim(-1, -2)

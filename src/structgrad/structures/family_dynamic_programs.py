@@ -99,15 +99,12 @@ class Derivations(DynamicProgram, ActiveSetProjection):
 
     def _total(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
         graph = self._hypergraph(self._split(scores)[1])
-        return graph.total(scores.flatten(-self.layout.ndim), self._goal(graph, exists), plus)
+        return graph.total(scores.flatten(-self.layout.ndim), graph.goal(self._size(exists)), plus)
 
     # --- helpers --------------------------------------------------------------------------------------------------
 
     def _split(self, scores: Tensor) -> tuple[torch.Size, torch.Size]:
         return scores.shape[: -self.layout.ndim], scores.shape[-self.layout.ndim :]
-
-    def _goal(self, graph: Hypergraph, exists: Tensor) -> Tensor:
-        return graph.goals.to(exists.device)[self._size(exists)]
 
     def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Hypergraph, Tensor, Tensor, Tensor]:
         """The graph, checked scores and which parts exist ``[B, P]``, and goals ``[B]``."""
@@ -115,7 +112,8 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         batch, parts = self._split(scores)
         graph, exists = self._hypergraph(parts), self.parts(scores, mask)
         # Without a mask all examples are of one size.
-        goal = self._goal(graph, exists if mask is not None else self.parts(scores.new_empty(parts))).expand(batch)
+        size = self._size(exists if mask is not None else self.parts(scores.new_empty(parts)))
+        goal = graph.goal(size).expand(batch)
         flat = (batch.numel(), parts.numel())
         return graph, scores.reshape(flat).contiguous(), exists.reshape(flat), goal.reshape(batch.numel())
 
