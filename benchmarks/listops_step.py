@@ -28,8 +28,11 @@ def flops(batch: Batch) -> float:
     tokens, pairs, d = float(lengths.sum()), float((lengths**2).sum()), HIDDEN
     lstm = 2 * tokens * (2 * d * 4 * d)  # two of them: input and recurrent product into four gates
     scores = pairs * d
-    per_step = pairs * (d * d + d) + tokens * (2 * d * d + 2 * d * 3 * d)  # second layer and sum; first layer; GRU
-    return 3 * 2 * (lstm + scores + MESSAGE_STEPS * per_step)
+    # Second layer and sum for all pairs, but in the last step only for those whose receiver is a first token; first
+    # layer; GRU.
+    messages = ((MESSAGE_STEPS - 1) * pairs + tokens) * (d * d + d)
+    nodes = MESSAGE_STEPS * tokens * (2 * d * d + 2 * d * 3 * d)
+    return 3 * 2 * (lstm + scores + messages + nodes)
 
 
 def main() -> None:

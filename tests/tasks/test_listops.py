@@ -96,8 +96,8 @@ def test_messages_over_hard_edges_and_over_all_pairs_agree(
     edges = true_edges(expressions.parents)
     dense = adjacency(expressions.parents)
     results = []
-    for graphs, pairs in ((edges, 0), (dense, 10**9), (dense, 500)):
-        monkeypatch.setattr("structgrad.tasks.listops.model._PAIRS", pairs)
+    for graphs, pairs in ((edges, 1), (dense, 10**9), (dense, 500)):
+        monkeypatch.setattr("structgrad.tasks.listops.messages._PAIRS", pairs)
         network.zero_grad()
         logits = network(expressions.tokens, graphs)
         torch.nn.functional.cross_entropy(logits, expressions.values).backward()

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from structgrad.algorithms.eager import values_can_be_read
 from structgrad.tasks.listops.data import PAD, VOCABULARY
+from structgrad.tasks.listops.messages import Pairs, sum_messages
 
 #: Expressions evaluate to a digit.
 CLASSES = 10
-#: Pairs of nodes whose messages are computed together on a CPU: what its caches hold.
-_PAIRS = 6_000
 
 
 def _embedding(features: int) -> nn.Embedding:
@@ -114,20 +114,12 @@ class GraphNetwork(nn.Module):
         Returns:
             ``[N, 10]``.
         """
-        if isinstance(graphs, Edges) or tokens.device.type != "cpu":
-            return self._classify_root(tokens, graphs)
-        # Graphs of like length side by side, so that short ones are not padded to the longest: the pairs of nodes are
-        # what a step costs, and lengths from 10 to 50 leave two thirds of them empty. Elsewhere, looking at lengths
-        # would wait for the device.
-        lengths = (tokens != PAD).sum(1)
-        order = lengths.argsort(stable=True)
-        logits = []
-        for group in order.chunk(1 + int((lengths**2).sum()) // _PAIRS):
-            n = int(lengths[group[-1]])
-            logits.append(self._classify_root(tokens[group, :n], graphs[group, :n, :n]))
-        return torch.cat(logits)[order.argsort()]
+        if isinstance(graphs, Edges) or not values_can_be_read(tokens):
+            return self._padded(tokens, graphs)
+        # Elsewhere, looking at lengths would wait for the device.
+        return self._packed(tokens, graphs)
 
-    def _classify_root(self, tokens: Tensor, graphs: Tensor | Edges) -> Tensor:
+    def _padded(self, tokens: Tensor, graphs: Tensor | Edges) -> Tensor:
         state = self.embedding(tokens)
         for _ in range(self.steps):
             keep = self.dropout(torch.ones_like(state[:, :1]))
@@ -138,6 +130,29 @@ class GraphNetwork(nn.Module):
                 heard = self._dense(at_receiver, at_sender, graphs)
             state = self.update(heard.flatten(0, 1), state.flatten(0, 1)).view_as(state)
         logits: Tensor = self.classify(state[:, 0])
+        return logits
+
+    def _packed(self, tokens: Tensor, adjacency: Tensor) -> Tensor:
+        """The nodes of all graphs one after another, because the pairs of nodes are what a step costs, and lengths from
+        10 to 50 would leave two thirds of them empty.
+        """
+        exist = tokens != PAD
+        exist[:, 0] = True  # the token that is classified
+        lengths = exist.sum(1)
+        all_pairs, to_first = Pairs(lengths, lengths), Pairs(torch.ones_like(lengths), lengths)
+        graph = torch.arange(len(tokens)).repeat_interleave(lengths)
+        state = self.embedding(tokens[exist])
+        for step in range(self.steps):
+            hearing, pairs = state, all_pairs
+            keep = self.dropout(state.new_ones(len(tokens), state.shape[1]))[graph]
+            at_sender = keep * self.send(state)
+            if step == self.steps - 1:  # only what the first tokens hear is of interest
+                first = all_pairs.begin[0, :-1]
+                hearing, keep, pairs = F.embedding(first, state), keep[first], to_first
+            at_receiver = keep * self.receive(hearing)
+            heard = sum_messages(at_receiver, at_sender, self.message.weight, self.message.bias, adjacency, pairs)
+            state = self.update(heard, hearing)
+        logits: Tensor = self.classify(state)
         return logits
 
     def _dense(self, at_receiver: Tensor, at_sender: Tensor, adjacency: Tensor) -> Tensor:

@@ -1,0 +1,272 @@
+"""Sums of messages over all pairs of nodes, on a CPU: ``sum_j x[i, j] relu(W relu(r_i + s_j) + b)``.
+
+A training step spends its time here. The matrix products are the library's; all between them is compiled, so that what
+one product writes is read once more, from the cache, before the next. Graphs lie one after another without padding, and
+only what the products with ``W`` give is kept for the backward pass, which computes the rest again.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numba
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.threads import run
+
+#: Pairs of nodes whose messages are computed together: what the caches hold.
+_PAIRS = 4_000
+#: Features are padded with zeros to a multiple of it: whole vector registers, in the products and between them.
+_LANES = 32
+#: All of fastmath but what would take NaN and infinity for impossible.
+_FAST = {"contract", "reassoc", "nsz"}
+
+Array = NDArray[Any]
+
+
+class Pairs:
+    """Which receivers and senders belong together: those of the same graph.
+
+    Args:
+        receivers: int64 ``[N]``, how many each graph has; a CPU tensor, as is the next.
+        senders: int64 ``[N]``.
+    """
+
+    def __init__(self, receivers: Tensor, senders: Tensor) -> None:
+        self.receivers, self.senders = receivers, senders
+        #: Where receivers, senders and pairs of every graph begin, and after the last: int64 ``[3, N + 1]``.
+        self.begin = F.pad(torch.stack((receivers, senders, receivers * senders)).cumsum(1), (1, 0))
+        graphs = (self.begin[2, 1:] // _PAIRS).unique_consecutive(return_counts=True)[1]
+        bounds = F.pad(graphs.cumsum(0), (1, 0))
+        pairs = self.begin[2, bounds]
+        self.largest_chunk = int(pairs.diff().max()) if len(graphs) else 0
+        #: First graph, first graph of the next, first pair, first pair of the next.
+        self.chunks: list[tuple[int, int, int, int]] = list(
+            zip(*(t.tolist() for t in (bounds[:-1], bounds[1:], pairs[:-1], pairs[1:])), strict=True)
+        )
+
+
+def sum_messages(
+    receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor, pairs: Pairs
+) -> Tensor:
+    """Sum of weighted messages at each receiver, over all senders of its graph.
+
+    Differentiable, twice, in all but ``pairs``; a second derivative is in plain torch, padded.
+
+    Args:
+        receivers: what the first layer gets from the receivers of all graphs ``[R, d]``, one graph after another.
+        senders: what it gets from the senders ``[S, d]``.
+        weight: of the second layer ``[d, d]``.
+        bias: ``[d]``.
+        adjacency: weights of the messages ``[N, n, n]``: ``[g, i, j]`` for the i-th receiver and the j-th sender of
+            a graph; the rest is not looked at.
+        pairs: the sizes of the graphs.
+
+    Returns:
+        ``[R, d]``.
+    """
+    heard: Tensor = _Messages.apply(receivers, senders, weight, bias, adjacency, pairs, torch.is_grad_enabled())
+    return heard
+
+
+class _Messages(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        receivers: Tensor,
+        senders: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        adjacency: Tensor,
+        pairs: Pairs,
+        keep: bool,
+    ) -> Tensor:
+        into, out_of, second, offset, edges = _padded(receivers, senders, weight, bias, adjacency)
+        width = second.shape[0]
+        first = into.new_empty(pairs.largest_chunk, width)
+        products = into.new_empty(pairs.chunks[-1][3] if keep and pairs.chunks else pairs.largest_chunk, width)
+        heard = torch.empty_like(into)
+        nodes, sums = _arrays(into, out_of, pairs.begin), _arrays(offset, edges, pairs.begin, heard)
+        for start, stop, begin, end in pairs.chunks:
+            x, y = first[: end - begin], products[begin:end] if keep else products[: end - begin]
+            run(_first_layer, x.numel(), start, stop, *nodes, x)
+            torch.mm(x, second, out=y)
+            run(_sum, y.numel(), start, stop, *sums, y)
+        ctx.save_for_backward(receivers, senders, weight, bias, adjacency, products)
+        ctx.pairs = pairs
+        return heard[:, : len(bias)]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, products = ctx.saved_tensors
+        pairs: Pairs = ctx.pairs
+        if torch.is_grad_enabled():  # somebody wants second derivatives
+            return *gradients(partial(_in_torch, pairs=pairs), inputs, [grad]), None, None
+        into, out_of, second, offset, edges = _padded(*inputs)
+        width, hidden = second.shape[0], grad.shape[1]
+        upstream = F.pad(grad, (0, width - hidden))
+        first, d_products, d_first = into.new_empty(3, pairs.largest_chunk, width)
+        d_into, d_out_of, d_second = torch.zeros_like(into), torch.zeros_like(out_of), torch.zeros_like(second)
+        d_offset = offset.new_zeros(len(pairs.chunks), torch.get_num_threads(), width)
+        d_edges = torch.zeros_like(edges)
+        nodes, d_nodes = _arrays(into, out_of, pairs.begin), _arrays(d_into, d_out_of, pairs.begin)
+        sums = _arrays(offset, edges, upstream, pairs.begin, d_edges)
+        for (start, stop, begin, end), d_offset_here in zip(pairs.chunks, d_offset, strict=True):
+            x, dx, dy = first[: end - begin], d_first[: end - begin], d_products[: end - begin]
+            run(_sum_backward, 2 * dy.numel(), start, stop, *sums, products[begin:end], dy, d_offset_here)
+            torch.mm(dy, second.T, out=dx)
+            run(_first_layer, x.numel(), start, stop, *nodes, x)
+            d_second.addmm_(x.T, dy)
+            run(_first_layer_backward, 2 * x.numel(), start, stop, *d_nodes, x, dx)
+        return (
+            d_into[:, :hidden],
+            d_out_of[:, :hidden],
+            d_second[:hidden, :hidden].T,
+            d_offset.sum((0, 1))[:hidden],
+            d_edges,
+            None,
+            None,
+        )
+
+
+def _padded(receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor) -> list[Tensor]:
+    """The arguments of :func:`sum_messages` as the kernels take them."""
+    more = -len(bias) % _LANES
+    return [
+        F.pad(receivers, (0, more)),
+        F.pad(senders, (0, more)),
+        F.pad(weight.T, (0, more, 0, more)),
+        F.pad(bias, (0, more)),
+        adjacency.contiguous(),
+    ]
+
+
+def _arrays(*tensors: Tensor) -> list[Array]:
+    return [t.detach().numpy() for t in tensors]
+
+
+def _in_torch(
+    receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor, pairs: Pairs
+) -> Tensor:
+    """What :func:`sum_messages` computes, in operations that autograd knows."""
+
+    def by_graph(nodes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        exist = torch.arange(int(counts.max())) < counts[:, None]
+        return nodes.new_zeros(*exist.shape, nodes.shape[1]).index_put((exist,), nodes), exist
+
+    into, hears = by_graph(receivers, pairs.receivers)
+    out_of, sends = by_graph(senders, pairs.senders)
+    messages = F.relu(F.linear(F.relu(into[:, :, None] + out_of[:, None]), weight, bias))
+    exist = hears[:, :, None] & sends[:, None]
+    edges = adjacency[:, : hears.shape[1], : sends.shape[1]].masked_fill(~exist, 0)
+    return (edges[:, :, None] @ messages).squeeze(2)[hears]
+
+
+# Below, as in torch, `0 if x <= 0 else x`: a NaN is positive, and seen by whoever looks at the result. Kernels take
+# `begin` of `Pairs`, and the pairs from those of graph `start` to those before graph `stop`.
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+def _first_layer(
+    first: int, stride: int, start: int, stop: int, into: Array, out_of: Array, begin: Array, result: Array
+) -> None:
+    """``relu(into[i] + out_of[j])``."""
+    zero = into.dtype.type(0)
+    for g in range(start + first, stop, stride):
+        pair = begin[2, g] - begin[2, start]
+        for i in range(begin[0, g], begin[0, g + 1]):
+            for j in range(begin[1, g], begin[1, g + 1]):
+                for c in range(into.shape[1]):
+                    value = into[i, c] + out_of[j, c]
+                    result[pair, c] = zero if value <= zero else value
+                pair += 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+def _first_layer_backward(
+    first: int,
+    stride: int,
+    start: int,
+    stop: int,
+    d_into: Array,
+    d_out_of: Array,
+    begin: Array,
+    result: Array,
+    upstream: Array,
+) -> None:
+    zero = result.dtype.type(0)
+    for g in range(start + first, stop, stride):
+        pair = begin[2, g] - begin[2, start]
+        for i in range(begin[0, g], begin[0, g + 1]):
+            for j in range(begin[1, g], begin[1, g + 1]):
+                for c in range(result.shape[1]):
+                    value = zero if result[pair, c] <= zero else upstream[pair, c]
+                    d_into[i, c] += value
+                    d_out_of[j, c] += value
+                pair += 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+def _sum(
+    first: int,
+    stride: int,
+    start: int,
+    stop: int,
+    offset: Array,
+    edges: Array,
+    begin: Array,
+    heard: Array,
+    products: Array,
+) -> None:
+    """``sum_j edges[i, j] relu(products[i, j] + offset)``."""
+    zero = products.dtype.type(0)
+    for g in range(start + first, stop, stride):
+        pair = begin[2, g] - begin[2, start]
+        for i in range(begin[0, g + 1] - begin[0, g]):
+            total = heard[begin[0, g] + i]
+            total[:] = zero
+            for j in range(begin[1, g + 1] - begin[1, g]):
+                edge = edges[g, i, j]
+                for c in range(products.shape[1]):
+                    value = products[pair, c] + offset[c]
+                    total[c] += edge * (zero if value <= zero else value)
+                pair += 1
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+def _sum_backward(
+    first: int,
+    stride: int,
+    start: int,
+    stop: int,
+    offset: Array,
+    edges: Array,
+    upstream: Array,
+    begin: Array,
+    d_edges: Array,
+    products: Array,
+    d_products: Array,
+    d_offset: Array,
+) -> None:
+    zero = products.dtype.type(0)
+    d_offset_here = d_offset[first]
+    for g in range(start + first, stop, stride):
+        pair = begin[2, g] - begin[2, start]
+        for i in range(begin[0, g + 1] - begin[0, g]):
+            at_receiver = upstream[begin[0, g] + i]
+            for j in range(begin[1, g + 1] - begin[1, g]):
+                edge = edges[g, i, j]
+                d_edge = zero
+                for c in range(products.shape[1]):
+                    value = products[pair, c] + offset[c]
+                    d_message = zero if value <= zero else at_receiver[c]
+                    d_edge += value * d_message
+                    d_products[pair, c] = edge * d_message
+                    d_offset_here[c] += edge * d_message
+                d_edges[g, i, j] = d_edge
+                pair += 1
