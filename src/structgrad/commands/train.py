@@ -84,7 +84,7 @@ def choices(searchpath: Sequence[str] | None = None) -> str:
     for group in GROUPS:
         names: set[str] = set()
         for folder in places:
-            names |= _names(folder / group, "")
+            names |= {name for name in _names(folder / group, "") if not name.startswith("default/")}  # the budget's
         if names:
             lines.append(f"{group}: {', '.join(sorted(names))}")
     return "\n".join(lines)
