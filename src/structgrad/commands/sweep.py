@@ -1,6 +1,6 @@
 """Make the runs of a table: every row, its trials, on as many workers as there are.
 
-Usage: {command} table=<name> [option=value ...] [overrides for every run ...]
+Usage: {command} table=<name> [option=value ...], then overrides for every run
 
 Trial i of a row is always the same run, whatever the number of workers: finished ones are found, killed ones continue
 from their checkpoint, and the same command goes on where it was stopped. A run that fails is recorded with its reason,
