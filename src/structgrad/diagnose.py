@@ -125,16 +125,18 @@ class Problem:
         structure, mask = self.structure, self.mask[example]
         scores = self.scores[example].detach()
         found = []
-        if "enumerate" in structure.oracles:
+        # Under a mask, vertices of another shape than the scores cannot be asked which parts they use.
+        linear, whole = structure.vertex_layout is structure.layout, bool(mask.all())
+        if "enumerate" in structure.oracles and (linear or whole):
             every = structure.enumerate(*scores.shape)
             exists = structure.layout.mirror(structure.parts(scores, mask).to(every)) > 0
             found.append(every[~((every > 0) & ~exists).flatten(1).any(1)])
-        if not bool(mask.all()) or not found:
+        if not whole or not found:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 found.append(structure.argmax(torch.randn(4000, *scores.shape, dtype=torch.float64), mask))
         vertices: Tensor = torch.cat(found).unique(dim=0)
-        if not bool(mask.all()):
+        if linear and not whole:
             # With nodes missing, what fills a larger size is no vertex.
             kept = structure.argmax(2 * vertices - 1, mask)
             vertices = vertices[(kept == vertices).flatten(1).all(1)]
