@@ -82,6 +82,13 @@ def test_a_finished_run_refuses_options_that_cannot_work(finished: Path, overrid
         go(finished, override)
 
 
+def test_a_best_score_of_zero_is_a_number(tmp_path: Path) -> None:
+    """Of two nodes, one is the root and the other its child: the toy objective is 0 from the beginning."""
+    overrides = ("task=toy", "budget=smoke", "trainer=cpu", "logger=csv", "task.size=2", f"paths.runs={tmp_path}")
+    found = run(*composed(*overrides))["metrics"]
+    assert found["val/objective"] == found["test/objective"] == 0
+
+
 def test_whatever_decides_the_result_makes_another_run(finished: Path) -> None:
     """The name has the identity of the configuration in it."""
     config, choices, _ = composed(*OWN, *SHORT, f"paths.runs={finished}", "task.hidden=17")

@@ -104,11 +104,13 @@ def fit(
         training_s = timer.time_elapsed("train")  # now: the test below restores the best checkpoint's callbacks
         seed_everything(config.seed)
         (metrics,) = trainer.test(task, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
+    best_score = best.best_model_score
+    assert best_score is not None, "training ends with a validation"
     summary = {
         "name": settings["run"]["name"],
         **{group: choices[group] for group in ("task", "structure", "estimator", "budget", "data") if group in choices},
         "seed": config.seed,
-        "metrics": {**metrics, task.monitor: float(best.best_model_score or torch.nan)},
+        "metrics": {**metrics, task.monitor: float(best_score)},
         "best_step": _step_of(best.best_model_path),
         "steps": trainer.global_step,
         "training_s": round(training_s, 1),
