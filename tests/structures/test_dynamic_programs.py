@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -25,9 +25,14 @@ from structgrad.structures import (
 )
 from structgrad.testing import Case, StructureContract, length_masks
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import torch_struct
+
+@pytest.fixture(scope="module")
+def torch_struct() -> Any:
+    """The second opinion, which the extra ``bench`` brings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("torch_struct", reason="needs torch-struct (make .venv/installed-bench)")
+
 
 EDGES = [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3], [0, 3], [0, 3], [3, 4], [5, 3]]
 EVERY: dict[str, tuple[Structure, tuple[int, ...]]] = {
@@ -98,7 +103,7 @@ class TestLinearChain(SequenceContract):
         expected = labels.gather(2, tags[..., None]).sum((1, 2)) + pairs[tags[:, :-1], tags[:, 1:]].sum(1)
         torch.testing.assert_close(structure.inner(whole, scores), expected)
 
-    def test_against_torch_struct(self) -> None:
+    def test_against_torch_struct(self, torch_struct: Any) -> None:
         scores = torch.randn(3, 5, 4, 4, dtype=torch.float64)
         lengths = torch.tensor([6, 4, 2])
         mask = torch.stack([up_to(5, 4, 4)(int(n)) for n in lengths])
@@ -120,7 +125,7 @@ class TestSemiMarkov(SequenceContract):
         used = exists.flatten(2).any(-1).nonzero()
         return [int((used.sum(1) + 1).max()) if len(used) else 0]
 
-    def test_against_torch_struct(self) -> None:
+    def test_against_torch_struct(self, torch_struct: Any) -> None:
         scores = torch.randn(2, 4, 3, 2, 2, dtype=torch.float64)
         # Theirs have a segment of length k at index k, and are [to, from].
         theirs = torch_struct.SemiMarkovCRF(torch.nn.functional.pad(scores.mT, (0, 0, 0, 0, 1, 0), value=-1e9))
@@ -156,7 +161,7 @@ class TestConstituency(SequenceContract):
         Case(Constituency(3), (0, 0, 3)),
     ]
 
-    def test_against_torch_struct(self) -> None:
+    def test_against_torch_struct(self, torch_struct: Any) -> None:
         scores, lengths = torch.randn(3, 6, 6, 2, dtype=torch.float64), torch.tensor([6, 4, 1])
         mask = torch.stack(length_masks(6, *lengths.tolist()))[..., None]
         theirs = torch_struct.TreeCRF(scores.clone(), lengths)
@@ -181,7 +186,7 @@ class TestProjectiveTree(SequenceContract):
             return torch.zeros(1, *case.shape, dtype=torch.float64)
         return super().vertices(case, mask)
 
-    def test_against_torch_struct(self) -> None:
+    def test_against_torch_struct(self, torch_struct: Any) -> None:
         """Their root is a node of its own, whose edges lie on the diagonal."""
         scores, lengths = torch.randn(3, 6, 6, dtype=torch.float64), torch.tensor([6, 4, 3])
         mask = torch.stack(length_masks(6, *lengths.tolist()))

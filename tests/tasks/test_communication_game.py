@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -430,3 +432,11 @@ def test_quick_budget_plays_with_real_characters() -> None:
     assert isinstance(
         assemble(compose("config", ["task=communication_game", "data=image_features"])), CommunicationGame
     )
+
+
+def test_a_whole_run_on_real_characters(root: Path, shared_data: Path, tmp_path: Path) -> None:
+    options = ["task=communication_game", "budget=smoke", "trainer=cpu", "logger=csv", f"paths.runs={tmp_path}"]
+    command = [sys.executable, "train.py", *options, f"paths.data={shared_data}"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "success" in done.stdout

@@ -128,6 +128,7 @@ class CommunicationGame(CallsOverTime):
 
     def batches(self, split: Split) -> Batches:
         """Images (under the name of the split) and target; those of training games are drawn in :meth:`step`."""
+        self.setup("fit")  # data are asked for before there is a trainer, to refuse what does not fit
         if split == "train":
             # Candidates are in random order: any place is as good as another.
             none = torch.zeros(self.batch_size, dtype=torch.int64)
