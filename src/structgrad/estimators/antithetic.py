@@ -11,8 +11,8 @@ from structgrad.estimators.base import (
     Objective,
     Over,
     UnsupportedError,
-    each_once,
     gibbs_divergence,
+    pathwise,
 )
 from structgrad.estimators.utilities import Logistic
 from structgrad.structures import Subset
@@ -55,10 +55,7 @@ class DisARM(Estimator):
         structure, batch = self.structure, scores.shape[0]
         divergence = gibbs_divergence(structure, scores, mask)
         if not self.training:
-            vertices = structure.sample(scores.detach(), mask)
-            rows, weights = each_once(batch, scores.device)
-            losses = objective(vertices, rows)
-            return Estimate(losses, losses.detach(), divergence, vertices, rows, weights)
+            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
         exists = structure.parts(scores, mask)
         finite = torch.where(exists, scores, 0.0)
         held = finite.detach()

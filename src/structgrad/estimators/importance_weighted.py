@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, Over, each_once, gibbs_divergence, log_size
+from structgrad.estimators.base import Estimate, Estimator, Objective, Over, gibbs_divergence, log_size, pathwise
 from structgrad.structures.base import Structure
 
 Signal = Literal["bound", "leave_one_out"]
@@ -66,10 +66,7 @@ class ImportanceWeighted(Estimator):
         structure, batch, k = self.structure, scores.shape[0], self.n_samples
         divergence = gibbs_divergence(structure, scores, mask)
         if not self.training:
-            vertices = structure.sample(scores.detach(), mask)
-            rows, weights = each_once(batch, scores.device)
-            losses = objective(vertices, rows)
-            return Estimate(losses, losses.detach(), divergence, vertices, rows, weights)
+            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
         shape = (batch, k, *scores.shape[1:])
         each = scores[:, None].expand(shape)
         masks = None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)

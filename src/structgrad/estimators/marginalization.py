@@ -15,9 +15,9 @@ from structgrad.estimators.base import (
     Estimator,
     Objective,
     Over,
-    each_once,
     gibbs_divergence,
     log_size,
+    pathwise,
 )
 from structgrad.estimators.score_function import RunningMean
 from structgrad.structures import OneHot
@@ -259,10 +259,7 @@ class SumAndSample(Estimator):
         structure, batch = self.structure, scores.shape[0]
         divergence = gibbs_divergence(structure, scores, mask)
         if not self.training:
-            vertices = structure.sample(scores.detach(), mask)
-            rows, weights = each_once(batch, scores.device)
-            losses = objective(vertices, rows)
-            return Estimate(losses, losses.detach(), divergence, vertices, rows, weights)
+            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
 
         best, values = structure.top_k(scores, self.k, mask)
         exist = values > -math.inf

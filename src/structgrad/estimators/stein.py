@@ -13,8 +13,8 @@ from structgrad.estimators.base import (
     Objective,
     Over,
     UnsupportedError,
-    each_once,
     gibbs_divergence,
+    pathwise,
 )
 from structgrad.structures import Subset
 from structgrad.structures.base import Structure
@@ -77,10 +77,7 @@ class Rodeo(Estimator):
         structure, batch, k = self.structure, scores.shape[0], self.n_samples
         divergence = gibbs_divergence(structure, scores, mask)
         if not self.training:
-            vertices = structure.sample(scores.detach(), mask)
-            rows, weights = each_once(batch, scores.device)
-            losses = objective(vertices, rows)
-            return Estimate(losses, losses.detach(), divergence, vertices, rows, weights)
+            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
         each = scores.detach()[:, None].expand(batch, k, *scores.shape[1:])
         masks = None if mask is None else mask.expand(scores.shape)[:, None].expand(each.shape)
         rows = torch.arange(batch, device=scores.device).repeat_interleave(k)

@@ -13,8 +13,8 @@ from structgrad.estimators.base import (
     Objective,
     Over,
     UnsupportedError,
-    each_once,
     gibbs_divergence,
+    pathwise,
 )
 from structgrad.estimators.utilities import Gumbel
 from structgrad.structures import OneHot
@@ -86,10 +86,7 @@ class WithoutReplacement(Estimator):
         structure, batch = self.structure, scores.shape[0]
         divergence = gibbs_divergence(structure, scores, mask)
         if not self.training:
-            vertices = structure.sample(scores.detach(), mask)
-            rows, weights = each_once(batch, scores.device)
-            losses = objective(vertices, rows)
-            return Estimate(losses, losses.detach(), divergence, vertices, rows, weights)
+            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
         exists = structure.parts(scores, mask)
         log_p = torch.where(exists, scores, -math.inf).log_softmax(-1)
         k = min(self.k, scores.shape[-1])
