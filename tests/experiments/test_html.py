@@ -29,7 +29,7 @@ def example(tmp_path: Path) -> str:
         for trial in range(5):
             rate = float(10 ** generator.uniform(-4, -2))
             value = 0.9 - 0.02 * position - 0.05 * (np.log10(rate) + 3) ** 2 + generator.normal(0, 0.01)
-            folder = tmp_path / "runs" / f"{row.name}-{trial}"
+            folder = tmp_path / "runs" / "listops" / f"{row.name}-{trial}"
             (folder / "pictures").mkdir(parents=True)
             imsave(folder / "pictures" / "parses.png", generator.uniform(size=(40, 60, 3)))
             curve = [(step, float(value * (1 - np.exp(-step / 9000)))) for step in range(800, 50001, 800)]
@@ -39,14 +39,14 @@ def example(tmp_path: Path) -> str:
             parameters = {"task.optimizer.lr": rate, "estimator.kl": ["utility", "<b>"][trial % 2]}
             made = {"table": "paulus_2", "row": row.name, "trial": trial, "parameters": parameters, "extra": []}
             content = {
-                "name": f"{row.name}-{trial}",
+                "name": f"listops-{row.name}-{trial}",
                 "device": "cpu" if position < 6 or trial else "NVIDIA H100",
                 "commit": "0" * 40, "training_s": 5000.0 + trial,
-                "sweep": made | {"curve": curve, "folder": str(folder)},
+                "sweep": made | {"curve": curve},
                 "config": {"task": {"data": {"train": 100000}}},
             }  # fmt: skip
             summaries.append(Summary("listops", row.name, "sst", "paper", trial, metrics, content))
-    return page([build(table, summaries), build(tables.load("paulus_1", FOLDER), [])])
+    return page([build(table, summaries), build(tables.load("paulus_1", FOLDER), [])], tmp_path / "runs")
 
 
 def test_a_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from structgrad.commands import CONFIGS, sweep
 from structgrad.experiments import tables
 from structgrad.experiments.queue import Plan, Progress
+from structgrad.experiments.runs import folder_of
 from structgrad.experiments.screen import Screen, time_left
 
 FAKE = Path(__file__).parent / "fake_run.py"
@@ -229,7 +230,7 @@ def test_a_sweep_of_true_runs_finds_them_again(tmp_path: Path) -> None:
     (file,) = (tmp_path / "runs" / "tables" / "struminsky_toy_smoke").iterdir()
     content = json.loads(file.read_text())
     assert [step for step, _ in content["sweep"]["curve"]] == [9, 19]
-    metrics = tmp_path / content["sweep"]["folder"] / "metrics.csv"
+    metrics = tmp_path / "runs" / folder_of(content) / "metrics.csv"
     before = metrics.stat().st_mtime_ns
     second = subprocess.run([*run, "folder=others", "results=others"], capture_output=True, text=True, timeout=300)
     assert second.returncode == 0, second.stderr

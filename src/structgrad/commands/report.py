@@ -33,6 +33,9 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="replace the table in this document, between its markers")
     parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs)")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write one self-contained page of these tables")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where the page finds the runs' pictures (runs)"
+    )
     arguments = parser.parse_args()
     try:
         reports = find(arguments.what)
@@ -45,7 +48,7 @@ def main() -> None:
         if arguments.html:
             from structgrad.experiments.html import page  # matplotlib takes a second to import
 
-            arguments.html.write_text(page(reports))
+            arguments.html.write_text(page(reports, arguments.runs))
             print(f"page: {arguments.html}")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -46,10 +46,10 @@ figure { margin: 0 } figure img { width: 100%; background: #fff; border-radius: 
 _LINES = 10
 
 
-def page(reports: Sequence[Report], title: str = "structgrad: tables") -> str:
-    """The whole page."""
+def page(reports: Sequence[Report], runs: Path = Path("runs"), title: str = "structgrad: tables") -> str:
+    """The whole page, with pictures of the selected runs whose folders are in ``runs``."""
     links = "".join(f'<li><a href="#{r.table.name}-{r.budget}">{escape(_heading(r))}</a></li>' for r in reports)
-    sections = "".join(_section(report) for report in reports)
+    sections = "".join(_section(report, runs) for report in reports)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -62,7 +62,7 @@ def _heading(report: Report) -> str:
     return report.table.title + ("" if report.is_reproduction else f", budget {report.budget}")
 
 
-def _section(report: Report) -> str:
+def _section(report: Report, runs: Path) -> str:
     table = report.table
     parts = [
         f'<section id="{table.name}-{report.budget}"><h2>{escape(_heading(report))}</h2>',
@@ -73,7 +73,7 @@ def _section(report: Report) -> str:
         _missing(report),
         _figures("Learning curves of the selected runs", list(_curves(report))),
         _figures("Sensitivity to the searched hyper-parameters", list(_sensitivity(report))),
-        _figures("Pictures of the selected runs", list(_pictures(report))),
+        _figures("Pictures of the selected runs", list(_pictures(report, runs))),
         "</section>",
     ]
     return "\n".join(part for part in parts if part)
@@ -190,12 +190,11 @@ def _sensitivity(report: Report) -> Iterable[tuple[str, str]]:
             yield f"{key}{f', {group}' if group else ''}; stars are selected", _svg(figure)
 
 
-def _pictures(report: Report) -> Iterable[tuple[str, str]]:
-    """What the selected run of every row has drawn, where its folder is here."""
+def _pictures(report: Report, runs: Path) -> Iterable[tuple[str, str]]:
+    """What the selected run of every row has drawn, where its folder is in ``runs``."""
     for line in report.main().values():
         assert line.chosen is not None
-        folder = line.runs[line.chosen].sweep.get("folder")
-        for file in sorted((Path(folder) / "pictures").glob("*.png")) if folder else ():
+        for file in sorted((runs / line.runs[line.chosen].folder / "pictures").glob("*.png")):
             yield f"{line.row.title}: {file.stem.replace('_', ' ')}", _uri("image/png", file.read_bytes())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,17 @@ class Summary:
         """Table, row, trial, parameters and overrides, if a sweep made the run; else empty."""
         made: dict[str, Any] = self.content.get("sweep", {})
         return made
+
+    @property
+    def folder(self) -> Path:
+        """Of the run, within ``paths.runs`` of the machine that made it: summaries name no place of a machine."""
+        return folder_of(self.content | {"task": self.task})
+
+
+def folder_of(summary: Mapping[str, Any]) -> Path:
+    """The folder of the run of a summary, within ``paths.runs``."""
+    task = str(summary["task"])
+    return Path(task) / str(summary.get("name", "")).removeprefix(f"{task}-")
 
 
 def load(folder: Path) -> list[Summary]:

@@ -91,7 +91,7 @@ class Worker:
                 queue.fail(row, trial, f"{plan.metric} is {metric}: nothing to select by")
                 return
             content = record(plan, row, index, parameters, summary)
-            content["sweep"] |= curve_of(summary, overrides(plan, row, index, parameters), plan.metric)
+            content["sweep"]["curve"] = curve_of(summary, overrides(plan, row, index, parameters), plan.metric)
             queue.finish(row, trial, content)
         elif code in (AGAIN, _INTERRUPTED) or self.stopped:
             queue.give_back(row, trial, "stopped")
@@ -137,12 +137,10 @@ def overrides(plan: Plan, row: PlannedRow, index: int, parameters: dict[str, Any
     return [*row.overrides, *plan.common, *drawn, f"seed={index}"]
 
 
-def curve_of(summary: dict[str, Any], given: Sequence[str], metric: str) -> dict[str, Any]:
-    """The run's folder and its validation curve, if the folder is where summaries say that it is."""
+def curve_of(summary: dict[str, Any], given: Sequence[str], metric: str) -> list[tuple[int, float]]:
+    """The run's validation curve; empty if its folder is not where summaries say that it is."""
     root = next((o.split("=", 1)[1] for o in given if o.startswith("paths.runs=")), "runs")
-    task = str(summary["task"])
-    folder = Path(root) / task / str(summary.get("name", "")).removeprefix(f"{task}-")
-    return {"folder": str(folder), "curve": runs.curve(folder, metric)}
+    return runs.curve(Path(root) / runs.folder_of(summary), metric)
 
 
 def explain(code: int, errors: Path) -> str:
