@@ -48,6 +48,28 @@ def test_estimators_have_a_group_of_their_own_without_weight_decay() -> None:
     assert len(Tiny(OneHot(), Surrogate(OneHot())).configure_optimizers().param_groups) == 1
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_one_kernel_updates_all_parameters(kind: type[torch.optim.Optimizer]) -> None:
+    """To what the usual update gives; and where the configuration chooses, it is left alone."""
+    steps: dict[bool | None, list[torch.Tensor]] = {}
+    for fused in (None, False):
+        torch.manual_seed(3)
+        task = Tiny(OneHot(), Relax(OneHot()))
+        task.make_optimizer = partial(kind, lr=0.1, weight_decay=0.01, fused=fused)
+        optimizer = task.configure_optimizers()
+        assert [group["fused"] for group in optimizer.param_groups] == [fused is None] * 2
+        for _ in range(3):
+            for parameter in task.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        steps[fused] = list(task.parameters())
+    torch.testing.assert_close(steps[None], steps[False])
+    task.make_optimizer = partial(kind, lr=0.1, foreach=True)
+    assert task.configure_optimizers().param_groups[0]["fused"] is None
+    task.make_optimizer = partial(torch.optim.RMSprop, lr=0.1)
+    assert "fused" not in task.configure_optimizers().param_groups[0]
+
+
 def test_a_point_mass_stands_in_for_a_missing_kl() -> None:
     scores, mask = torch.randn(2, 3), torch.tensor([[True] * 3, [True, True, False]])
     for estimator in (Surrogate(OneHot()), Deterministic(OneHot()).eval()):

@@ -163,7 +163,7 @@ class Task(pl.LightningModule, abc.ABC):
         names = {id(p) for p in own}
         model = [p for p in self.parameters() if p.requires_grad and id(p) not in names]
         groups: list[dict[str, Any]] = [{"params": model}, {"params": own, "weight_decay": 0.0}]
-        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        optimizer = _fused(self.make_optimizer([group for group in groups if group["params"]]))
         schedule = self.learning_rates(optimizer)
         if schedule is None:
             return optimizer
@@ -228,3 +228,16 @@ class Task(pl.LightningModule, abc.ABC):
         for name, value in self.summarize(means).items():
             self.log(f"{split}/{name}", value, prog_bar=name in self.progress)
         self._sums = {}
+
+
+def _fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Update all parameters by one kernel, where torch has one and the configuration says nothing of it.
+
+    Set here and not in the configuration: how a step is computed is not what makes a run another one. A checkpoint that
+    was written without continues without.
+    """
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | torch.optim.SGD):
+        for group in optimizer.param_groups:
+            if group["fused"] is None and group["foreach"] is None and not group["differentiable"]:
+                group["fused"] = True
+    return optimizer
