@@ -13,6 +13,9 @@ GENERATED = {
     "listops: arborescence, SST": (2200, 3100),
     "graph_layout: independent edges, SST": (330, 900),
     "graph_layout: spanning tree, SST": (750, 1450),
+    "l2x: k-subset, SST": (230, 310),
+    "l2x: correlated k-subset, SST": (260, 360),
+    "l2x: k-subset, T-REINFORCE+": (130, 80),
 }
 FROM_FILES = {
     "bit_vector_vae: sfe": (100, 80),

@@ -11,13 +11,14 @@ probabilities, which neither over- nor underflows. Time and memory are O(n k) an
 Tarlow et al. 2012 for the counts; Mezuman et al. 2013 for the chain; Paulus et al. 2020, B.4, B.5).
 
 On the CPU compiled kernels run in parallel over the batch, with the Jacobian of the marginals (a covariance, hence
-symmetric) applied in the same O(n k); elsewhere, and under ``torch.func`` and ``torch.compile``, plain torch does the
-same with a loop over bits. Both compute in float64.
+symmetric) applied in the same O(n k); elsewhere, and under ``torch.func`` and ``torch.compile``, plain torch multiplies
+the bits' polynomials in a tree, O(n k) in O(log n) batched steps. Both compute in float64.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ from torch import Tensor
 
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.noise import wide_exponentials
+from structgrad.algorithms.semirings import Aggregation, best, log_sum
 from structgrad.algorithms.threads import run
 
 #: Log-weight of what is impossible in the torch version; finite, so that no gradient is inf - inf.
@@ -70,9 +73,9 @@ class Chain:
 
     def sample(self) -> Tensor:
         """Exact samples: float64 0/1 ``[*batch, n]``."""
-        uniform = torch.rand_like(self.unary, dtype=torch.float64)
         if not values_can_be_read(self.unary):
-            return _sample_in_torch(self, uniform)
+            return _sample_in_torch(self)
+        uniform = torch.rand_like(self.unary, dtype=torch.float64)
         unary, pair, exists = self._flat()
         flat = uniform.reshape(unary.shape)
         _, ratio = _ratios(unary, pair, exists, self.low, self.high, self.states)
@@ -310,80 +313,90 @@ def _argmax_pass(first, stride, unary, pair, exists, low, high, states, bits):  
 
 
 # --- the same in torch ------------------------------------------------------------------------------------------------
+# Bits are combined two by two, then pieces of two bits, and so on: O(log n) batched steps. A piece is known by the
+# log-weights [states, states, count + 1] of what its bits can do: of the last bit before it (the first index), its own
+# last bit (the second) and the number of its ones, polynomials whose product is that of the pieces (Tarlow et al. 2012,
+# section 3). A distribution over what the whole does is split back down in the same tree.
 
 
-def _options(chain: Chain, value: Tensor, i: int) -> tuple[Tensor, Tensor]:
-    """Log-weights of bit i being 0 and 1 before every state: ``[*batch, high + 1, states]`` each."""
-    one = torch.nn.functional.pad(value[..., 1:, -1:], (0, 0, 0, 1), value=_NEVER)
-    one = one + chain.unary[..., i, None, None].double()
+def _bits(chain: Chain) -> Tensor:
+    """Pieces of one bit each, missing ones up to a power of two: ``[*batch, bits, states, states, 1 or 2]``."""
+    n = chain.unary.shape[-1]
+    missing = (1 << max(n - 1, 0).bit_length()) - n
+    before = [torch.where(chain.exists, chain.unary.double(), _NEVER)]
     if chain.pair is not None:
-        gain = chain.pair[..., max(i - 1, 0), None].double() if i else torch.zeros_like(chain.unary[..., :1]).double()
-        one = one + torch.stack([torch.zeros_like(gain), gain], -1)
-    one = torch.where(chain.exists[..., i, None, None], one, _NEVER)
-    return value[..., :1].expand_as(one), one
+        before.append(before[0] + torch.nn.functional.pad(chain.pair.double(), (min(n, 1), 0)))
+    one = torch.nn.functional.pad(torch.stack(before, -1), (0, 0, 0, missing), value=_NEVER)
+    zero, never = torch.zeros_like(one), torch.full_like(one, _NEVER)
+    last = [(zero, one)] if chain.pair is None else [(zero, never), (never, one)]
+    return torch.stack([torch.stack(counts, -1) for counts in last], -2)[..., : chain.high + 1]
 
 
-def _end(chain: Chain) -> Tensor:
-    """``V_n``: ``[*batch, high + 1, states]``."""
-    count = torch.arange(chain.high + 1, device=chain.unary.device)
-    end = torch.where(count >= chain.low, 0.0, _NEVER).double()[:, None]
-    # Through the scores, so that it is batched where they are (vmap).
-    like = torch.zeros_like(chain.unary[..., :1], dtype=torch.float64).detach().sum(-1)[..., None, None]
-    return (end + like).expand(*like.shape[:-2], chain.high + 1, chain.states)
+def _splits(pieces: Tensor, high: int) -> Tensor:
+    """Log-weights of all that two neighbouring pieces can do: ``[*batch, pieces / 2, states, states, counts, splits]``.
+
+    A split is the last bit of the first piece and, from the largest to 0, its number of ones.
+    """
+    most = pieces.shape[-1]
+    counts = min(2 * (most - 1), high) + 1
+    second = torch.nn.functional.pad(pieces[..., 1::2, :, :, :], (most - 1, counts - most), value=_NEVER)
+    second = second.unfold(-1, most, 1).movedim(-4, -2).unsqueeze(-5)
+    return (pieces[..., 0::2, :, :, :].flip(-1)[..., None, None, :, :] + second).flatten(-2)
 
 
-def _ratios_in_torch(chain: Chain) -> tuple[Tensor, list[Tensor]]:
-    """``V_0`` ``[*batch]`` and the ratios, ``[*batch, high + 1, states]`` for every bit."""
-    value, ratios = _end(chain), []
-    for i in reversed(range(chain.unary.shape[-1])):
-        zero, one = _options(chain, value, i)
-        # Not logaddexp: its second derivative is NaN where the two are 700 apart.
-        value = torch.stack([zero, one]).logsumexp(0)
-        ratios.append((one - zero).sigmoid())
-    return value[..., 0, 0], ratios[::-1]
+def _tree(chain: Chain, plus: Aggregation) -> list[Tensor]:
+    """The pieces of every size, from single bits to the whole."""
+    levels = [_bits(chain)]
+    while levels[-1].shape[-4] > 1:
+        levels.append(plus(_splits(levels[-1], chain.high), -1))
+    return levels
 
 
 def _moments_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
-    log_z, ratios = _ratios_in_torch(chain)
-    start = torch.zeros_like(_end(chain))
-    here = torch.cat([torch.ones_like(start[..., :1, :1]), start[..., :1, 1:]], -1)
-    here = torch.cat([here, start[..., 1:, :]], -2)
-    mean, both = [], []
-    for ratio in ratios:
-        one = here * ratio
-        mean.append(one.sum((-2, -1)))
-        both.append(one[..., -1].sum(-1))
-        taken = torch.nn.functional.pad(one.sum(-1)[..., :-1], (1, 0))
-        left = (here - one).sum(-1)
-        here = torch.stack([left, taken], -1) if chain.states == 2 else (left + taken)[..., None]
-    empty = chain.unary.new_zeros(*chain.unary.shape[:-1], 0, dtype=torch.float64)
-    pairs = torch.stack(both[1:], -1) if chain.states == 2 and len(both) > 1 else empty
-    return log_z, torch.stack(mean, -1) if mean else empty, pairs
+    # Not logaddexp: its second derivative is NaN where the two are 700 apart.
+    levels = _tree(chain, log_sum)
+    whole = levels[-1][..., :1, :, chain.low :]
+    log_z = whole.logsumexp((-1, -2, -3, -4))
+    here = (whole - log_z[..., None, None, None, None]).exp()
+    here = torch.nn.functional.pad(here, (chain.low, 0, 0, 0, 0, chain.states - 1))
+    for pieces, pairs in zip(levels[-2::-1], levels[:0:-1], strict=True):
+        most = pieces.shape[-1]
+        beyond = (0, 2 * most - 1 - pairs.shape[-1])
+        # By (bit before, last bit of the first piece, last bit, ones in the first piece, ones in the second).
+        total = torch.nn.functional.pad(pairs, beyond, value=-_NEVER).unfold(-1, most, 1).unsqueeze(-4)
+        first, second = pieces[..., 0::2, :, :, :], pieces[..., 1::2, :, :, :]
+        share = (first[..., None, :, None] + second[..., None, :, :, None, :] - total).exp()
+        joint = share * torch.nn.functional.pad(here, beyond).unfold(-1, most, 1).unsqueeze(-4)
+        here = torch.stack([joint.sum((-1, -3)), joint.sum((-2, -5))], -4).flatten(-5, -4)
+    n = chain.unary.shape[-1]
+    ones = here[..., :n, :, -1, 1:].sum(-1)  # there is no count of 1 where high is 0
+    return log_z, ones.sum(-1), ones[..., 1 if chain.states == 2 else n :, -1]
 
 
-def _walk(chain: Chain, chosen: list[Tensor]) -> Tensor:
-    """Follow decisions ``[*batch, high + 1, states]`` (bool, one tensor a bit) from the start: ``[*batch, n]``."""
-    bits: list[Tensor] = []
-    count = torch.zeros_like(chain.unary[..., :1], dtype=torch.int64).sum(-1)
-    last = count
-    for decision in chosen:
-        index = count * chain.states + last
-        bit = decision.flatten(-2).gather(-1, index[..., None])[..., 0].long()
-        bits.append(bit)
-        count = count + bit
-        last = bit if chain.states == 2 else torch.zeros_like(bit)
-    return torch.stack(bits, -1).double() if bits else torch.zeros_like(chain.unary, dtype=torch.float64)
+def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """What the bits do, ``[*batch, n]``, by one choice ``[...]`` among alternatives ``[..., splits]`` a piece."""
+    states = chain.states
+    whole = levels[-1][..., 0, :, chain.low :]
+    chosen, counts = choose(whole.flatten(-2)), whole.shape[-1]
+    # Bit before, last bit and count in one number.
+    piece = chosen // counts * (counts + chain.low) + chosen % counts + chain.low
+    for pieces in levels[-2::-1]:
+        most, splits = pieces.shape[-1], _splits(pieces, chain.high)
+        counts = splits.shape[-2]
+        flat = splits.flatten(-4, -2)
+        index = piece[..., None, None].expand(*piece.shape, 1, flat.shape[-1])
+        split = choose(flat.gather(-2, index).squeeze(-2))
+        between, ones = split // most, most - 1 - split % most
+        before, last, count = piece // (states * counts), piece // counts % states, piece % counts
+        first = (before * states + between) * most + ones
+        second = (between * states + last) * most + count - ones
+        piece = torch.stack([first, second], -1).flatten(-2)
+    return (piece[..., : chain.unary.shape[-1]] % levels[0].shape[-1]).double()
 
 
-def _sample_in_torch(chain: Chain, uniform: Tensor) -> Tensor:
-    _, ratios = _ratios_in_torch(chain)
-    return _walk(chain, [uniform[..., i, None, None] < r for i, r in enumerate(ratios)])
+def _sample_in_torch(chain: Chain) -> Tensor:
+    return _follow(chain, _tree(chain, log_sum), lambda a: (a - wide_exponentials(a).log()).argmax(-1))
 
 
 def _argmax_in_torch(chain: Chain) -> Tensor:
-    value, chosen = _end(chain), []
-    for i in reversed(range(chain.unary.shape[-1])):
-        zero, one = _options(chain, value, i)
-        chosen.append(one > zero)
-        value = torch.maximum(zero, one)
-    return _walk(chain, chosen[::-1])
+    return _follow(chain, _tree(chain, best), lambda alternatives: alternatives.argmax(-1))

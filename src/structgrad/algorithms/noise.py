@@ -14,5 +14,8 @@ def wide_exponentials(like: Tensor, shape: Sequence[int] | None = None) -> Tenso
     In float64 because what is wanted is their logarithm or their quotient: in float32 the smallest value that torch
     draws is 2^-24, which cuts the tail of a Gumbel at 16.6 and makes ties there.
     """
-    noise = torch.empty(like.shape if shape is None else shape, dtype=torch.float64, device=like.device)
+    if shape is None:  # under vmap a tensor of its own for each example
+        noise = torch.empty_like(like, dtype=torch.float64, memory_format=torch.contiguous_format)
+    else:
+        noise = torch.empty(shape, dtype=torch.float64, device=like.device)
     return noise.exponential_().clamp_min_(torch.finfo(torch.float64).tiny)
