@@ -11,6 +11,10 @@ import torch
 # Before anything imports it: the assertions of the shipped tests say their values.
 pytest.register_assert_rewrite("structgrad.testing")
 
+# Where there is no GPU its kernels are interpreted, which Triton decides when they are defined.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -13,13 +13,14 @@ elimination left, ``g[k, j]``, stay what they are, and
 
     g[i, j] = sum_k p[k] g[k, j],    g[k, i] = (1 - sum_j g[i, j] w[i, j] + sum_j g[k, j] w[i, j]) / D,
 
-where the one subtraction is of a probability (that i has children) from 1. So marginals ``w g`` are right to some
+where the one subtraction is of how many children i has on average. So marginals ``w g`` are right to some
 1e-14 (absolutely) at scores of +-100, and an exact Gibbs sample likewise (:func:`sample_arborescences`). Elimination
 leaves row i, ``w[i, j]``, and column i, ``p[k]``, as they are from then on: everything is done in place, in n^3
 multiplications and O(n^2) memory for one example.
 
-On the CPU compiled kernels do this for each example, in linear float64; where products come near underflow, and
-elsewhere, a loop over nodes does it for the whole batch with logarithms, and autograd provides the derivatives.
+On the CPU compiled kernels do this for each example, in linear float64; where products come near underflow, a loop
+over nodes does it in plain torch with logarithms, and autograd provides the derivatives. GPU kernels work with
+logarithms throughout, one program an example; the plain torch version is for larger graphs and other devices.
 """
 
 from __future__ import annotations
@@ -32,12 +33,17 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.threads import run, untraced
 
 #: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
 _LOG_ZERO = -1e30
+_GPU_LOG_ZERO = gpu.constant(_LOG_ZERO)
+#: The largest graph that one program of a GPU holds.
+LARGEST = 128
 #: Reassociation and fused multiply-add only: infinities and NaN keep their meaning.
 _FAST = {"reassoc", "contract"}
 #: A product of weights below this may have lost digits to underflow; the example is then redone with logarithms.
@@ -404,6 +410,255 @@ _compiled_log_partition = untraced(_LogPartition.apply)
 _compiled_marginals = untraced(_Marginals.apply)
 
 
+# --- GPU: one program an example, in float64 logarithms ---------------------------------------------------------------
+# Blocks are [SIZE, SIZE], in registers. `ends` are the indices of the nodes as rows (tails) and as columns (heads).
+# Nodes are eliminated in the order n-1, ..., 0 without the root r; at i those before i and the root are left.
+
+
+@gpu.jit
+def _log_sum_exp(x: tl.tensor, axis: tl.constexpr) -> tl.tensor:
+    top = tl.max(x, axis)
+    return top + tl.log(tl.sum(tl.exp(x - tl.expand_dims(top, axis)), axis))
+
+
+@gpu.jit
+def _log_add_exp(x: tl.tensor, y: tl.tensor) -> tl.tensor:
+    return tl.maximum(x, y) + tl.log(1.0 + tl.exp(-tl.abs(x - y)))
+
+
+@gpu.jit
+def _load_block(scores: tl.tensor, exists: tl.tensor, root: tl.tensor, n: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
+    """Log-weights, which entries are edges, where they lie, and the root; an absent node has an edge of weight 1 from
+    the root.
+    """
+    b = tl.program_id(0).to(tl.int64)
+    k, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
+    r = tl.load(root + b).to(tl.int32)
+    at = b * n * n + k * n + j
+    there = (k < n) & (j < n)
+    edge = (tl.load(exists + at, mask=there, other=0) != 0) & (k != j) & (j != r)
+    w = tl.where(edge, tl.load(scores + at, mask=there & edge, other=0.0).to(tl.float64), _GPU_LOG_ZERO)
+    absent = (tl.max(edge.to(tl.int32), 0) + tl.max(tl.trans(edge.to(tl.int32)), 0)) == 0
+    return tl.where((k == r) & absent[None, :], 0.0, w), edge, at, r
+
+
+@gpu.jit
+def _row(x: tl.tensor, i: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
+    return tl.sum(tl.where(tl.arange(0, SIZE)[:, None] == i, x, 0.0), 0)
+
+
+@gpu.jit
+def _column(x: tl.tensor, i: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
+    return tl.sum(tl.where(tl.arange(0, SIZE)[None, :] == i, x, 0.0), 1)
+
+
+@gpu.jit
+def _eliminate_block(
+    w: tl.tensor, t: tl.tensor, r: tl.tensor, n: tl.tensor, TANGENT: tl.constexpr, SIZE: tl.constexpr
+) -> tl.tensor:
+    """Eliminate all nodes: ``w`` is left with rows ``w[i, j]`` and columns ``p[k]``, ``total [SIZE]`` are the D; logs.
+
+    With ``TANGENT``, ``t``, how ``w`` moves, is left with how what is left moves; ``moved [SIZE]`` is how the D do.
+    """
+    at = tl.arange(0, SIZE)
+    total, moved = tl.zeros([SIZE], tl.float64), tl.zeros([SIZE], tl.float64)
+    for step in range(n - 1):
+        i = n - 1 - step
+        i = tl.where(i <= r, i - 1, i)
+        left = (at < i) | (at == r)
+        into, out = tl.where(left, _column(w, i, SIZE), _GPU_LOG_ZERO), _row(w, i, SIZE)
+        d = _log_sum_exp(into, 0)
+        p = tl.where(left, into - d, _GPU_LOG_ZERO)
+        remains = left[:, None] & (at < i)[None, :] & (at != r)[None, :] & (at[:, None] != at[None, :])
+        now_i = left[:, None] & (at == i)[None, :]
+        detour = p[:, None] + out[None, :]
+        after = tl.where(remains, _log_add_exp(w, detour), w)
+        if TANGENT:
+            t_into, t_out = _column(t, i, SIZE), _row(t, i, SIZE)
+            t_d = tl.sum(tl.exp(p) * t_into, 0)
+            t_p = t_into - t_d
+            mixed = tl.exp(w - after) * t + tl.exp(detour - after) * (t_p[:, None] + t_out[None, :])
+            t = tl.where(remains, mixed, tl.where(now_i, t_p[:, None], t))
+            moved = tl.where(at == i, t_d, moved)
+        w = tl.where(now_i, p[:, None], after)
+        total = tl.where(at == i, d, total)
+    return w, total, t, moved
+
+
+@gpu.jit
+def _differentiate_block(
+    w: tl.tensor,
+    total: tl.tensor,
+    t: tl.tensor,
+    moved: tl.tensor,
+    r: tl.tensor,
+    n: tl.tensor,
+    TANGENT: tl.constexpr,
+    SIZE: tl.constexpr,
+) -> tl.tensor:
+    """``g``, logs of the derivatives of log Z in the weights; with ``TANGENT`` also how they move."""
+    at = tl.arange(0, SIZE)
+    g, t_g = tl.full([SIZE, SIZE], _GPU_LOG_ZERO, tl.float64), tl.zeros([SIZE, SIZE], tl.float64)
+    for step in range(n - 1):
+        i = tl.where(step >= r, step + 1, step)
+        left, heads = (at < i) | (at == r), (at < i) & (at != r)
+        p = tl.where(left, _column(w, i, SIZE), _GPU_LOG_ZERO)
+        out = tl.where(heads, _row(w, i, SIZE), _GPU_LOG_ZERO)
+        d = tl.sum(tl.where(at == i, total, 0.0), 0)
+        via, beyond = p[:, None] + g, g + out[None, :]
+        row, through = _log_sum_exp(via, 0), _log_sum_exp(beyond, 1)
+        children = tl.exp(row + out)
+        # 1 - children + through, relative to the larger of 1 and through.
+        top, bottom = tl.maximum(through, 0.0), tl.minimum(through, 0.0)
+        whole = tl.exp(bottom) + (1.0 - tl.sum(children, 0)) * tl.exp(-top)
+        positive = whole > 0.0
+        whole = tl.where(positive, whole, 1.0)
+        column = tl.where(positive, top + tl.log(whole), _GPU_LOG_ZERO) - d
+        now_row, now_column = (at == i)[:, None] & heads[None, :], left[:, None] & (at == i)[None, :]
+        if TANGENT:
+            t_p, t_out = _column(t, i, SIZE), _row(t, i, SIZE)
+            t_row = tl.sum(tl.exp(via - row[None, :]) * (t_p[:, None] + t_g), 0)
+            t_through = tl.sum(tl.exp(beyond - through[:, None]) * (t_g + t_out[None, :]), 1)
+            t_children = tl.sum(children * (t_row + t_out), 0)
+            t_whole = tl.exp(bottom) * t_through - tl.exp(-top) * t_children
+            t_column = tl.where(positive, t_whole / whole, 0.0) - tl.sum(tl.where(at == i, moved, 0.0), 0)
+            t_g = tl.where(now_row, t_row[None, :], tl.where(now_column, t_column[:, None], t_g))
+        g = tl.where(now_row, row[None, :], tl.where(now_column, column[:, None], g))
+    return g, t_g
+
+
+@gpu.jit
+def _reached(total: tl.tensor) -> tl.tensor:
+    """Whether there is an arborescence."""
+    return tl.min(total, 0) > -1e29
+
+
+@gpu.jit
+def _gpu_eliminate(
+    scores: tl.tensor,
+    exists: tl.tensor,
+    root: tl.tensor,
+    logz: tl.tensor,
+    factors: tl.tensor,
+    n: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    w, _, at, r = _load_block(scores, exists, root, n, SIZE)
+    w, total, _, _ = _eliminate_block(w, w, r, n, False, SIZE)
+    ends = tl.arange(0, SIZE)
+    tl.store(factors + at, w, mask=(ends < n)[:, None] & (ends < n)[None, :])
+    tl.store(logz + tl.program_id(0), tl.where(_reached(total), tl.sum(total, 0), -float("inf")))
+
+
+@gpu.jit
+def _gpu_marginals(
+    scores: tl.tensor, exists: tl.tensor, root: tl.tensor, mean: tl.tensor, n: tl.tensor, SIZE: tl.constexpr
+) -> None:
+    start, edge, at, r = _load_block(scores, exists, root, n, SIZE)
+    w, total, t, moved = _eliminate_block(start, start, r, n, False, SIZE)
+    g, _ = _differentiate_block(w, total, t, moved, r, n, False, SIZE)
+    there = tl.arange(0, SIZE) < n
+    # Right to some 1e-14 absolutely: the minimum removes that much and no more.
+    value = tl.minimum(tl.exp(start + g), 1.0)
+    tl.store(
+        mean + at, tl.where(_reached(total), tl.where(edge, value, 0.0), 0.0), mask=there[:, None] & there[None, :]
+    )
+
+
+@gpu.jit
+def _gpu_covariance(
+    scores: tl.tensor,
+    exists: tl.tensor,
+    root: tl.tensor,
+    direction: tl.tensor,
+    product: tl.tensor,
+    n: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    start, edge, at, r = _load_block(scores, exists, root, n, SIZE)
+    there = tl.arange(0, SIZE) < n
+    there = there[:, None] & there[None, :]
+    along = tl.where(edge, tl.load(direction + at, mask=there, other=0.0).to(tl.float64), 0.0)
+    w, total, t, moved = _eliminate_block(start, along, r, n, True, SIZE)
+    g, t_g = _differentiate_block(w, total, t, moved, r, n, True, SIZE)
+    value = tl.where(edge, tl.exp(start + g) * (along + t_g), 0.0)
+    tl.store(product + at, tl.where(_reached(total), value, 0.0), mask=there)
+
+
+def _launch(kernel: Any, scores: Tensor, *others: Tensor) -> None:
+    n = scores.shape[-1]
+    size = gpu.block(max(n, 16))
+    gpu.launch(
+        kernel, len(scores) if n else 0, scores, *others, n, warps=min(16, max(1, size * size // 512)), SIZE=size
+    )
+
+
+@torch.library.custom_op("structgrad::matrix_tree_eliminate", mutates_args=())
+def _eliminate_operator(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """``log Z`` ``[B]``, and what elimination leaves, for samples: rows ``w[i, j]`` and columns ``p[k]``, logs."""
+    logz, factors = _eliminate_fake(scores, exists, root)
+    _launch(_gpu_eliminate, scores, exists, root, logz, factors)
+    return logz, factors
+
+
+@_eliminate_operator.register_fake
+def _eliminate_fake(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    empty = torch.empty if scores.shape[-1] else torch.zeros
+    wide: dict[str, Any] = {"dtype": torch.float64, "device": scores.device}
+    return empty(scores.shape[:1], **wide), empty(scores.shape, **wide)
+
+
+@torch.library.custom_op("structgrad::matrix_tree_marginals", mutates_args=())
+def _marginals_operator(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    mean = scores.new_empty(scores.shape)
+    _launch(_gpu_marginals, scores, exists, root, mean)
+    return mean
+
+
+@torch.library.custom_op("structgrad::matrix_tree_covariance", mutates_args=())
+def _covariance_operator(scores: Tensor, exists: Tensor, root: Tensor, direction: Tensor) -> Tensor:
+    """The covariance of the edges times ``direction``: the Jacobian of the marginals, which is symmetric."""
+    product = scores.new_empty(scores.shape)
+    _launch(_gpu_covariance, scores, exists, root, direction, product)
+    return product
+
+
+@_marginals_operator.register_fake
+@_covariance_operator.register_fake
+def _like_scores(scores: Tensor, *others: Tensor) -> Tensor:
+    return scores.new_empty(scores.shape)
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _eliminate_backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    mean = _marginals_operator(*ctx.saved_tensors)
+    return upstream[:, None, None].to(mean.dtype) * mean, None, None
+
+
+def _marginals_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    return _covariance_operator(*ctx.saved_tensors, upstream), None, None
+
+
+def _covariance_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    scores, exists, root, direction = ctx.saved_tensors
+
+    def twin(s: Tensor, along: Tensor) -> Tensor:
+        s = s if s.requires_grad else s.detach().requires_grad_()
+        return torch.autograd.grad(torch_marginals(s, exists, root), s, along, create_graph=True)[0]
+
+    with torch.enable_grad():
+        by_scores, by_direction = gradients(twin, [scores, direction], [upstream])
+    return by_scores, None, None, by_direction
+
+
+_eliminate_operator.register_autograd(_eliminate_backward, setup_context=_save_inputs)
+_marginals_operator.register_autograd(_marginals_backward, setup_context=_save_inputs)
+_covariance_operator.register_autograd(_covariance_backward, setup_context=_save_inputs)
+
+
 # --- what structures call --------------------------------------------------------------------------------------------
 
 
@@ -411,16 +666,24 @@ def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     """``log Z`` ``[B]`` in float64, -inf where there is no arborescence; arguments as for :func:`eliminate`,
     contiguous.
     """
+    logz: Tensor
+    if gpu.takes(scores, scores.shape[-1], LARGEST):
+        logz, _ = _eliminate_operator(scores, exists, root)
+        return logz
     if scores.device.type == "cpu":
-        logz: Tensor = _compiled_log_partition(scores, exists, root)
+        logz = _compiled_log_partition(scores, exists, root)
         return logz
     return torch_log_partition(scores, exists, root)
 
 
 def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     """Edge marginals ``[B, n, n]`` in the dtype of the scores, differentiable (compiled once, then in plain torch)."""
+    mean: Tensor
+    if gpu.takes(scores, scores.shape[-1], LARGEST):
+        mean = _marginals_operator(scores, exists, root)
+        return mean
     if scores.device.type == "cpu":
-        mean: Tensor = _compiled_marginals(scores, exists, root)
+        mean = _compiled_marginals(scores, exists, root)
         return mean
     return torch_marginals(scores, exists, root)
 

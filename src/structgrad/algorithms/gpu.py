@@ -1,0 +1,88 @@
+"""GPU kernels: which tensors take them, and how they are launched.
+
+A kernel is written in Triton, in the file of its algorithm, beside the compiled CPU code and the plain torch version,
+and is reached through a ``torch.library`` operator with a fake implementation, so that ``torch.compile`` passes through
+and the ``meta`` device counts it as the one launch that it is. What a function of ``algorithms`` does with a tensor:
+
+- on CUDA, with Triton (CUDA builds of torch bring it along): the operator, for problems that one program can hold;
+- on ``meta``: the operator's fake implementation, for the same problems;
+- on the CPU: compiled (numba) code or torch;
+- otherwise: plain torch.
+
+Triton is looked for where torch is built for a GPU or ``TRITON_INTERPRET`` is set (to import it takes a while). With
+``TRITON_INTERPRET=1`` its interpreter runs the kernels on CPU tensors, as ``tests/kernels.py`` does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["DEVICES", "block", "constant", "jit", "launch", "takes", "tl", "triton"]
+
+triton: Any = None
+if TYPE_CHECKING:
+    import triton.language as tl
+elif torch.version.cuda or torch.version.hip or "TRITON_INTERPRET" in os.environ:
+    try:
+        import triton
+        import triton.language as tl
+    except ImportError:
+        tl = None
+else:
+    tl = None
+
+#: Types of devices whose tensors take the operators.
+DEVICES = {"cuda", "meta"}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def jit(function: F) -> F:
+    """``triton.jit``; without Triton the function as it is, which nobody calls then."""
+    return function if triton is None else triton.jit(function)  # type: ignore[no-any-return]
+
+
+def constant(value: float) -> Any:
+    """A number as kernels may read it from their module."""
+    return value if triton is None else tl.constexpr(value)
+
+
+def takes(tensor: Tensor, size: int, largest: int) -> bool:
+    """Whether an operator is to be called for ``tensor``.
+
+    Args:
+        tensor: any of the operands.
+        size: of each example's problem.
+        largest: that one program holds.
+    """
+    kind = tensor.device.type
+    return kind in DEVICES and (triton is not None or kind == "meta") and size <= largest
+
+
+def block(size: int) -> int:
+    """The least power of two that is not below ``size``: blocks have such lengths."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def launch(kernel: Any, programs: int, *arguments: Tensor | float, warps: int, **constants: int) -> None:
+    """Run ``kernel`` on the device of its first argument.
+
+    Args:
+        kernel: decorated by :func:`jit`.
+        programs: how many; 0 is nothing to do.
+        arguments: outputs are contiguous; inputs are made so.
+        warps: of 32 threads, for each program.
+        constants: known when the kernel is compiled.
+    """
+    if not programs:
+        return
+    first = arguments[0]
+    assert isinstance(first, Tensor)
+    with torch.cuda.device_of(first):
+        contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]
+        kernel[(programs,)](*contiguous, num_warps=warps, **constants)
