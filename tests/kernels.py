@@ -63,6 +63,7 @@ def _compile(kernel: Any, programs: int, *arguments: Tensor | float, warps: int,
         torch.float64: "*fp64",
         torch.int64: "*i64",
         torch.int32: "*i32",
+        torch.uint8: "*u8",
         torch.bool: "*i1",
     }
     kinds = [

@@ -27,9 +27,10 @@ from structgrad.estimators.base import Estimator
 from structgrad.images import prepare_images, read_images
 from structgrad.structures import BudgetSubset, Subset, UnsupportedError
 from structgrad.structures.base import Structure
-from structgrad.tasks.bit_vector_vae import BitVectorVAE, ImageData
+from structgrad.tasks.bit_vector_vae import BitVectorVAE, ImageData, likelihood
 from structgrad.tasks.bit_vector_vae.likelihood import cross_entropy
 from structgrad.training.run import assemble
+from tests.kernels import by_operators, compiled, needs_triton, quiet
 
 ROOT = Path(__file__).resolve().parents[2]
 MNIST = ROOT.parent / "shared" / "data" / "MNIST" / "parquet"
@@ -169,6 +170,66 @@ def test_cross_entropy_of_nan_is_nan() -> None:
     hidden = weights[0].detach().clone()
     hidden[1, 0] = math.nan
     assert cross_entropy(hidden, *weights[1:], targets=targets, rows=rows).isnan().tolist() == [False, True]
+
+
+def by_operator(weights: list[Tensor], targets: Tensor, rows: Tensor) -> Tensor:
+    result: Tensor = by_operators(
+        lambda *w: cross_entropy(*w[:-2], targets=w[-2], rows=w[-1]),  # type: ignore[misc]
+        *weights,
+        targets,
+        rows,
+    )
+    return result
+
+
+@needs_triton
+@quiet
+@pytest.mark.parametrize(
+    ("n", "pixels", "dtype", "scale"),
+    [(5, 11, torch.float32, 1.0), (2, 3, torch.float32, 5.0), (3, 5, torch.float64, 1.0), (0, 3, torch.float32, 1.0)],
+)
+def test_gpu_kernels_agree_with_the_cpu(
+    n: int, pixels: int, dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likelihood, "_SUMS", 3)  # so that a program has several portions of pixels
+    weights, targets, rows = arguments(n, pixels, dtype, scale)
+    ours, expected = by_operator(weights, targets, rows), cross_entropy(*weights, targets=targets, rows=rows)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
+    along = torch.randn(n, dtype=dtype)
+    once = [torch.autograd.grad(losses, weights, along, create_graph=True) for losses in (ours, expected)]
+    directions = [torch.randn_like(g) for g in once[0]]
+    twice = [torch.autograd.grad(gradients, weights, directions) for gradients in once]
+    for found in (once, twice):
+        for mine, theirs in zip(*found, strict=True):
+            size = theirs.detach().abs().max().item() if theirs.numel() else 0.0
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=(1e-5 if scale < 5 else 2e-3) * size)
+
+
+@needs_triton
+@quiet
+def test_gpu_kernels_of_nan_and_under_compile() -> None:
+    weights, targets, rows = arguments(2, 3, torch.float32)
+    hidden = weights[0].detach().clone()
+    hidden[1, 0] = math.nan
+    assert by_operator([hidden, *weights[1:]], targets, rows).isnan().tolist() == [False, True]
+    function = torch.compile(cross_entropy, backend="aot_eager", fullgraph=True)
+    meta = [w.detach().to("meta").requires_grad_() for w in weights]
+    losses = function(*meta, targets=targets.to("meta"), rows=rows.to("meta"))
+    losses.sum().backward()
+    assert all(w.grad is not None and w.grad.shape == w.shape for w in meta)
+
+
+@needs_triton
+def test_gpu_kernels_compile_for_a_gpu() -> None:
+    done = compiled("""
+import torch
+from structgrad.tasks.bit_vector_vae import likelihood
+features, classes, offsets = torch.ones(2, 784, 5), torch.ones(256, 5), torch.ones(256)
+targets, rows = torch.zeros(3, 784, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+losses, log_sums = likelihood._operator(features, classes, offsets, targets, rows)
+likelihood._backward_operator(features, classes, offsets, targets, rows, log_sums, losses)
+""")
+    assert [line.split()[0] for line in done.splitlines()] == ["_gpu_forward", "_gpu_backward"]
 
 
 # --- task ----------------------------------------------------------------------------------------------------------

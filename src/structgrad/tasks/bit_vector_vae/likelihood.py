@@ -3,7 +3,8 @@
 The decoder of Correia et al. (2020, section 5.3) gives every pixel a vector of 5 features, from which one linear
 map, shared by all pixels, makes 256 logits. Nearly all arithmetic of a training step is in these logits, and computed
 plainly they travel to memory and back a dozen times. Here features are made for a few vertices at a time and each
-pixel's logits live and die in the first-level cache; the backward pass computes them again.
+pixel's logits live and die in the first-level cache; the backward pass computes them again. On a GPU each program has
+the logits of a few pixels in registers; all features are in memory, which are a fiftieth of the logits.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import gradients as vector_jacobian
+from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 
 #: Vertices whose features are in memory at once: 128 x 784 x 5 float32 are 2 MB.
 CHUNK = 128
 #: Divides the number of grey levels.
 _LANES = 16
+#: Most grey levels that one program of a GPU holds, with those of a few pixels.
+LARGEST = 1024
+#: Logits that one program of a GPU holds at once.
+_HELD = 2048
+#: Programs of the backward pass, each with a sum over its pixels of what the levels' map gets.
+_SUMS = 1024
 
 Floats = NDArray[np.float32]
 
@@ -83,8 +92,9 @@ def cross_entropy(
     """``-log p(targets[rows])``, summed over pixels, of logits ``features @ classes.T + offsets``.
 
     The features of a pixel are ``rank`` entries of ``hidden @ weight.T + bias``. Memory beyond the arguments and their
-    gradients is one number a vertex and pixel, and the features of :data:`CHUNK` vertices. Differentiable in all but
-    targets and rows; a second derivative is in plain torch and has all logits in memory.
+    gradients is one number a vertex and pixel, and the features of :data:`CHUNK` vertices; on a GPU two numbers and the
+    features of all. Differentiable in all but targets and rows; a second derivative is in plain torch and has all
+    logits in memory.
 
     Args:
         hidden: ``[N, units]``, one row a vertex.
@@ -98,6 +108,10 @@ def cross_entropy(
     Returns:
         ``[N]``, in nats.
     """
+    if gpu.takes(hidden, len(classes), LARGEST):
+        features = torch.addmm(bias, hidden, weight.T).reshape(len(hidden), targets.shape[1], classes.shape[1])
+        of_pixels: Tensor = _operator(features, classes, offsets, targets, rows)[0]
+        return of_pixels.sum(1)
     losses: Tensor = _CrossEntropy.apply(hidden, weight, bias, classes, offsets, targets, rows)
     return losses
 
@@ -270,3 +284,188 @@ def _backward_kernel(
             d_map[3, t] -= g * f3
             d_map[4, t] -= g * f4
             d_map[5, t] -= g
+
+
+# --- GPU: one program a few pixels, all their logits in registers -----------------------------------------------------
+
+
+@gpu.jit
+def _gpu_logits(features, classes, offsets, at, there, levels, RANK: tl.constexpr, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of the pixels ``at``: ``[pixels, LEVELS]``; -inf beyond the levels."""
+    level = tl.arange(0, LEVELS)
+    known = level < levels
+    offset = tl.load(offsets + level, mask=known, other=-float("inf"))
+    logits = tl.where(there, 0.0, 0.0).to(offset.dtype)[:, None] + offset[None, :]
+    for r in tl.static_range(RANK):
+        feature = tl.load(features + at * RANK + r, mask=there, other=0.0)
+        weight = tl.load(classes + level * RANK + r, mask=known, other=0.0)
+        logits += feature[:, None] * weight[None, :]
+    return logits
+
+
+@gpu.jit
+def _gpu_targets(targets, rows, at, there, pixels):  # type: ignore[no-untyped-def]
+    row = tl.load(rows + at // pixels, mask=there, other=0)
+    return tl.load(targets + row * pixels + at % pixels, mask=there, other=0).to(tl.int32)
+
+
+@gpu.jit
+def _gpu_forward(  # type: ignore[no-untyped-def]
+    features,
+    classes,
+    offsets,
+    targets,
+    rows,
+    losses,
+    log_sums,
+    size,
+    pixels,
+    levels,
+    RANK: tl.constexpr,
+    LEVELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    at = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS).to(tl.int64)
+    there = at < size
+    logits = _gpu_logits(features, classes, offsets, at, there, levels, RANK, LEVELS)
+    top = tl.max(logits, 1)
+    log_sum = top + tl.log(tl.sum(tl.exp(logits - top[:, None]), 1))
+    target = _gpu_targets(targets, rows, at, there, pixels)
+    hit = tl.arange(0, LEVELS)[None, :] == target[:, None]
+    tl.store(log_sums + at, log_sum, mask=there)
+    tl.store(losses + at, log_sum - tl.sum(tl.where(hit, logits, 0.0), 1), mask=there)
+
+
+@gpu.jit
+def _gpu_backward(  # type: ignore[no-untyped-def]
+    features,
+    classes,
+    offsets,
+    targets,
+    rows,
+    log_sums,
+    gradient,
+    d_features,
+    d_map,
+    size,
+    pixels,
+    levels,
+    RANK: tl.constexpr,
+    TERMS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    level, term = tl.arange(0, LEVELS), tl.arange(0, TERMS)
+    known = level < levels
+    total = tl.zeros([TERMS, LEVELS], features.dtype.element_ty)
+    for tile in range(tl.program_id(0), tl.cdiv(size, PIXELS), tl.num_programs(0)):
+        at = tile * PIXELS + tl.arange(0, PIXELS).to(tl.int64)
+        there = at < size
+        logits = _gpu_logits(features, classes, offsets, at, there, levels, RANK, LEVELS)
+        target = _gpu_targets(targets, rows, at, there, pixels)
+        hit = level[None, :] == target[:, None]
+        share = tl.exp(logits - tl.load(log_sums + at, mask=there, other=0.0)[:, None])
+        error = tl.where(hit, share - 1.0, share)
+        # Exactly 0 for what is not there, also where a logit is not finite.
+        weight = tl.load(gradient + at, mask=there, other=0.0)
+        error = tl.where(there[:, None], error * weight[:, None], 0.0)
+        total += tl.where((term == RANK)[:, None], tl.sum(error, 0)[None, :], 0.0)
+        for r in tl.static_range(RANK):
+            feature = tl.load(features + at * RANK + r, mask=there, other=0.0)
+            column = tl.load(classes + level * RANK + r, mask=known, other=0.0)
+            tl.store(d_features + at * RANK + r, tl.sum(error * column[None, :], 1), mask=there)
+            total += tl.where((term == r)[:, None], tl.sum(error * feature[:, None], 0)[None, :], 0.0)
+    place = (tl.program_id(0) * (RANK + 1) + term)[:, None] * levels + level[None, :]
+    tl.store(d_map + place, total, mask=(term <= RANK)[:, None] & known[None, :])
+
+
+def _sizes(features: Tensor, classes: Tensor) -> tuple[int, int, dict[str, int]]:
+    """Pixels of all vertices, portions of them, and constants of the kernels."""
+    size, (levels, rank) = features.shape[0] * features.shape[1], classes.shape
+    block = gpu.block(levels)
+    pixels = _HELD // block
+    return size, -(-size // pixels), {"RANK": rank, "LEVELS": block, "PIXELS": pixels}
+
+
+@torch.library.custom_op("structgrad::pixel_cross_entropy", mutates_args=())
+def _operator(
+    features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Losses of pixels and logarithms of their normalising constants: ``[N, pixels]`` each."""
+    losses, log_sums = _operator_fake(features, classes, offsets, targets, rows)
+    size, tiles, constants = _sizes(features, classes)
+    sizes = (size, features.shape[1], len(classes))
+    tensors = (features, classes, offsets, targets, rows, losses, log_sums)
+    gpu.launch(_gpu_forward, tiles, *tensors, *sizes, warps=4, **constants)
+    return losses, log_sums
+
+
+@_operator.register_fake
+def _operator_fake(features: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    return features.new_empty(features.shape[:2]), features.new_empty(features.shape[:2])
+
+
+@torch.library.custom_op("structgrad::pixel_cross_entropy_backward", mutates_args=())
+def _backward_operator(
+    features: Tensor,
+    classes: Tensor,
+    offsets: Tensor,
+    targets: Tensor,
+    rows: Tensor,
+    log_sums: Tensor,
+    gradient: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the features, and of the transposed classes and the offsets, ``[rank + 1, levels]``."""
+    d_features, d_map = _backward_fake(features, classes)
+    size, tiles, constants = _sizes(features, classes)
+    programs = min(tiles, _SUMS)
+    sums = d_map.new_empty(programs, *d_map.shape)
+    sizes = (size, features.shape[1], len(classes))
+    tensors = (features, classes, offsets, targets, rows, log_sums, gradient, d_features, sums)
+    gpu.launch(_gpu_backward, programs, *tensors, *sizes, warps=4, TERMS=gpu.block(len(d_map)), **constants)
+    return d_features, sums.sum(0)
+
+
+@_backward_operator.register_fake
+def _backward_fake(features: Tensor, classes: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    return features.new_empty(features.shape), features.new_empty(classes.shape[1] + 1, len(classes))
+
+
+def _twin(
+    features: Tensor, classes: Tensor, offsets: Tensor, of_pixels: Tensor, gradient: Tensor
+) -> tuple[Tensor, ...]:
+    """What the backward pass computes, in plain torch."""
+    inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in (features, classes, offsets)]
+    logits = torch.nn.functional.linear(*inputs)
+    losses = logits.logsumexp(-1) - logits.gather(-1, of_pixels.long()[..., None])[..., 0]
+    return torch.autograd.grad(losses, inputs, gradient, create_graph=True)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _differentiate(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:  # of the constants, which nothing but a backward pass reads
+        return None, None, None, None, None
+    d_features, d_map = _backward_operator(*ctx.saved_tensors, upstream)
+    return d_features, d_map[:-1].T, d_map[-1], None, None
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_again(ctx: Any, along: Tensor | None, along_map: Tensor | None) -> tuple[Tensor | None, ...]:
+    features, classes, offsets, targets, rows, _, gradient = ctx.saved_tensors
+    upstream = [along, *((None, None) if along_map is None else (along_map[:-1].T, along_map[-1]))]
+    inputs = [features, classes, offsets, targets[rows], gradient]
+    with torch.enable_grad():
+        d_features, d_classes, d_offsets, _, d_gradient = vector_jacobian(_twin, inputs, upstream)
+    return d_features, d_classes, d_offsets, None, None, None, d_gradient
+
+
+_operator.register_autograd(_differentiate, setup_context=_save)
+_backward_operator.register_autograd(_differentiate_again, setup_context=_save_inputs)
