@@ -13,13 +13,13 @@ GENERATED = {
     "listops: arborescence, SST": (2200, 3100),
     "graph_layout: independent edges, SST": (330, 900),
     "graph_layout: spanning tree, SST": (750, 1450),
-    "l2x: k-subset, SST": (230, 310),
-    "l2x: correlated k-subset, SST": (260, 360),
+    "l2x: k-subset, SST": (95, 55),
+    "l2x: correlated k-subset, SST": (115, 65),
     "l2x: k-subset, T-REINFORCE+": (130, 80),
 }
 FROM_FILES = {
-    "bit_vector_vae: sfe": (100, 80),
-    "bit_vector_vae: gumbel_softmax": (90, 80),
+    "bit_vector_vae: sfe": (90, 40),
+    "bit_vector_vae: gumbel_softmax": (75, 50),
     "ssvae: dense": (130, 150),
     "ssvae: sfe": (180, 150),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from structgrad.algorithms import counted_bits
 from structgrad.algorithms.counted_bits import Chain
+from structgrad.structures import CorrelatedKSubset, KSubset
+from tests.kernels import by_operators, compiled, needs_triton, quiet
 
 
 def chain(n: int, low: int, high: int, pairs: bool, scale: float, batch: tuple[int, ...] = (2, 3)) -> Chain:
@@ -97,3 +100,75 @@ def test_second_derivatives_of_the_tree(pairs: bool) -> None:
         return found if pair else found[:2]
 
     assert torch.autograd.gradgradcheck(moments, tuple(scores(given)))
+
+
+def by_operator(given: Chain, oracle: str) -> Any:
+    def ask(unary: Tensor, exists: Tensor, *pair: Tensor) -> Any:
+        return getattr(Chain(unary, pair[0] if pair else None, exists, given.low, given.high), oracle)()
+
+    return by_operators(ask, given.unary, given.exists, *scores(given)[1:])
+
+
+@needs_triton
+@quiet
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize(
+    ("n", "low", "high", "batch", "scale"),
+    [(5, 1, 3, (2, 2), 1.0), (5, 2, 2, (3,), 100.0), (4, 0, 4, (2,), 1.0), (1, 1, 1, (2,), 1.0), (2, 0, 0, (1,), 1.0)],
+)
+def test_gpu_kernels_agree_with_the_cpu(
+    n: int, low: int, high: int, batch: tuple[int, ...], scale: float, pairs: bool
+) -> None:
+    given = chain(n, low, high, pairs, scale, batch)
+    expected, ours = given.moments(), by_operator(given, "moments")
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    weights = [torch.randn_like(o) for o in expected]
+    once = [differentiate(given, moments, weights) for moments in (ours, expected)]
+    torch.testing.assert_close(*once, rtol=1e-9, atol=1e-10)
+    directions = [torch.randn_like(g) for g in once[0]]
+    twice = [differentiate(given, gradients, directions) for gradients in once]
+    torch.testing.assert_close(*twice, rtol=1e-7, atol=1e-8)
+    assert torch.equal(by_operator(given, "argmax"), given.argmax())
+    torch.manual_seed(1)
+    sample = given.sample()
+    torch.manual_seed(1)
+    assert torch.equal(by_operator(given, "sample"), sample)
+
+
+@needs_triton
+@quiet
+@pytest.mark.parametrize(("n", "batch"), [(0, (2,)), (3, (0,))])
+def test_gpu_kernels_of_nothing(n: int, batch: tuple[int, ...]) -> None:
+    given = chain(n, 0, min(n, 1), True, 1.0, batch)
+    torch.testing.assert_close(by_operator(given, "moments"), given.moments())
+    assert by_operator(given, "sample").shape == by_operator(given, "argmax").shape == (*batch, n)
+
+
+@pytest.mark.parametrize("structure", [KSubset(2), CorrelatedKSubset(2)], ids=str)
+def test_operators_under_compile_and_torch_func(structure: KSubset | CorrelatedKSubset) -> None:
+    rates = torch.randn(3, 7, device="meta", requires_grad=True)
+
+    def everything(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return structure.log_partition(s), structure.marginals(s), structure.sample(s)
+
+    log_z, mean, sample = torch.compile(everything, backend="aot_eager", fullgraph=True)(rates)
+    (log_z.sum() + (mean * mean).sum()).backward()
+    assert rates.grad is not None
+    assert rates.grad.shape == mean.shape == sample.shape
+    assert torch.func.vmap(torch.func.grad(structure.log_partition))(rates.detach()).shape == rates.shape
+
+
+@needs_triton
+def test_gpu_kernels_compile_for_a_gpu() -> None:
+    done = compiled("""
+import torch
+from structgrad.algorithms import counted_bits as bits
+for states in (1, 2):
+    unary, pair = torch.ones(2, 9, dtype=torch.float64), torch.ones(2, 8 * (states - 1), dtype=torch.float64)
+    _, mean, both, ratio = bits._moments_operator(unary, pair, unary > 0, 4, 4, states)
+    bits._covariance_operator(unary, pair, unary > 0, ratio, mean, both, 4, 4, states)
+    bits._bits_operator(unary, pair, unary > 0, unary, 4, 4, states)
+    bits._bits_operator(unary, pair, unary > 0, None, 4, bits.LARGEST, states)
+""")
+    names = [line.split()[0] for line in done.splitlines()]
+    assert names == ["_gpu_chain", "_gpu_chain_covariance", "_gpu_chain", "_gpu_chain"] * 2

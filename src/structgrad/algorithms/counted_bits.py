@@ -11,8 +11,9 @@ probabilities, which neither over- nor underflows. Time and memory are O(n k) an
 Tarlow et al. 2012 for the counts; Mezuman et al. 2013 for the chain; Paulus et al. 2020, B.4, B.5).
 
 On the CPU compiled kernels run in parallel over the batch, with the Jacobian of the marginals (a covariance, hence
-symmetric) applied in the same O(n k); elsewhere, and under ``torch.func`` and ``torch.compile``, plain torch multiplies
-the bits' polynomials in a tree, O(n k) in O(log n) batched steps. Both compute in float64.
+symmetric) applied in the same O(n k); on a GPU one program an example does the same with all counts at once. Elsewhere,
+and under ``torch.func``, plain torch multiplies the bits' polynomials in a tree, O(n k) in O(log n) batched steps. All
+compute in float64.
 """
 
 from __future__ import annotations
@@ -27,14 +28,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.semirings import Aggregation, best, log_sum
 from structgrad.algorithms.threads import run
 
 #: Log-weight of what is impossible in the torch version; finite, so that no gradient is inf - inf.
 _NEVER = -1e30
+#: The most ones that one program of a GPU counts.
+LARGEST = 2047
+#: What the kernel computes.
+_MEANS, _SAMPLE, _BEST = (gpu.constant(kind) for kind in range(3))
 
 
 @dataclass(frozen=True)
@@ -65,19 +72,24 @@ class Chain:
         else empty); float64, differentiable.
         """
         batch, n = self.unary.shape[:-1], self.unary.shape[-1]
-        if not values_can_be_read(self.unary):
+        on_gpu = gpu.takes(self.unary, self.high, LARGEST)
+        if not on_gpu and not values_can_be_read(self.unary):
             return _moments_in_torch(self)
-        unary, pair, exists = self._flat()
-        log_z, mean, both = _Moments.apply(unary, pair, exists, self.low, self.high, self.states)
+        arguments = (*self._flat(), self.low, self.high, self.states)
+        log_z, mean, both = _moments_operator(*arguments)[:3] if on_gpu else _Moments.apply(*arguments)
         return log_z.reshape(batch), mean.reshape(*batch, n), both.reshape(*batch, both.shape[-1])
 
     def sample(self) -> Tensor:
         """Exact samples: float64 0/1 ``[*batch, n]``."""
-        if not values_can_be_read(self.unary):
+        on_gpu = gpu.takes(self.unary, self.high, LARGEST)
+        if not on_gpu and not values_can_be_read(self.unary):
             return _sample_in_torch(self)
         uniform = torch.rand_like(self.unary, dtype=torch.float64)
         unary, pair, exists = self._flat()
         flat = uniform.reshape(unary.shape)
+        if on_gpu:
+            drawn: Tensor = _bits_operator(unary, pair, exists, flat, self.low, self.high, self.states)
+            return drawn.reshape(uniform.shape)
         _, ratio = _ratios(unary, pair, exists, self.low, self.high, self.states)
         bits = torch.zeros_like(flat)
         run(_sample_pass, flat.numel(), ratio, flat, bits)
@@ -85,9 +97,13 @@ class Chain:
 
     def argmax(self) -> Tensor:
         """A vector of highest score: float64 0/1 ``[*batch, n]``."""
-        if not values_can_be_read(self.unary):
+        on_gpu = gpu.takes(self.unary, self.high, LARGEST)
+        if not on_gpu and not values_can_be_read(self.unary):
             return _argmax_in_torch(self)
         unary, pair, exists = self._flat()
+        if on_gpu:
+            found: Tensor = _bits_operator(unary, pair, exists, None, self.low, self.high, self.states)
+            return found.reshape(self.unary.shape)
         bits = torch.zeros_like(unary)
         work = 2 * unary.numel() * (self.high + 1) * self.states
         run(_argmax_pass, work, unary, pair, exists, self.low, self.high, self.states, bits)
@@ -310,6 +326,260 @@ def _argmax_pass(first, stride, unary, pair, exists, low, high, states, bits):  
                 bits[b, i] = 1.0
                 j += 1
             c = 1 if one_here and states == 2 else 0
+
+
+# --- GPU: one program an example, one lane a count --------------------------------------------------------------------
+
+
+@gpu.jit
+def _next(x, beyond, COUNTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``x[j + 1]``; ``beyond`` for the last."""
+    count = tl.arange(0, COUNTS)
+    return tl.where(count + 1 < COUNTS, tl.gather(x, tl.minimum(count + 1, COUNTS - 1), 0), beyond)
+
+
+@gpu.jit
+def _previous(x, COUNTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``x[j - 1]``; 0 for the first."""
+    count = tl.arange(0, COUNTS)
+    return tl.where(count > 0, tl.gather(x, tl.maximum(count - 1, 0), 0), 0.0)
+
+
+@gpu.jit
+def _choose(zero, one, uniform, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The value of a choice of 0 or 1, and how often it is 1."""
+    top = tl.maximum(zero, one)
+    if KIND == _BEST:
+        often = tl.where(one > zero, 1.0, 0.0).to(tl.float64)
+    else:
+        odds = tl.exp(tl.where(top == -float("inf"), -float("inf"), -tl.abs(zero - one)))
+        often = tl.where(one > zero, 1.0, odds) / (1.0 + odds)
+        top += tl.log(1.0 + odds)
+        if KIND == _SAMPLE:
+            often = tl.where(uniform < often, 1.0, 0.0).to(tl.float64)
+    return top, often
+
+
+@gpu.jit
+def _gpu_chain(  # type: ignore[no-untyped-def]
+    unary,
+    pair,
+    exists,
+    uniform,
+    log_z,
+    ratio,
+    mean,
+    both,
+    n,
+    low,
+    high,
+    KIND: tl.constexpr,
+    STATES: tl.constexpr,
+    COUNTS: tl.constexpr,
+):
+    """Right to left values and ratios, left to right means, or the bits where each ratio is 0 or 1."""
+    b = tl.program_id(0).to(tl.int64)
+    count = tl.arange(0, COUNTS)
+    known = count <= high
+    ratios = ratio + b * n * (high + 1) * STATES + count * STATES
+    # After a bit of 0 and, for chains, after a bit of 1.
+    zero = tl.where(known & (count >= low), 0.0, -float("inf")).to(tl.float64)
+    last = zero
+    for step in range(n):
+        i = n - 1 - step
+        there = tl.load(exists + b * n + i) != 0
+        draw = tl.load(uniform + b * n + i) if KIND == _SAMPLE else 0.0
+        one = tl.where(known & there, tl.load(unary + b * n + i) + _next(last, -float("inf"), COUNTS), -float("inf"))
+        value, often = _choose(zero, one, draw, KIND)
+        tl.store(ratios + i * (high + 1) * STATES, often, mask=known)
+        if STATES == 2:
+            gain = tl.load(pair + b * (n - 1) + i - 1, mask=i > 0, other=0.0)
+            last, often = _choose(zero, one + gain, draw, KIND)
+            tl.store(ratios + i * (high + 1) * STATES + 1, often, mask=known)
+        else:
+            last = value
+        zero = value
+    if KIND == _MEANS:
+        tl.store(log_z + b, tl.sum(tl.where(count == 0, zero, 0.0), 0))
+    tl.debug_barrier()
+    here = tl.where(count == 0, 1.0, 0.0).to(tl.float64)
+    repeat = tl.zeros([COUNTS], tl.float64)
+    for i in range(n):
+        taken = here * tl.load(ratios + i * (high + 1) * STATES, mask=known, other=0.0)
+        here -= taken
+        if STATES == 2:
+            again = repeat * tl.load(ratios + i * (high + 1) * STATES + 1, mask=known, other=0.0)
+            here += repeat - again
+            taken += again
+            repeat = _previous(taken, COUNTS)
+            if KIND == _MEANS:
+                tl.store(both + b * (n - 1) + i - 1, tl.sum(again, 0), mask=i > 0)
+        else:
+            here += _previous(taken, COUNTS)
+        tl.store(mean + b * n + i, tl.sum(taken, 0))
+
+
+@gpu.jit
+def _gpu_chain_covariance(  # type: ignore[no-untyped-def]
+    ratio, d_mean, d_both, slope, unary, pair, n, high, STATES: tl.constexpr, COUNTS: tl.constexpr
+):
+    """As the compiled pass of that name."""
+    b = tl.program_id(0).to(tl.int64)
+    count = tl.arange(0, COUNTS)
+    known = count <= high
+    place = b * n * (high + 1) * STATES + count * STATES
+    zero = tl.zeros([COUNTS], tl.float64)
+    last = zero
+    for step in range(n):
+        i = n - 1 - step
+        here = place + i * (high + 1) * STATES
+        one = tl.load(d_mean + b * n + i) + _next(last, 0.0, COUNTS)
+        r = tl.load(ratio + here, mask=known, other=0.0)
+        value = zero + r * (one - zero)
+        tl.store(slope + here, r * (1.0 - r) * (one - zero), mask=known)
+        if STATES == 2:
+            r = tl.load(ratio + here + 1, mask=known, other=0.0)
+            one += tl.load(d_both + b * (n - 1) + i - 1, mask=i > 0, other=0.0)
+            last = zero + r * (one - zero)
+            tl.store(slope + here + 1, r * (1.0 - r) * (one - zero), mask=known)
+        else:
+            last = value
+        zero = value
+    tl.debug_barrier()
+    # Probabilities of the states, and how they move.
+    p, moved = tl.where(count == 0, 1.0, 0.0).to(tl.float64), tl.zeros([COUNTS], tl.float64)
+    p_repeat, moved_repeat = tl.zeros([COUNTS], tl.float64), tl.zeros([COUNTS], tl.float64)
+    for i in range(n):
+        here = place + i * (high + 1) * STATES
+        r, by = tl.load(ratio + here, mask=known, other=0.0), tl.load(slope + here, mask=known, other=0.0)
+        taken, d_taken = p * r, moved * r + p * by
+        p, moved = p - taken, moved - d_taken
+        if STATES == 2:
+            r, by = tl.load(ratio + here + 1, mask=known, other=0.0), tl.load(slope + here + 1, mask=known, other=0.0)
+            again, d_again = p_repeat * r, moved_repeat * r + p_repeat * by
+            p, moved = p + p_repeat - again, moved + moved_repeat - d_again
+            taken, d_taken = taken + again, d_taken + d_again
+            p_repeat, moved_repeat = _previous(taken, COUNTS), _previous(d_taken, COUNTS)
+            tl.store(pair + b * (n - 1) + i - 1, tl.sum(d_again, 0), mask=i > 0)
+        else:
+            p, moved = p + _previous(taken, COUNTS), moved + _previous(d_taken, COUNTS)
+        tl.store(unary + b * n + i, tl.sum(d_taken, 0))
+
+
+def _launch(kernel: Any, example: Tensor, *arguments: Tensor | int, high: int, **constants: int) -> None:
+    counts = gpu.block(high + 1)
+    warps = min(max(counts // 32, 1), 8)
+    gpu.launch(kernel, len(example), example, *arguments, warps=warps, **constants, COUNTS=counts)
+
+
+@torch.library.custom_op("structgrad::counted_bits_moments", mutates_args=())
+def _moments_operator(
+    unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, states: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :class:`_Moments`, and the ratios ``[B, n, high + 1, states]``."""
+    log_z, mean, both, ratio = _moments_fake(unary, pair, exists, low, high, states)
+    tensors = (pair, exists, mean, log_z, ratio, mean, both)
+    _launch(_gpu_chain, unary, *tensors, unary.shape[1], low, high, high=high, KIND=0, STATES=states)
+    return log_z, mean, both, ratio
+
+
+@_moments_operator.register_fake
+def _moments_fake(
+    unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, states: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ratio = unary.new_empty(*unary.shape, high + 1, states)
+    return unary.new_empty(len(unary)), unary.new_empty(unary.shape), pair.new_empty(pair.shape), ratio
+
+
+@torch.library.custom_op("structgrad::counted_bits", mutates_args=())
+def _bits_operator(
+    unary: Tensor, pair: Tensor, exists: Tensor, uniform: Tensor | None, low: int, high: int, states: int
+) -> Tensor:
+    """The sample that ``uniform`` makes, equal to that of the compiled pass; without it a vector of highest score."""
+    bits, ratio = torch.empty_like(unary), unary.new_empty(*unary.shape, high + 1, states)
+    kind = 2 if uniform is None else 1
+    tensors = (pair, exists, bits if uniform is None else uniform, bits, ratio, bits, bits)
+    _launch(_gpu_chain, unary, *tensors, unary.shape[1], low, high, high=high, KIND=kind, STATES=states)
+    return bits
+
+
+@_bits_operator.register_fake
+def _bits_fake(unary: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(unary)
+
+
+@torch.library.custom_op("structgrad::counted_bits_covariance", mutates_args=())
+def _covariance_operator(
+    unary: Tensor,
+    pair: Tensor,
+    exists: Tensor,
+    ratio: Tensor,
+    d_mean: Tensor,
+    d_both: Tensor,
+    low: int,
+    high: int,
+    states: int,
+) -> tuple[Tensor, Tensor]:
+    """The covariance of (bits, pairs) times ``(d_mean, d_both)``."""
+    by_unary, by_pair = _covariance_fake(unary, pair)
+    tensors = (d_mean, d_both, torch.empty_like(ratio), by_unary, by_pair)
+    _launch(_gpu_chain_covariance, ratio, *tensors, unary.shape[1], high, high=high, STATES=states)
+    return by_unary, by_pair
+
+
+@_covariance_operator.register_fake
+def _covariance_fake(unary: Tensor, pair: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(unary), torch.empty_like(pair)
+
+
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    unary, pair, exists, *ctx.counts = inputs
+    _, mean, both, ratio = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(unary, pair, exists, mean, both, ratio)
+
+
+def _differentiate_moments(
+    ctx: Any, d_log_z: Tensor | None, d_mean: Tensor | None, d_both: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    unary, pair, exists, mean, both, ratio = ctx.saved_tensors
+    by_unary, by_pair = None, None
+    if d_mean is not None or d_both is not None:
+        d_mean = torch.zeros_like(mean) if d_mean is None else d_mean
+        d_both = torch.zeros_like(both) if d_both is None else d_both
+        by_unary, by_pair = _covariance_operator(unary, pair, exists, ratio, d_mean, d_both, *ctx.counts)
+    if d_log_z is not None:
+        more, more_pair = d_log_z[:, None] * mean, d_log_z[:, None] * both
+        by_unary, by_pair = (
+            more if by_unary is None else by_unary + more,
+            more_pair if by_pair is None else by_pair + more_pair,
+        )
+    return by_unary, by_pair, None, None, None, None
+
+
+def _save_covariance(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    unary, pair, exists, _, d_mean, d_both, *ctx.counts = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(unary, pair, exists, d_mean, d_both)
+
+
+def _differentiate_covariance(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    unary, pair, exists, d_mean, d_both = ctx.saved_tensors
+    low, high, states = ctx.counts
+
+    def twin(unary: Tensor, pair: Tensor, d_mean: Tensor, d_both: Tensor) -> tuple[Tensor, ...]:
+        inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in (unary, pair)]
+        chain = Chain(inputs[0], inputs[1] if states == 2 else None, exists, low, high)
+        moments = _moments_in_torch(chain)[1:]
+        return torch.autograd.grad(moments, inputs, (d_mean, d_both), create_graph=True, materialize_grads=True)
+
+    with torch.enable_grad():
+        by_unary, by_pair, by_mean, by_both = gradients(twin, [unary, pair, d_mean, d_both], upstream)
+    return by_unary, by_pair, None, None, by_mean, by_both, None, None, None
+
+
+_moments_operator.register_autograd(_differentiate_moments, setup_context=_save_moments)
+_covariance_operator.register_autograd(_differentiate_covariance, setup_context=_save_covariance)
 
 
 # --- the same in torch ------------------------------------------------------------------------------------------------

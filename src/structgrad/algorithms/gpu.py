@@ -60,6 +60,8 @@ def takes(tensor: Tensor, size: int, largest: int) -> bool:
         size: of each example's problem.
         largest: that one program holds.
     """
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False  # operators have no rules for torch.func, plain torch does
     kind = tensor.device.type
     return kind in DEVICES and (triton is not None or kind == "meta") and size <= largest
 
