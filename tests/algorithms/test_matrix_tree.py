@@ -113,6 +113,19 @@ def test_kernels_have_derivatives_of_second_order() -> None:
 
 @needs_triton
 @quiet
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_same_noise_gives_the_same_sample(scale: float) -> None:
+    scores, exists, root = (torch.cat([g[:5]] * 3) for g in graphs())
+    scores = scale * torch.randn_like(scores)
+    uniform = torch.rand_like(scores)
+    expected = matrix_tree.torch_sample(scores, exists, root, uniform)
+    torch.testing.assert_close(matrix_tree.sample_arborescences(scores, exists, root, uniform), expected)
+    sample = by_operators(matrix_tree.sample_arborescences, scores, exists, root, uniform)
+    torch.testing.assert_close(sample, expected)
+
+
+@needs_triton
+@quiet
 @pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 0), (2, 1, 1), (2, 2, 2)])
 def test_kernels_of_nothing_and_little(shape: tuple[int, int, int]) -> None:
     scores = torch.randn(shape, requires_grad=True)
@@ -122,6 +135,9 @@ def test_kernels_of_nothing_and_little(shape: tuple[int, int, int]) -> None:
         torch.testing.assert_close(value, function(scores, exists, root))
         (slope,) = torch.autograd.grad(value.sum(), scores)
         torch.testing.assert_close(slope, torch.autograd.grad(function(scores, exists, root).sum(), scores)[0])
+    assert by_operators(matrix_tree.sample_arborescences, scores, exists, root).sum() == len(scores) * max(
+        shape[1] - 1, 0
+    )
 
 
 @needs_triton
@@ -156,5 +172,6 @@ def test_kernels_compile_for_a_gpu() -> None:
         "gpu.DEVICES.add('cpu')\n"
         "matrix_tree.log_partition(*arguments)\n"
         "matrix_tree.marginals(*arguments).sum().backward()\n"
+        "matrix_tree.sample_arborescences(*arguments)\n"
     )
-    assert lines.count("\n") == 3
+    assert lines.count("\n") == 5  # the elimination twice

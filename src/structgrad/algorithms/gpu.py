@@ -22,7 +22,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["DEVICES", "block", "constant", "jit", "launch", "takes", "tl", "triton"]
+__all__ = [
+    "DEVICES",
+    "block",
+    "column",
+    "constant",
+    "entry",
+    "jit",
+    "launch",
+    "log_sum_exp",
+    "row",
+    "takes",
+    "tl",
+    "triton",
+    "warps",
+]
 
 triton: Any = None
 if TYPE_CHECKING:
@@ -67,8 +81,13 @@ def takes(tensor: Tensor, size: int, largest: int) -> bool:
 
 
 def block(size: int) -> int:
-    """The least power of two that is not below ``size``: blocks have such lengths."""
-    return 1 << max(size - 1, 0).bit_length()
+    """The least power of two that is not below ``size``, and 16 at least: blocks have such lengths."""
+    return 1 << max(size - 1, 15).bit_length()
+
+
+def warps(elements: int) -> int:
+    """How many warps a program has that works on blocks of so many elements (a power of two)."""
+    return min(16, max(1, elements // 512))
 
 
 def launch(kernel: Any, programs: int, *arguments: Tensor | float, warps: int, **constants: int) -> None:
@@ -88,3 +107,31 @@ def launch(kernel: Any, programs: int, *arguments: Tensor | float, warps: int, *
     with torch.cuda.device_of(first):
         contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]
         kernel[(programs,)](*contiguous, num_warps=warps, **constants)
+
+
+# --- within kernels ---------------------------------------------------------------------------------------------------
+
+
+@jit
+def row(x: tl.tensor, i: tl.tensor) -> tl.tensor:
+    """``x[i]`` of a block ``[rows, columns]``."""
+    return tl.sum(tl.where(tl.arange(0, x.shape[0])[:, None] == i, x, 0), 0)
+
+
+@jit
+def column(x: tl.tensor, i: tl.tensor) -> tl.tensor:
+    """``x[:, i]`` of a block ``[rows, columns]``."""
+    return tl.sum(tl.where(tl.arange(0, x.shape[1])[None, :] == i, x, 0), 1)
+
+
+@jit
+def entry(x: tl.tensor, i: tl.tensor) -> tl.tensor:
+    """``x[i]`` of a vector."""
+    return tl.sum(tl.where(tl.arange(0, x.shape[0]) == i, x, 0), 0)
+
+
+@jit
+def log_sum_exp(x: tl.tensor, axis: tl.constexpr) -> tl.tensor:
+    """Over one axis, of finite numbers."""
+    top = tl.max(x, axis)
+    return top + tl.log(tl.sum(tl.exp(x - tl.expand_dims(top, axis)), axis))

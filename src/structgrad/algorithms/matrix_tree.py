@@ -41,7 +41,7 @@ from structgrad.algorithms.threads import run, untraced
 
 #: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
 _LOG_ZERO = -1e30
-_GPU_LOG_ZERO = gpu.constant(_LOG_ZERO)
+_NO_WEIGHT = gpu.constant(_LOG_ZERO)
 #: The largest graph that one program of a GPU holds.
 LARGEST = 128
 #: Reassociation and fused multiply-add only: infinities and NaN keep their meaning.
@@ -231,7 +231,7 @@ def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any)
             whole = weights[nodes[k], nodes[j]]
             for e in range(i, m + 1):
                 whole += w[k, e] * w[e, j]
-            if uniform[i - 1, j - 1] * whole < w[k, i] * w[i, j]:
+            if uniform[nodes[i], nodes[j]] * whole < w[k, i] * w[i, j]:
                 parent[j] = i
         # The parent of i may be any node that still reaches the root; those below i do not.
         known[:i] = False
@@ -250,11 +250,12 @@ def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any)
         for k in range(i):
             total += w[k, i] if reaches_root[k] else 0.0
         running = 0.0
-        for k in range(i):
+        for t in range(1, i + 1):
+            k = t % i  # the root is the last, as in the versions for other devices
             if reaches_root[k] and w[k, i] > 0.0:
                 parent[i] = k
                 running += w[k, i]
-                if running > uniform[i - 1, i - 1] * total:
+                if running > uniform[nodes[i], nodes[i]] * total:
                     break
 
 
@@ -416,12 +417,6 @@ _compiled_marginals = untraced(_Marginals.apply)
 
 
 @gpu.jit
-def _log_sum_exp(x: tl.tensor, axis: tl.constexpr) -> tl.tensor:
-    top = tl.max(x, axis)
-    return top + tl.log(tl.sum(tl.exp(x - tl.expand_dims(top, axis)), axis))
-
-
-@gpu.jit
 def _log_add_exp(x: tl.tensor, y: tl.tensor) -> tl.tensor:
     return tl.maximum(x, y) + tl.log(1.0 + tl.exp(-tl.abs(x - y)))
 
@@ -437,19 +432,9 @@ def _load_block(scores: tl.tensor, exists: tl.tensor, root: tl.tensor, n: tl.ten
     at = b * n * n + k * n + j
     there = (k < n) & (j < n)
     edge = (tl.load(exists + at, mask=there, other=0) != 0) & (k != j) & (j != r)
-    w = tl.where(edge, tl.load(scores + at, mask=there & edge, other=0.0).to(tl.float64), _GPU_LOG_ZERO)
+    w = tl.where(edge, tl.load(scores + at, mask=there & edge, other=0.0).to(tl.float64), _NO_WEIGHT)
     absent = (tl.max(edge.to(tl.int32), 0) + tl.max(tl.trans(edge.to(tl.int32)), 0)) == 0
     return tl.where((k == r) & absent[None, :], 0.0, w), edge, at, r
-
-
-@gpu.jit
-def _row(x: tl.tensor, i: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    return tl.sum(tl.where(tl.arange(0, SIZE)[:, None] == i, x, 0.0), 0)
-
-
-@gpu.jit
-def _column(x: tl.tensor, i: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    return tl.sum(tl.where(tl.arange(0, SIZE)[None, :] == i, x, 0.0), 1)
 
 
 @gpu.jit
@@ -466,15 +451,15 @@ def _eliminate_block(
         i = n - 1 - step
         i = tl.where(i <= r, i - 1, i)
         left = (at < i) | (at == r)
-        into, out = tl.where(left, _column(w, i, SIZE), _GPU_LOG_ZERO), _row(w, i, SIZE)
-        d = _log_sum_exp(into, 0)
-        p = tl.where(left, into - d, _GPU_LOG_ZERO)
+        into, out = tl.where(left, gpu.column(w, i), _NO_WEIGHT), gpu.row(w, i)
+        d = gpu.log_sum_exp(into, 0)
+        p = tl.where(left, into - d, _NO_WEIGHT)
         remains = left[:, None] & (at < i)[None, :] & (at != r)[None, :] & (at[:, None] != at[None, :])
         now_i = left[:, None] & (at == i)[None, :]
         detour = p[:, None] + out[None, :]
         after = tl.where(remains, _log_add_exp(w, detour), w)
         if TANGENT:
-            t_into, t_out = _column(t, i, SIZE), _row(t, i, SIZE)
+            t_into, t_out = gpu.column(t, i), gpu.row(t, i)
             t_d = tl.sum(tl.exp(p) * t_into, 0)
             t_p = t_into - t_d
             mixed = tl.exp(w - after) * t + tl.exp(detour - after) * (t_p[:, None] + t_out[None, :])
@@ -498,25 +483,25 @@ def _differentiate_block(
 ) -> tl.tensor:
     """``g``, logs of the derivatives of log Z in the weights; with ``TANGENT`` also how they move."""
     at = tl.arange(0, SIZE)
-    g, t_g = tl.full([SIZE, SIZE], _GPU_LOG_ZERO, tl.float64), tl.zeros([SIZE, SIZE], tl.float64)
+    g, t_g = tl.full([SIZE, SIZE], _NO_WEIGHT, tl.float64), tl.zeros([SIZE, SIZE], tl.float64)
     for step in range(n - 1):
         i = tl.where(step >= r, step + 1, step)
         left, heads = (at < i) | (at == r), (at < i) & (at != r)
-        p = tl.where(left, _column(w, i, SIZE), _GPU_LOG_ZERO)
-        out = tl.where(heads, _row(w, i, SIZE), _GPU_LOG_ZERO)
+        p = tl.where(left, gpu.column(w, i), _NO_WEIGHT)
+        out = tl.where(heads, gpu.row(w, i), _NO_WEIGHT)
         d = tl.sum(tl.where(at == i, total, 0.0), 0)
         via, beyond = p[:, None] + g, g + out[None, :]
-        row, through = _log_sum_exp(via, 0), _log_sum_exp(beyond, 1)
+        row, through = gpu.log_sum_exp(via, 0), gpu.log_sum_exp(beyond, 1)
         children = tl.exp(row + out)
         # 1 - children + through, relative to the larger of 1 and through.
         top, bottom = tl.maximum(through, 0.0), tl.minimum(through, 0.0)
         whole = tl.exp(bottom) + (1.0 - tl.sum(children, 0)) * tl.exp(-top)
         positive = whole > 0.0
         whole = tl.where(positive, whole, 1.0)
-        column = tl.where(positive, top + tl.log(whole), _GPU_LOG_ZERO) - d
+        column = tl.where(positive, top + tl.log(whole), _NO_WEIGHT) - d
         now_row, now_column = (at == i)[:, None] & heads[None, :], left[:, None] & (at == i)[None, :]
         if TANGENT:
-            t_p, t_out = _column(t, i, SIZE), _row(t, i, SIZE)
+            t_p, t_out = gpu.column(t, i), gpu.row(t, i)
             t_row = tl.sum(tl.exp(via - row[None, :]) * (t_p[:, None] + t_g), 0)
             t_through = tl.sum(tl.exp(beyond - through[:, None]) * (t_g + t_out[None, :]), 1)
             t_children = tl.sum(children * (t_row + t_out), 0)
@@ -585,12 +570,62 @@ def _gpu_covariance(
     tl.store(product + at, tl.where(_reached(total), value, 0.0), mask=there)
 
 
+@gpu.jit
+def _gpu_sample(
+    scores: tl.tensor,
+    exists: tl.tensor,
+    root: tl.tensor,
+    factors: tl.tensor,
+    uniform: tl.tensor,
+    tree: tl.tensor,
+    n: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    """As :func:`torch_sample`, which explains the names; the root is a node like the others."""
+    start, _, at, r = _load_block(scores, exists, root, n, SIZE)
+    first = tl.program_id(0).to(tl.int64) * n * n
+    ends = tl.arange(0, SIZE)
+    k, j = ends[:, None], ends[None, :]
+    there = (k < n) & (j < n)
+    w = tl.load(factors + at, mask=there, other=_NO_WEIGHT)
+    parent = tl.zeros([SIZE], tl.int32) + r
+    above = ((k == j) | (j == r)).to(tl.int32)
+    for step in range(n - 1):
+        i = tl.where(step >= r, step + 1, step)
+        left, heads = (ends < i) | (ends == r), (ends < i) & (ends != r)
+        into = tl.where(left, gpu.column(w, i), _NO_WEIGHT)
+        draws = tl.load(uniform + first + i * n + ends, mask=ends < n, other=1.0)
+        # The weight of parent[j] -> j with the nodes from i on eliminated: the edge itself and the ways through those.
+        through = (k >= i) & (k != r) & (k < n) & heads[None, :]
+        ways = tl.load(factors + first + parent[None, :] * n + k, mask=through, other=_NO_WEIGHT) + w
+        chosen = k == parent[None, :]
+        direct = tl.sum(tl.where(chosen, start, 0.0), 0)
+        whole = _log_add_exp(direct, gpu.log_sum_exp(tl.where(through, ways, _NO_WEIGHT), 0))
+        detour = tl.sum(tl.where(chosen, into[:, None], 0.0), 0) + gpu.row(w, i)
+        moved = heads & (draws < tl.exp(detour - whole))
+        parent = tl.where(moved, i, parent)
+        cuts = tl.sum(above * moved[None, :].to(tl.int32), 1)
+        attached = tl.where(left & (cuts == 0), into, _NO_WEIGHT)
+        weights = tl.where(attached > 0.5 * _NO_WEIGHT, tl.exp(attached - tl.max(attached, 0)), 0.0)
+        others = tl.where(ends == r, 0.0, weights)
+        threshold = tl.sum(tl.where(ends == i, draws, 0.0), 0) * tl.sum(weights, 0)
+        drawn = tl.min(tl.where((others > 0.0) & (tl.cumsum(others, 0) > threshold), ends, SIZE), 0)
+        last = tl.where(tl.sum(weights - others, 0) > 0.0, r, tl.max(tl.where(others > 0.0, ends, 0), 0))
+        drawn = tl.where(drawn == SIZE, last, drawn)
+        parent = tl.where(ends == i, drawn, parent)
+        above_i = tl.where(ends == i, 1, tl.sum(tl.where(k == drawn, above, 0), 0))
+        above = tl.where(k == i, above_i[None, :], above)
+        kept = tl.where(cuts[:, None] == cuts[None, :], above, 0)
+        above = tl.where((cuts > 0)[:, None], tl.maximum(kept, above_i[None, :]), above)
+    there_is = tl.load(exists + at, mask=there, other=0).to(tl.int32)
+    present = (tl.max(there_is, 0) + tl.max(tl.trans(there_is), 0)) > 0
+    tl.store(tree + at, tl.where((k == parent[None, :]) & (present & (ends != r))[None, :], 1.0, 0.0), mask=there)
+
+
 def _launch(kernel: Any, scores: Tensor, *others: Tensor) -> None:
     n = scores.shape[-1]
-    size = gpu.block(max(n, 16))
-    gpu.launch(
-        kernel, len(scores) if n else 0, scores, *others, n, warps=min(16, max(1, size * size // 512)), SIZE=size
-    )
+    size = gpu.block(n)
+    gpu.launch(kernel, len(scores) if n else 0, scores, *others, n, warps=gpu.warps(size * size), SIZE=size)
 
 
 @torch.library.custom_op("structgrad::matrix_tree_eliminate", mutates_args=())
@@ -623,8 +658,16 @@ def _covariance_operator(scores: Tensor, exists: Tensor, root: Tensor, direction
     return product
 
 
+@torch.library.custom_op("structgrad::matrix_tree_sample", mutates_args=())
+def _sample_operator(scores: Tensor, exists: Tensor, root: Tensor, factors: Tensor, uniform: Tensor) -> Tensor:
+    tree = scores.new_empty(scores.shape)
+    _launch(_gpu_sample, scores, exists, root, factors, uniform, tree)
+    return tree
+
+
 @_marginals_operator.register_fake
 @_covariance_operator.register_fake
+@_sample_operator.register_fake
 def _like_scores(scores: Tensor, *others: Tensor) -> Tensor:
     return scores.new_empty(scores.shape)
 
@@ -688,8 +731,9 @@ def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     return torch_marginals(scores, exists, root)
 
 
-def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-    """One exact Gibbs sample for each example: ``[B, n, n]``.
+def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor | None = None) -> Tensor:
+    """One exact Gibbs sample for each example: ``[B, n, n]``, a function of the noise ``uniform`` (float64, as the
+    scores), which is drawn if it is not given.
 
     The elimination is undone on trees. Given a tree of the reduced graph without i, each of its edges k -> j goes
     through i with probability ``p[k] w[i, j] / w'[k, j]``, and then j becomes a child of i. If so, the parent of i is
@@ -699,8 +743,13 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor
     ``a (a + sum b)^(r - 1)``, and ``a + sum b = D``. No rejection, no random walk whose length depends on the scores
     (as Wilson's), no subtraction.
     """
-    uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
+    if uniform is None:
+        uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
     scores = scores.detach()
+    if gpu.takes(scores, scores.shape[-1], LARGEST):
+        _, factors = _eliminate_operator(scores, exists, root)
+        tree: Tensor = _sample_operator(scores, exists, root, factors, uniform)
+        return tree
     if scores.device.type != "cpu":
         return torch_sample(scores, exists, root, uniform)
     out, hard = torch.zeros_like(scores), torch.empty(len(scores), dtype=torch.bool)
