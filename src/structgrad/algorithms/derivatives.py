@@ -43,6 +43,30 @@ def gradients(
     return [next(by_input) if i.requires_grad else None for i in inputs]
 
 
+def second_gradients(
+    twin: Callable[[Tensor], Tensor], scores: Tensor, upstream: Tensor, again: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same for a backward pass that is an operator: derivatives of the twin's vector-Jacobian product.
+
+    Args:
+        twin: what the forward pass computes of its scores, in plain torch.
+        scores: saved, still connected.
+        upstream: of the forward pass's value; likewise.
+        again: upstream of the backward pass's result.
+
+    Returns:
+        in the scores and in ``upstream``; None for what needs none.
+    """
+
+    def backward(inputs: Tensor, along: Tensor) -> Tensor:
+        inputs = inputs if inputs.requires_grad else inputs.detach().requires_grad_()
+        return torch.autograd.grad(twin(inputs), inputs, along, create_graph=True)[0]
+
+    with torch.enable_grad():
+        by_scores, by_upstream = gradients(backward, [scores, upstream], [again])
+    return by_scores, by_upstream
+
+
 class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, what: str, *depends_on: Tensor) -> Tensor:

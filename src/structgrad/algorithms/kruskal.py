@@ -16,9 +16,15 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from structgrad.algorithms import gpu
+from structgrad.algorithms.derivatives import second_gradients
+from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 
 _LOG_ZERO = -1e30  # finite: see matrix_tree
+_NO_RATE = gpu.constant(_LOG_ZERO)
+#: The largest graph that one program of a GPU holds; plain torch is for larger ones.
+LARGEST = 128
 
 
 def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +40,9 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
         -1, and bool ``[B]``: whether the example is connected.
     """
     costs = costs.detach()
+    if gpu.takes(costs, costs.shape[-1], LARGEST):
+        found: tuple[Tensor, Tensor, Tensor] = _spanning_tree_operator(costs, exists, sign)
+        return found
     if costs.device.type != "cpu":
         return torch_minimum_spanning_tree(costs, exists, sign)
     batch, n = costs.shape[:2]
@@ -84,6 +93,9 @@ def torch_minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0
 
 def joined_at(choices: Tensor, n: int) -> Tensor:
     """The step at which i and j come into one component: int64 ``[B, n, n]``, symmetric, -1 if they never do."""
+    if gpu.takes(choices, n, LARGEST):
+        joined: Tensor = _joined_at_operator(choices, n)
+        return joined
     if choices.device.type != "cpu":
         return torch_joined_at(choices, n)
     out = torch.empty(len(choices), n, n, dtype=torch.int64)
@@ -113,6 +125,14 @@ def log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
     From the last step to the first: those in the running at the next step, and those joined at this one. Nothing is
     subtracted. Steps that did not happen have a very low but finite value.
     """
+    if gpu.takes(log_rates, log_rates.shape[-1], LARGEST):
+        total: Tensor = _log_running_operator(log_rates, exists, joined)
+        return total
+    return torch_log_running(log_rates, exists, joined)
+
+
+def torch_log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
+    """:func:`log_running` for any device and to any order."""
     batch, n = log_rates.shape[:2]
     steps = max(n - 1, 0)
     step = torch.where(exists, joined, steps).flatten(1)  # a last column takes what is no part
@@ -211,3 +231,193 @@ def _joined_at_kernel(first: int, stride: int, choices: Any, n: int, out: Any) -
             for j in range(n):
                 if comp[j] == drop:
                     comp[j] = keep
+
+
+# --- GPU: blocks [SIZE, SIZE] in registers ----------------------------------------------------------------------------
+
+
+@gpu.jit
+def _gpu_spanning_tree(
+    costs: tl.tensor,
+    exists: tl.tensor,
+    sign: tl.tensor,
+    vertex: tl.tensor,
+    choices: tl.tensor,
+    reached: tl.tensor,
+    n: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    """As ``_spanning_tree_kernel``, one program an example."""
+    b = tl.program_id(0).to(tl.int64)
+    nodes = tl.arange(0, SIZE)
+    i, j = nodes[:, None], nodes[None, :]
+    there = (i < n) & (j < n)
+    at = b * n * n + i * n + j
+    edge = tl.load(exists + at, mask=there, other=0) != 0
+    cost = tl.where(edge, sign * tl.load(costs + at, mask=edge, other=0.0).to(tl.float64), float("inf"))
+    cost = tl.minimum(cost, tl.trans(cost))
+    waiting = tl.max(edge.to(tl.int32), 0) + tl.max(tl.trans(edge.to(tl.int32)), 0) > 0
+    new = tl.min(tl.where(waiting, nodes, SIZE), 0)
+    nearest = tl.full([SIZE], float("inf"), tl.float64)
+    link, parent = tl.zeros([SIZE], tl.int32), tl.full([SIZE], -1, tl.int32)
+    length, taken = nearest, tl.full([SIZE], -1, tl.int64)
+    for step in range(n - 1):
+        waiting = waiting & (nodes != new)
+        closer = gpu.row(cost, new) < nearest
+        nearest = tl.where(closer, gpu.row(cost, new), nearest)
+        link = tl.where(closer, new, link)
+        distance = tl.where(waiting, nearest, float("inf"))
+        least = tl.min(distance, 0)
+        found = tl.min(tl.where((distance == least) & (distance < float("inf")), nodes, SIZE), 0)
+        if found < SIZE:
+            other = gpu.entry(link, found)
+            low, high = tl.minimum(found, other), tl.maximum(found, other)
+            parent = tl.where(nodes == found, other, parent)
+            length = tl.where(nodes == step, least, length)
+            taken = tl.where(nodes == step, low * n + high, taken)
+            new = found
+    tl.store(reached + b, tl.max((waiting & (nodes != new)).to(tl.int32), 0) == 0)
+    tl.store(vertex + at, tl.where((parent[None, :] == i) | (parent[:, None] == j), 1.0, 0.0), mask=there)
+    before = (length[:, None] < length[None, :]) | ((length[:, None] == length[None, :]) & (i < j))
+    rank = tl.sum(before.to(tl.int32), 0)
+    tl.store(choices + b * (n - 1) + rank, taken, mask=nodes < n - 1)
+
+
+@gpu.jit
+def _gpu_joined_at(choices: tl.tensor, joined: tl.tensor, n: tl.tensor, SIZE: tl.constexpr) -> None:
+    """As ``_joined_at_kernel``, one program an example."""
+    b = tl.program_id(0).to(tl.int64)
+    nodes = tl.arange(0, SIZE)
+    component = nodes
+    out = tl.full([SIZE, SIZE], -1, tl.int32)
+    for t in range(n - 1):
+        edge = tl.load(choices + b * (n - 1) + t).to(tl.int32)
+        if edge >= 0:
+            keep, drop = gpu.entry(component, edge // n), gpu.entry(component, edge % n)
+            left, right = component == keep, component == drop
+            out = tl.where((left[:, None] & right[None, :]) | (right[:, None] & left[None, :]), t, out)
+            component = tl.where(right, keep, component)
+    there = (nodes < n)[:, None] & (nodes < n)[None, :]
+    tl.store(joined + b * n * n + nodes[:, None] * n + nodes[None, :], out.to(tl.int64), mask=there)
+
+
+@gpu.jit
+def _gpu_log_running(
+    log_rates: tl.tensor, exists: tl.tensor, joined: tl.tensor, total: tl.tensor, n: tl.tensor, SIZE: tl.constexpr
+) -> None:
+    """One program a step."""
+    b, t = (tl.program_id(0) // (n - 1)).to(tl.int64), tl.program_id(0) % (n - 1)
+    i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
+    there = (i < n) & (j < n)
+    at = b * n * n + i * n + j
+    edge = tl.load(exists + at, mask=there, other=0) != 0
+    running = edge & (tl.load(joined + at, mask=edge, other=-1) >= t)
+    rates = tl.where(running, tl.load(log_rates + at, mask=running, other=0.0).to(tl.float64), _NO_RATE)
+    top = tl.max(tl.max(rates, 1), 0)
+    tl.store(total + tl.program_id(0), top + tl.log(tl.sum(tl.sum(tl.exp(rates - top), 1), 0)))
+
+
+@gpu.jit
+def _gpu_log_running_backward(
+    log_rates: tl.tensor,
+    exists: tl.tensor,
+    joined: tl.tensor,
+    total: tl.tensor,
+    upstream: tl.tensor,
+    out: tl.tensor,
+    n: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    """One program an example: each edge's share of the total rate, over the steps that it is in the running for."""
+    b = tl.program_id(0).to(tl.int64)
+    i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
+    there = (i < n) & (j < n)
+    at = b * n * n + i * n + j
+    edge = tl.load(exists + at, mask=there, other=0) != 0
+    rates = tl.load(log_rates + at, mask=edge, other=0.0).to(tl.float64)
+    until = tl.load(joined + at, mask=edge, other=-1)
+    grad = tl.zeros([SIZE, SIZE], tl.float64)
+    for t in range(n - 1):
+        of_step = b * (n - 1) + t
+        share = tl.exp(tl.where(until >= t, rates - tl.load(total + of_step), _NO_RATE))
+        grad += tl.load(upstream + of_step) * share
+    tl.store(out + at, grad, mask=there)
+
+
+def _launch(kernel: Any, programs: int, n: int, *arguments: Tensor | float) -> None:
+    size = gpu.block(n)
+    gpu.launch(kernel, programs if n else 0, *arguments, n, warps=gpu.warps(size * size), SIZE=size)
+
+
+@torch.library.custom_op("structgrad::kruskal_spanning_tree", mutates_args=())
+def _spanning_tree_operator(costs: Tensor, exists: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+    vertex, choices, reached = _spanning_tree_fake(costs, exists, sign)
+    _launch(_gpu_spanning_tree, len(costs), costs.shape[-1], costs, exists, sign, vertex, choices, reached)
+    return vertex, choices, reached
+
+
+@_spanning_tree_operator.register_fake
+def _spanning_tree_fake(costs: Tensor, exists: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+    batch, n = costs.shape[:2]
+    choices = costs.new_empty(batch, max(n - 1, 0), dtype=torch.int64)
+    reached = (torch.empty if n else torch.ones)(batch, dtype=torch.bool, device=costs.device)
+    return costs.new_empty(costs.shape), choices, reached
+
+
+@torch.library.custom_op("structgrad::kruskal_joined_at", mutates_args=())
+def _joined_at_operator(choices: Tensor, n: int) -> Tensor:
+    joined = choices.new_empty(len(choices), n, n)
+    _launch(_gpu_joined_at, len(choices), n, choices, joined)
+    return joined
+
+
+@_joined_at_operator.register_fake
+def _joined_at_fake(choices: Tensor, n: int) -> Tensor:
+    return choices.new_empty(len(choices), n, n)
+
+
+@torch.library.custom_op("structgrad::kruskal_log_running", mutates_args=())
+def _log_running_operator(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
+    batch, n = log_rates.shape[:2]
+    total = log_rates.new_empty(batch, max(n - 1, 0), dtype=torch.float64)
+    _launch(_gpu_log_running, total.numel(), n, log_rates, exists, joined, total)
+    return total
+
+
+@_log_running_operator.register_fake
+def _log_running_fake(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
+    batch, n = log_rates.shape[:2]
+    return log_rates.new_empty(batch, max(n - 1, 0), dtype=torch.float64)
+
+
+@torch.library.custom_op("structgrad::kruskal_log_running_backward", mutates_args=())
+def _running_shares_operator(
+    log_rates: Tensor, exists: Tensor, joined: Tensor, total: Tensor, upstream: Tensor
+) -> Tensor:
+    out = log_rates.new_empty(log_rates.shape)
+    arguments = log_rates, exists, joined, total, upstream, out
+    _launch(_gpu_log_running_backward, len(log_rates), log_rates.shape[-1], *arguments)
+    return out
+
+
+@_running_shares_operator.register_fake
+def _running_shares_fake(log_rates: Tensor, *others: Tensor) -> Tensor:
+    return log_rates.new_empty(log_rates.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _log_running_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    return _running_shares_operator(*ctx.saved_tensors, upstream), None, None
+
+
+def _running_shares_backward(ctx: Any, again: Tensor) -> tuple[Tensor | None, ...]:
+    log_rates, exists, joined, _, upstream, _ = ctx.saved_tensors
+    found = second_gradients(lambda r: torch_log_running(r, exists, joined), log_rates, upstream, again)
+    return found[0], None, None, None, found[1]
+
+
+_log_running_operator.register_autograd(_log_running_backward, setup_context=_save)
+_running_shares_operator.register_autograd(_running_shares_backward, setup_context=_save)

@@ -34,7 +34,7 @@ from numba import njit
 from torch import Tensor
 
 from structgrad.algorithms import gpu
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.derivatives import gradients, second_gradients
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.threads import run, untraced
@@ -687,14 +687,8 @@ def _marginals_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]
 
 def _covariance_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     scores, exists, root, direction = ctx.saved_tensors
-
-    def twin(s: Tensor, along: Tensor) -> Tensor:
-        s = s if s.requires_grad else s.detach().requires_grad_()
-        return torch.autograd.grad(torch_marginals(s, exists, root), s, along, create_graph=True)[0]
-
-    with torch.enable_grad():
-        by_scores, by_direction = gradients(twin, [scores, direction], [upstream])
-    return by_scores, None, None, by_direction
+    found = second_gradients(lambda s: torch_marginals(s, exists, root), scores, direction, upstream)
+    return found[0], None, None, found[1]
 
 
 _eliminate_operator.register_autograd(_eliminate_backward, setup_context=_save_inputs)
