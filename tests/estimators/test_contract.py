@@ -77,6 +77,14 @@ def test_a_kl_says_what_it_is_over_and_is_none(built: tuple[str, list[tuple[Esti
             assert (estimate.kl <= torch.tensor(sizes) + 1e-9).all()
 
 
+def test_state_is_assigned(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    """Written in place, it would be read anew, and wrongly, by the backward pass of a compiled step."""
+    for estimator, p in built[1]:
+        before = {name: (buffer, buffer.clone()) for name, buffer in estimator.named_buffers()}
+        (run(estimator.train(), p).surrogate.sum() + 0.0).backward()
+        assert all(torch.equal(buffer, value) for buffer, value in before.values())
+
+
 def test_one_batch_dimension(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
     for estimator, p in built[1]:
         for scores in (p.scores[0], p.scores[None]):

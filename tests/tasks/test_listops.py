@@ -74,6 +74,26 @@ def test_a_weight_needs_a_divergence(data: ListOpsData) -> None:
         assert task.train(mode).step(batch).loss.isfinite()
 
 
+def test_few_lengths_change_no_loss(data: ListOpsData) -> None:
+    data.prepare()
+    for structure in (NoStructure(), GroundTruth(), Arborescence()):
+        estimator = Deterministic(structure) if structure.is_latent else None
+        task = make(structure, data, estimator, dropout=0.0).double()
+        cut = list(task.batches("train"))
+        task.compiled_step = task.step
+        few = list(task.batches("train"))
+        lengths = {batch["tokens"].shape[1] for batch in few}
+        assert lengths <= {3, 6, 9, 12, 14}
+        assert any(a["tokens"].shape != b["tokens"].shape for a, b in zip(cut, few, strict=True))
+        for batch, padded in zip(cut, few, strict=True):
+            task.zero_grad()
+            results = []
+            for b in (batch, padded):
+                loss = task.step(b).loss
+                results.append([loss, *torch.autograd.grad(loss, list(task.parameters()), allow_unused=True)])
+            torch.testing.assert_close(*results)
+
+
 def adjacency(parents: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.one_hot(parents + 1, parents.shape[1] + 1)[..., 1:].transpose(1, 2).to(torch.float64)
 

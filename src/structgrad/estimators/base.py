@@ -114,7 +114,8 @@ class Estimator(nn.Module, abc.ABC):
     """Turns scores and an objective into a surrogate whose gradient estimates that of the expected objective.
 
     Buffers and parameters hold the estimator's state (running baselines, critics, schedules), so it is saved, moved
-    and resumed with the model. In ``train()`` mode :meth:`forward` estimates gradients; in ``eval()`` mode it
+    and resumed with the model; new state is assigned, not written into the old, which a compiled step may still read
+    in its backward pass. In ``train()`` mode :meth:`forward` estimates gradients; in ``eval()`` mode it
     evaluates hard vertices.
 
     Args:

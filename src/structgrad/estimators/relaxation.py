@@ -67,7 +67,7 @@ class ExponentialSchedule(nn.Module):
 
     def advance(self) -> None:
         """Count one training step."""
-        self.step += 1
+        self.step = self.step + 1
 
 
 def clip_scores(structure: Structure, scores: Tensor, mask: Tensor | None, reach: float) -> Tensor:

@@ -87,9 +87,9 @@ class RunningMean(nn.Module):
         """Move towards the mean and variance (around the running mean) of ``values``, any shape."""
         values = values.detach().to(self.total)
         variance = (values - self.mean).square().mean()
-        self.total.lerp_(values.mean(), 1 - self.decay)
-        self.squares.lerp_(variance, 1 - self.decay)
-        self.weight.lerp_(torch.ones_like(self.weight), 1 - self.decay)
+        self.total = self.total.lerp(values.mean(), 1 - self.decay)
+        self.squares = self.squares.lerp(variance, 1 - self.decay)
+        self.weight = self.weight.lerp(torch.ones_like(self.weight), 1 - self.decay)
 
 
 class Reinforce(Estimator):

@@ -97,7 +97,7 @@ class Rodeo(Estimator):
             parameters = list(self.network.parameters())
             to_parameters = torch.autograd.grad(gradient.square().sum(-1).mean(), parameters)
         with torch.no_grad():
-            self.scale.lerp_(losses.detach().abs().mean().to(self.scale), 1 - self.decay)
+            self.scale = self.scale.lerp(losses.detach().abs().mean().to(self.scale), 1 - self.decay)
         to_scores = ((finite - finite.detach()) * gradient.detach()).sum(1)
         # Of value zero, and the same in every example, so that the mean over the batch has it once.
         to_network = torch.stack(

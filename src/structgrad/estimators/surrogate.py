@@ -205,6 +205,6 @@ class AdaptiveIMLE(Surrogate):
         moved = torch.where(exists, (there - back) / torch.where(step > 0, 2 * step, 1.0), 0.0)
         with torch.no_grad():
             entries = (moved != 0).to(self.found).sum(dims).mean()
-            self.found.lerp_(entries, 1 - self.decay)
-            self.alpha.add_(self.rate * torch.sign(self.target - self.found)).clamp_(min=0.0)
+            self.found = self.found.lerp(entries, 1 - self.decay)
+            self.alpha = (self.alpha + self.rate * torch.sign(self.target - self.found)).clamp(min=0.0)
         return moved

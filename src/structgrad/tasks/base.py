@@ -64,6 +64,8 @@ class Task(pl.LightningModule, abc.ABC):
         self.estimator = estimator
         self.make_optimizer = optimizer
         self._sums: dict[str, list[Tensor]] = {}
+        #: What :meth:`training_step` calls in place of :meth:`step`, if anything: the same, compiled.
+        self.compiled_step: Callable[[Batch], StepOutput] | None = None
 
     # --- what a task provides -------------------------------------------------------------------------------------
 
@@ -73,7 +75,10 @@ class Task(pl.LightningModule, abc.ABC):
 
     @abc.abstractmethod
     def batches(self, split: Split) -> Batches:
-        """The data of a split, whole; the base class divides them between processes."""
+        """The data of a split, whole; the base class divides them between processes.
+
+        A task whose batches differ in shape makes those of training of few shapes while :attr:`compiled_step` is set.
+        """
 
     @abc.abstractmethod
     def step(self, batch: Batch) -> StepOutput:
@@ -171,7 +176,7 @@ class Task(pl.LightningModule, abc.ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; logs ``train/*``."""
-        out = self.step(batch)
+        out = (self.compiled_step or self.step)(batch)
         self.log_training(out)
         return out.loss
 

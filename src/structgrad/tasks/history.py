@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from structgrad.estimators.base import Estimate
-from structgrad.tasks.base import Task
+from structgrad.tasks.base import StepOutput, Task
 
 
 class CallsOverTime(Task):
@@ -24,9 +23,12 @@ class CallsOverTime(Task):
         self.history: dict[str, list[float]] = {}
         self._calls: list[Tensor] = []
 
-    def count_calls(self, estimate: Estimate) -> None:
-        """For training steps."""
-        self._calls.append(estimate.metrics["decoder_calls"])
+    def log_training(self, out: StepOutput) -> None:
+        """Also count the decoder calls."""
+        calls = out.metrics["decoder_calls"]
+        assert isinstance(calls, Tensor)
+        self._calls.append(calls)
+        super().log_training(out)
 
     def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Also ``training_calls``."""

@@ -122,6 +122,8 @@ class StopOnNonFiniteLoss(pl.Callback):
             return
 
         def look(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if torch.compiler.is_compiling():  # a compiled step is looked at by its loss alone
+                return
             scores = positional[0].detach()
             mask = named.get("mask")
             self._remember(scores if mask is None else torch.where(mask, scores, 0.0), trainer.global_step)

@@ -26,6 +26,7 @@ from structgrad.training.callbacks import (
     StopOnNonFiniteLoss,
 )
 from structgrad.training.checkpoints import BestAndLast, CheckedFiles
+from structgrad.training.compiled import compiled_step
 from structgrad.training.errors import RunError, first_line
 from structgrad.training.folder import write_json
 from structgrad.training.identity import environment, portable, resolved, seed_everything
@@ -69,6 +70,8 @@ def fit(
         save_on_train_epoch_end=False,
         enable_version_counter=False,
     )
+    if config.trainer.compile is not None:
+        task.compiled_step = compiled_step(task, config.trainer.compile)
     timer = Timer()  # its time is part of the checkpoint, so a resumed run reports its whole training time
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*(num_workers|Checkpoint directory|isinstance\\(treespec|dataloader).*")

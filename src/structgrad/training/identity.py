@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 #: Top-level keys that do not decide the result: where things are, who is told, what a sweep would try.
 _IRRELEVANT = ("paths", "logger", "run", "search")
 #: Keys of ``trainer`` that say on which hardware the same computation is done.
-_HARDWARE = ("accelerator", "devices", "strategy", "log_every_n_steps")
+_HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps")
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

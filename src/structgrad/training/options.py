@@ -25,12 +25,15 @@ from structgrad.training.errors import ConfigurationError, first_line, nearest
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
 #: Values of ``trainer.strategy``, the others of Lightning being for models that do not fit into one device.
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
+#: Values of ``trainer.compile`` (see :mod:`structgrad.training.compiled`).
+COMPILERS = (None, "inductor", "reduce-overhead", "aot_eager")
 _ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _TRAINER = (
     "accelerator",
     "devices",
     "strategy",
     "precision",
+    "compile",
     "max_steps",
     "val_every_n_steps",
     "gradient_clip_val",
@@ -104,6 +107,24 @@ def _check_trainer(trainer: DictConfig) -> None:
     if on_cpu and trainer.precision.startswith("16-"):
         raise ConfigurationError(f"trainer.precision={trainer.precision} needs a GPU; bf16-mixed works on a CPU")
     _check_devices(trainer.get("devices"), None if on_cpu else max(torch.cuda.device_count(), 1))
+    _check_compile(trainer, on_cpu)
+
+
+def _check_compile(trainer: DictConfig, on_cpu: bool) -> None:
+    if trainer.get("compile") not in COMPILERS:
+        known = nearest(str(trainer.compile), (c or "null" for c in COMPILERS))
+        raise ConfigurationError(f"trainer.compile={trainer.compile}: no such choice; nearest: {known}")
+    if trainer.compile != "reduce-overhead":
+        return
+    if on_cpu or not torch.cuda.is_available():
+        raise ConfigurationError(
+            "trainer.compile=reduce-overhead captures CUDA graphs, and this is no CUDA device; inductor works here"
+        )
+    if trainer.devices != 1 or trainer.strategy != "auto":
+        raise ConfigurationError(
+            "trainer.compile=reduce-overhead is for one device (trainer.devices=1 trainer.strategy=auto): "
+            "processes that share a batch talk within its backward pass; inductor works with them"
+        )
 
 
 def _check_devices(devices: Any, available: int | None) -> None:

@@ -161,8 +161,6 @@ class CommunicationGame(CallsOverTime):
             "entropy": math.log(scores.shape[-1]) - kl.detach().mean(),
             **estimate.metrics,
         }
-        if self.training:
-            self.count_calls(estimate)
         with torch.no_grad():
             best = self.receiver(self.structure.argmax(scores.detach()), games, candidates.detach()).argmax(-1)
         metrics["success"] = (best == target).float().mean()

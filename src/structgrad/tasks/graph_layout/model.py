@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.eager import values_can_be_read
 
 # --- edges ---------------------------------------------------------------------------------------------------------
 
@@ -390,8 +391,8 @@ class Decoder(nn.Module):
 
     def _graph(self, edges: Tensor) -> Tensor | Route:
         edges = edges.flatten(0, 1)
-        # On other devices, sorting would wait for the device to say how many edges there are.
-        sparse = not edges.requires_grad and edges.device.type == "cpu"
+        # Elsewhere, sorting would wait for the device to say how many edges there are.
+        sparse = not edges.requires_grad and values_can_be_read(edges)
         return Route(edges) if sparse else edges
 
     def _step(self, state: Tensor, graph: Tensor | Route) -> Tensor:

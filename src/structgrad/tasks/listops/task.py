@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -99,14 +100,15 @@ class ListOps(Task):
 
     def batches(self, split: Split) -> Batches:
         """``tokens`` and ``parents`` ``[batch, n]``, cut to the longest expression of the batch, and ``values``
-        ``[batch]``.
+        ``[batch]``; for a compiled step n is one of five lengths.
         """
+        few = split == "train" and self.compiled_step is not None
         return Batches(
             self.data.split(split).tensors,
             self.batch_size,
             shuffle=split == "train",
             seed=self.seed,
-            collate=_cut_padding,
+            collate=partial(_cut_padding, multiple=-(-self.data.max_length // 5) if few else 1),
         )
 
     # --- step -----------------------------------------------------------------------------------------------------
@@ -202,8 +204,9 @@ class ListOps(Task):
         return [draw(parses, folder / "parses.png", directed=directed)]
 
 
-def _cut_padding(batch: Batch) -> Batch:
-    n = int(batch["lengths"].max())
+def _cut_padding(batch: Batch, multiple: int = 1) -> Batch:
+    """Keep what the longest expression needs, up to a multiple of so many tokens."""
+    n = -(-int(batch["lengths"].max()) // multiple) * multiple
     return {"tokens": batch["tokens"][:, :n], "parents": batch["parents"][:, :n], "values": batch["values"]}
 
 

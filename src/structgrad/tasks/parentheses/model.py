@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from structgrad.algorithms.eager import values_can_be_read
 from structgrad.tasks.parentheses.data import NO_CHILD, PAD, vocabulary_size
 
 #: On a CPU, sequences are run in so many groups of like length, of at least so many each.
@@ -44,10 +45,9 @@ class TreeDecoder(nn.Module):
         Returns:
             ``[N]``, in nats.
         """
-        if places.device.type != "cpu":
+        if not values_can_be_read(lengths):
             return self._groupwise(places, lengths)
-        # Like lengths side by side, so that short sequences are not padded to the longest. Elsewhere, looking at
-        # lengths would wait for the device.
+        # Like lengths side by side, so that short sequences are not padded to the longest.
         order = lengths.argsort(stable=True)
         losses = []
         for group in order.split(max(_LEAST, -(-len(order) // _GROUPS))):

@@ -164,7 +164,6 @@ class SemiSupervisedVAE(CallsOverTime):
         supervised = networks.labelled_loss(
             images[known], features[known], scores[known], labels, self.classification_loss
         )
-        self.count_calls(estimate)
         return StepOutput(supervised.mean() + self.weight * negative_elbo, len(batch["images"]), metrics)
 
     # --- pictures ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""The training step as one program of torch's compiler: forward and backward, on a GPU as two captured graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported, UserError
+from torch._inductor.compile_fx import compile_fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from structgrad.data import Batch
+from structgrad.tasks.base import StepOutput, Task
+from structgrad.training.errors import RunError, first_line
+
+
+def compiled_step(task: Task, mode: str) -> Callable[[Batch], StepOutput]:
+    """The task's training step, traced as a whole when it is called first, and again for every new shape.
+
+    Random numbers are those of the step as it is, so that losses are the same but for rounding.
+
+    Args:
+        task: on its device, in training mode whenever the step is called.
+        mode: ``reduce-overhead`` (CUDA graphs), or a backend of ``torch.compile``.
+
+    Returns:
+        what replaces ``task.step`` in training. It raises :class:`RunError` where the step cannot be one program: it
+        reads values on the host, has more shapes than torch keeps programs for (8), or no compiler is there.
+    """
+    captured = mode == "reduce-overhead"
+    program: Callable[[Batch], StepOutput] = torch.compile(
+        task.step, backend=_captured if captured else mode, fullgraph=True, dynamic=False
+    )
+    # State that a captured graph assigns lies in its own memory, and is the next call's input: it is brought to where
+    # it was at first, from where the graph reads it. Not earlier: the backward pass may look at the old one.
+    places = [(module, name, state) for module in task.modules() for name, state in module.named_buffers(recurse=False)]
+
+    def step(batch: Batch) -> StepOutput:
+        if captured:
+            for module, name, place in places:
+                if (state := module.get_buffer(name)) is not place:
+                    setattr(module, name, place.copy_(state))
+        try:
+            with torch._dynamo.config.patch(allow_rnn=True), torch._inductor.config.patch(fallback_random=True):
+                out = program(batch)
+        except (Unsupported, UserError, FailOnRecompileLimitHit, BackendCompilerFailed) as error:
+            reason = first_line(getattr(error, "inner_exception", error))
+            raise RunError(
+                f"trainer.compile={mode}: this training step is no single program: {reason}{_where(error)}; "
+                "the same command without it continues this run"
+            ) from error
+        # The next call writes over the results of a captured graph; the loss is used up before.
+        return replace(out, metrics={n: _copied(v) for n, v in out.metrics.items()}) if captured else out
+
+    return step
+
+
+def _captured(graph: fx.GraphModule, inputs: list[Tensor]) -> Any:
+    """Backend of ``torch.compile``: inductor with CUDA graphs, for a program whose shapes do not depend on values."""
+    for node in graph.graph.nodes:
+        if free_unbacked_symbols(node.meta.get("example_value")):
+            raise ValueError(f"what {node.name} returns depends on values, and a captured graph has fixed shapes")
+    return compile_fx(graph, inputs, config_patches=torch._inductor.list_mode_options("reduce-overhead"))
+
+
+def _where(error: Exception) -> str:
+    """The line of code that could not be part of the program, if torch knows it."""
+    stack = getattr(error, "real_stack", None)
+    return f" ({Path(stack[-1].filename).name}, line {stack[-1].lineno})" if stack else ""
+
+
+def _copied(value: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    return (value[0].clone(), value[1].clone()) if isinstance(value, tuple) else value.clone()
