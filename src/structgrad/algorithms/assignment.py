@@ -1,8 +1,9 @@
-"""Exact linear assignment for a batch: shortest augmenting paths, compiled for the CPU and in plain torch.
+"""Matchings of a batch: exact linear assignment by shortest augmenting paths, and the greedy algorithm.
 
-Both run the algorithm of Jonker and Volgenant (1987) without its heuristic start: rows are added one at a time, each
-by a shortest path in reduced costs (Dijkstra) to a free column, after which the dual variables are updated. O(n^3) an
-example.
+Assignment is that of Jonker and Volgenant (1987) without its heuristic start: rows are added one at a time, each by a
+shortest path in reduced costs (Dijkstra) to a free column, after which the dual variables are updated. O(n^3) an
+example: compiled for the CPU, one program an example on a GPU, otherwise in plain torch. The compiled ones do the same
+arithmetic in the same order and return the same matching, also among ties.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from structgrad.algorithms import gpu
+from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
+
+#: The most rows that one program of a GPU assigns, and takes greedily (it holds the whole matrix).
+LARGEST, LARGEST_GREEDY = 1024, 128
 
 
 @njit(cache=True, nogil=True)
@@ -104,12 +110,16 @@ def assign_compiled(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def assign(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in plain torch for any device, without reading values; O(n^2) steps of O(batch n) work each.
+    """The same for any device, without reading values: one launch on a GPU, for at most :data:`LARGEST` rows; otherwise
+    plain torch, O(n^2) steps of O(batch n) work each.
 
     Returns matchings and dual variables as :func:`assign_compiled`. Examples without a perfect matching get one of the
     rows that could be assigned.
     """
     n = utility.shape[-1]
+    if gpu.takes(utility, n, LARGEST):
+        matched: tuple[Tensor, Tensor] = _assign_operator(utility.detach(), exists)
+        return matched
     cost = torch.where(exists, -utility.double(), torch.inf)
     batch = torch.arange(len(cost), device=cost.device)
     u, v = cost.new_zeros(2, len(cost), n)
@@ -148,3 +158,144 @@ def assign(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
             sink = torch.where(sink >= 0, previous, sink)
     vertex = (row_of.unsqueeze(-2) == column.unsqueeze(-1)).to(utility.dtype)
     return vertex, torch.stack([u, v], -2)
+
+
+def greedy(costs: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the least entry and drop its row and column, until none is left; among ties the first.
+
+    Args:
+        costs: ``[batch, n, n]``; infinite where there is no entry.
+
+    Returns:
+        matchings ``[batch, n, n]`` in the dtype of ``costs``; and ``i * n + j`` of the entries in the order in which
+        they were taken, -1 after the last, int64 ``[batch, n]``. One launch on a GPU for at most
+        :data:`LARGEST_GREEDY` rows; otherwise n steps of O(batch n^2) work.
+    """
+    n = costs.shape[-1]
+    if gpu.takes(costs, n, LARGEST_GREEDY):
+        taken: tuple[Tensor, Tensor] = _greedy_operator(costs.detach())
+        return taken
+    place = torch.arange(n, device=costs.device)
+    left, vertex = costs, torch.zeros_like(costs)
+    choices = [torch.zeros(len(costs), 0, dtype=torch.int64, device=costs.device)]
+    for _ in range(n):
+        choice = left.flatten(-2).argmin(-1)
+        row = (place == (choice // n).unsqueeze(-1)).unsqueeze(-1)
+        column = (place == (choice % n).unsqueeze(-1)).unsqueeze(-2)
+        found = (row & column & left.isfinite()).any(-1).any(-1)
+        vertex = torch.where(row & column & found[..., None, None], 1.0, vertex)
+        choices.append(torch.where(found, choice, -1).unsqueeze(-1))
+        left = torch.where(row | column, torch.inf, left)
+    return vertex, torch.cat(choices, -1)
+
+
+# --- GPU: one program an example --------------------------------------------------------------------------------------
+
+
+@gpu.jit
+def _at(x, j, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The entry j of a vector."""
+    return tl.sum(tl.where(tl.arange(0, SIZE) == j, x, 0), 0)
+
+
+@gpu.jit
+def _gpu_assign(utility, exists, vertex, duals, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One lane a column. ``u`` is the dual variable of the row that a column has."""
+    b = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, SIZE)
+    known = column < n
+    row_of = tl.full([SIZE], -1, tl.int32)
+    u, v = tl.zeros([SIZE], tl.float64), tl.zeros([SIZE], tl.float64)
+    for i in range(n):
+        distance = tl.full([SIZE], float("inf"), tl.float64)
+        before = tl.full([SIZE], -1, tl.int32)
+        done = column < 0
+        row, last, sink = i + 0 * tl.sum(before, 0), tl.max(before, 0), tl.max(before, 0)
+        reached = tl.sum(tl.zeros([SIZE], tl.float64), 0)
+        u_row = reached
+        searching = sink < 0
+        while searching:
+            place = b * n * n + row * n + column
+            there = tl.load(exists + place, mask=known, other=0) != 0
+            length = reached - tl.load(utility + place, mask=known, other=0.0).to(tl.float64) - u_row - v
+            shorter = there & (length < distance) & (done == 0)
+            distance = tl.where(shorter, length, distance)
+            before = tl.where(shorter, last, before)
+            open_ = tl.where(done, float("inf"), distance)
+            best, nearest = tl.min(open_, 0), tl.argmin(open_, 0)
+            owner = _at(row_of, nearest, SIZE)
+            reachable = best < float("inf")
+            reached = tl.where(reachable, best, reached)
+            sink = tl.where(reachable & (owner < 0), nearest, sink)
+            searching = reachable & (owner >= 0)
+            done = done | ((column == nearest) & (row_of >= 0))
+            u_row = _at(u, nearest, SIZE)
+            row, last = owner, nearest
+        gain = tl.where(sink >= 0, tl.where(done, reached - distance, 0.0), 0.0)
+        u += gain
+        v -= gain
+        while sink >= 0:
+            previous = _at(before, sink, SIZE)
+            here = column == sink
+            row_of = tl.where(here, tl.where(previous >= 0, _at(row_of, previous, SIZE), i), row_of)
+            u = tl.where(here, tl.where(previous >= 0, _at(u, previous, SIZE), reached), u)
+            sink = previous
+    for i in range(n):
+        here = row_of == i
+        tl.store(vertex + b * n * n + i * n + column, tl.where(here, 1.0, 0.0), mask=known)
+        tl.store(duals + b * 2 * n + i, tl.sum(tl.where(here, u, 0.0), 0))
+    tl.store(duals + b * 2 * n + n + column, v, mask=known)
+
+
+@gpu.jit
+def _gpu_greedy(costs, vertex, choices, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The whole matrix in registers."""
+    b = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, SIZE)
+    row, column = at[:, None], at[None, :]
+    there = (row < n) & (column < n)
+    place = b * n * n + row * n + column
+    left = tl.load(costs + place, mask=there, other=float("inf"))
+    taken = there & (row < 0)
+    for step in range(n):
+        least = tl.min(left, 1)
+        i = tl.argmin(least, 0)
+        j = tl.sum(tl.where(at == i, tl.argmin(left, 1), 0), 0)
+        found = tl.min(least, 0) < float("inf")
+        taken = taken | ((row == i) & (column == j) & (left < float("inf")))
+        tl.store(choices + b * n + step, tl.where(found, i * n + j, -1).to(tl.int64))
+        left = tl.where((row == i) | (column == j), float("inf"), left)
+    tl.store(vertex + place, tl.where(taken, 1.0, 0.0), mask=there)
+
+
+@torch.library.custom_op("structgrad::assign", mutates_args=())
+def _assign_operator(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    """Matchings and dual variables."""
+    n = utility.shape[-1]
+    vertex, duals = _assign_fake(utility, exists)
+    size = gpu.block(n)
+    warps = min(max(size // 32, 1), 8)
+    gpu.launch(_gpu_assign, len(utility) if n else 0, utility, exists, vertex, duals, n, warps=warps, SIZE=size)
+    return vertex, duals
+
+
+@_assign_operator.register_fake
+def _assign_fake(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    duals = utility.new_empty(len(utility), 2, utility.shape[-1], dtype=torch.float64)
+    return utility.new_empty(utility.shape), duals
+
+
+@torch.library.custom_op("structgrad::greedy_matching", mutates_args=())
+def _greedy_operator(costs: Tensor) -> tuple[Tensor, Tensor]:
+    """Matchings and the entries in the order in which they are taken."""
+    n = costs.shape[-1]
+    vertex, choices = _greedy_fake(costs)
+    size = gpu.block(max(n, 16))
+    warps = max(size * size // 512, 1)
+    gpu.launch(_gpu_greedy, len(costs) if n else 0, costs, vertex, choices, n, warps=warps, SIZE=size)
+    return vertex, choices
+
+
+@_greedy_operator.register_fake
+def _greedy_fake(costs: Tensor) -> tuple[Tensor, Tensor]:
+    return costs.new_empty(costs.shape), costs.new_empty(costs.shape[:-1], dtype=torch.int64)

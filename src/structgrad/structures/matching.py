@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from structgrad.algorithms.assignment import assign, assign_compiled
+from structgrad.algorithms.assignment import assign, assign_compiled, greedy
 from structgrad.algorithms.derivatives import implicit
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.structures.base import Noise, Trace
@@ -67,7 +67,8 @@ class Matching(KBest, ActiveSetProjection):
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """The best perfect matching, exact, by shortest augmenting paths, O(n^3): ``[*batch, n, n]``, no gradient.
 
-        Compiled and parallel over examples on the CPU, batched torch elsewhere. Not under ``vmap``; batch instead.
+        Compiled and parallel over examples on the CPU, one launch on a GPU (up to 1024 rows), batched torch elsewhere.
+        Not under ``vmap``; batch instead.
         """
         self.check(utility, mask)
         vertex, _ = self._assign(utility.detach(), self.parts(utility, mask))
@@ -212,22 +213,10 @@ class Matching(KBest, ActiveSetProjection):
         self.check(exponentials, mask)
         exists = self.parts(exponentials, mask)
         self._check_complete(exists)
-        n = exponentials.shape[-1]
-        place = torch.arange(n, device=exponentials.device)
-        left = torch.where(exists, exponentials.detach(), torch.inf)
-        vertex = torch.zeros_like(left)
-        choices = []
-        for _ in range(n):
-            choice = left.flatten(-2).argmin(-1)
-            row = (place == (choice // max(n, 1)).unsqueeze(-1)).unsqueeze(-1)
-            column = (place == (choice % max(n, 1)).unsqueeze(-1)).unsqueeze(-2)
-            found = (row & column & left.isfinite()).any(-1).any(-1)
-            vertex = torch.where(row & column & found[..., None, None], 1.0, vertex)
-            choices.append(torch.where(found, choice, -1))
-            left = torch.where(row | column, torch.inf, left)
-        if not choices:
-            return Trace(vertex, torch.zeros(vertex.shape[:-1], dtype=torch.int64, device=vertex.device))
-        return Trace(vertex, torch.stack(choices, -1))
+        costs = torch.where(exists, exponentials.detach(), torch.inf)
+        n = costs.shape[-1]
+        vertex, choices = greedy(costs.reshape(costs.shape[:-2].numel(), n, n))
+        return Trace(vertex.reshape(costs.shape), choices.reshape(costs.shape[:-1]))
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """``log P(T = trace)`` (Struminsky et al., Algorithm 3), O(n^2): ``[*batch]``, differentiable."""
