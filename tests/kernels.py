@@ -66,15 +66,23 @@ def _compile(kernel: Any, programs: int, *arguments: Tensor | float, warps: int,
         torch.uint8: "*u8",
         torch.bool: "*i1",
     }
-    kinds = [
-        pointers[a.dtype] if isinstance(a, Tensor) else "fp32" if isinstance(a, float) else "i32" for a in arguments
-    ]
-    signature = dict(zip(kernel.arg_names, [*kinds, *["constexpr"] * len(constants)], strict=True))
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    numbers: dict[str, Any] = dict(constants)
+    signature = {}
+    for name, a in zip(kernel.arg_names, arguments, strict=False):
+        if isinstance(a, Tensor):
+            signature[name] = pointers[a.dtype]
+        elif a == 1 and isinstance(a, int):  # as when it is launched
+            signature[name], numbers[name] = "constexpr", 1
+        else:
+            signature[name] = "fp32" if isinstance(a, float) else "i32"
+    signature |= dict.fromkeys(constants, "constexpr")
+    signature = {name: signature[name] for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=numbers)
     binary = gpu.triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
     assert binary.asm["cubin"]
     assert binary.metadata.shared <= SHARED
-    print(f"{kernel.__name__} {' '.join(kinds)} {constants} {warps} warps, {binary.metadata.shared} bytes shared")
+    types = " ".join(signature.values())
+    print(f"{kernel.__name__} {types} {constants} {warps} warps, {binary.metadata.shared} bytes shared")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import Tensor
 
 from structgrad.algorithms import chu_liu_edmonds
 from structgrad.structures import Arborescence
-from tests.structures._trees import cases_for_both_paths, weight
+from tests.kernels import by_operators, compiled, needs_triton, quiet
+from tests.structures._trees import assert_same_traces, cases_for_both_paths, weight
 
 STRUCTURE = Arborescence()
 
@@ -25,3 +28,75 @@ def test_plain_torch_agrees_with_the_compiled_argmax() -> None:
             assert torch.equal(choices, plain_choices)
         total = chu_liu_edmonds.log_entering(scores, exists, choices)
         torch.testing.assert_close(chu_liu_edmonds.torch_log_entering(scores, exists, choices), total)
+
+
+def graphs(root: int) -> tuple[Tensor, Tensor]:
+    """Scores and parts ``[9, 6, 6]``: everything, missing edges, absent nodes, nothing, a node out of reach."""
+    scores = torch.randn(9, 6, 6, dtype=torch.float64)
+    mask = torch.ones(9, 6, 6, dtype=torch.bool)
+    mask[1, 0, 1:3] = mask[1, 3, 4] = False
+    mask[2, 3] = mask[2, :, 3] = False
+    mask[3] = False
+    mask[8, :, 5] = False
+    exists = Arborescence(root).parts(scores, mask)
+    return scores.masked_fill(~exists, torch.nan), exists
+
+
+@needs_triton
+@quiet
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("sign", "root"), [(1.0, 0), (-1.0, 2)])
+def test_kernels_agree_with_the_cpu(dtype: torch.dtype, sign: float, root: int) -> None:
+    scores, exists = graphs(root)
+    scores = 100 * scores.to(dtype)
+    vertex, choices, reached = chu_liu_edmonds.minimum_arborescence(scores, exists, root, sign)
+    found = by_operators(chu_liu_edmonds.minimum_arborescence, scores, exists, root, sign)
+    assert found[2].tolist() == reached.tolist() == [True] * 8 + [False]
+    assert (choices[:8, 6:, 0] >= 0).any()  # something was contracted
+    assert torch.equal(found[0][:8], vertex[:8])
+    assert torch.equal(found[1][:8], choices[:8])
+
+    scores, exists, choices = scores[:8], exists[:8], choices[:8]
+    assert torch.equal(by_operators(chu_liu_edmonds.inside, choices, 6), chu_liu_edmonds.inside(choices, 6))
+    rates = scores.nan_to_num().requires_grad_()
+    expected = chu_liu_edmonds.log_entering(rates, exists, choices)
+    total = by_operators(chu_liu_edmonds.log_entering, rates, exists, choices)
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
+    upstream, direction = torch.randn_like(total).requires_grad_(), torch.randn_like(rates)
+    first, other = (torch.autograd.grad(t, rates, upstream, create_graph=True)[0] for t in (total, expected))
+    torch.testing.assert_close(first, other)
+    second, other = (torch.autograd.grad(f, [rates, upstream], direction) for f in (first, other))
+    torch.testing.assert_close(second, other)
+
+
+@needs_triton
+@quiet
+def test_kernels_with_ties() -> None:
+    scores = torch.randn(6, 6, 6, dtype=torch.float64).round()
+    exists = STRUCTURE.parts(scores)
+    found = by_operators(chu_liu_edmonds.minimum_arborescence, scores, exists, 0, -1.0)[0]
+    assert (found.sum(1)[:, 1:] == 1).all()
+    expected = chu_liu_edmonds.minimum_arborescence(scores, exists, 0, -1.0)[0]
+    torch.testing.assert_close(weight(STRUCTURE, found, scores), weight(STRUCTURE, expected, scores))
+
+
+@needs_triton
+@quiet
+@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 0), (2, 1, 1), (2, 2, 2), (2, 4, 4)])
+def test_traces_of_nothing_and_little(shape: tuple[int, int, int]) -> None:
+    assert_same_traces(STRUCTURE, shape)
+
+
+@needs_triton
+def test_kernels_compile_for_a_gpu() -> None:
+    lines = compiled(
+        "import torch\n"
+        "from structgrad.algorithms import chu_liu_edmonds\n"
+        "gpu.DEVICES.add('cpu')\n"
+        "scores, exists = torch.zeros(2, 10, 10, requires_grad=True), torch.ones(2, 10, 10, dtype=torch.bool)\n"
+        "_, choices, _ = chu_liu_edmonds.minimum_arborescence(scores, exists, 0)\n"
+        "chu_liu_edmonds.log_entering(scores, exists, choices).sum().backward()\n"
+        "one = torch.zeros(2, 1, 1)\n"
+        "chu_liu_edmonds.minimum_arborescence(one, one > 0, 0)\n"
+    )
+    assert lines.count("\n") == 5

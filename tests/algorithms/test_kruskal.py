@@ -9,7 +9,7 @@ from torch import Tensor
 from structgrad.algorithms import kruskal
 from structgrad.structures import SpanningTree
 from tests.kernels import by_operators, compiled, needs_triton, quiet
-from tests.structures._trees import cases_for_both_paths, weight
+from tests.structures._trees import assert_same_traces, cases_for_both_paths, weight
 
 STRUCTURE = SpanningTree()
 
@@ -94,20 +94,7 @@ def test_kernels_with_ties_and_forced_edges() -> None:
 @quiet
 @pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 0), (2, 1, 1), (2, 2, 2)])
 def test_traces_of_nothing_and_little(shape: tuple[int, int, int]) -> None:
-    exponentials, log_rates = torch.rand(shape), torch.randn(shape, requires_grad=True)
-    trace, choices = by_operators(lambda e: (t := STRUCTURE.trace(e)) and (t.vertex, t.choices), exponentials)
-    expected = STRUCTURE.trace(exponentials)
-    assert torch.equal(trace, expected.vertex)
-    assert torch.equal(choices, expected.choices)
-    value, other = (
-        by_operators(lambda r: STRUCTURE.trace_log_prob(expected, r), log_rates),
-        STRUCTURE.trace_log_prob(expected, log_rates),
-    )
-    torch.testing.assert_close(value, other)
-    torch.testing.assert_close(*(torch.autograd.grad(v.sum(), log_rates)[0] for v in (value, other)))
-    noise = STRUCTURE.conditional_noise(expected, log_rates)
-    drawn = by_operators(lambda r: STRUCTURE.conditional(expected, r, noise=noise), log_rates)
-    torch.testing.assert_close(drawn, STRUCTURE.conditional(expected, log_rates, noise=noise))
+    assert_same_traces(STRUCTURE, shape)
 
 
 @needs_triton

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from structgrad.structures.base import Structure, Trace
 from structgrad.testing import Case, StructureContract, length_masks
+from tests.kernels import by_operators
 
 
 class TreeContract(StructureContract):
@@ -221,3 +222,32 @@ def weight(structure: Structure, vertex: Tensor, scores: Tensor) -> Tensor:
     """``<x, s>`` in float64, every edge counted once."""
     product = vertex.double() * scores.double()
     return (product.triu(1) if structure.layout.name == "undirected" else product).sum((-2, -1))
+
+
+def assert_same_traces(structure: Structure, shape: tuple[int, int, int]) -> None:
+    """Fails unless the GPU operators give traces, their log-probabilities and conditionals as the CPU does."""
+    exponentials, log_rates = torch.rand(shape), torch.randn(shape, requires_grad=True)
+
+    def run(e: Tensor) -> tuple[Tensor, Tensor]:
+        trace = structure.trace(e)
+        return trace.vertex, trace.choices
+
+    trace = structure.trace(exponentials)
+    vertex, choices = by_operators(run, exponentials)
+    assert torch.equal(vertex, trace.vertex)
+    assert torch.equal(choices, trace.choices)
+
+    def log_prob(vertex: Tensor, choices: Tensor, rates: Tensor) -> Tensor:
+        return structure.trace_log_prob(Trace(vertex, choices), rates)
+
+    value, expected = by_operators(log_prob, vertex, choices, log_rates), log_prob(vertex, choices, log_rates)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(v.sum(), log_rates)[0] for v in (value, expected)))
+
+    def conditional(vertex: Tensor, choices: Tensor, rates: Tensor, *noise: Tensor) -> Tensor:
+        return structure.conditional(Trace(vertex, choices), rates, noise=(noise[0], noise[1]))
+
+    arguments = vertex, choices, log_rates, *structure.conditional_noise(trace, log_rates)
+    value, expected = by_operators(conditional, *arguments), conditional(*arguments)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(v.sum(), log_rates)[0] for v in (value, expected)))

@@ -27,10 +27,16 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms import gpu
+from structgrad.algorithms.derivatives import gradients, second_gradients
+from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run, untraced
 
 _DONE, _GONE, _FRESH = -2, -3, -1
+_GPU_DONE, _GPU_GONE, _GPU_FRESH = (gpu.constant(name) for name in (_DONE, _GONE, _FRESH))
+_NO_RATE = gpu.constant(-1e30)  # finite: see matrix_tree
+#: The largest graph that one program of a GPU holds; plain torch is for larger ones.
+LARGEST = 128
 
 
 def n_events(n: int) -> int:
@@ -51,6 +57,9 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
         vertices ``[B, n, n]``, choices ``[B, E, 2]``, and bool ``[B]``: whether an arborescence exists.
     """
     costs = costs.detach()
+    if gpu.takes(costs, costs.shape[-1], LARGEST):
+        found: tuple[Tensor, Tensor, Tensor] = _arborescence_operator(costs, exists, root, sign)
+        return found
     if costs.device.type != "cpu":
         return torch_minimum_arborescence(costs, exists, root, sign)
     batch, n = costs.shape[:2]
@@ -137,6 +146,9 @@ def torch_minimum_arborescence(
 
 def inside(choices: Tensor, n: int) -> Tensor:
     """Which nodes each event stands for: bool ``[B, E, n]``."""
+    if gpu.takes(choices, n, LARGEST):
+        members: Tensor = _inside_operator(choices, n)
+        return members
     if choices.device.type != "cpu":
         return torch_inside(choices, n)
     out = torch.empty(*choices.shape[:2], n, dtype=torch.bool)
@@ -180,8 +192,12 @@ def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
     """Log of the total rate of the edges that enter what each event stands for: float64 ``[B, E]``, 0 where none
     happened.
     """
+    out: Tensor
+    if gpu.takes(log_rates, log_rates.shape[-1], LARGEST):
+        out = _log_entering_operator(log_rates, exists, choices, _inside_operator(choices, log_rates.shape[-1]))
+        return out
     if log_rates.device.type == "cpu":
-        out: Tensor = _compiled_log_entering(log_rates, exists, choices)
+        out = _compiled_log_entering(log_rates, exists, choices)
         return out
     return torch_log_entering(log_rates, exists, choices)
 
@@ -377,3 +393,237 @@ def _entering_backward_kernel(
                     for v in range(n):
                         if members[e, v] and exists[b, u, v]:
                             out[b, u, v] += upstream[b, e] * math.exp(log_rates[b, u, v] - value[b, e])
+
+
+# --- GPU: blocks [SIZE, SIZE] in registers ----------------------------------------------------------------------------
+
+
+@gpu.jit
+def _gpu_arborescence(
+    costs: tl.tensor,
+    exists: tl.tensor,
+    root: tl.tensor,
+    sign: tl.tensor,
+    vertex: tl.tensor,
+    choices: tl.tensor,
+    reached: tl.tensor,
+    n: tl.tensor,
+    limit: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    """One program an example: the steps of :func:`torch_minimum_arborescence`, which explains the names."""
+    b = tl.program_id(0).to(tl.int64)
+    slots, names = tl.arange(0, SIZE), tl.arange(0, 2 * SIZE)
+    i, j = slots[:, None], slots[None, :]
+    there = (i < n) & (j < n)
+    at = b * n * n + j * n + i  # cost[slot, source]
+    edge = tl.load(exists + at, mask=there, other=0) != 0
+    cost = tl.where(edge, sign * tl.load(costs + at, mask=edge, other=0.0).to(tl.float64), float("inf"))
+    head = i + tl.zeros([SIZE, SIZE], tl.int32)
+    slot_of, event_of = slots, slots
+    present = tl.max(edge.to(tl.int32), 1) + tl.max(edge.to(tl.int32), 0) > 0
+    place = tl.where(present & (slots != root), _GPU_FRESH, _GPU_DONE)
+    best = tl.zeros([SIZE], tl.float64)
+    picked, into = tl.full([2 * SIZE], -1, tl.int32), tl.full([2 * SIZE], -1, tl.int32)
+    length, lost = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
+    events = length + n
+    for _ in range(limit):
+        start = tl.min(tl.where(place == _GPU_FRESH, slots, SIZE), 0)
+        s = tl.where(length > 0, tl.min(tl.where(place == length - 1, slots, SIZE), 0), start)
+        costs_of_s = gpu.row(cost, s)
+        lowest, u = tl.min(costs_of_s, 0), tl.argmin(costs_of_s, 0)
+        lost = tl.where((s < SIZE) & (lowest == float("inf")), 1, lost)
+        if (s < SIZE) & (lost == 0):
+            length = tl.maximum(length, 1)
+            place = tl.where(slots == s, length - 1, place)
+            best = tl.where(slots == s, lowest, best)
+            event = gpu.entry(event_of, s)
+            picked = tl.where(names == event, u * n + gpu.entry(gpu.row(head, s), u), picked)
+            r = gpu.entry(slot_of, u)
+            met = gpu.entry(place, r)
+            if met == _GPU_FRESH:  # the path has come to a new node, ...
+                place = tl.where(slots == r, length, place)
+                length += 1
+            elif met == _GPU_DONE:  # ... or to one that the root reaches, ...
+                place = tl.where(place >= 0, _GPU_DONE, place)
+                length = 0
+            else:  # ... or to itself: slots of the cycle merge into slot r.
+                ring = place >= met
+                beyond = tl.where(ring[:, None], cost - best[:, None], float("inf"))
+                merged, which = tl.min(beyond, 0), tl.argmin(beyond, 0)
+                inside = tl.sum(tl.where(slot_of[:, None] == j, ring[None, :].to(tl.int32), 0), 1) > 0
+                merged = tl.where(inside, float("inf"), merged)
+                heads = tl.sum(tl.where(i == which[None, :], head, 0), 0)
+                cost = tl.where(i == r, merged[None, :], cost)
+                head = tl.where(i == r, heads[None, :], head)
+                slot_of = tl.where(inside, r, slot_of)
+                old = tl.sum(tl.where((event_of[None, :] == names[:, None]) & ring[None, :], 1, 0), 1) > 0
+                into = tl.where(old, events, into)
+                event_of = tl.where(slots == r, events, event_of)
+                place = tl.where(ring & (slots != r), _GPU_GONE, place)
+                length = met + 1
+                events += 1
+    tl.store(reached + b, lost == 0)
+    # From the last event to the first: one that counts keeps those from counting that stand for its edge's head.
+    parent = tl.full([SIZE], -1, tl.int32)
+    counts = picked >= 0
+    for back in range(limit):
+        e = limit - 1 - back
+        if gpu.entry(counts.to(tl.int32), e) > 0:
+            v = gpu.entry(picked, e) % n
+            parent = tl.where(slots == v, gpu.entry(picked, e) // n, parent)
+            while (v != e) & (v >= 0):
+                counts = counts & (names != v)
+                v = gpu.entry(into, v)
+    tl.store(vertex + b * n * n + i * n + j, tl.where(parent[None, :] == i, 1.0, 0.0), mask=there)
+    where = choices + (b * limit + names) * 2
+    tl.store(where, picked.to(tl.int64), mask=names < limit)
+    tl.store(where + 1, into.to(tl.int64), mask=names < limit)
+
+
+@gpu.jit
+def _gpu_inside(choices: tl.tensor, inside: tl.tensor, n: tl.tensor, limit: tl.tensor, SIZE: tl.constexpr) -> None:
+    """One program a node: from its own event to the ones that contract it."""
+    b, v = (tl.program_id(0) // n).to(tl.int64), tl.program_id(0) % n
+    names = tl.arange(0, 2 * SIZE)
+    found = names < 0
+    e = v.to(tl.int64)
+    while e >= 0:
+        found = found | (names == e)
+        e = tl.load(choices + (b * limit + e) * 2 + 1)
+    tl.store(inside + (b * limit + names) * n + v, found, mask=names < limit)
+
+
+@gpu.jit
+def _gpu_log_entering(
+    log_rates: tl.tensor,
+    exists: tl.tensor,
+    choices: tl.tensor,
+    inside: tl.tensor,
+    total: tl.tensor,
+    n: tl.tensor,
+    limit: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    """One program an event."""
+    e = tl.program_id(0).to(tl.int64)
+    nodes = tl.arange(0, SIZE)
+    i, j = nodes[:, None], nodes[None, :]
+    at = (e // limit) * n * n + i * n + j
+    heads = tl.load(inside + e * n + nodes, mask=nodes < n, other=0) != 0
+    edge = tl.load(exists + at, mask=(i < n) & heads[None, :] & (heads == 0)[:, None], other=0) != 0
+    rates = tl.where(edge, tl.load(log_rates + at, mask=edge, other=0.0).to(tl.float64), _NO_RATE)
+    top = tl.max(tl.max(rates, 1), 0)
+    value = top + tl.log(tl.sum(tl.sum(tl.exp(rates - top), 1), 0))
+    tl.store(total + e, tl.where(tl.load(choices + 2 * e) >= 0, value, 0.0))
+
+
+@gpu.jit
+def _gpu_log_entering_backward(
+    log_rates: tl.tensor,
+    exists: tl.tensor,
+    choices: tl.tensor,
+    inside: tl.tensor,
+    total: tl.tensor,
+    upstream: tl.tensor,
+    out: tl.tensor,
+    n: tl.tensor,
+    limit: tl.tensor,
+    SIZE: tl.constexpr,
+) -> None:
+    """One program an example: each edge's share of the total rate, at the events that could have picked it."""
+    b = tl.program_id(0).to(tl.int64)
+    nodes = tl.arange(0, SIZE)
+    i, j = nodes[:, None], nodes[None, :]
+    there = (i < n) & (j < n)
+    at = b * n * n + i * n + j
+    edge = tl.load(exists + at, mask=there, other=0) != 0
+    rates = tl.load(log_rates + at, mask=edge, other=0.0).to(tl.float64)
+    grad = tl.zeros([SIZE, SIZE], tl.float64)
+    for event in range(limit):
+        e = b * limit + event
+        if tl.load(choices + 2 * e) >= 0:
+            heads = tl.load(inside + e * n + nodes, mask=nodes < n, other=0) != 0
+            enters = edge & heads[None, :] & (heads == 0)[:, None]
+            share = tl.exp(tl.where(enters, rates - tl.load(total + e), _NO_RATE))
+            grad += tl.load(upstream + e) * share
+    tl.store(out + at, grad, mask=there)
+
+
+def _launch(kernel: Any, programs: int, n: int, *arguments: Tensor | float) -> None:
+    size = gpu.block(n)
+    gpu.launch(kernel, programs, *arguments, n, n_events(n), warps=gpu.warps(size * size), SIZE=size)
+
+
+@torch.library.custom_op("structgrad::chu_liu_edmonds_arborescence", mutates_args=())
+def _arborescence_operator(costs: Tensor, exists: Tensor, root: int, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+    batch, n = costs.shape[:2]
+    vertex, choices, reached = _arborescence_fake(costs, exists, root, sign)
+    _launch(_gpu_arborescence, batch if n else 0, n, costs, exists, root, sign, vertex, choices, reached)
+    return vertex, choices, reached
+
+
+@_arborescence_operator.register_fake
+def _arborescence_fake(costs: Tensor, exists: Tensor, root: int, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+    batch, n = costs.shape[:2]
+    choices = costs.new_empty(batch, n_events(n), 2, dtype=torch.int64)
+    reached = (torch.empty if n else torch.ones)(batch, dtype=torch.bool, device=costs.device)
+    return costs.new_empty(costs.shape), choices, reached
+
+
+@torch.library.custom_op("structgrad::chu_liu_edmonds_inside", mutates_args=())
+def _inside_operator(choices: Tensor, n: int) -> Tensor:
+    members = choices.new_empty(*choices.shape[:2], n, dtype=torch.bool)
+    _launch(_gpu_inside, len(choices) * n, n, choices, members)
+    return members
+
+
+@_inside_operator.register_fake
+def _inside_fake(choices: Tensor, n: int) -> Tensor:
+    return choices.new_empty(*choices.shape[:2], n, dtype=torch.bool)
+
+
+@torch.library.custom_op("structgrad::chu_liu_edmonds_log_entering", mutates_args=())
+def _log_entering_operator(log_rates: Tensor, exists: Tensor, choices: Tensor, members: Tensor) -> Tensor:
+    total = log_rates.new_empty(choices.shape[:2], dtype=torch.float64)
+    arguments = log_rates, exists, choices, members, total
+    _launch(_gpu_log_entering, total.numel(), log_rates.shape[-1], *arguments)
+    return total
+
+
+@_log_entering_operator.register_fake
+def _log_entering_fake(log_rates: Tensor, exists: Tensor, choices: Tensor, members: Tensor) -> Tensor:
+    return log_rates.new_empty(choices.shape[:2], dtype=torch.float64)
+
+
+@torch.library.custom_op("structgrad::chu_liu_edmonds_log_entering_backward", mutates_args=())
+def _entering_shares_operator(
+    log_rates: Tensor, exists: Tensor, choices: Tensor, members: Tensor, total: Tensor, upstream: Tensor
+) -> Tensor:
+    out = log_rates.new_empty(log_rates.shape)
+    arguments = log_rates, exists, choices, members, total, upstream, out
+    _launch(_gpu_log_entering_backward, len(log_rates), log_rates.shape[-1], *arguments)
+    return out
+
+
+@_entering_shares_operator.register_fake
+def _entering_shares_fake(log_rates: Tensor, *others: Tensor) -> Tensor:
+    return log_rates.new_empty(log_rates.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _log_entering_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    return _entering_shares_operator(*ctx.saved_tensors, upstream), None, None, None
+
+
+def _entering_shares_backward(ctx: Any, again: Tensor) -> tuple[Tensor | None, ...]:
+    log_rates, exists, choices, _, _, upstream, _ = ctx.saved_tensors
+    found = second_gradients(lambda r: torch_log_entering(r, exists, choices), log_rates, upstream, again)
+    return found[0], None, None, None, None, found[1]
+
+
+_log_entering_operator.register_autograd(_log_entering_backward, setup_context=_save)
+_entering_shares_operator.register_autograd(_entering_shares_backward, setup_context=_save)
