@@ -136,6 +136,9 @@ def test_omniglot_is_divided_by_drawer(shared_data: Path) -> None:
         assert (
             splits["val"].pixels == torch.from_numpy(arrays["images"]).reshape(242, 20, 28, 28)[:, 14:17].flatten(0, 1)
         ).all()  # type: ignore[union-attr]
+    # Centred on the training drawings: their features point into all directions, those of the raw pixels into one.
+    assert float(splits["train"].features.mean(0).norm()) < 0.05
+    assert float(torch.nn.functional.normalize(splits["train"].pixels.flatten(1) / 255).mean(0).norm()) > 0.3  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="share 20 drawers"):
         Omniglot("x", "x", train=18)
     with pytest.raises(MissingDataError, match=r"There is no .*brendenlake/omniglot"):

@@ -73,7 +73,8 @@ class ConceptData(abc.ABC):
 class Omniglot(ConceptData):
     """Handwritten characters (Lake et al. 2015): a concept is a character, the features are its pixels.
 
-    The 20 drawers are divided: every split has every character, no split the same drawing.
+    Pixels are centred on the mean of the training drawings and scaled to length 1. The 20 drawers are divided: every
+    split has every character, no split the same drawing.
 
     Args:
         file: ``.npz`` with ``images`` uint8 ``[n, 28, 28]``, ``character`` ``[n]`` and ``character_names``, sorted by
@@ -120,7 +121,9 @@ class Omniglot(ConceptData):
         first = {"train": 0, "val": self.train, "test": self.train + self.val}[split]
         chosen = (first <= drawer) & (drawer < first + getattr(self, split))
         pixels = images[chosen]
-        features = torch.nn.functional.normalize(pixels.flatten(1) / 255)
+        # Less what all drawings share, an empty margin, which would make all features nearly parallel.
+        mean = images[drawer < self.train].flatten(1).float().mean(0)
+        features = torch.nn.functional.normalize(pixels.flatten(1) - mean)
         return Concepts(features, character[chosen], names, pixels)
 
 
