@@ -35,7 +35,8 @@ def scores(given: Chain) -> list[Tensor]:
 
 
 def differentiate(given: Chain, outputs: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
-    total = sum(((o * w).sum() for o, w in zip(outputs, weights, strict=True)), start=torch.zeros(()))
+    # Not linear, so that what comes from upstream depends on the scores as well.
+    total = sum(((o.sin() * w).sum() for o, w in zip(outputs, weights, strict=True)), start=torch.zeros(()))
     return torch.autograd.grad(total, scores(given), create_graph=True, allow_unused=True, materialize_grads=True)
 
 

@@ -196,7 +196,8 @@ def test_gpu_kernels_agree_with_the_cpu(
     ours, expected = by_operator(weights, targets, rows), cross_entropy(*weights, targets=targets, rows=rows)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
     along = torch.randn(n, dtype=dtype)
-    once = [torch.autograd.grad(losses, weights, along, create_graph=True) for losses in (ours, expected)]
+    # Squares, so that what comes from upstream depends on the weights as well.
+    once = [torch.autograd.grad(losses.square(), weights, along, create_graph=True) for losses in (ours, expected)]
     directions = [torch.randn_like(g) for g in once[0]]
     twice = [torch.autograd.grad(gradients, weights, directions) for gradients in once]
     for found in (once, twice):

@@ -30,6 +30,8 @@ def gradients(
     Returns:
         one for each input; None for inputs that need none.
     """
+    # Aliases: where an input is a function of another (an upstream gradient may be), the path between them is not ours.
+    inputs = [i.view_as(i) if i.requires_grad else i for i in inputs]
     outputs = twin(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(o, u.to(o.dtype)) for o, u in zip(outputs, upstream, strict=True) if u is not None and o.requires_grad]

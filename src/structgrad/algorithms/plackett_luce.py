@@ -1,14 +1,22 @@
-"""Plackett-Luce: the order in which independent exponentials are smallest.
+"""Plackett-Luce: the order in which independent exponentials are smallest, and what is left before each choice.
 
-Everything here works on flat parts, ``[*batch, n]``, with a bool tensor ``exists`` of the same shape.
+Everything here works on flat parts, ``[*batch, n]``.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from structgrad.algorithms import gpu
+from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.gpu import tl
+
+#: The most parts that one program of a GPU holds.
+LARGEST = 16384
 
 
 def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,6 +32,10 @@ def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> t
         each. The log-probability of the order is the sum of their differences.
     """
     chosen = log_rates.gather(-1, choices)
+    if takes_operator(log_rates):
+        step = torch.arange(choices.shape[-1], device=choices.device)
+        until = torch.where(exists, len(step), -1).scatter(-1, choices, step.expand(choices.shape))
+        return chosen, log_totals(until, log_rates, len(step))
     rest = log_rates.masked_fill(~exists.scatter(-1, choices, False), -math.inf)
     # Summed from the end: what is never chosen, then the choices backwards. No rate is subtracted.
     has_rest = (rest > -math.inf).any(-1, keepdim=True)
@@ -48,3 +60,118 @@ def plackett_luce_conditional(
     least = torch.nextafter(times[..., -1:].detach(), torch.full_like(times[..., -1:], math.inf))
     after = after + (torch.maximum(after, least) - after).detach()
     return torch.where(exists, after.scatter(-1, choices, times), 1.0)
+
+
+# --- GPU: one program an example --------------------------------------------------------------------------------------
+
+
+def takes_operator(log_rates: Tensor) -> bool:
+    """Whether :func:`log_totals` is for these rates: on a GPU, up to :data:`LARGEST` parts."""
+    return gpu.takes(log_rates, log_rates.shape[-1], LARGEST)
+
+
+def log_totals(until: Tensor, log_rates: Tensor, steps: int) -> Tensor:
+    """Logarithms of the total rate of what is left at every step, in one launch; differentiable twice.
+
+    Args:
+        until: int64 ``[*batch, n]``: the last step at which a part is there; -1 for none.
+        log_rates: ``[*batch, n]``, finite.
+        steps: how many.
+
+    Returns:
+        ``[*batch, steps]``; 0 where nothing is left.
+    """
+    batch, n = log_rates.shape[:-1], log_rates.shape[-1]
+    size = batch.numel()
+    totals: Tensor = _totals_operator(until.reshape(size, n), log_rates.reshape(size, n), steps)
+    return totals.reshape(*batch, steps)
+
+
+@gpu.jit
+def _gpu_totals(until, log_rates, totals, n, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    b = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, SIZE)
+    last = tl.load(until + b * n + part, mask=part < n, other=-1).to(tl.int32)
+    rate = tl.load(log_rates + b * n + part, mask=part < n, other=0.0).to(tl.float64)
+    for step in range(steps):
+        left = last >= step
+        top = tl.max(tl.where(left, rate, -float("inf")), 0)
+        top = tl.where(top > -float("inf"), top, 0.0)
+        total = tl.sum(tl.where(left, tl.exp(rate - top), 0.0), 0)
+        tl.store(totals + b * steps + step, tl.where(total > 0.0, top + tl.log(total), 0.0))
+
+
+@gpu.jit
+def _gpu_totals_backward(until, log_rates, totals, upstream, slope, n, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    b = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, SIZE)
+    last = tl.load(until + b * n + part, mask=part < n, other=-1).to(tl.int32)
+    rate = tl.load(log_rates + b * n + part, mask=part < n, other=0.0).to(tl.float64)
+    found = tl.zeros([SIZE], tl.float64)
+    for step in range(steps):
+        share = tl.exp(rate - tl.load(totals + b * steps + step).to(tl.float64))
+        found += tl.where(last >= step, share * tl.load(upstream + b * steps + step).to(tl.float64), 0.0)
+    tl.store(slope + b * n + part, found, mask=part < n)
+
+
+def _launch(kernel: Any, until: Tensor, *tensors: Tensor, steps: int) -> None:
+    size = gpu.block(until.shape[1])
+    warps = min(max(size // 256, 1), 32)
+    gpu.launch(kernel, len(until), until, *tensors, until.shape[1], steps, warps=warps, SIZE=size)
+
+
+@torch.library.custom_op("structgrad::plackett_luce_totals", mutates_args=())
+def _totals_operator(until: Tensor, log_rates: Tensor, steps: int) -> Tensor:
+    totals: Tensor = _totals_fake(until, log_rates, steps)
+    _launch(_gpu_totals, until, log_rates, totals, steps=steps)
+    return totals
+
+
+@_totals_operator.register_fake
+def _totals_fake(until: Tensor, log_rates: Tensor, steps: int) -> Tensor:
+    return log_rates.new_empty(len(log_rates), steps)
+
+
+@torch.library.custom_op("structgrad::plackett_luce_totals_backward", mutates_args=())
+def _slope_operator(until: Tensor, log_rates: Tensor, totals: Tensor, upstream: Tensor) -> Tensor:
+    slope: Tensor = _slope_fake(until, log_rates)
+    _launch(_gpu_totals_backward, until, log_rates, totals, upstream, slope, steps=totals.shape[1])
+    return slope
+
+
+@_slope_operator.register_fake
+def _slope_fake(until: Tensor, log_rates: Tensor, *_: Tensor) -> Tensor:
+    return log_rates.new_empty(log_rates.shape)
+
+
+def _save_totals(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2], output)
+
+
+def _totals_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    return None, _slope_operator(*ctx.saved_tensors, upstream), None
+
+
+def _save_slope(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    until, log_rates, _, upstream = inputs
+    ctx.save_for_backward(until, log_rates, upstream)
+
+
+def _slope_backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
+    until, log_rates, upstream = ctx.saved_tensors
+    step = torch.arange(upstream.shape[-1], device=until.device)[:, None]
+
+    def twin(rates: Tensor, upstream: Tensor) -> Tensor:
+        rates = rates if rates.requires_grad else rates.detach().requires_grad_()
+        left = until[:, None] >= step
+        there = left.any(-1)
+        totals = torch.where(left | ~there[..., None], rates[:, None], -torch.inf).logsumexp(-1)
+        return torch.autograd.grad(torch.where(there, totals, 0.0), rates, upstream, create_graph=True)[0]
+
+    with torch.enable_grad():
+        by_rates, by_upstream = gradients(twin, [log_rates, upstream], [along])
+    return None, by_rates, None, by_upstream
+
+
+_totals_operator.register_autograd(_totals_backward, setup_context=_save_totals)
+_slope_operator.register_autograd(_slope_backward, setup_context=_save_slope)

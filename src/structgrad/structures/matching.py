@@ -12,6 +12,7 @@ from torch import Tensor
 from structgrad.algorithms.assignment import assign, assign_compiled, greedy
 from structgrad.algorithms.derivatives import implicit
 from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.plackett_luce import log_totals, takes_operator
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.derived import ActiveSetProjection, KBest
 from structgrad.structures.layout import Layout
@@ -263,8 +264,10 @@ class Matching(KBest, ActiveSetProjection):
     @staticmethod
     def _log_totals(dropped: Tensor, known: Tensor, happened: Tensor) -> Tensor:
         """Log of the total rate that is left at every step: ``[*batch, n]``; 0 where a step did not happen."""
-        # Entries dropped at one step, first among themselves, then summed over the later steps.
         n = happened.shape[-1]
+        if takes_operator(known):
+            return log_totals(torch.where(dropped < n, dropped, -1), known, n)
+        # Entries dropped at one step, first among themselves, then summed over the later steps.
         shape = (*happened.shape[:-1], n + 1)
         top = known.new_full(shape, -torch.inf).scatter_reduce(-1, dropped, known.detach(), "amax")
         weight = (known - top.gather(-1, dropped)).exp()
