@@ -53,17 +53,18 @@ class BinaryTree(ItemRecursion):
         return (choices.unsqueeze(-2) == token.unsqueeze(-1)) & (token.unsqueeze(-1) != token)
 
     def _within(self, vertex: Tensor) -> Tensor:
-        # S(v) is the subtree of v. Ancestors by pointer doubling: after k rounds those up to distance 2^k are known.
+        # S(v) is the subtree of v, a stretch of the sequence: from the end of the path of left children to that of the
+        # right ones. By pointer doubling: after k rounds those up to distance 2^k are known.
         n = vertex.shape[-1]
+        if not n:
+            return vertex > 0
         token = torch.arange(n, device=vertex.device)
-        has_parent = vertex.detach().sum(-2) > 0
-        parent = (vertex.detach() * token.to(vertex.dtype)[:, None]).sum(-2).long()
-        jump = torch.where(has_parent, parent.clamp(0, max(n - 1, 0)), token)
-        ancestors = (jump.unsqueeze(-1) == token) | (token.unsqueeze(-1) == token)
-        for _ in range(max(n - 1, 0).bit_length()):
-            ancestors = ancestors | ancestors.gather(-2, jump.unsqueeze(-1).expand(ancestors.shape))
-            jump = jump.gather(-1, jump)
-        return ancestors.transpose(-1, -2)
+        children = torch.where(vertex.detach() > 0, token, token.unsqueeze(-1))
+        ends = torch.stack([children.amin(-1), children.amax(-1)], -2)
+        for _ in range((n - 1).bit_length()):
+            ends = ends.gather(-1, ends)
+        first, last = ends.unsqueeze(-1).unbind(-3)
+        return (first <= token) & (token <= last)
 
     def enumerate(self, *shape: int) -> Tensor:
         """All binary trees over n tokens: ``[Catalan(n), n, n]``, float64; ``shape`` is ``(n,)``."""
