@@ -52,9 +52,14 @@ def windows(per_sender: Tensor) -> Tensor:
 def sum_to_senders(per_edge: Tensor) -> Tensor:
     """The transpose of :func:`windows`: ``[*batch, n, n - 1, features]`` -> ``[*batch, n, features]``."""
     n = per_edge.shape[-3]
+    if per_edge.device.type != "cpu":
+        # Rows of n - 1 at places 1, ... of 2 n + 1, read as rows of 2 n: receiver j's edge o comes to place j + o + 1,
+        # which is its sender modulo n.
+        skewed = F.pad(per_edge, (0, 0, 1, n + 1)).flatten(-3, -2)[..., : 2 * n * n, :]
+        return skewed.unflatten(-2, (n, 2, n)).sum((-4, -3))
     twice = per_edge.new_zeros(*per_edge.shape[:-3], 2 * (n - 1), per_edge.shape[-1])
     for o in range(n - 1):
-        twice[..., o : o + n, :] += per_edge[..., o, :]
+        twice[..., o : o + n, :].add_(per_edge[..., o, :])
     out = twice.new_empty(*per_edge.shape[:-2], per_edge.shape[-1])
     out[..., 0, :] = twice[..., n - 1, :]
     out[..., n - 1, :] = twice[..., n - 2, :]
