@@ -10,9 +10,9 @@ from benchmarks.launches import ROWS, count
 #: Row -> launches forward and backward, at most: a little above what `python -m benchmarks.launches` prints.
 GENERATED = {
     "listops: LSTM": (100, 150),
-    "listops: arborescence, SST": (2200, 3100),
-    "graph_layout: independent edges, SST": (330, 900),
-    "graph_layout: spanning tree, SST": (750, 1450),
+    "listops: arborescence, SST": (285, 305),
+    "graph_layout: spanning tree, SST": (240, 260),
+    "graph_layout: spanning tree, T-REINFORCE": (250, 245),
     "l2x: k-subset, SST": (95, 55),
     "l2x: correlated k-subset, SST": (115, 65),
     "l2x: k-subset, T-REINFORCE+": (130, 80),

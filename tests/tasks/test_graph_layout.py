@@ -19,6 +19,7 @@ from structgrad.tasks.graph_layout import GraphLayout, GraphLayoutData
 from structgrad.tasks.graph_layout import model as models
 from structgrad.tasks.graph_layout.data import force_step, generate, random_trees, simulate
 from structgrad.tasks.graph_layout.model import Decoder, Encoder
+from structgrad.tasks.graph_layout.rollout import rollout
 from structgrad.tasks.graph_layout.task import complement, edge_agreement
 
 # --- data ----------------------------------------------------------------------------------------------------------
@@ -117,8 +118,10 @@ def test_configurations_have_caches_of_their_own(tmp_path: Path) -> None:
 # --- model ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("n", [2, 3, 6])
-def test_edges_and_windows(n: int) -> None:
+def test_edges_and_windows(n: int, on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_launches_count", lambda device: on_gpu)
     matrix = torch.randn(4, n, n)
     off_diagonal = ~torch.eye(n, dtype=torch.bool)
     edges = models.to_edges(matrix)
@@ -155,10 +158,14 @@ def naive_decoder(decoder: Decoder, positions: Tensor, vertices: Tensor, every: 
     return torch.stack(frames, 1)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("every", [1, 2, 3, 5, 10])
 @pytest.mark.parametrize("n", [2, 5])
-def test_decoder_is_its_definition(n: int, every: int, hard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoder_is_its_definition(
+    n: int, every: int, hard: bool, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_launches_count", lambda device: on_gpu)
     monkeypatch.setattr(models, "_CHUNK_EDGES", 3 * n * (n - 1))  # several chunks, the last one smaller
     decoder = Decoder(7).double()
     positions = torch.randn(5, 6, n, 2, dtype=torch.float64, requires_grad=True)
@@ -175,6 +182,16 @@ def test_decoder_is_its_definition(n: int, every: int, hard: bool, monkeypatch: 
     grads = [torch.autograd.grad((r * weight).sum(), leaves) for r in results]
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_rollout_has_second_derivatives_and_compiles() -> None:
+    decoder = Decoder(3).double()
+    parameters = [p.detach().requires_grad_() for p in decoder.parameters_of_steps()]
+    state = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    edges = torch.rand(2, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda s, e, *p: rollout(s, e, [*p], 2), (state, edges, *parameters))
+    compiled = torch.compile(rollout, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(state, edges, parameters, 2), rollout(state, edges, parameters, 2))
 
 
 def test_hard_and_soft_paths_agree_in_float32() -> None:

@@ -103,11 +103,12 @@ class Layout:
         Returns:
             bool ``[*batch, *parts]``, an expanded view where that is enough.
         """
-        exist = torch.ones((), dtype=torch.bool, device=scores.device) if mask is None else mask
         if self.is_graph:
-            n = scores.shape[-1]
-            full = torch.ones(n, n, dtype=torch.bool, device=scores.device)
-            exist = exist & (full.triu(1) if self.name == "undirected" else full ^ full.tril().triu())
+            pairs = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
+            pairs = pairs.triu(1) if self.name == "undirected" else pairs.fill_diagonal_(False)
+            exist = pairs if mask is None else mask & pairs
+        else:
+            exist = torch.ones((), dtype=torch.bool, device=scores.device) if mask is None else mask
         return exist.expand(scores.shape)
 
     def mirror(self, parts: Tensor) -> Tensor:

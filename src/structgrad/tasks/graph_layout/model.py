@@ -16,6 +16,13 @@ from torch.nn import functional as F
 
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
+from structgrad.tasks.graph_layout.rollout import rollout
+
+
+def _launches_count(device: torch.device) -> bool:
+    """Whether fewer, larger operators pay, whatever memory they take; on a CPU what counts is its cache."""
+    return device.type != "cpu"
+
 
 # --- edges ---------------------------------------------------------------------------------------------------------
 
@@ -52,11 +59,12 @@ def windows(per_sender: Tensor) -> Tensor:
 def sum_to_senders(per_edge: Tensor) -> Tensor:
     """The transpose of :func:`windows`: ``[*batch, n, n - 1, features]`` -> ``[*batch, n, features]``."""
     n = per_edge.shape[-3]
-    if per_edge.device.type != "cpu":
+    if _launches_count(per_edge.device):
         # Rows of n - 1 at places 1, ... of 2 n + 1, read as rows of 2 n: receiver j's edge o comes to place j + o + 1,
         # which is its sender modulo n.
         skewed = F.pad(per_edge, (0, 0, 1, n + 1)).flatten(-3, -2)[..., : 2 * n * n, :]
-        return skewed.unflatten(-2, (n, 2, n)).sum((-4, -3))
+        summed: Tensor = skewed.unflatten(-2, (n, 2, n)).sum((-4, -3))
+        return summed
     twice = per_edge.new_zeros(*per_edge.shape[:-3], 2 * (n - 1), per_edge.shape[-1])
     for o in range(n - 1):
         twice[..., o : o + n, :].add_(per_edge[..., o, :])
@@ -94,12 +102,12 @@ class _SumToSenders(torch.autograd.Function):
 # --- messages ------------------------------------------------------------------------------------------------------
 
 #: Edges whose messages are computed at once on a CPU: what one product writes is still in the cache when the next step
-#: reads it. Other devices take all at once.
+#: reads it.
 _CHUNK_EDGES = 1440
 
 
-def _chunks(graphs: int, n: int, device: torch.device) -> list[slice]:
-    size = max(1, _CHUNK_EDGES // (n * (n - 1))) if device.type == "cpu" else max(1, graphs)
+def _chunks(graphs: int, n: int) -> list[slice]:
+    size = max(1, _CHUNK_EDGES // (n * (n - 1)))
     return [slice(first, min(first + size, graphs)) for first in range(0, graphs, size)]
 
 
@@ -117,7 +125,7 @@ class _SoftMessages(torch.autograd.Function):
         graphs, n, hidden = receiver.shape[1:]
         kept: list[Tensor] = []
         out = receiver.new_empty(graphs, n, hidden)
-        for chunk in _chunks(graphs, n, receiver.device):
+        for chunk in _chunks(graphs, n):
             first = _first_layer(sender[:, chunk], receiver[:, chunk])
             messages = torch.baddbmm(bias.unsqueeze(1), first, weight).relu_()
             size = out[chunk].shape[0] * n
@@ -139,7 +147,7 @@ class _SoftMessages(torch.autograd.Function):
         grad_sender, grad_receiver = torch.empty_like(receiver), torch.empty_like(receiver)
         grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(2, hidden)
         grad_edges = torch.empty_like(edges) if ctx.needs_input_grad[4] else None
-        for chunk, messages in zip(_chunks(graphs, n, grad.device), kept, strict=True):
+        for chunk, messages in zip(_chunks(graphs, n), kept, strict=True):
             at_receiver = grad[chunk].reshape(1, -1, 1, hidden)
             shape = (2, at_receiver.shape[1], n - 1, hidden)
             if grad_edges is not None:
@@ -195,9 +203,7 @@ class Route:
         sends = senders(n, edges.device)
         vertex, offset = torch.arange(n, device=edges.device)[:, None], torch.arange(degree, device=edges.device)
         by_sender = (vertex - 1 - offset) % n * degree + offset  # where the edges of a sender lie
-        self.chunks = [
-            _RoutedChunk(chunk, edges[chunk], sends, by_sender) for chunk in _chunks(graphs, n, edges.device)
-        ]
+        self.chunks = [_RoutedChunk(chunk, edges[chunk], sends, by_sender) for chunk in _chunks(graphs, n)]
 
 
 class _RoutedChunk:
@@ -301,9 +307,10 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., hidden]`` -> ``[..., hidden]``; ``x`` is overwritten."""
-        y = F.elu_(self.linear(F.elu_(x)))
-        out: Tensor = self.norm(y.flatten(0, -2))
-        return out.view(y.shape)
+        # What is overwritten is no view: autograd would copy its base.
+        rows = F.elu_(x).flatten(0, -2)
+        out: Tensor = self.norm(F.elu_(self.linear(rows)))
+        return out.view(x.shape)
 
 
 class Encoder(nn.Module):
@@ -339,10 +346,11 @@ class Encoder(nn.Module):
             features ``[batch, hidden]``.
         """
         n = positions.shape[2]
-        x = self.block1(self.vertex1(positions.transpose(1, 2).flatten(2)))
+        by_vertex = (len(positions), n, -1)
+        x = self.block1(self.vertex1(positions.transpose(1, 2).flatten(2).flatten(0, 1))).view(by_vertex)
         from_sender, from_receiver = self.edge1.weight.chunk(2, 1)
         edges = self.block2(_EdgeSum.apply(F.linear(x, from_sender), F.linear(x, from_receiver, self.edge1.bias)))
-        x = self.block3(self.vertex2(edges.sum(2) / n))
+        x = self.block3(self.vertex2((edges.sum(2) / n).flatten(0, 1))).view(by_vertex)
         from_sender, from_receiver, skip = self.edge2.weight.chunk(3, 1)
         ends = _EdgeSum.apply(F.linear(x, from_sender), F.linear(x, from_receiver, self.edge2.bias))
         features = self.block4(ends + F.linear(edges, skip))
@@ -383,6 +391,10 @@ class Decoder(nn.Module):
         every = min(every, predictions)
         state = positions[:, :-1:every]  # [N, starts, n, 2]
         edges = to_edges(vertices).unsqueeze(1)
+        if _launches_count(positions.device):
+            everywhere = edges.expand(-1, state.shape[1], -1, -1).flatten(0, 1)
+            states = rollout(state.flatten(0, 1), everywhere, self.parameters_of_steps(), every)
+            return states.view(len(positions), -1, *state.shape[2:])[:, :predictions]
         last = predictions - every * (state.shape[1] - 1)  # length of the rollout from the last start
         rolled: list[Tensor] = []
         graph = self._graph(edges.expand(-1, state.shape[1], -1, -1))
@@ -394,9 +406,14 @@ class Decoder(nn.Module):
             rolled.append(state if step < last else F.pad(state, (0, 0, 0, 0, 0, 1)))
         return torch.stack(rolled, 2).flatten(1, 2)[:, :predictions]
 
+    def parameters_of_steps(self) -> list[Tensor]:
+        """All parameters, in the order of :func:`~structgrad.tasks.graph_layout.rollout.rollout`."""
+        first = self.message1.weight, self.message1.bias
+        return [*first, self.message2, self.message2_bias, *self.update.parameters()]
+
     def _graph(self, edges: Tensor) -> Tensor | Route:
         edges = edges.flatten(0, 1)
-        # Elsewhere, sorting would wait for the device to say how many edges there are.
+        # A compiler cannot know how many edges there are.
         sparse = not edges.requires_grad and values_can_be_read(edges)
         return Route(edges) if sparse else edges
 
