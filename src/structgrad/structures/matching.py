@@ -13,12 +13,10 @@ from structgrad.algorithms.assignment import assign, assign_compiled, greedy
 from structgrad.algorithms.derivatives import implicit
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.plackett_luce import log_totals, takes_operator
+from structgrad.algorithms.sinkhorn import central_duals, dual_step, potentials
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.derived import ActiveSetProjection, KBest
 from structgrad.structures.layout import Layout
-
-#: Sinkhorn iterations between Newton steps.
-_NEWTON_EVERY = 8
 
 
 class Matching(KBest, ActiveSetProjection):
@@ -43,7 +41,8 @@ class Matching(KBest, ActiveSetProjection):
     Args:
         tolerance: the Sinkhorn iterations end when the row sums are together no further than this from 1 (columns
             sum to 1 exactly).
-        max_iterations: or after this many; always this many where values are not read (see ``values_can_be_read``).
+        max_iterations: or after this many; always this many in plain torch where values are not read (see
+            ``values_can_be_read``), that is beyond 64 rows on a GPU, where up to 64 one launch does it all.
     """
 
     layout = Layout("matrix")
@@ -118,8 +117,8 @@ class Matching(KBest, ActiveSetProjection):
         rows, columns = exists.any(-1), exists.any(-2)
         with torch.no_grad():
             finite = torch.where(exists, log_k, -torch.inf)
-            start = self._central_duals(finite, *self._assign(log_k, exists))
-            f, g = self._potentials(start, finite, rows, columns)
+            start = central_duals(finite, *self._assign(log_k, exists))
+            f, g = potentials(start, finite, rows, columns, self.tolerance, self.max_iterations)
         point = torch.where(exists, (log_k + f.unsqueeze(-1) + g.unsqueeze(-2)).exp(), 0.0)
         if not (utility.requires_grad and torch.is_grad_enabled()):
             return point.to(utility.dtype)
@@ -136,76 +135,9 @@ class Matching(KBest, ActiveSetProjection):
         duals = implicit(
             torch.zeros_like(torch.stack([f, g], -2)),
             sums,
-            lambda excess: torch.stack(self._dual_step(fixed, *excess.unbind(-2)), -2),
+            lambda excess: torch.stack(dual_step(fixed, *excess.unbind(-2)), -2),
         )
         return moved(duals).to(utility.dtype)
-
-    @staticmethod
-    def _dual_step(point: Tensor, row_excess: Tensor, column_excess: Tensor) -> tuple[Tensor, Tensor]:
-        """How f and g have to move to take these excesses ``[*batch, n]`` from the sums of ``point``, to first order.
-
-        Solves ``[[R, P], [P^T, C]] d(f, g) = -excess``. The matrix is singular along (1, -1) of every connected block,
-        where f + g does not change; a ridge picks one of the solutions. Linear and differentiable in the excesses.
-        """
-        ridge = 1e-10
-        transposed = point.transpose(-1, -2)
-        row_sum, column_sum = point.sum(-1), point.sum(-2)
-        row_sum = torch.where(row_sum > 0, row_sum, 1.0) + ridge
-        column_sum = torch.where(column_sum > 0, column_sum, 1.0) + ridge
-        schur = column_sum.diag_embed() - transposed @ (point / row_sum.unsqueeze(-1))
-        right = column_excess - (transposed @ (row_excess / row_sum).unsqueeze(-1)).squeeze(-1)
-        # Positive definite for any point, by its own sums and the ridge; a check would wait for the device.
-        factor, _ = torch.linalg.cholesky_ex(schur)
-        move_g = -torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
-        move_f = -(row_excess + (point @ move_g.unsqueeze(-1)).squeeze(-1)) / row_sum
-        return move_f, move_g
-
-    @staticmethod
-    def _central_duals(log_k: Tensor, vertex: Tensor, duals: Tensor) -> Tensor:
-        """Column duals of the best matching, moved from a corner of the optimal face into its interior.
-
-        With rows renamed to their columns, reduced costs c >= 0 allow any shift p with ``c_ij + p_j - p_i >= 0``.
-        Shortest distances from i, averaged over all ends, give every entry at least 1/n of the gap of its cheapest
-        cycle.
-        """
-        n = log_k.shape[-1]
-        rows = vertex.any(-1)
-        cost = -(log_k + duals[..., 0, :, None] + duals[..., 1, None, :])
-        partner = vertex.argmax(-1).unsqueeze(-2).expand(cost.shape)
-        cost = torch.where(rows.unsqueeze(-2), cost.gather(-1, partner), torch.inf).clamp_min(0.0)
-        distance = cost.clone()
-        for k in range(n):
-            distance = torch.minimum(distance, distance[..., k, None] + distance[..., k, None, :])
-        distance.diagonal(dim1=-2, dim2=-1).zero_()
-        # What cannot be reached is as far away as no path is.
-        far = 1 + n * torch.where(cost.isfinite(), cost, 0.0).amax((-2, -1), keepdim=True)
-        shift = torch.minimum(distance, far).mean(-1)
-        return duals[..., 1, :] - (shift.unsqueeze(-2) @ vertex).squeeze(-2)
-
-    def _potentials(self, g: Tensor, log_k: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """``f, g`` ``[*batch, n]`` such that ``exp(log_k + f 1^T + 1 g^T)`` is doubly stochastic; 0 where absent."""
-
-        def normalize(f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Exact columns for this f; logarithms of the row sums without f; the largest error of a row."""
-            g = torch.where(columns, -(log_k + f.unsqueeze(-1)).logsumexp(-2), 0.0)
-            row_sum = (log_k + g.unsqueeze(-2)).logsumexp(-1)
-            return g, row_sum, torch.where(rows, (row_sum + f).expm1().abs(), 0.0).sum(-1)
-
-        row_sum = (log_k + g.unsqueeze(-2)).logsumexp(-1)
-        for iteration in range(1, self.max_iterations + 1):
-            f = torch.where(rows, -row_sum, 0.0)
-            g, row_sum, error = normalize(f)
-            if values_can_be_read(log_k) and bool((error < self.tolerance).all()):
-                break
-            if iteration % _NEWTON_EVERY == 0:
-                point = (log_k + f.unsqueeze(-1) + g.unsqueeze(-2)).exp()
-                excess = torch.where(rows, point.sum(-1) - 1, 0.0)
-                trial = f + self._dual_step(point, excess, torch.zeros_like(excess))[0]
-                trial_g, trial_sum, trial_error = normalize(trial)
-                better = (trial_error < error).unsqueeze(-1)
-                f, g = torch.where(better, trial, f), torch.where(better, trial_g, g)
-                row_sum = torch.where(better, trial_sum, row_sum)
-        return f, g
 
     # --- the greedy trace -----------------------------------------------------------------------------------------
 
