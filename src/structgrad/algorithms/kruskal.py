@@ -252,11 +252,10 @@ def _gpu_spanning_tree(
     nodes = tl.arange(0, SIZE)
     i, j = nodes[:, None], nodes[None, :]
     there = (i < n) & (j < n)
-    at = b * n * n + i * n + j
+    at = b * n * n + tl.minimum(i, j) * n + tl.maximum(i, j)
     edge = tl.load(exists + at, mask=there, other=0) != 0
     cost = tl.where(edge, sign * tl.load(costs + at, mask=edge, other=0.0).to(tl.float64), float("inf"))
-    cost = tl.minimum(cost, tl.trans(cost))
-    waiting = tl.max(edge.to(tl.int32), 0) + tl.max(tl.trans(edge.to(tl.int32)), 0) > 0
+    waiting = tl.max(edge.to(tl.int32), 0) > 0
     new = tl.min(tl.where(waiting, nodes, SIZE), 0)
     nearest = tl.full([SIZE], float("inf"), tl.float64)
     link, parent = tl.zeros([SIZE], tl.int32), tl.full([SIZE], -1, tl.int32)
@@ -277,7 +276,9 @@ def _gpu_spanning_tree(
             taken = tl.where(nodes == step, low * n + high, taken)
             new = found
     tl.store(reached + b, tl.max((waiting & (nodes != new)).to(tl.int32), 0) == 0)
-    tl.store(vertex + at, tl.where((parent[None, :] == i) | (parent[:, None] == j), 1.0, 0.0), mask=there)
+    tl.store(
+        vertex + b * n * n + i * n + j, tl.where((parent[None, :] == i) | (parent[:, None] == j), 1.0, 0.0), mask=there
+    )
     before = (length[:, None] < length[None, :]) | ((length[:, None] == length[None, :]) & (i < j))
     rank = tl.sum(before.to(tl.int32), 0)
     tl.store(choices + b * (n - 1) + rank, taken, mask=nodes < n - 1)

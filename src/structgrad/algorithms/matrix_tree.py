@@ -433,7 +433,7 @@ def _load_block(scores: tl.tensor, exists: tl.tensor, root: tl.tensor, n: tl.ten
     there = (k < n) & (j < n)
     edge = (tl.load(exists + at, mask=there, other=0) != 0) & (k != j) & (j != r)
     w = tl.where(edge, tl.load(scores + at, mask=there & edge, other=0.0).to(tl.float64), _NO_WEIGHT)
-    absent = (tl.max(edge.to(tl.int32), 0) + tl.max(tl.trans(edge.to(tl.int32)), 0)) == 0
+    absent = tl.max(edge.to(tl.int32), 0) + tl.max(edge.to(tl.int32), 1) == 0
     return tl.where((k == r) & absent[None, :], 0.0, w), edge, at, r
 
 
@@ -582,7 +582,7 @@ def _gpu_sample(
     SIZE: tl.constexpr,
 ) -> None:
     """As :func:`torch_sample`, which explains the names; the root is a node like the others."""
-    start, _, at, r = _load_block(scores, exists, root, n, SIZE)
+    start, edge, at, r = _load_block(scores, exists, root, n, SIZE)
     first = tl.program_id(0).to(tl.int64) * n * n
     ends = tl.arange(0, SIZE)
     k, j = ends[:, None], ends[None, :]
@@ -617,8 +617,7 @@ def _gpu_sample(
         above = tl.where(k == i, above_i[None, :], above)
         kept = tl.where(cuts[:, None] == cuts[None, :], above, 0)
         above = tl.where((cuts > 0)[:, None], tl.maximum(kept, above_i[None, :]), above)
-    there_is = tl.load(exists + at, mask=there, other=0).to(tl.int32)
-    present = (tl.max(there_is, 0) + tl.max(tl.trans(there_is), 0)) > 0
+    present = tl.max(edge.to(tl.int32), 0) + tl.max(edge.to(tl.int32), 1) > 0
     tl.store(tree + at, tl.where((k == parent[None, :]) & (present & (ends != r))[None, :], 1.0, 0.0), mask=there)
 
 
