@@ -88,12 +88,13 @@ def test_traces_of_nothing_and_little(shape: tuple[int, int, int]) -> None:
 
 
 @needs_triton
-def test_kernels_compile_for_a_gpu() -> None:
+@pytest.mark.parametrize("n", [10, pytest.param(chu_liu_edmonds.LARGEST, marks=pytest.mark.slow)])
+def test_kernels_compile_for_a_gpu(n: int) -> None:
     lines = compiled(
         "import torch\n"
         "from structgrad.algorithms import chu_liu_edmonds\n"
         "gpu.DEVICES.add('cpu')\n"
-        "scores, exists = torch.zeros(2, 10, 10, requires_grad=True), torch.ones(2, 10, 10, dtype=torch.bool)\n"
+        f"scores, exists = torch.zeros(2, {n}, {n}, requires_grad=True), torch.ones(2, {n}, {n}, dtype=torch.bool)\n"
         "_, choices, _ = chu_liu_edmonds.minimum_arborescence(scores, exists, 0)\n"
         "chu_liu_edmonds.log_entering(scores, exists, choices).sum().backward()\n"
         "one = torch.zeros(2, 1, 1)\n"

@@ -98,13 +98,14 @@ def test_traces_of_nothing_and_little(shape: tuple[int, int, int]) -> None:
 
 
 @needs_triton
-def test_kernels_compile_for_a_gpu() -> None:
+@pytest.mark.parametrize("n", [10, pytest.param(kruskal.LARGEST, marks=pytest.mark.slow)])
+def test_kernels_compile_for_a_gpu(n: int) -> None:
     lines = compiled(
         "import torch\n"
         "from structgrad.algorithms import kruskal\n"
         "gpu.DEVICES.add('cpu')\n"
-        "scores, exists = torch.zeros(2, 10, 10, requires_grad=True), torch.ones(2, 10, 10, dtype=torch.bool)\n"
+        f"scores, exists = torch.zeros(2, {n}, {n}, requires_grad=True), torch.ones(2, {n}, {n}, dtype=torch.bool)\n"
         "_, choices, _ = kruskal.minimum_spanning_tree(scores, exists)\n"
-        "kruskal.log_running(scores, exists, kruskal.joined_at(choices, 10)).sum().backward()\n"
+        "kruskal.log_running(scores, exists, kruskal.joined_at(choices, scores.shape[-1])).sum().backward()\n"
     )
     assert lines.count("\n") == 4

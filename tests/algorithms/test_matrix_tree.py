@@ -163,12 +163,13 @@ def test_one_launch_each_way() -> None:
 
 
 @needs_triton
-def test_kernels_compile_for_a_gpu() -> None:
+@pytest.mark.parametrize("n", [10, pytest.param(matrix_tree.LARGEST, marks=pytest.mark.slow)])
+def test_kernels_compile_for_a_gpu(n: int) -> None:
     lines = compiled(
         "import torch\n"
         "from structgrad.algorithms import matrix_tree\n"
-        "scores = torch.zeros(2, 10, 10, requires_grad=True)\n"
-        "arguments = scores, torch.ones(2, 10, 10, dtype=torch.bool), torch.zeros(2, dtype=torch.int64)\n"
+        f"scores = torch.zeros(2, {n}, {n}, requires_grad=True)\n"
+        f"arguments = scores, torch.ones(2, {n}, {n}, dtype=torch.bool), torch.zeros(2, dtype=torch.int64)\n"
         "gpu.DEVICES.add('cpu')\n"
         "matrix_tree.log_partition(*arguments)\n"
         "matrix_tree.marginals(*arguments).sum().backward()\n"

@@ -42,7 +42,8 @@ from structgrad.algorithms.threads import run, untraced
 #: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
 _LOG_ZERO = -1e30
 _NO_WEIGHT = gpu.constant(_LOG_ZERO)
-#: The largest graph that one program of a GPU holds.
+#: The largest graph that one program of a GPU holds; samples beyond 64 nodes take 128 KiB of shared memory, which GPUs
+#: of data centres have.
 LARGEST = 128
 #: Reassociation and fused multiply-add only: infinities and NaN keep their meaning.
 _FAST = {"reassoc", "contract"}

@@ -21,7 +21,8 @@ class Arborescence(Tree):
     ``marginals`` and ``sample`` are O(n^3) and use no subtraction, so they hold for any finite scores; see
     ``matrix_tree``. ``marginals`` and ``log_partition`` have first derivatives everywhere, and ``log_partition``
     second ones. The CPU path is compiled code and does not run under ``torch.func.vmap`` (leading batch dimensions do
-    what it would); ``torch.compile`` breaks the graph there.
+    what it would); ``torch.compile`` breaks the graph there. On a GPU each of these, and what the trace needs, is one
+    launch (two for a sample) up to 128 nodes; beyond, a loop over nodes in plain torch.
 
     Args:
         root: the node that reaches all others, the same in every example.
@@ -57,7 +58,7 @@ class Arborescence(Tree):
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact sample for each example, without random walks; see ``matrix_tree.sample_arborescences``."""
-        self._log_partition(scores.detach(), mask)
+        self._refuse_empty(scores, mask)
         return matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
 
     # --- the trace ------------------------------------------------------------------------------------------------

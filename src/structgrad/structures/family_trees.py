@@ -63,6 +63,11 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         exists = self.parts(scores, mask).reshape(batch, *scores.shape[-2:])
         return scores.reshape(exists.shape).contiguous(), exists.contiguous()
 
+    def _refuse_empty(self, scores: Tensor, mask: Tensor | None) -> None:
+        """Raise if an example has no tree, where that can be seen."""
+        if values_can_be_read(scores):
+            self._log_partition(scores.detach(), mask)
+
     def _refuse(self, unreached: Tensor, scores: Tensor) -> None:
         """Raise if an example (of the flattened batch) has no tree, where that can be seen for free."""
         if values_can_be_read(unreached) and bool(unreached.any()):

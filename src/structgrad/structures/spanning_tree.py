@@ -20,7 +20,8 @@ class SpanningTree(Tree):
 
     ``argmax`` is exact, O(n^2) for one example (Prim). ``log_partition``, ``marginals`` and ``sample`` are O(n^3) and
     use no subtraction: a spanning tree is an arborescence from any one node. The ``trace`` is the order in which
-    Kruskal's algorithm takes the edges. Derivatives, ``vmap`` and ``torch.compile`` are as for :class:`Arborescence`.
+    Kruskal's algorithm takes the edges. Derivatives, ``vmap``, ``torch.compile`` and GPUs are as for
+    :class:`Arborescence`.
 
     Raises:
         ValueError: from every oracle, in eager CPU code, if an example is not connected.
@@ -39,7 +40,7 @@ class SpanningTree(Tree):
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact sample for each example, without random walks; see ``matrix_tree.sample_arborescences``."""
-        self._log_partition(scores.detach(), mask)
+        self._refuse_empty(scores, mask)
         tree = matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask)))
         return (tree + tree.transpose(1, 2)).reshape(scores.shape)
 
