@@ -19,7 +19,7 @@ from structgrad.commands import CONFIGS, sweep
 from structgrad.experiments import reproduction, tables
 from structgrad.experiments.markdown import duration
 from structgrad.experiments.report import build
-from structgrad.experiments.runs import load
+from structgrad.experiments.runs import of_sweeps
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = CONFIGS / "table"
@@ -61,8 +61,7 @@ def write(everything: list[tables.Table], results: Path, page: Path) -> None:
     reports = []
     for table in everything:
         if table.budget == "paper":
-            folder = results / table.folder("paper")
-            reports.append(build(table, load(folder) if any(folder.glob("*.json")) else [], "paper"))
+            reports.append(build(table, of_sweeps(results, table.folder("paper")), "paper"))
     page.write_text(reproduction.document(reports))
 
 

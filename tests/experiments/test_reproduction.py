@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from structgrad.experiments import reproduction, tables
 from structgrad.experiments.report import build
+from structgrad.experiments.runs import of_sweeps
 from tests.experiments.test_tables import FOLDER, ROOT, runs, small, summary
 
 
@@ -58,3 +60,12 @@ def test_the_script_lists_its_work_and_writes_its_page(tmp_path: Path) -> None:
     done = subprocess.run([*script, "--only-page", "--page", str(page)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "not run" in page.read_text()
+
+
+def test_runs_with_overrides_of_the_user_are_found_beside_the_others(tmp_path: Path) -> None:
+    for folder, seed in (("small", 0), ("small-0123ab", 1), ("small_quick", 2), ("smaller", 3)):
+        (tmp_path / folder).mkdir()
+        content = summary("lstm", seed, 0.8)
+        (tmp_path / folder / "x.json").write_text(json.dumps(content.content))
+    assert [run.seed for run in of_sweeps(tmp_path, "small")] == [0, 1]
+    assert of_sweeps(tmp_path, "none") == []

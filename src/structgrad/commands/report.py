@@ -18,7 +18,7 @@ from pathlib import Path
 from structgrad.commands import CONFIGS
 from structgrad.experiments import markdown, tables
 from structgrad.experiments.report import Report, build
-from structgrad.experiments.runs import Summary, load
+from structgrad.experiments.runs import load, of_sweeps
 
 TABLES = CONFIGS / "table"
 BUDGETS = ("paper", "quick", "smoke")
@@ -76,7 +76,7 @@ def find(what: list[str]) -> list[Report]:
     asked = settings.get("table")
     for table in [tables.load(name, TABLES) for name in ([asked] if asked else tables.names(TABLES))]:
         for choice in [budget] if budget else BUDGETS:
-            summaries = [run for root in ROOTS for run in _runs_in(root / table.folder(choice))]
+            summaries = [run for root in ROOTS for run in of_sweeps(root, table.folder(choice))]
             if summaries or (asked and choice == (budget or table.budget)):
                 reports.append(build(table, summaries, choice))
     if not reports:
@@ -84,12 +84,8 @@ def find(what: list[str]) -> list[Report]:
     return reports
 
 
-def _runs_in(folder: Path) -> list[Summary]:
-    return load(folder) if any(folder.glob("*.json")) else []
-
-
 def _table_of(folder: Path) -> str:
-    name = folder.resolve().name
+    name = folder.resolve().name.partition("-")[0]  # without what the sweep says of other overrides
     known = tables.names(TABLES)
     short = name.rsplit("_", 1)[0] if name.rsplit("_", 1)[-1] in BUDGETS else name
     return name if name in known or short not in known else short

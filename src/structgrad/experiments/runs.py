@@ -69,6 +69,14 @@ def load(folder: Path) -> list[Summary]:
     return [read(file) for file in files]
 
 
+def of_sweeps(root: Path, name: str) -> list[Summary]:
+    """The finished runs below a folder of results of the sweeps called ``name``: of a table as it stands, and with the
+    user's own overrides, of which the sweep's folder has a suffix. Empty if there are none.
+    """
+    folders = [root / name, *sorted(root.glob(f"{name}-*"))]
+    return [summary for folder in folders if any(folder.glob("*.json")) for summary in load(folder)]
+
+
 def read(file: Path) -> Summary:
     """One summary.
 
