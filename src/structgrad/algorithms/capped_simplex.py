@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 
 #: Newton's method, kept within a bracket, ends after a few steps; bisection, its worst case, well before so many.
@@ -27,6 +29,9 @@ _EXACT_MASS = 1e-14
 _EXACT_THRESHOLD = 1e-15
 #: The multiplier of the sigmoids is found when the sum is right up to this share of it.
 _SMOOTH_MASS = 1e-13
+_GPU_SMOOTH_MASS, _GPU_STEPS = gpu.constant(_SMOOTH_MASS), gpu.constant(_BLIND_STEPS)
+#: The most parts that one program of a GPU holds.
+LARGEST = 16384
 
 # --- projection ------------------------------------------------------------------------------------------------------
 
@@ -268,8 +273,9 @@ def decompose_by_size(
 def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
     """The nu with ``sum sigmoid(scores - nu) = total``: ``[*batch, 1]``; 0 where no more than ``total`` parts exist.
 
-    Newton's method inside a bracket. With ``u_k`` the k-th largest score, the k + 1 largest alone reach the total at
-    ``u_{k+1} - log k``, and the rest cannot lift it to the total at ``u_k + log(n - k)``.
+    Newton's method inside a bracket, in float64. With ``u_k`` the k-th largest score, the k + 1 largest alone reach the
+    total at ``u_{k+1} - log k``, and the rest cannot lift it to the total at ``u_k + log(n - k)``. On a GPU one program
+    an example takes all steps, for at most :data:`LARGEST` parts.
     """
     present = exists.sum(-1, keepdim=True)
     padded = torch.nn.functional.pad(scores.masked_fill(~exists, -math.inf), (0, 1), value=-math.inf)
@@ -278,6 +284,12 @@ def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
     low = torch.where(solvable, following - math.log(total), 0.0)
     high = torch.where(solvable, last + (present - total).clamp(min=1).to(scores.dtype).log(), 0.0)
     nu = torch.where(solvable, (last + following) / 2, 0.0)
+    n = scores.shape[-1]
+    if gpu.takes(scores, n, LARGEST):
+        size = nu.numel()
+        flat = (scores.reshape(size, n), exists.reshape(size, n), *(x.reshape(size) for x in (low, high, nu)))
+        found: Tensor = _multiplier_operator(*flat, total)
+        return torch.where(solvable, found.reshape(nu.shape), 0.0)
     for _ in range(_BLIND_STEPS):
         chosen = torch.where(exists, (scores - nu).sigmoid(), 0.0)
         excess = chosen.sum(-1, keepdim=True) - total
@@ -287,3 +299,42 @@ def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
         step = nu + excess / torch.where(exists, chosen * (1 - chosen), 0.0).sum(-1, keepdim=True)
         nu = torch.where((step > low) & (step < high), step, (low + high) / 2)
     return nu
+
+
+@gpu.jit
+def _gpu_multiplier(scores, exists, low, high, start, multiplier, n, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    b = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, SIZE)
+    score = tl.load(scores + b * n + part, mask=part < n, other=0.0)
+    there = tl.load(exists + b * n + part, mask=part < n, other=0) != 0
+    below, above, nu = tl.load(low + b), tl.load(high + b), tl.load(start + b)
+    left, searching = _GPU_STEPS, total > 0
+    while searching:
+        chosen = tl.where(there, 1.0 / (1.0 + tl.exp(nu - score)), 0.0)
+        excess = tl.sum(chosen, 0) - total
+        left -= 1
+        searching = (tl.abs(excess) > _GPU_SMOOTH_MASS * total) & (left > 0)
+        below, above = tl.where(excess >= 0, nu, below), tl.where(excess >= 0, above, nu)
+        slope = tl.sum(chosen * (1.0 - chosen), 0)
+        step = nu + excess / tl.where(slope > 0.0, slope, 1.0)
+        inside = (slope > 0.0) & (step > below) & (step < above)
+        nu = tl.where(searching, tl.where(inside, step, (below + above) / 2), nu)
+    tl.store(multiplier + b, nu)
+
+
+@torch.library.custom_op("structgrad::sigmoid_multiplier", mutates_args=())
+def _multiplier_operator(
+    scores: Tensor, exists: Tensor, low: Tensor, high: Tensor, start: Tensor, total: int
+) -> Tensor:
+    """``[B]``; of no meaning where there is none."""
+    multiplier = torch.empty_like(start)
+    n = scores.shape[1]
+    size = gpu.block(n)
+    tensors = (scores, exists, low, high, start, multiplier)
+    gpu.launch(_gpu_multiplier, len(scores), *tensors, n, total, warps=min(max(size // 256, 1), 32), SIZE=size)
+    return multiplier
+
+
+@_multiplier_operator.register_fake
+def _multiplier_fake(scores: Tensor, exists: Tensor, low: Tensor, high: Tensor, start: Tensor, total: int) -> Tensor:
+    return torch.empty_like(start)
