@@ -606,24 +606,16 @@ def _entering_shares_operator(
     return out
 
 
-@_entering_shares_operator.register_fake
-def _entering_shares_fake(log_rates: Tensor, *others: Tensor) -> Tensor:
-    return log_rates.new_empty(log_rates.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
-
-
 def _log_entering_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     return _entering_shares_operator(*ctx.saved_tensors, upstream), None, None, None
 
 
 def _entering_shares_backward(ctx: Any, again: Tensor) -> tuple[Tensor | None, ...]:
-    log_rates, exists, choices, _, _, upstream, _ = ctx.saved_tensors
+    log_rates, exists, choices, _, _, upstream = ctx.saved_tensors
     found = second_gradients(lambda r: torch_log_entering(r, exists, choices), log_rates, upstream, again)
     return found[0], None, None, None, None, found[1]
 
 
-_log_entering_operator.register_autograd(_log_entering_backward, setup_context=_save)
-_entering_shares_operator.register_autograd(_entering_shares_backward, setup_context=_save)
+_log_entering_operator.register_autograd(_log_entering_backward, setup_context=gpu.save_all)
+_entering_shares_operator.register_fake(gpu.like_first)
+_entering_shares_operator.register_autograd(_entering_shares_backward, setup_context=gpu.save_inputs)

@@ -30,8 +30,11 @@ __all__ = [
     "entry",
     "jit",
     "launch",
+    "like_first",
     "log_sum_exp",
     "row",
+    "save_all",
+    "save_inputs",
     "takes",
     "tl",
     "triton",
@@ -107,6 +110,24 @@ def launch(kernel: Any, programs: int, *arguments: Tensor | float, warps: int, *
     with torch.cuda.device_of(first):
         contiguous = [a.contiguous() if isinstance(a, Tensor) else a for a in arguments]
         kernel[(programs,)](*contiguous, num_warps=warps, **constants)
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def like_first(first: Tensor, *others: Any) -> Tensor:
+    """The fake implementation of an operator whose result is as its first operand."""
+    return first.new_empty(first.shape)
+
+
+def save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+    """``setup_context`` of an operator of tensors: its inputs are saved."""
+    ctx.save_for_backward(*inputs)
+
+
+def save_all(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    """Likewise, inputs and the result."""
+    ctx.save_for_backward(*inputs, output)
 
 
 # --- within kernels ---------------------------------------------------------------------------------------------------

@@ -401,24 +401,16 @@ def _running_shares_operator(
     return out
 
 
-@_running_shares_operator.register_fake
-def _running_shares_fake(log_rates: Tensor, *others: Tensor) -> Tensor:
-    return log_rates.new_empty(log_rates.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs, output)
-
-
 def _log_running_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     return _running_shares_operator(*ctx.saved_tensors, upstream), None, None
 
 
 def _running_shares_backward(ctx: Any, again: Tensor) -> tuple[Tensor | None, ...]:
-    log_rates, exists, joined, _, upstream, _ = ctx.saved_tensors
+    log_rates, exists, joined, _, upstream = ctx.saved_tensors
     found = second_gradients(lambda r: torch_log_running(r, exists, joined), log_rates, upstream, again)
     return found[0], None, None, None, found[1]
 
 
-_log_running_operator.register_autograd(_log_running_backward, setup_context=_save)
-_running_shares_operator.register_autograd(_running_shares_backward, setup_context=_save)
+_log_running_operator.register_autograd(_log_running_backward, setup_context=gpu.save_all)
+_running_shares_operator.register_fake(gpu.like_first)
+_running_shares_operator.register_autograd(_running_shares_backward, setup_context=gpu.save_inputs)

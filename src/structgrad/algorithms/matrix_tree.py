@@ -665,17 +665,6 @@ def _sample_operator(scores: Tensor, exists: Tensor, root: Tensor, factors: Tens
     return tree
 
 
-@_marginals_operator.register_fake
-@_covariance_operator.register_fake
-@_sample_operator.register_fake
-def _like_scores(scores: Tensor, *others: Tensor) -> Tensor:
-    return scores.new_empty(scores.shape)
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-
-
 def _eliminate_backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     mean = _marginals_operator(*ctx.saved_tensors)
     return upstream[:, None, None].to(mean.dtype) * mean, None, None
@@ -691,9 +680,11 @@ def _covariance_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...
     return found[0], None, None, found[1]
 
 
-_eliminate_operator.register_autograd(_eliminate_backward, setup_context=_save_inputs)
-_marginals_operator.register_autograd(_marginals_backward, setup_context=_save_inputs)
-_covariance_operator.register_autograd(_covariance_backward, setup_context=_save_inputs)
+for _operator in (_marginals_operator, _covariance_operator, _sample_operator):
+    _operator.register_fake(gpu.like_first)
+_eliminate_operator.register_autograd(_eliminate_backward, setup_context=gpu.save_inputs)
+_marginals_operator.register_autograd(_marginals_backward, setup_context=gpu.save_inputs)
+_covariance_operator.register_autograd(_covariance_backward, setup_context=gpu.save_inputs)
 
 
 # --- what structures call --------------------------------------------------------------------------------------------
