@@ -15,10 +15,12 @@ GENERATED = {
     "graph_layout: spanning tree, T-REINFORCE": (250, 245),
     "l2x: k-subset, SST": (95, 55),
     "l2x: correlated k-subset, SST": (115, 65),
-    "l2x: k-subset, T-REINFORCE+": (130, 80),
+    "l2x: k-subset, T-REINFORCE+": (120, 50),
 }
 FROM_FILES = {
     "bit_vector_vae: sfe": (90, 40),
+    "bit_vector_vae: sfe_plus": (75, 45),
+    "bit_vector_vae: nvil": (105, 55),
     "bit_vector_vae: gumbel_softmax": (75, 50),
     "ssvae: dense": (130, 150),
     "ssvae: sfe": (180, 150),

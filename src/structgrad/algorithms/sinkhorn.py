@@ -240,12 +240,10 @@ def _potentials_fake(g: Tensor, *_: Tensor | float) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("structgrad::shortest_paths", mutates_args=())
 def _distances_operator(cost: Tensor) -> Tensor:
-    distance: Tensor = _distances_fake(cost)
+    distance = gpu.like_first(cost)
     n, size = cost.shape[1], gpu.block(max(cost.shape[1], 16))
     gpu.launch(_gpu_distances, len(cost) if n else 0, cost, distance, n, warps=size * size // 256, SIZE=size)
     return distance
 
 
-@_distances_operator.register_fake
-def _distances_fake(cost: Tensor) -> Tensor:
-    return cost.new_empty(cost.shape)
+_distances_operator.register_fake(gpu.like_first)
