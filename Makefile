@@ -1,5 +1,6 @@
 # make demo    from an empty machine to a trained parser      make test    everything CI runs
 # make lint    formatting, lint and types                     make bench   speed against other code (RECORD=1: into results/)
+# make test-gpu, make bench-gpu    on a GPU (docs/gpu.md); with PY=python3 by the packages that are there, nothing is installed
 PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
@@ -31,6 +32,25 @@ lint: .venv/installed-dev
 .venv/installed-bench: .venv/installed-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torch-struct
 	touch $@
+
+# What is marked gpu, on the GPU against the CPU: contract of every structure, estimators against enumeration, a run of every task.
+# DEVICE=cpu tries the tests themselves; PROCESSES=0 needs no pytest-xdist.
+DEVICE ?= cuda
+PROCESSES ?= 6
+HERE := $(if $(filter .venv/bin/python,$(PY)),.venv/installed-dev)
+.PHONY: test-gpu bench-gpu wheels
+test-gpu: $(HERE)
+	STRUCTGRAD_TEST_DEVICE=$(DEVICE) PYTHONPATH=src OMP_NUM_THREADS=1 $(PY) -m pytest -m gpu -rs tests $(if $(filter-out 0,$(PROCESSES)),-n $(PROCESSES))
+
+# Primitives and training steps on the GPU beside the CPU; RECORD=1: into results/benchmarks/gpu.
+bench-gpu: $(HERE)
+	PYTHONPATH=src RECORD=$(RECORD) $(PY) -m benchmarks.on_device --device $(DEVICE) --compile $(COMPILE)
+COMPILE ?= reduce-overhead
+
+# For a GPU machine without a network: everything but torch and Lightning, for its Python, in the folder wheels (docs/gpu.md).
+PLATFORM ?= manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+wheels: .venv/installed-dev
+	$(PY) scripts/wheels.py --python 3.12 --platforms $(PLATFORM)
 
 bench: .venv/installed-bench
 	@for benchmark in trees subsets structures_other listops_step graph_layout_step bit_vector_vae_step ssvae_step communication_game_step \

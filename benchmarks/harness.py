@@ -82,8 +82,9 @@ def record(name: str, **content: Any) -> None:
     if os.environ.get("RECORD", "") in ("", "0"):
         print(f"not recorded; with RECORD=1 it is, in results/benchmarks/{name}.json")
         return
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
+    file = RESULTS / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
 
 
 def report(name: str, rows: list[Row], **extra: Any) -> None:

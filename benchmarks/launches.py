@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from structgrad.data import MissingDataError
+from structgrad.tasks.base import Task
 from structgrad.training.run import assemble
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -170,6 +171,21 @@ class _LSTMs(TorchFunctionMode):
         return _FusedLSTM.apply(self.counter, [shape, h.shape, c.shape], data, h, c, *weights)
 
 
+def built(overrides: list[str], cache: str | None = None) -> Task:
+    """The task of a row of :data:`ROWS`, with its data.
+
+    Raises:
+        MissingDataError: if they are not here.
+    """
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("config", [*overrides, *([f"paths.cache={cache}"] if cache else [])])
+    torch.manual_seed(0)
+    task = assemble(config)
+    task.prepare_data()
+    task.configure_model()
+    return task
+
+
 def count(overrides: list[str], cache: str | None = None) -> tuple[Launches, Launches]:
     """Launches and waits of a training step.
 
@@ -183,11 +199,7 @@ def count(overrides: list[str], cache: str | None = None) -> tuple[Launches, Lau
     Raises:
         MissingDataError: if the task's data are not here.
     """
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("config", [*overrides, *([f"paths.cache={cache}"] if cache else [])])
-    task = assemble(config)
-    task.prepare_data()
-    task.configure_model()
+    task = built(overrides, cache)
     batch = {name: tensor.to("meta") for name, tensor in next(iter(task.batches("train"))).items()}
     task.to("meta").train()
     forward, backward = Launches(), Launches()

@@ -15,7 +15,19 @@ pytest.register_assert_rewrite("structgrad.testing")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from structgrad.testing import DEVICE  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The contract of structures is also for GPUs; what is for them is skipped where one is asked for and none is."""
+    none = pytest.mark.skip(reason=f"STRUCTGRAD_TEST_DEVICE={DEVICE}, and this machine has no CUDA device")
+    for item in items:
+        if getattr(item, "function", pytest_collection_modifyitems).__qualname__.startswith("StructureContract."):
+            item.add_marker(pytest.mark.gpu)
+        if DEVICE.type == "cuda" and not torch.cuda.is_available() and item.get_closest_marker("gpu"):
+            item.add_marker(none)
 
 
 @pytest.fixture(autouse=True)

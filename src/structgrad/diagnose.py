@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,6 +97,14 @@ class Problem:
             vertex = structure.argmax(scores, full)
             decoder = Decoder(vertex.shape[1:], batch)
             return Problem(structure, scores, decoder, full, torch.randn(batch, features, dtype=torch.float64))
+
+    def to(self, device: torch.device) -> Problem:
+        """The same problem on another device, or itself."""
+        if device == self.scores.device:
+            return self
+        scores = self.scores.detach().to(device).requires_grad_()
+        decoder = copy.deepcopy(self.decoder).to(device)
+        return Problem(self.structure, scores, decoder, self.mask.to(device), self.context.to(device))
 
     @property
     def variables(self) -> list[Tensor]:

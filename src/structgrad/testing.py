@@ -12,13 +12,18 @@ example, with scores of +-100, with ties, by gradcheck, and for its shapes::
 An estimator: :func:`assert_unbiased` compares its gradients, of scores and decoder, with enumerated ones. To see the
 values in what fails, let pytest rewrite the assertions: ``pytest.register_assert_rewrite("structgrad.testing")`` in
 ``conftest.py``.
+
+On another device: ``STRUCTGRAD_TEST_DEVICE=cuda`` in the environment. Problems and expected values stay on the CPU;
+what is asked of a structure or an estimator is computed there.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -30,6 +35,7 @@ from structgrad.estimators.base import Estimator
 from structgrad.structures.base import ORACLES, Structure, Trace, UnsupportedError
 
 __all__ = [
+    "DEVICE",
     "Case",
     "Distribution",
     "Problem",
@@ -38,8 +44,45 @@ __all__ = [
     "assert_unbiased",
     "gradients",
     "length_masks",
+    "moved",
     "vector_masks",
 ]
+
+#: Where structures and estimators compute.
+_ELSEWHERE = os.environ.get("STRUCTGRAD_TEST_DEVICE")
+DEVICE = torch.device(_ELSEWHERE or "cpu")
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """``value`` with the tensors in it on ``device``; gradients flow back."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple | list):
+        return type(value)(moved(v, device) for v in value)
+    if isinstance(value, dict):
+        return {name: moved(v, device) for name, v in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: moved(getattr(value, f.name), device) for f in fields(value)})
+    return value
+
+
+class _Elsewhere:
+    """A structure whose oracles compute on :data:`DEVICE`, for arguments and results on the CPU."""
+
+    def __init__(self, structure: Structure) -> None:
+        self._structure = structure
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._structure, name)
+        if name == "enumerate" or name not in ORACLES:
+            return found
+
+        def oracle(*arguments: Any, **named: Any) -> Any:
+            named = {key: moved(value, DEVICE) for key, value in named.items()}
+            return moved(found(*moved(arguments, DEVICE), **named), torch.device("cpu"))
+
+        return oracle
+
 
 # --- structures -------------------------------------------------------------------------------------------------------
 
@@ -57,6 +100,10 @@ class Case:
     structure: Structure
     shape: tuple[int, ...]
     masks: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if _ELSEWHERE:
+            self.structure = cast(Structure, _Elsewhere(self.structure))
 
     def __str__(self) -> str:
         return f"{self.structure.name}{list(self.shape)}"
@@ -360,6 +407,8 @@ class StructureContract:
                 assert empty.shape[:2] == (0, 3)
 
     def test_bad_input_is_refused(self) -> None:
+        if DEVICE.type != "cpu":
+            pytest.skip("values are looked at on the CPU only")
         case = self.cases[0]
         oracle = next(o for o in ("argmax", "sample", "log_partition") if o in case.structure.oracles)
         function = getattr(case.structure, oracle)
@@ -404,7 +453,8 @@ def gradients(estimator: Estimator, problem: Problem, count: int = 60, repeats: 
 
     ``repeats`` times their variance is the variance of one estimate.
     """
-    return torch.stack(list(problem.estimates(estimator, count, repeats)))
+    there = problem.to(DEVICE)
+    return torch.stack([estimate.cpu() for estimate in there.estimates(estimator.to(DEVICE), count, repeats)])
 
 
 def assert_mean(samples: Tensor, expected: Tensor, confidence: float = 0.999) -> None:

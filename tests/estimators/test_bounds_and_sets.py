@@ -21,6 +21,7 @@ GIBBS = ("one_hot", "subset", "edges", "k_subset", "spanning_tree", "arborescenc
 # --- DisARM -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("n_pairs", [1, 3])
 @pytest.mark.parametrize("name", ["subset", "edges"])
 def test_disarm_is_unbiased(name: str, n_pairs: int) -> None:
@@ -45,6 +46,7 @@ def scrambled(n_samples: int) -> Rodeo:
     return estimator
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("n_samples", [2, 3])
 @pytest.mark.parametrize("name", ["subset", "edges"])
 def test_rodeo_is_unbiased_for_any_network(name: str, n_samples: int) -> None:
@@ -84,6 +86,7 @@ def test_rodeo_learns_to_have_less_variance() -> None:
 # --- MuProp -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", GIBBS)
 def test_muprop_is_unbiased(name: str) -> None:
     assert_unbiased(MuProp(CASES[name][0]), problem(name), "gibbs")
@@ -125,6 +128,7 @@ def test_probability_of_sets_is_the_sum_over_orders() -> None:
         assert total == pytest.approx(1.0)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("baseline", [False, True])
 @pytest.mark.parametrize("k", [2, 3])
 def test_without_replacement_is_unbiased(k: int, baseline: bool) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytest
 import torch
+from scipy import stats
 
 from structgrad.diagnose import Problem
 from structgrad.estimators import SST, Deterministic, Marginalize, Reinforce, Surrogate
 from structgrad.estimators.base import Estimator
 from structgrad.structures import Arborescence, KSubset, Matching, OneHot, SpanningTree, Subset, UnsupportedError
+from structgrad.testing import DEVICE, gradients
 from tests.estimators.test_relaxation import CASES, problem
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -83,6 +87,24 @@ def test_state_is_assigned(built: tuple[str, list[tuple[Estimator, Problem]]]) -
         before = {name: (buffer, buffer.clone()) for name, buffer in estimator.named_buffers()}
         (run(estimator.train(), p).surrogate.sum() + 0.0).backward()
         assert all(torch.equal(buffer, value) for buffer, value in before.values())
+
+
+@pytest.mark.gpu
+def test_the_same_mean_gradient_on_every_device(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    """Biased estimators as well: means of two samples of estimates, Welch's t in every coordinate at 1e-5 in all."""
+    name, pairs = built
+    for estimator, p in pairs[:: 1 if DEVICE.type != "cpu" else len(pairs)]:
+        there = copy.deepcopy(estimator)  # before either has state
+        torch.manual_seed(1)
+        problem = replace(p, context=p.context[:, :3])
+        ours, theirs = (
+            gradients(there.train(), problem, 30, 20),
+            torch.stack(list(problem.estimates(estimator.train(), 30, 20))),
+        )
+        error = ((ours.var(0) + theirs.var(0)) / len(ours)).sqrt()
+        bound = stats.t.ppf(1 - 1e-5 / 2 / len(error), 29) * error + 1e-7
+        off = (ours.mean(0) - theirs.mean(0)).abs()
+        assert (off <= bound).all(), f"{name} over {p.structure.name}: {off - bound}"
 
 
 def test_one_batch_dimension(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:

@@ -39,6 +39,7 @@ def relax(name: str, critic: Any, **options: Any) -> Relax:
     return estimator
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("critic", ["flat", "parts"])
 @pytest.mark.parametrize("name", CASES)
 def test_relax_is_unbiased_for_any_critic(name: str, critic: str) -> None:
@@ -46,6 +47,7 @@ def test_relax_is_unbiased_for_any_critic(name: str, critic: str) -> None:
     assert_unbiased(relax(name, critic, n_samples=n_samples), problem(name), TRUTH[name])
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("name", "relaxation"),
     [("one_hot", "exp_family"), ("subset", "exp_family"), ("edges", "binary"), ("k_subset", "exp_family")],

@@ -156,6 +156,7 @@ def test_large_scores_and_missing_parts_in_float32(distribution: Any) -> None:
 # --- sum and sample ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize(
     "name", [n for n in SPARSE if CASES[n][0].oracles >= {"top_k", "sample", "log_prob", "entropy"}]
@@ -164,6 +165,7 @@ def test_sum_and_sample_is_unbiased(name: str, k: int) -> None:
     assert_unbiased(SumAndSample(CASES[name][0], k), problem(name), "gibbs", count=100, repeats=100)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("tries", [1, 2])
 def test_sum_and_sample_is_unbiased_for_any_number_of_tries(tries: int) -> None:
     """Scores for which most samples are among the k best, so that the tries often fail."""

@@ -78,6 +78,7 @@ def distribution(action: str) -> Distribution:
 # --- unbiased ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("action", ACTIONS)
 def test_every_structure_is_unbiased(action: str, name: str) -> None:
@@ -89,6 +90,7 @@ def test_every_structure_is_unbiased(action: str, name: str) -> None:
     assert_unbiased(estimator, problem(name), distribution(action))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize(("action", "name"), [("X", "subset"), ("T", "k_subset"), ("E", "one_hot")])
 @pytest.mark.parametrize("n_samples", [1, 3])
@@ -157,6 +159,7 @@ def test_nvil_normalises_by_the_running_deviation() -> None:
     torch.testing.assert_close(gradients_of[0], gradients_of[1] * deviation)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("name", "expected"), [("one_hot", "gibbs"), ("subset", "gibbs"), ("edges", "gibbs"), ("spanning_tree", "trace")]
 )

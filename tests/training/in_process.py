@@ -23,7 +23,7 @@ OWN = ["hydra.searchpath=[pkg://mylab.configs]", "task=find_window", "trainer=cp
 SHORT = ["trainer.max_steps=12", "trainer.val_every_n_steps=4", "trainer.log_every_n_steps=1"]
 
 
-def composed(*overrides: str, task: str = "find_window") -> tuple[DictConfig, dict[str, str], dict[str, str]]:
+def composed(*overrides: str) -> tuple[DictConfig, dict[str, str], dict[str, str]]:
     """What ``train.py`` hands to ``run``."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("config", overrides=list(overrides), return_hydra_config=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported, UserError
 from torch._inductor.compile_fx import compile_fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
@@ -37,10 +37,14 @@ def compiled_step(task: Task, mode: str) -> Callable[[Batch], StepOutput]:
     )
     # State that a captured graph assigns lies in its own memory, and is the next call's input: it is brought to where
     # it was at first, from where the graph reads it. Not earlier: the backward pass may look at the old one.
-    places = [(module, name, state) for module in task.modules() for name, state in module.named_buffers(recurse=False)]
+    places: list[tuple[nn.Module, str, Tensor]] = []
 
     def step(batch: Batch) -> StepOutput:
         if captured:
+            if not places:  # not before the task is on its device
+                places.extend(
+                    (m, name, state) for m in task.modules() for name, state in m.named_buffers(recurse=False)
+                )
             for module, name, place in places:
                 if (state := module.get_buffer(name)) is not place:
                     setattr(module, name, place.copy_(state))

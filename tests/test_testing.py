@@ -1,0 +1,34 @@
+"""The shipped tests on another device: what is asked of a structure is computed there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from structgrad import testing
+from structgrad.structures import OneHot
+from structgrad.testing import DEVICE, Case, Problem
+
+
+def test_oracles_are_asked_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testing, "_ELSEWHERE", "cpu")
+    case, scores = Case(OneHot(), (4,)), torch.randn(3, 4, requires_grad=True)
+    assert case.structure is not OneHot
+    sparse, expected = case.structure.sparsemap(scores), OneHot().sparsemap(scores)
+    assert torch.equal(sparse.rows, expected.rows)
+    (gradient,) = torch.autograd.grad(case.structure.marginals(scores, mask=None)[:, 0].sum(), scores)
+    assert (gradient != 0).any()
+    assert case.structure.oracles == OneHot().oracles
+    monkeypatch.setattr(testing, "DEVICE", torch.device("meta"))
+    with pytest.raises(NotImplementedError, match="meta"):  # where they were, and no value comes back from there
+        case.structure.marginals(scores)
+
+
+def test_a_problem_moves() -> None:
+    problem = Problem.make(OneHot(), (4,))
+    assert problem.to(torch.device("cpu")) is problem
+    there = problem.to(torch.device("meta"))
+    assert {tensor.device.type for tensor in (*there.variables, there.mask, there.context)} == {"meta"}
+    assert all(variable.requires_grad for variable in there.variables)
+    assert problem.decoder.first.device.type == "cpu"
+    assert DEVICE.type in ("cpu", "cuda")

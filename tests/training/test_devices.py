@@ -1,0 +1,94 @@
+"""Every task's training step on ``STRUCTGRAD_TEST_DEVICE`` against the CPU, and a whole run there (`make test-gpu`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from structgrad.testing import DEVICE, moved
+from structgrad.training.run import assemble, run
+from tests.training.in_process import composed
+
+pytestmark = pytest.mark.gpu
+
+#: Without dropout, whose kernels draw for themselves.
+TASKS = {
+    "toy": [],
+    "listops": ["task.dropout=0.0"],
+    "graph_layout": [],
+    "parentheses": [],
+    "l2x": ["data=planted_reviews", "task.dropout=0.0"],
+    "communication_game": [],
+    "bit_vector_vae": ["task.data.source=MNIST/parquet"],
+    "ssvae": ["task.data.source=MNIST/parquet", "task.warm_start.epochs=1"],
+}
+
+
+@pytest.fixture(params=TASKS)
+def overrides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A smoke run; of images, where there are any."""
+    own = TASKS[request.param]
+    if any(override.endswith("MNIST/parquet") for override in own):
+        request.getfixturevalue("shared_data")
+    cache = tmp_path_factory.getbasetemp() / "cache"  # of all tests here
+    return [f"task={request.param}", "budget=smoke", f"paths.cache={cache}", *own]
+
+
+class SameNoise(TorchDispatchMode):
+    """Draws everything that is random on the CPU, whatever device it is for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or "_cudnn_rnn" in func.name():  # which could drop out
+            return func(*args, **kwargs)
+        cpu = torch.device("cpu")
+        at = kwargs.get("device") or next((a.device for a in args if isinstance(a, Tensor)), cpu)
+        drawn = func(*moved(args, cpu), **moved(kwargs, cpu) | ({"device": cpu} if "device" in kwargs else {}))
+        if func._schema.is_mutable:
+            return args[0].copy_(drawn)
+        return moved(drawn, torch.device(at))
+
+
+def step(overrides: list[str], device: torch.device) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the first training step."""
+    with initialize_config_dir(str(Path(__file__).resolve().parents[2] / "configs"), version_base="1.3"):
+        config: DictConfig = compose("config", overrides)
+    torch.manual_seed(0)
+    task = assemble(config)
+    task.prepare_data()
+    task.configure_model()
+    batch = next(iter(task.batches("train")))
+    task.to(device).train()
+    torch.manual_seed(1)
+    with SameNoise():
+        loss = task.step({name: tensor.to(device) for name, tensor in batch.items()}).loss
+        loss.backward()
+    return loss.item(), {n: p.grad.cpu() for n, p in task.named_parameters() if p.grad is not None}
+
+
+def test_a_training_step_is_that_of_the_cpu(overrides: list[str]) -> None:
+    """The same weights, batch and noise: loss and gradients agree as float32 does."""
+    loss, gradients = step(overrides, DEVICE)
+    expected, expected_gradients = step(overrides, torch.device("cpu"))
+    assert loss == pytest.approx(expected, rel=1e-3)
+    assert gradients.keys() == expected_gradients.keys()
+    scale = max(g.norm() for g in expected_gradients.values())
+    for name, gradient in gradients.items():
+        assert (gradient - expected_gradients[name]).norm() <= 2e-3 * expected_gradients[name].norm() + 1e-5 * scale, (
+            name
+        )
+
+
+def test_a_run_from_its_start_to_its_pictures(overrides: list[str], tmp_path: Path) -> None:
+    accelerator = "gpu" if DEVICE.type == "cuda" else "cpu"
+    summary = run(*composed(*overrides, f"trainer={accelerator}", "logger=csv", f"paths.runs={tmp_path}"))
+    assert (summary["device"] == "cpu") == (DEVICE.type == "cpu")
+    assert all(torch.tensor(value).isfinite() for value in summary["metrics"].values())
+    assert list((tmp_path / summary["task"]).glob("*/summary.json"))
