@@ -69,6 +69,11 @@ ROWS: dict[str, list[str]] = {
             {name: [f"estimator={name}"] for name in ("dense", "sparsemax", "sfe", "nvil", "gumbel_softmax")},
         ),
         (
+            "communication_game",
+            ["data=omniglot"],
+            {name: [f"estimator={name}"] for name in ("dense", "sparsemax", "sfe", "gumbel_softmax")},
+        ),
+        (
             "l2x",
             ["data=planted_reviews", "task.data.train=200", "task.data.val=20", "task.data.test=20"],
             {
@@ -153,7 +158,7 @@ class _FusedLSTM(torch.autograd.Function):
         return None, None, *(torch.empty_like(t) for t in ctx.saved_tensors)
 
 
-class _LSTMs(TorchFunctionMode):
+class LSTMs(TorchFunctionMode):
     """Runs every LSTM as one call."""
 
     def __init__(self, counter: Counter[str]) -> None:
@@ -203,7 +208,7 @@ def count(overrides: list[str], cache: str | None = None) -> tuple[Launches, Lau
     batch = {name: tensor.to("meta") for name, tensor in next(iter(task.batches("train"))).items()}
     task.to("meta").train()
     forward, backward = Launches(), Launches()
-    with forward, _LSTMs(forward.launches):
+    with forward, LSTMs(forward.launches):
         loss = task.step(batch).loss
     with backward:
         loss.backward()

@@ -22,8 +22,11 @@ FROM_FILES = {
     "bit_vector_vae: sfe_plus": (75, 45),
     "bit_vector_vae: nvil": (105, 55),
     "bit_vector_vae: gumbel_softmax": (75, 50),
-    "ssvae: dense": (130, 150),
-    "ssvae: sfe": (180, 150),
+    "communication_game: sfe": (100, 60),
+    "ssvae: dense": (90, 85),
+    "ssvae: sfe": (110, 85),
+    "ssvae: nvil": (110, 95),
+    "ssvae: gumbel_softmax": (95, 90),
 }
 
 

@@ -17,7 +17,7 @@ def test_the_list_has_every_dependency_but_torch(root: Path) -> None:
     listed = {Requirement(line).name.lower().replace("_", "-") for line in done.stdout.split()}
     own = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     # What these need themselves is where they are.
-    there = {"torch", "pytorch-lightning", "numpy", "tqdm"}
+    there = {"torch", "pytorch-lightning", "numpy", "tqdm", "filelock"}
     assert {Requirement(line).name for line in own} - there <= listed
     assert not listed & (there | {"sympy", "torchmetrics"})
     assert {"pytest", "pytest-xdist", "sqlalchemy", "llvmlite"} <= listed

@@ -246,14 +246,15 @@ def test_training_loss_is_labelled_plus_weighted_unlabelled(data: SemiSupervised
     images = resample(torch.cat([batch["labelled"], batch["images"]]))
     unlabelled = images[10:]
     posterior = Categorical(logits=task.networks.classifier(unlabelled))
-    losses = reference(task.networks, unlabelled.repeat_interleave(4, 0), torch.eye(4).repeat(10, 1)).reshape(10, 4)
+    # One sample of the style for all: the labelled images at their classes, then every class of the unlabelled.
+    vertices = torch.cat([F.one_hot(batch["labels"], 4).float(), torch.eye(4).repeat(10, 1)])
+    both = torch.cat([images[:10], unlabelled.repeat_interleave(4, 0)])
+    labelled, losses = reference(task.networks, both, vertices).split([10, 40])
+    losses = losses.reshape(10, 4)
     expected = (posterior.probs * losses).sum(1) + math.log(4) - posterior.entropy()
     torch.testing.assert_close(one - supervised, expected.mean(), rtol=1e-4, atol=1e-4)
     scores = task.networks.classifier(images[:10])
-    vertices = F.one_hot(batch["labels"], 4).float()
-    expected = reference(task.networks, images[:10], vertices) + F.cross_entropy(
-        scores, batch["labels"], reduction="none"
-    )
+    expected = labelled + F.cross_entropy(scores, batch["labels"], reduction="none")
     torch.testing.assert_close(supervised, expected.mean(), rtol=1e-4, atol=1e-4)
 
 

@@ -75,12 +75,17 @@ class RunningMean(nn.Module):
     @property
     def mean(self) -> Tensor:
         """The running mean: scalar."""
-        return torch.where(self.weight > 0, self.total / self.weight, 0.0)
+        return self.total / self._divisor
 
     @property
     def deviation(self) -> Tensor:
         """The running standard deviation: scalar."""
-        return torch.where(self.weight > 0, self.squares / self.weight, 0.0).sqrt()
+        return (self.squares / self._divisor).sqrt()
+
+    @property
+    def _divisor(self) -> Tensor:
+        """The weight; anything positive before the first update, when all is 0."""
+        return self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
@@ -216,16 +221,17 @@ class Reinforce(Estimator):
         surrogate = losses.mean(1)
         divergence = self._divergence(scores, mask)
         if self.training:
-            beside = kl_weight * divergence.value.detach()[:, None]
-            baseline, penalty = self._baseline(signal, rival_loss, beside, context)
+            baseline, penalty = self._baseline(signal, rival_loss, divergence, kl_weight, context)
             advantage = signal - baseline
+            if self.baseline in ("ema", "elbo", "nvil"):
+                # What remains after the input-dependent part; for ema that is the objective itself, for elbo the loss.
+                remains = advantage + self.running.mean
             if self.normalize_variance:
                 advantage = advantage / self.running.deviation.clamp_min(1.0)
             log_prob = self._log_prob(action, expanded, sample_mask)
             surrogate = surrogate + (advantage * log_prob).mean(1) + penalty
             if self.baseline in ("ema", "elbo", "nvil"):
-                # What remains after the input-dependent part; for ema that is the objective itself, for elbo the loss.
-                self.running.update(signal - baseline + self.running.mean)
+                self.running.update(remains)
         weights = torch.full_like(signal, 1 / samples)
         if own:
             weights = torch.cat([weights, torch.zeros_like(weights[:, :1])], 1)
@@ -282,16 +288,16 @@ class Reinforce(Estimator):
     # --- baselines --------------------------------------------------------------------------------------------------
 
     def _baseline(
-        self, losses: Tensor, rival: Tensor, beside: Tensor, context: Tensor | None
+        self, losses: Tensor, rival: Tensor, divergence: Divergence, kl_weight: float, context: Tensor | None
     ) -> tuple[Tensor | float, Tensor | float]:
         """Detached baseline, broadcastable to ``losses`` ``[batch, K]``, and the training loss of the
-        baseline, broadcastable to ``[batch]``; ``beside`` ``[batch, 1]`` is what the whole loss has besides these.
+        baseline, broadcastable to ``[batch]``.
         """
         batch, samples = losses.shape
         if self.baseline == "ema":
             return self.running.mean, 0.0
         if self.baseline == "elbo":
-            return self.running.mean - beside, 0.0
+            return self.running.mean - kl_weight * divergence.value.detach()[:, None], 0.0
         if self.baseline in ("sample", "greedy"):
             return rival, 0.0
         if self.baseline == "loo":
@@ -305,6 +311,6 @@ class Reinforce(Estimator):
             if context is None:
                 raise ValueError("baseline nvil needs the context; the task passes none")
             prediction = self.network(context.detach())
-            centred = losses - self.running.mean
-            return prediction.detach() + self.running.mean, (centred - prediction).square().mean(1)
+            mean = self.running.mean
+            return prediction.detach() + mean, (losses - mean - prediction).square().mean(1)
         return 0.0, 0.0

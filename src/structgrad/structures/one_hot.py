@@ -34,19 +34,19 @@ class OneHot(Structure):
     def __init__(self) -> None:
         self.layout = Layout("vector")
 
-    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Checked scores, lowest where a category is missing, and which categories exist."""
+    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Checked scores, lowest where a category is missing, and which categories exist; None for all."""
         self.check(scores, mask)
+        if mask is None and scores.shape[-1]:
+            return scores, None
         exists = self.parts(scores, mask)
         refuse(~exists.any(-1), "has no category to choose from")
-        if mask is None:
-            return scores, exists
         # The lowest number, not -inf: an example without categories gives zeros on devices where nobody looks.
         return scores.masked_fill(~exists, torch.finfo(scores.dtype).min), exists
 
-    def _one_hot(self, index: Tensor, like: Tensor, exists: Tensor) -> Tensor:
+    def _one_hot(self, index: Tensor, like: Tensor, exists: Tensor | None) -> Tensor:
         """``[*batch]`` -> ``[*batch, K]``."""
-        return torch.zeros_like(like, requires_grad=False).scatter(-1, index[..., None], 1.0) * exists
+        return _where(exists, torch.zeros_like(like, requires_grad=False).scatter(-1, index[..., None], 1.0))
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """The category of highest utility (the first of equals): ``[*batch, K]``."""
@@ -57,10 +57,10 @@ class OneHot(Structure):
         """The k categories of highest score, exact: ``[*batch, k, K]`` and ``[*batch, k]``."""
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
-        scores, exists = self._read(scores, mask)
+        scores, _ = self._read(scores, mask)
         size = min(k, scores.shape[-1])
         values, index = scores.topk(size, dim=-1)
-        real = exists.gather(-1, index)
+        real = self.parts(scores, mask).gather(-1, index)
         values = torch.nn.functional.pad(values.masked_fill(~real, -math.inf), (0, k - size), value=-math.inf)
         vertices = scores.new_zeros(*scores.shape[:-1], k, scores.shape[-1])
         vertices[..., :size, :].scatter_(-1, index[..., None], real[..., None].to(scores.dtype))
@@ -73,7 +73,7 @@ class OneHot(Structure):
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``softmax(scores) = argmax_p <p, scores> - sum p log p``: ``[*batch, K]``."""
         scores, exists = self._read(scores, mask)
-        return scores.softmax(-1) * exists
+        return _where(exists, scores.softmax(-1))
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """The Gumbel-max trick: ``[*batch, K]``."""
@@ -84,18 +84,18 @@ class OneHot(Structure):
         """``<vertex, log_softmax(scores)>``: ``[*batch]``."""
         self.check_vertex(vertex, scores, mask)
         scores, exists = self._read(scores, mask)
-        return torch.where(exists, vertex.to(scores.dtype) * scores.log_softmax(-1), 0.0).sum(-1)
+        return _where(exists, vertex.to(scores.dtype) * scores.log_softmax(-1)).sum(-1)
 
     def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``-sum p log p``: ``[*batch]``."""
         scores, exists = self._read(scores, mask)
         log_p = scores.log_softmax(-1)
-        return -torch.where(exists, log_p.exp() * log_p, 0.0).sum(-1)
+        return -_where(exists, log_p.exp() * log_p).sum(-1)
 
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sparsemax, ``argmin_p ||p - scores||^2`` over the simplex: ``[*batch, K]`` (Correia et al. 2020, eq. 2)."""
-        scores, exists = self._read(scores, mask)
-        return project_capped_simplex(scores, exists, 1)
+        scores, _ = self._read(scores, mask)
+        return project_capped_simplex(scores, self.parts(scores, mask), 1)
 
     def entmax(self, scores: Tensor, alpha: float | Tensor = 1.5, mask: Tensor | None = None) -> Tensor:
         """``argmax_p <p, scores> + H_alpha(p)``: ``[*batch, K]`` (Peters et al. 2019), by the package ``entmax``.
@@ -110,8 +110,8 @@ class OneHot(Structure):
                 return self.marginals(scores, mask)
             if alpha == 2:
                 return self.project(scores, mask)
-        scores, exists = self._read(scores, mask)
-        return entmax(scores, alpha, exists)
+        scores, _ = self._read(scores, mask)
+        return entmax(scores, alpha, self.parts(scores, mask))
 
     def sparsemap(self, scores: Tensor, mask: Tensor | None = None) -> SparseDistribution:
         """The support of sparsemax; the weights are its positive entries."""
@@ -133,7 +133,8 @@ class OneHot(Structure):
         self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
     ) -> Tensor:
         """``E | argmin E``, reparameterised (Struminsky et al. 2021, Algorithm 6; Tucker et al. 2017, appendix)."""
-        _, exists = self._read(log_rates, mask)
+        self._read(log_rates, mask)
+        exists = self.parts(log_rates, mask)
         rates = torch.where(exists, log_rates, 0.0).double()
         return plackett_luce_conditional(
             trace.choices, rates, exists, *(noise or self.conditional_noise(trace, log_rates))
@@ -143,3 +144,8 @@ class OneHot(Structure):
         """The identity matrix: ``[K, K]``."""
         (n,) = shape
         return torch.eye(n, dtype=torch.float64)
+
+
+def _where(exists: Tensor | None, values: Tensor) -> Tensor:
+    """``values``, 0 where no category is."""
+    return values if exists is None else torch.where(exists, values, 0.0)

@@ -21,15 +21,15 @@ class _Scalars(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, inward: Tensor, outward: Tensor) -> Tensor:
         ctx.save_for_backward(x, inward, outward)
-        return torch.cat([torch.outer(part, inward).sigmoid_() @ outward for part in x.split(_CHUNK)])
+        return torch.cat([torch.outer(part, inward).sigmoid_() @ outward for part in x.split(_chunk(x))])
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, inward, outward = ctx.saved_tensors
         d_x, d_inward, d_outward = torch.empty_like(x), torch.zeros_like(inward), torch.zeros_like(outward)
-        for start in range(0, len(x), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(x), _chunk(x)):
+            part = slice(start, start + _chunk(x))
             hidden = torch.outer(x[part], inward).sigmoid_()
             gradient = gradients[0][part]
             d_outward += gradient @ hidden
@@ -38,6 +38,11 @@ class _Scalars(torch.autograd.Function):
             d_x[part] = (slope @ (inward * outward)) * gradient
             d_inward += (gradient * x[part]) @ slope
         return d_x, d_inward * outward, d_outward
+
+
+def _chunk(x: Tensor) -> int:
+    """Other devices take all numbers at once."""
+    return _CHUNK if x.device.type == "cpu" else max(1, len(x))
 
 
 class Sender(nn.Module):

@@ -117,12 +117,13 @@ class Networks(nn.Module):
             rows: int64 ``[N]``: the image of each vertex.
         """
         mean, log_deviation = self.encoder(features[rows], vertices)
-        variance = (2 * log_deviation).exp()
-        kl = 0.5 * (mean.square() + variance - 1 - 2 * log_deviation).sum(-1)
-        logits = self.decoder(mean + log_deviation.exp() * torch.randn_like(mean), vertices)
+        deviation = log_deviation.exp()
+        moments = torch.addcmul(mean.square(), deviation, deviation)
+        twice_kl = torch.sub(moments, log_deviation, alpha=2).sum(-1) - mean.shape[-1]
+        logits = self.decoder(torch.addcmul(mean, deviation, torch.randn_like(mean)), vertices)
         # -log p of a Bernoulli pixel is softplus(logit) - x logit.
-        negative_elbo: Tensor = F.softplus(logits).sum(-1) - (images[rows] * logits).sum(-1) + kl
-        return negative_elbo
+        nll = torch.addcmul(F.softplus(logits), images[rows], logits, value=-1).sum(-1)
+        return torch.add(nll, twice_kl, alpha=0.5)
 
     def labelled_loss(self, images: Tensor, features: Tensor, scores: Tensor, labels: Tensor, loss: str) -> Tensor:
         """Negative ELBO at the true class plus the loss of the classifier: ``[batch]``.

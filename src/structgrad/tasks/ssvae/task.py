@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
@@ -148,23 +150,33 @@ class SemiSupervisedVAE(CallsOverTime):
         labelled = len(labels) if self.training else 0
         # The labelled images first, so that all go through the first layers together.
         images = resample(torch.cat([batch["labelled"], batch["images"]]) if self.training else batch["images"])
-        features, scores = networks.encoder.image(images), networks.classifier(images)
-        known, unknown = slice(labelled), slice(labelled, None)
-        estimate = self.estimator(
-            scores[unknown],
-            lambda vertices, rows: networks.negative_elbo(images[unknown], features[unknown], vertices, rows),
-            context=images[unknown],
-        )
-        kl = self.latent_kl(estimate, scores[unknown])
+        features = networks.encoder.image(images)
+        known, scores = networks.classifier(images).split([labelled, len(images) - labelled])
+        supervised: list[Tensor] = []
+
+        def objective(vertices: Tensor, rows: Tensor) -> Tensor:
+            rows = rows + labelled
+            if supervised or not self.training:
+                return networks.negative_elbo(images, features, vertices, rows)
+            # The labelled images go along, each at its class: fewer and larger products.
+            vertices = torch.cat([F.one_hot(labels, scores.shape[-1]).to(vertices), vertices])
+            rows = torch.cat([torch.arange(labelled, device=rows.device), rows])
+            both = networks.negative_elbo(images, features, vertices, rows)
+            first, losses = torch.split(both, [labelled, len(rows) - labelled])
+            supervised.append(first)
+            return losses
+
+        estimate = self.estimator(scores, objective, context=images[labelled:])
+        kl = self.latent_kl(estimate, scores)
         negative_elbo = (estimate.surrogate + kl).mean()
         metrics = {"elbo": -(estimate.objective + kl.detach()).mean(), **estimate.metrics}
         if not self.training:
             metrics["accuracy"] = (scores.argmax(-1) == labels).float().mean()
             return StepOutput(negative_elbo, len(images), metrics)
-        supervised = networks.labelled_loss(
-            images[known], features[known], scores[known], labels, self.classification_loss
-        )
-        return StepOutput(supervised.mean() + self.weight * negative_elbo, len(batch["images"]), metrics)
+        (loss,) = supervised
+        loss = loss + CLASSIFICATION_LOSSES[self.classification_loss](known, labels)
+        loss = torch.add(loss.mean(), negative_elbo, alpha=self.weight)
+        return StepOutput(loss, len(batch["images"]), metrics)
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 
