@@ -233,7 +233,8 @@ every row at the paper's budget, counted on the `meta` device, against the data 
 
 The times {_K}, {_S}, {_L}, {_W} and {_O} are assumed. Left out are validations, the test, and the arithmetic within own
 kernels. Where data are not at hand, others of the same shapes are counted (of the communication game images of fewer
-features, 784 for 4,096). Tables 4 to 6 of Paulus et al. are Table 3 with other data.
+features, 784 for 4,096). RELAX cannot be captured (see `gpu.md`).
+Tables 4 to 6 of Paulus et al. are Table 3 with other data.
 """
 
 if __name__ == "__main__":

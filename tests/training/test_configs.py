@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
 
+from structgrad.experiments import tables
 from structgrad.training.identity import identity, resolved
 from structgrad.training.run import ConfigurationError, assemble
 
@@ -96,6 +97,16 @@ def test_loggers_and_trainers(logger: str, trainer: str) -> None:
     for node in config.logger.values():
         get_method(node._target_)
     assert 1 <= config.trainer.val_every_n_steps <= config.trainer.max_steps
+
+
+def test_rows_that_set_options_of_their_estimator_assemble() -> None:
+    """They may contradict what the row's settings say, which no table can tell."""
+    every = [tables.load(name, CONFIGS / "table") for name in tables.names(CONFIGS / "table")]
+    rows = {(*t.overrides, *r.overrides, f"budget={t.budget}"): (t.name, r.name) for t in every for r in t.rows}
+    found = {o: name for o, name in rows.items() if any(key.startswith("estimator.") for key in o)}
+    assert ("struminsky_3", "sst") in found.values()
+    for overrides in {tuple(o for o in row if not o.startswith("task.data.")): 0 for row in found}:
+        assemble(composed(*overrides))
 
 
 def test_a_task_brings_its_structure_and_estimator_and_one_change_changes_one_thing() -> None:
