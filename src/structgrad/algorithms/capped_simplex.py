@@ -30,6 +30,8 @@ _EXACT_THRESHOLD = 1e-15
 #: The multiplier of the sigmoids is found when the sum is right up to this share of it.
 _SMOOTH_MASS = 1e-13
 _GPU_SMOOTH_MASS, _GPU_STEPS = gpu.constant(_SMOOTH_MASS), gpu.constant(_BLIND_STEPS)
+_GPU_NEWTON_STEPS, _GPU_EXACT_MASS = gpu.constant(_NEWTON_STEPS), gpu.constant(_EXACT_MASS)
+_GPU_EXACT_THRESHOLD = gpu.constant(_EXACT_THRESHOLD)
 #: The most parts that one program of a GPU holds.
 LARGEST = 16384
 
@@ -40,14 +42,17 @@ def project_capped_simplex(scores: Tensor, exists: Tensor, total: int) -> Tensor
     """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x = total``: ``[*batch, n]``, exact and differentiable.
 
     The solution is ``clip(scores - tau, 0, 1)``, with tau the root of a piecewise linear function with breakpoints at
-    ``scores`` and ``scores - 1``. A compiled kernel finds the piece by Newton's method on the CPU, sorting does so
-    elsewhere (O(n log n)); on the piece tau is a mean.
+    ``scores`` and ``scores - 1``. A compiled kernel finds the piece by Newton's method, on the CPU and, for at most
+    :data:`LARGEST` parts, on a GPU, one program an example; sorting does so elsewhere (O(n log n)). On the piece tau is
+    a mean.
 
     Args:
         scores: ``[*batch, n]``, finite everywhere.
         exists: ``[*batch, n]``; at least ``total`` parts exist in every example.
         total: the sum.
     """
+    if gpu.takes(scores, scores.shape[-1], LARGEST):
+        return _project_by_operator(scores, exists, total, False)
     if values_can_be_read(scores):
         return _project(scores, exists, total, False)
     return _project_in_torch(scores, exists, total)
@@ -58,6 +63,8 @@ def project_budget(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
 
     ``clip(scores, 0, 1)`` where that is within the budget, else :func:`project_capped_simplex`.
     """
+    if gpu.takes(scores, scores.shape[-1], LARGEST):
+        return _project_by_operator(scores, exists, budget, True)
     if values_can_be_read(scores):
         return _project(scores, exists, budget, True)
     return _project_budget_in_torch(scores, exists, budget)
@@ -166,6 +173,110 @@ def _project_rows_backward(first, stride, point, is_bound, upstream, out):  # ty
         for i in range(n):
             if 0.0 < point[b, i] < 1.0:
                 out[b, i] = upstream[b, i] - shift
+
+
+def _project_by_operator(scores: Tensor, exists: Tensor, total: int, at_most: bool) -> Tensor:
+    n = scores.shape[-1]
+    batch = scores.shape[:-1].numel()
+    point: Tensor = _projection_operator(scores.reshape(batch, n), exists.reshape(batch, n), total, at_most)[0]
+    return point.reshape(scores.shape)
+
+
+@gpu.jit
+def _gpu_project(scores, exists, point, is_bound, n, total, AT_MOST: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    b = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, SIZE)
+    score = tl.load(scores + b * n + part, mask=part < n, other=0.0).to(tl.float64)
+    there = tl.load(exists + b * n + part, mask=part < n, other=0) != 0
+    largest = tl.max(tl.where(there, score, -float("inf")), 0)
+    # Missing parts are below every threshold.
+    row = tl.where(there, score - tl.where(there, largest, 0.0), -float("inf"))
+    low, high = tl.min(tl.where(there, row, 0.0), 0) - 1.0, tl.zeros((), tl.float64)
+    free = tl.where(there, tl.minimum(tl.maximum(score, 0.0), 1.0), 0.0)
+    bound = tl.sum(free, 0) > total if AT_MOST else low < high
+    tau = tl.where(total == 1, tl.maximum(low, -1.0), low * 0.5)
+    left, searching = _GPU_NEWTON_STEPS, bound
+    while searching:
+        value = row - tau
+        mass = tl.sum(tl.minimum(tl.maximum(value, 0.0), 1.0), 0)
+        inside = tl.sum(((value > 0.0) & (value < 1.0)).to(tl.int32), 0)
+        excess = mass - total
+        low, high = tl.where(excess >= 0, tau, low), tl.where(excess >= 0, high, tau)
+        left -= 1
+        wide = high - low > _GPU_EXACT_THRESHOLD * tl.maximum(-low, 1.0)
+        searching = (tl.abs(excess) > _GPU_EXACT_MASS * total) & wide & (left > 0)
+        step = tau + excess / tl.maximum(inside, 1)
+        safe = (inside > 0) & (step > low) & (step < high)
+        tau = tl.where(searching, tl.where(safe, step, 0.5 * (low + high)), tau)
+    projected = tl.where(bound, tl.minimum(tl.maximum(row - tau, 0.0), 1.0), free)
+    tl.store(point + b * n + part, projected, mask=part < n)
+    tl.store(is_bound + b, bound)
+
+
+@gpu.jit
+def _gpu_project_backward(point, is_bound, upstream, out, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    b = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, SIZE)
+    value = tl.load(point + b * n + part, mask=part < n, other=0.0)
+    inside = (value > 0.0) & (value < 1.0)
+    gradient = tl.where(inside, tl.load(upstream + b * n + part, mask=part < n, other=0.0), 0.0)
+    mean = tl.sum(gradient, 0) / tl.maximum(tl.sum(inside.to(tl.int32), 0), 1)
+    shift = tl.where(tl.load(is_bound + b) != 0, mean, 0.0)
+    tl.store(out + b * n + part, tl.where(inside, gradient - shift, 0.0), mask=part < n)
+
+
+@torch.library.custom_op("structgrad::project_capped_simplex", mutates_args=())
+def _projection_operator(scores: Tensor, exists: Tensor, total: int, at_most: bool) -> tuple[Tensor, Tensor]:
+    """``[B, n]`` and whether the sum was a binding constraint ``[B]``."""
+    point, is_bound = _projection_fake(scores, exists, total, at_most)
+    batch, n = scores.shape
+    constants = {"AT_MOST": int(at_most), "SIZE": gpu.block(n)}
+    tensors = (scores, exists, point, is_bound)
+    gpu.launch(_gpu_project, batch, *tensors, n, total, warps=_warps(n), **constants)
+    return point, is_bound
+
+
+@_projection_operator.register_fake
+def _projection_fake(scores: Tensor, exists: Tensor, total: int, at_most: bool) -> tuple[Tensor, Tensor]:
+    return scores.new_empty(scores.shape), exists.new_empty(len(exists))
+
+
+@torch.library.custom_op("structgrad::project_capped_simplex_backward", mutates_args=())
+def _projection_backward_operator(point: Tensor, is_bound: Tensor, upstream: Tensor) -> Tensor:
+    out = torch.empty_like(point)
+    batch, n = point.shape
+    tensors = (point, is_bound, upstream, out)
+    gpu.launch(_gpu_project_backward, batch, *tensors, n, warps=_warps(n), SIZE=gpu.block(n))
+    return out
+
+
+_projection_backward_operator.register_fake(gpu.like_first)
+
+
+def _save_projection(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output)
+
+
+def _projection_backward(ctx: Any, upstream: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return _projection_backward_operator(*ctx.saved_tensors, upstream), None, None, None
+
+
+def _save_jacobian(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _jacobian_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    # The Jacobian is symmetric, and the same on the whole piece.
+    return None, None, _projection_backward_operator(*ctx.saved_tensors, upstream)
+
+
+_projection_operator.register_autograd(_projection_backward, setup_context=_save_projection)
+_projection_backward_operator.register_autograd(_jacobian_backward, setup_context=_save_jacobian)
+
+
+def _warps(parts: int) -> int:
+    return min(max(gpu.block(parts) // 256, 1), 32)
 
 
 def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
@@ -329,9 +440,8 @@ def _multiplier_operator(
     """``[B]``; of no meaning where there is none."""
     multiplier = torch.empty_like(start)
     n = scores.shape[1]
-    size = gpu.block(n)
     tensors = (scores, exists, low, high, start, multiplier)
-    gpu.launch(_gpu_multiplier, len(scores), *tensors, n, total, warps=min(max(size // 256, 1), 32), SIZE=size)
+    gpu.launch(_gpu_multiplier, len(scores), *tensors, n, total, warps=_warps(n), SIZE=gpu.block(n))
     return multiplier
 
 
