@@ -66,7 +66,13 @@ ROWS: dict[str, list[str]] = {
         (
             "ssvae",
             ["task.data.source=MNIST/parquet", "task.warm_start.epochs=0"],
-            {name: [f"estimator={name}"] for name in ("dense", "sparsemax", "sfe", "nvil", "gumbel_softmax")},
+            {
+                name: [f"estimator={name}"]
+                for name in (
+                    *("dense", "sparsemax", "sfe", "sfe_plus", "nvil"),
+                    *("sum_and_sample", "gumbel_softmax", "st_gumbel"),
+                )
+            },
         ),
         (
             "communication_game",

@@ -251,12 +251,13 @@ class SumAndSample(Estimator):
             return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
 
         best, values = structure.top_k(scores, self.k, mask)
-        exist = values > -math.inf
-        # Where there are fewer than k vertices the best one stands in with weight 0, so that the objective
-        # meets vertices only.
-        best = torch.where(exist.reshape(*exist.shape, *[1] * (best.dim() - 2)), best, best[:, :1])
-        log_p = values - structure.log_partition(scores, mask)[:, None]
-        probabilities = torch.where(exist, log_p.exp(), 0.0)
+        probabilities = (values - structure.log_partition(scores, mask)[:, None]).exp()
+        if self.k > 1:
+            # Where there are fewer than k vertices the best one stands in with weight 0, so that the objective
+            # meets vertices only.
+            exist = values > -math.inf
+            best = torch.where(exist.reshape(*exist.shape, *[1] * (best.dim() - 2)), best, best[:, :1])
+            probabilities = torch.where(exist, probabilities, 0.0)
         other, rest, factor = self._rest(scores, mask, best, probabilities.detach())
         vertices = torch.cat([best, other[:, None]], 1)
         rows = torch.arange(batch, device=scores.device).repeat_interleave(self.k + 1)
@@ -264,12 +265,13 @@ class SumAndSample(Estimator):
 
         # Score-function weights: p on C (its gradient is that of p itself), factor * log p on the sample.
         signal = losses.detach() - self.running.mean
-        inside = probabilities.detach() * losses[:, :-1] + probabilities * signal[:, :-1]
-        outside = factor * (losses[:, -1] + signal[:, -1] * structure.log_prob(other, scores, mask))
+        score = torch.cat([probabilities, (factor * structure.log_prob(other, scores, mask))[:, None]], 1)
+        pathwise_weights = torch.cat([probabilities.detach(), factor[:, None]], 1)
+        surrogate = torch.addcmul(pathwise_weights * losses, score, signal).sum(1)
         weights = torch.cat([probabilities.detach(), rest[:, None]], 1)
         value = (weights * losses.detach()).sum(1)
         self.running.update(value)
-        return Estimate(inside.sum(1) + outside, value, divergence, vertices.flatten(0, 1), rows, weights.flatten())
+        return Estimate(surrogate, value, divergence, vertices.flatten(0, 1), rows, weights.flatten())
 
     @torch.no_grad()
     def _rest(
@@ -280,13 +282,11 @@ class SumAndSample(Estimator):
         """
         structure = self.structure
         if isinstance(structure, OneHot):
-            exists = structure.parts(scores, mask)
-            outside = exists & (best.sum(1) == 0)
-            some = outside.any(-1, keepdim=True)
-            allowed = torch.where(some, outside, exists)
-            mass = (structure.log_partition(scores, allowed) - structure.log_partition(scores, mask)).exp()
-            mass = torch.where(some[:, 0], mass, 0.0)
-            return structure.sample(scores, allowed), mass, mass
+            chosen = best.sum(1) > 0
+            mass = structure.marginals(scores, mask).masked_fill(chosen, 0.0).sum(-1)
+            # Below all others, but above what does not exist: where all are chosen, the sample is one of them.
+            rest = scores.masked_fill(chosen, torch.finfo(scores.dtype).min / 2)
+            return structure.sample(rest, mask), mass, mass
         shape = (scores.shape[0], self.tries, *scores.shape[1:])
         tries = structure.sample(
             scores[:, None].expand(shape), None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)
