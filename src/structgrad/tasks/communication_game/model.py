@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 #: Numbers whose hidden units are in memory at once: 256 x 512 float32 are 512 kB.
 _CHUNK = 256
-#: Symbols a game up to which the receiver compares symbol by symbol rather than all symbols at once.
-_FEW = 16
+#: A game's candidates gathered for one symbol cost about as much as a product of them with so many symbols.
+_GATHERED = 40
 
 
 class _Scalars(torch.autograd.Function):
@@ -103,7 +103,7 @@ class Receiver(nn.Module):
         """
         table = self.symbols.weight
         games, number, _ = candidates.shape
-        if len(rows) > _FEW * games and not vertices.requires_grad:
+        if _GATHERED * len(rows) > len(table) * games and not vertices.requires_grad:
             scores = (table @ candidates.transpose(1, 2)).reshape(-1, number)
             return scores.index_select(0, rows * len(table) + vertices.argmax(-1))
         messages = vertices @ table if vertices.requires_grad else table[vertices.argmax(-1)]
