@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 
@@ -32,6 +33,17 @@ class Row:
     theirs: float | None = None
     bound: float | None = None
     published: float | None = None
+
+
+def training_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """What a training step does with the loss of a batch, to be measured."""
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
 
 
 def measure(fn: Callable[[], Any], *, repeats: int = 15, warmup: int = 3) -> float:

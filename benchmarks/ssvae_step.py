@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from benchmarks.harness import Row, matmul_rate, measure, report
+from benchmarks.harness import Row, matmul_rate, measure, report, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -87,20 +87,8 @@ def main() -> None:
         mapping: Callable[[Tensor], Tensor] = partial(torch.softmax, dim=1) if name == "dense" else structure.project
         calls = float(task.step(batch).metrics["decoder_calls"])  # type: ignore[arg-type]
 
-        def ours(task: SemiSupervisedVAE = task, optimizer: torch.optim.Optimizer = fused) -> None:
-            optimizer.zero_grad()
-            task.step(batch).loss.backward()
-            optimizer.step()
-
-        def theirs(
-            task: SemiSupervisedVAE = task,
-            optimizer: torch.optim.Optimizer = default,
-            mapping: Callable[[Tensor], Tensor] = mapping,
-        ) -> None:
-            optimizer.zero_grad()
-            plain_step(task.networks, batch, mapping).backward()
-            optimizer.step()
-
+        ours = training_step(fused, lambda task=task: task.step(batch).loss)  # type: ignore[misc]
+        theirs = training_step(default, partial(plain_step, task.networks, batch, mapping))
         mine = measure(ours, repeats=25)
         other = None if name == "sfe" else 1e3 * measure(theirs, repeats=25)
         size = f"calls={calls:.1f}"
