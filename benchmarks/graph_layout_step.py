@@ -9,7 +9,7 @@ import os
 from functools import partial
 
 import torch
-from benchmarks.harness import Row, matmul_rate, measure, report
+from benchmarks.harness import Row, matmul_rate, measure, report, training_step
 
 from structgrad.estimators import SST, Reinforce
 from structgrad.estimators.base import Estimator
@@ -50,12 +50,7 @@ def step(structure: Structure, estimator: Estimator, batch: dict[str, torch.Tens
     )
     optimizer = task.configure_optimizers()
 
-    def train() -> None:
-        optimizer.zero_grad()
-        task.step(batch).loss.backward()
-        optimizer.step()
-
-    return measure(train, repeats=7, warmup=2)
+    return measure(training_step(optimizer, lambda: task.step(batch).loss), repeats=7, warmup=2)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from benchmarks.harness import Row, measure, report
+from benchmarks.harness import Row, measure, report, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -144,15 +144,7 @@ def main() -> None:
             optimizer = task.configure_optimizers()
             assert isinstance(optimizer, torch.optim.Optimizer)
 
-            def step(
-                task: Parentheses = task,
-                batch: dict[str, Tensor] = batch,
-                optimizer: torch.optim.Optimizer = optimizer,
-            ) -> None:
-                optimizer.zero_grad()
-                task.step(batch).loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-
+            step = training_step(optimizer, lambda task=task, batch=batch: task.step(batch).loss)  # type: ignore[misc]
             rows.append(
                 Row(
                     f"training step, {name}", f"{batch_size} x 20, d={HIDDEN}", 1e3 * measure(step, repeats=5, warmup=1)
