@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
@@ -31,6 +30,7 @@ from structgrad.tasks.bit_vector_vae import BitVectorVAE, ImageData, likelihood
 from structgrad.tasks.bit_vector_vae.likelihood import cross_entropy
 from structgrad.training.run import assemble
 from tests.kernels import by_operators, compiled, needs_triton, quiet
+from tests.tasks.trainers import quiet_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 MNIST = ROOT.parent / "shared" / "data" / "MNIST" / "parquet"
@@ -326,16 +326,7 @@ def test_fits_tests_and_draws(name: str, tiny: Path, tmp_path: Path) -> None:
     structure = Subset()
     data = ImageData("tiny", tiny, tmp_path / "cache", train=30, val=10, test=12)
     task = make(structure, estimators(structure)[name], data, importance_samples=20, importance_images=7)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=6,
-        val_check_interval=3,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(max_steps=6, val_check_interval=3)
     trainer.fit(task)
     assert {"val/elbo", "val/rate", "val/distortion", "val/decoder_calls"} <= set(trainer.callback_metrics)
     (metrics,) = trainer.test(task, verbose=False)
@@ -382,15 +373,7 @@ def test_quartiles_of_decoder_calls_are_those_of_every_epoch(
     with torch.no_grad():
         task.encoder.outer.weight *= 8  # or all supports are of one size
     logger = Recorder()
-    pl.Trainer(
-        accelerator="cpu",
-        max_steps=8,
-        limit_val_batches=0,
-        logger=logger,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    ).fit(task)
+    quiet_trainer(max_steps=8, limit_val_batches=0, logger=logger).fit(task)
     logged = [(step, metrics) for step, metrics in logger.seen if "train/decoder_calls_median" in metrics]
     assert [step for step, _ in logged] == [2, 5]
     for (_, metrics), epoch in zip(logged, (calls[:3], calls[3:6]), strict=True):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
@@ -27,6 +26,7 @@ from structgrad.tasks.communication_game.data import Concepts, draw_games
 from structgrad.tasks.communication_game.labels import read_labels
 from structgrad.tasks.communication_game.model import Receiver, Sender
 from structgrad.training.run import assemble
+from tests.tasks.trainers import quiet_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -298,24 +298,11 @@ def make(estimator: Estimator, **options: Any) -> CommunicationGame:
     )
 
 
-def trainer(**options: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {"max_steps": 6, "val_check_interval": 3}
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **defaults | options,
-    )
-
-
 @pytest.mark.parametrize("name", [*CALLS, "sparsemax"])
 @pytest.mark.parametrize("loss", ["nll", "zero_one"])
 def test_fits_tests_and_draws(name: str, loss: str, tmp_path: Path) -> None:
     task = make(estimators()[name], loss=loss, eval_games=33)
-    fitted = trainer(default_root_dir=tmp_path, val_check_interval=1, max_steps=2)
+    fitted = quiet_trainer(val_check_interval=1, max_steps=2)
     fitted.fit(task)
     assert {"val/success", "val/entropy", "val/training_calls"} <= set(fitted.callback_metrics)
     (metrics,) = fitted.test(task, verbose=False)
@@ -328,7 +315,7 @@ def test_fits_tests_and_draws(name: str, loss: str, tmp_path: Path) -> None:
 def test_exact_sum_learns_to_communicate(tmp_path: Path) -> None:
     """Random guessing succeeds in a quarter of the games."""
     task = make(estimators()["dense"])
-    fitted = trainer(default_root_dir=tmp_path, max_steps=500, val_check_interval=250)
+    fitted = quiet_trainer(max_steps=500, val_check_interval=250)
     fitted.fit(task)
     (metrics,) = fitted.test(task, verbose=False)
     assert metrics["test/success"] > 0.6

@@ -7,7 +7,6 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -21,6 +20,7 @@ from structgrad.tasks.graph_layout.data import force_step, generate, random_tree
 from structgrad.tasks.graph_layout.model import Decoder, Encoder
 from structgrad.tasks.graph_layout.rollout import rollout
 from structgrad.tasks.graph_layout.task import complement, edge_agreement
+from tests.tasks.trainers import quiet_trainer
 
 # --- data ----------------------------------------------------------------------------------------------------------
 
@@ -366,15 +366,7 @@ def test_the_true_tree_as_the_graph(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("structure", ["spanning_tree", "ground_truth"])
 def test_fit_test_and_pictures(root: Path, tmp_path: Path, structure: str) -> None:
     task = make_task(root, tmp_path, f"structure={structure}")
-    trainer = pl.Trainer(
-        max_steps=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = quiet_trainer(max_steps=2)
     trainer.fit(task)
     (metrics,) = trainer.test(task, verbose=False)
     assert metrics["test/elbo"] < 0

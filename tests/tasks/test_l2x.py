@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
@@ -34,6 +33,7 @@ from structgrad.tasks.l2x.model import Decoder, FixedEncoder, LearntEncoder, lin
 from structgrad.tasks.l2x.pictures import Explanation, draw, load, save, write_page
 from structgrad.tasks.l2x.task import word_metrics
 from structgrad.training.run import assemble
+from tests.tasks.trainers import quiet_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -184,18 +184,6 @@ def test_error_is_of_rated_and_precision_of_annotated_reviews(planted: PlantedRe
 
 
 # --- training ------------------------------------------------------------------------------------------------------
-
-
-def quiet_trainer(**options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 ROWS: dict[str, Callable[[], Estimator]] = {

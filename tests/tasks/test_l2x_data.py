@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from structgrad.data import DamagedDataError, DataError, MissingDataError
@@ -19,6 +18,7 @@ from structgrad.estimators import SST
 from structgrad.structures import KSubset
 from structgrad.tasks.l2x import L2X, BeerAdvocate, PlantedReviews, SentimentTreebank
 from structgrad.tasks.l2x.data import PAD, ReviewData
+from tests.tasks.trainers import quiet_trainer
 
 RATED = "0.1 0.2 0.3 0.4 0.5\tdark head , smells of malt\n"
 VECTORS = "".join(f"{word} {i} {-i}\n" for i, word in enumerate(("dark", "head", ",", "smells", "of", "malt", "sweet")))
@@ -302,16 +302,7 @@ def test_beer_files_train_a_model_from_their_vectors(beer: Callable[..., BeerAdv
         hidden=3,
         batch_size=2,
     )
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=3,
-        val_check_interval=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(max_steps=3, val_check_interval=1)
     trainer.fit(task)
     (metrics,) = trainer.test(task, verbose=False)
     # Three rated reviews, and an annotated one of which three words in four decide.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from structgrad.estimators import SST, Deterministic, Estimator, Surrogate
@@ -26,6 +25,7 @@ from structgrad.tasks.listops import ListOps, ListOpsData
 from structgrad.tasks.listops.data import PAD, Expressions, generate, parse
 from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier
 from structgrad.tasks.listops.task import edge_metrics, true_edges
+from tests.tasks.trainers import quiet_trainer
 
 
 @pytest.fixture(scope="module")
@@ -220,16 +220,7 @@ def test_impossible_combinations(data: ListOpsData) -> None:
 )
 def test_trains_tests_and_draws(structure: Structure, data: ListOpsData, tmp_path: Path) -> None:
     task = make(structure, data)
-    trainer = pl.Trainer(
-        max_steps=4,
-        val_check_interval=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(max_steps=4, val_check_interval=2)
     trainer.fit(task)
     seen = set(trainer.callback_metrics)
     (result,) = trainer.test(task, verbose=False)

@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from scipy import stats
 from torch import Tensor
@@ -24,6 +23,7 @@ from structgrad.tasks.parentheses import Parentheses, ParenthesesData, trees
 from structgrad.tasks.parentheses.data import completions, count, draw, generate, keys_of, shape_of, to_text
 from structgrad.tasks.parentheses.model import TokenEncoder, TreeDecoder
 from structgrad.tasks.parentheses.task import Generation
+from tests.tasks.trainers import quiet_trainer
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
@@ -220,16 +220,7 @@ ORDERS: dict[str, tuple[Structure, Estimator | None]] = {
 @pytest.mark.parametrize("order", ORDERS)
 def test_trains_tests_generates_and_draws(order: str, data: ParenthesesData, tmp_path: Path) -> None:
     task = make(data, *ORDERS[order])
-    trainer = pl.Trainer(
-        max_steps=4,
-        val_check_interval=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(max_steps=4, val_check_interval=2)
     trainer.fit(task)
     assert "val/perplexity" in trainer.callback_metrics
     (result,) = trainer.test(task, verbose=False)

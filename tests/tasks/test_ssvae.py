@@ -23,6 +23,7 @@ from structgrad.tasks.ssvae.data import published_split, resample
 from structgrad.tasks.ssvae.model import CLASSIFICATION_LOSSES, Encoder, Networks
 from structgrad.training.callbacks import RandomState
 from structgrad.training.run import assemble
+from tests.tasks.trainers import quiet_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"pixels": 16, "classes": 4, "style": 2, "hidden": 8, "vae_hidden": 8}
@@ -171,23 +172,10 @@ def make(estimator: Estimator, data: SemiSupervisedImages, **options: Any) -> Se
     )
 
 
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {"max_steps": 6, "val_check_interval": 3, "enable_checkpointing": False}
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **defaults | options,
-    )
-
-
 @pytest.mark.parametrize("name", [*CALLS, "sparsemax"])
 def test_fits_tests_and_draws(name: str, data: SemiSupervisedImages, tmp_path: Path) -> None:
     task = make(estimators()[name], data)
-    fitted = trainer(tmp_path)
+    fitted = quiet_trainer(max_steps=6, val_check_interval=3)
     fitted.fit(task)
     assert {"val/elbo", "val/accuracy", "val/training_calls"} <= set(fitted.callback_metrics)
     (metrics,) = fitted.test(task, verbose=False)
@@ -204,8 +192,8 @@ def test_fits_tests_and_draws(name: str, data: SemiSupervisedImages, tmp_path: P
 def test_it_learns_the_classes_and_their_images(data: SemiSupervisedImages, tmp_path: Path) -> None:
     start = WarmStart(epochs=60, batch_size=10, lr=1e-2)
     task = make(estimators()["sparsemax"], data, classification_loss="sparsemax", warm_start=start)
-    (before,) = trainer(tmp_path).test(task, verbose=False)
-    fitted = trainer(tmp_path, max_steps=100, val_check_interval=50)
+    (before,) = quiet_trainer(max_steps=6, val_check_interval=3).test(task, verbose=False)
+    fitted = quiet_trainer(max_steps=100, val_check_interval=50)
     fitted.fit(task)
     (after,) = fitted.test(task, verbose=False)
     assert after["test/accuracy"] > 0.9
@@ -272,12 +260,12 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(data: SemiSupervisedImages, 
     """Order of labelled and unlabelled images, pixels, baseline and decoder calls: eight steps of six an epoch."""
     whole, resumed = Weights(), Weights()
     task = make(estimators()["sfe"], data)
-    trainer(tmp_path, max_steps=8, val_check_interval=4, callbacks=[whole, RandomState()]).fit(task)
-    first = trainer(tmp_path, max_steps=4, val_check_interval=4, callbacks=[RandomState()])
+    quiet_trainer(max_steps=8, val_check_interval=4, callbacks=[whole, RandomState()]).fit(task)
+    first = quiet_trainer(max_steps=4, val_check_interval=4, callbacks=[RandomState()])
     first.fit(make(estimators()["sfe"], data))
     first.save_checkpoint(tmp_path / "half.ckpt")
     again = make(estimators()["sfe"], data)
-    second = trainer(tmp_path, max_steps=8, val_check_interval=4, callbacks=[resumed, RandomState()])
+    second = quiet_trainer(max_steps=8, val_check_interval=4, callbacks=[resumed, RandomState()])
     second.fit(again, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     assert len(whole.seen) == 8
     assert len(resumed.seen) == 4
