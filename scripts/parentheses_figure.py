@@ -8,45 +8,31 @@ of types of brackets, with standard errors.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import defaultdict
 from pathlib import Path
 
+from figures import command, comparable
 from matplotlib.figure import Figure
 
-from structgrad.experiments.report import Report, build
-from structgrad.experiments.runs import load
+from structgrad.experiments.report import Report
 from structgrad.experiments.selection import Cell
-from structgrad.experiments.tables import load as load_table
 
-TABLES = Path(__file__).resolve().parent.parent / "configs" / "table"
 #: Column of the table -> title of its panel.
 PANELS = {"new": "new and balanced", "old": "old: in the training set", "unbalanced": "unbalanced"}
 MARKERS = "osD^vP*X"
 
 
 def curves(report: Report) -> dict[str, dict[int, dict[str, Cell]]]:
-    """Title of a row -> number of types -> column -> cell; without rows that have not been run.
-
-    Raises:
-        ValueError: if runs of a row cannot be compared with the others, or there is none of any row.
-    """
-    if marked := [line for line in report.lines if line.marks]:
-        raise ValueError(
-            f"{marked[0].row.title}: runs with {', '.join(marked[0].marks)} cannot be compared with the others"
-        )
-    lines = report.main()
-    if not lines:
-        raise ValueError(f"no run belongs to a row of {report.table.name}")
+    """Title of a row -> number of types -> column -> cell; without rows that have not been run."""
     found: dict[str, dict[int, dict[str, Cell]]] = defaultdict(dict)
-    for line in lines.values():
+    for line in comparable(report):
         found[line.row.title][line.runs[0].content["config"]["task"]["data"]["types"]] = line.cells
     return {title: dict(sorted(points.items())) for title, points in found.items()}
 
 
-def draw(orders: dict[str, dict[int, dict[str, Cell]]], file: Path) -> None:
+def draw(report: Report, file: Path) -> None:
     """One panel a share, one line with error bars an order, written to ``file``."""
+    orders = curves(report)
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     panels = figure.subplots(1, len(PANELS), sharey=True)
     types = sorted({t for points in orders.values() for t in points})
@@ -66,24 +52,13 @@ def draw(orders: dict[str, dict[int, dict[str, Cell]]], file: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of unique sequences (%)")
     figure.legend(loc="outside right upper", frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
 
 
-def main() -> None:
-    """Read summaries, draw."""
-    parser = argparse.ArgumentParser(description="shares of generated sequences against the number of types")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("results/parentheses_quick"), help="of summaries")
-    parser.add_argument("--table", default="parentheses_quick", help="whose rows the runs are")
-    parser.add_argument("--output", type=Path, default=Path("docs/images/parentheses.png"))
-    arguments = parser.parse_args()
-    try:
-        table = load_table(arguments.table, TABLES)
-        draw(curves(build(table, load(arguments.folder))), arguments.output)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(arguments.output)
-
-
 if __name__ == "__main__":
-    main()
+    command(
+        "shares of generated sequences against the number of types",
+        table="parentheses_quick",
+        output="docs/images/parentheses.png",
+        draw=draw,
+    )

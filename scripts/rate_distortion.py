@@ -3,49 +3,34 @@
     python scripts/rate_distortion.py results/bit_vector_vae_quick --output docs/images/rate_distortion.png
 
 These are the defaults. One point a row of the table: the mean over seeds of the test set's rate and distortion, both
-in nats
-an image, with standard errors. Left and down is better; along a dashed line the ELBO is the same.
+in nats an image, with standard errors. Left and down is better; along a dashed line the ELBO is the same.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
+from figures import command, comparable
 from matplotlib.figure import Figure
 
-from structgrad.experiments.report import Report, build
-from structgrad.experiments.runs import load
+from structgrad.experiments.report import Report
 from structgrad.experiments.selection import Cell, count
-from structgrad.experiments.tables import load as load_table
 
-TABLES = Path(__file__).resolve().parent.parent / "configs" / "table"
 MARKERS = "osD^vP*XhH<>"
 
 
 def points(report: Report) -> dict[str, tuple[Cell, Cell]]:
-    """Label of a row -> its rate and distortion; in the order of the table, without rows that have not been run.
-
-    Raises:
-        ValueError: if runs of a row cannot be compared with the others, or there is none of any row.
-    """
-    if marked := [line for line in report.lines if line.marks]:
-        raise ValueError(
-            f"{marked[0].row.title}: runs with {', '.join(marked[0].marks)} cannot be compared with the others"
-        )
-    lines = report.main()
-    if not lines:
-        raise ValueError(f"no run belongs to a row of {report.table.name}")
+    """Label of a row -> its rate and distortion; in the order of the table, without rows that have not been run."""
     return {
         f"{line.row.title} ({count(line.runs)})": (line.cells["rate"], line.cells["distortion"])
-        for line in lines.values()
+        for line in comparable(report)
     }
 
 
-def draw(cells: dict[str, tuple[Cell, Cell]], file: Path) -> None:
+def draw(report: Report, file: Path) -> None:
     """One labelled point with error bars a row, written to ``file``."""
+    cells = points(report)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for index, (label, (rate, distortion)) in enumerate(cells.items()):
@@ -66,26 +51,13 @@ def draw(cells: dict[str, tuple[Cell, Cell]], file: Path) -> None:
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.set(xlabel="rate (nats an image)", ylabel="distortion (nats an image)")
     figure.legend(loc="outside right upper", frameon=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
 
 
-def main() -> None:
-    """Read summaries, draw."""
-    parser = argparse.ArgumentParser(description="rate against distortion of finished runs of the bit-vector VAE")
-    parser.add_argument(
-        "folder", type=Path, nargs="?", default=Path("results/bit_vector_vae_quick"), help="of summaries"
-    )
-    parser.add_argument("--table", default="bit_vector_vae_quick", help="whose rows the runs are")
-    parser.add_argument("--output", type=Path, default=Path("docs/images/rate_distortion.png"))
-    arguments = parser.parse_args()
-    try:
-        table = load_table(arguments.table, TABLES)
-        draw(points(build(table, load(arguments.folder))), arguments.output)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(arguments.output)
-
-
 if __name__ == "__main__":
-    main()
+    command(
+        "rate against distortion of finished runs of the bit-vector VAE",
+        table="bit_vector_vae_quick",
+        output="docs/images/rate_distortion.png",
+        draw=draw,
+    )

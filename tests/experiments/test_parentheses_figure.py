@@ -34,13 +34,14 @@ def figure(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
 
 def test_one_curve_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from parentheses_figure import TABLES, build, curves, load, load_table
+    from figures import read
+    from parentheses_figure import curves
 
     for seed in range(3):
         for types in (50, 10):
             write(tmp_path, "none", types, seed, 0.5 - types / 200 + 0.1 * seed)
         write(tmp_path, "binary_tree", 30, seed, 0.6)
-    found = curves(build(load_table("parentheses_quick", TABLES), load(tmp_path)))
+    found = curves(read("parentheses_quick", tmp_path))
     assert {title: list(points) for title, points in found.items()} == {
         "Left to right": [10, 50],
         "Semi-supervised": [30],

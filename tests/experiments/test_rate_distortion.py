@@ -42,9 +42,10 @@ def results(tmp_path: Path) -> Path:
 
 def test_draws_one_point_a_row(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    from rate_distortion import TABLES, build, load, load_table, points
+    from figures import read
+    from rate_distortion import points
 
-    cells = points(build(load_table("bit_vector_vae_quick", TABLES), load(results)))
+    cells = points(read("bit_vector_vae_quick", results))
     assert list(cells) == ["SFE (3 runs)", "SparseMAP (w/ budget) (3 runs)"]
     rate, distortion = cells["SFE (3 runs)"]
     assert rate.value == 6.0

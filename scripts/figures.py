@@ -1,0 +1,58 @@
+"""What the scripts share that draw the finished runs of a table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from structgrad.experiments.report import Line, Report, build
+from structgrad.experiments.runs import load
+from structgrad.experiments.tables import load as load_table
+
+TABLES = Path(__file__).resolve().parent.parent / "configs" / "table"
+
+
+def read(table: str, folder: Path) -> Report:
+    """A table, filled with the summaries in a folder."""
+    return build(load_table(table, TABLES), load(folder))
+
+
+def comparable(report: Report) -> list[Line]:
+    """The rows that have been run, in the order of the table.
+
+    Raises:
+        ValueError: if runs of a row cannot be compared with the others, or there is none of any row.
+    """
+    if marked := [line for line in report.lines if line.marks]:
+        raise ValueError(
+            f"{marked[0].row.title}: runs with {', '.join(marked[0].marks)} cannot be compared with the others"
+        )
+    lines = report.main()
+    if not lines:
+        raise ValueError(f"no run belongs to a row of {report.table.name}")
+    return list(lines.values())
+
+
+def command(description: str, table: str, output: str, draw: Callable[[Report, Path], None]) -> None:
+    """Read summaries, draw them into a file and print its name; an error is one line.
+
+    Args:
+        description: for ``--help``.
+        table: whose quick runs are drawn if no other is named.
+        output: where to, if no other file is named.
+        draw: takes the filled table and the file.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("results") / table, help="of summaries")
+    parser.add_argument("--table", default=table, help="whose rows the runs are")
+    parser.add_argument("--output", type=Path, default=Path(output))
+    arguments = parser.parse_args()
+    try:
+        report = read(arguments.table, arguments.folder)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        draw(report, arguments.output)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(arguments.output)
