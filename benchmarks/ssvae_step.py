@@ -1,11 +1,14 @@
 """Training step of the semi-supervised VAE at the paper's size against plain PyTorch: a loop over the ten classes.
 
+Then the same step by ``trainer.compile=inductor`` against the step as it is.
+
 Run from the root of the checkout, nothing else running: ``python -m benchmarks.ssvae_step``.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -20,6 +23,7 @@ from structgrad.runtime import tune_allocator
 from structgrad.structures import OneHot
 from structgrad.tasks.ssvae import SemiSupervisedImages, SemiSupervisedVAE, WarmStart
 from structgrad.tasks.ssvae.model import Networks
+from structgrad.training.compiled import compiled_step
 
 BATCH, CLASSES = 64, 10
 
@@ -94,6 +98,12 @@ def main() -> None:
         size = f"calls={calls:.1f}"
         rows_out.append(Row(f"step, {name}", size, 1e3 * mine, "a loop over the classes" if other else "", other))
         shares[name] = round(flops(calls) / mine / product, 2)
+
+        program = compiled_step(task, "inductor")
+        compiled = training_step(fused, lambda program=program: program(batch).loss)  # type: ignore[misc]
+        in_turn = [(measure(compiled), measure(ours)) for _ in range(5)]
+        fast, slow = (1e3 * statistics.median(times) for times in zip(*in_turn, strict=True))
+        rows_out.append(Row(f"step, {name}, compiled", size, fast, "not compiled", slow))
     report("ssvae_step", rows_out, share_of_matmul_rate=shares, load_average=round(os.getloadavg()[0], 2))
 
 
