@@ -20,6 +20,7 @@ from structgrad.experiments import tables
 from structgrad.experiments.queue import Plan, Progress
 from structgrad.experiments.runs import folder_of
 from structgrad.experiments.screen import Screen, time_left
+from structgrad.training import irrelevant
 
 FAKE = Path(__file__).parent / "fake_run.py"
 
@@ -57,10 +58,10 @@ def test_a_plan_says_everything() -> None:
 
 def test_the_plan_does_not_depend_on_where_and_with_whom() -> None:
     plain = plan_of("table=paulus_2", "budget=quick")
-    assert (
-        plan_of("table=paulus_2", "budget=quick", "trainer=cpu", "logger=csv", "paths.runs=elsewhere", "workers=9").name
-        == plain.name
-    )
+    elsewhere = ("trainer=cpu", "logger=csv", "paths.runs=elsewhere", "workers=9")
+    hardware = [f"trainer.{key}=null" for key in irrelevant.HARDWARE]
+    assert "trainer.compile=null" in hardware
+    assert plan_of("table=paulus_2", "budget=quick", *elsewhere, *hardware).name == plain.name
     assert plain.name == "paulus_2_quick"
     assert {len(row.trials) for row in plain.rows} == {20}
 

@@ -63,6 +63,7 @@ from structgrad.experiments.screen import Screen
 from structgrad.experiments.space import Space, SpaceError, merged
 from structgrad.experiments.tables import Row, Table, TableError
 from structgrad.experiments.worker import AGAIN, Worker, die_with_parent
+from structgrad.training.irrelevant import HARDWARE
 
 OPTIONS: dict[str, str] = {
     "table": "",
@@ -83,8 +84,8 @@ OPTIONS: dict[str, str] = {
 }
 BUDGETS = ("paper", "quick", "smoke")
 LAUNCHERS = ("local", "slurm", "submitit")
-#: Overrides that say where and on what, not what is computed.
-_WHEREABOUTS = ("paths.", "trainer=", "trainer.accelerator", "trainer.devices", "trainer.strategy", "logger", "hydra.")
+#: Overrides that say where and on what, not what is computed, begin so.
+_WHEREABOUTS = ("paths.", "logger", "hydra.", "trainer=", *(f"trainer.{key}=" for key in HARDWARE))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

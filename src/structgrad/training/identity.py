@@ -15,10 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-#: Top-level keys that do not decide the result: where things are, who is told, what a sweep would try.
-_IRRELEVANT = ("paths", "logger", "run", "search")
-#: Keys of ``trainer`` that say on which hardware the same computation is done.
-_HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps")
+from structgrad.training import irrelevant
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -33,13 +30,13 @@ def portable(config: DictConfig) -> dict[str, Any]:
     # A task refers to the machine's folders only by interpolation of `paths`, which are the same for everyone here.
     elsewhere = OmegaConf.merge(config, {"paths": {str(key): f"<{key}>" for key in config.paths}})
     assert isinstance(elsewhere, DictConfig)
-    return {key: value for key, value in resolved(elsewhere).items() if key not in _IRRELEVANT}
+    return {key: value for key, value in resolved(elsewhere).items() if key not in irrelevant.KEYS}
 
 
 def identity(config: DictConfig) -> str:
     """Ten hexadecimal digits that are equal for runs that compute the same thing."""
     content = portable(config)
-    content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in _HARDWARE}
+    content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in irrelevant.HARDWARE}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

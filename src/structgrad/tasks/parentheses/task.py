@@ -249,7 +249,7 @@ class Parentheses(Task):
         The same for every process, as it is drawn with the task's seed.
 
         Args:
-            progress: show a progress bar.
+            progress: show a progress bar, on a terminal.
         """
         wanted, width = self.generation.unique, 2 * self.generation.length + 1
         generator = torch.Generator(self.device).manual_seed(self.seed)
@@ -257,7 +257,7 @@ class Parentheses(Task):
         known = set(keys_of(train.numpy()))
         seen: set[bytes] = set()
         drawn = old = new_balanced = 0
-        with tqdm(total=wanted, desc="Generating", unit="seq", disable=not progress) as bar:
+        with tqdm(total=wanted, desc="Generating", unit="seq", disable=None if progress else True) as bar:
             while len(seen) < wanted and drawn < self.generation.limit:
                 # Never more than are missing: what is judged does not depend on the size of the last batch.
                 size = min(self.generation.batch_size, wanted - len(seen), self.generation.limit - drawn)
