@@ -29,8 +29,8 @@ TASKS = {
     "bit_vector_vae": ["task.data.source=MNIST/parquet"],
     "ssvae": ["task.data.source=MNIST/parquet", "task.warm_start.epochs=1"],
 }
-
-
+#: Those that need the data directory.
+OF_IMAGES = ("communication_game", "bit_vector_vae", "ssvae")
 #: Those whose own estimator has a sparse distribution.
 SPARSE = ("communication_game", "bit_vector_vae", "ssvae")
 
@@ -39,7 +39,7 @@ SPARSE = ("communication_game", "bit_vector_vae", "ssvae")
 def overrides(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A smoke run; of images, where there are any."""
     own = TASKS[request.param]
-    if any(override.endswith("MNIST/parquet") for override in own):
+    if request.param in OF_IMAGES:
         request.getfixturevalue("shared_data")
     cache = tmp_path_factory.getbasetemp() / "cache"  # of all tests here
     return [f"task={request.param}", "budget=smoke", f"paths.cache={cache}", *own]
