@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from structgrad.experiments.report import Line, Report, build
 from structgrad.experiments.runs import load
 from structgrad.experiments.tables import load as load_table
@@ -35,14 +37,14 @@ def comparable(report: Report) -> list[Line]:
     return list(lines.values())
 
 
-def command(description: str, table: str, output: str, draw: Callable[[Report, Path], None]) -> None:
+def command(description: str, table: str, output: str, draw: Callable[[Report], Figure]) -> None:
     """Read summaries, draw them into a file and print its name; an error is one line.
 
     Args:
         description: for ``--help``.
         table: whose quick runs are drawn if no other is named.
         output: where to, if no other file is named.
-        draw: takes the filled table and the file.
+        draw: takes the filled table.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("results") / table, help="of summaries")
@@ -50,9 +52,9 @@ def command(description: str, table: str, output: str, draw: Callable[[Report, P
     parser.add_argument("--output", type=Path, default=Path(output))
     arguments = parser.parse_args()
     try:
-        report = read(arguments.table, arguments.folder)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        draw(report, arguments.output)
+        figure = draw(read(arguments.table, arguments.folder))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.output)
     print(arguments.output)

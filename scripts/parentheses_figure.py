@@ -9,7 +9,6 @@ of types of brackets, with standard errors.
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 
 from figures import command, comparable
 from matplotlib.figure import Figure
@@ -30,10 +29,10 @@ def curves(report: Report) -> dict[str, dict[int, dict[str, Cell]]]:
     return {title: dict(sorted(points.items())) for title, points in found.items()}
 
 
-def draw(report: Report, file: Path) -> None:
-    """One panel a share, one line with error bars an order, written to ``file``."""
+def draw(report: Report) -> Figure:
+    """One panel a share, one line with error bars an order."""
     orders = curves(report)
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.4), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(PANELS), sharey=True)
     types = sorted({t for points in orders.values() for t in points})
     for axes, (column, title) in zip(panels, PANELS.items(), strict=True):
@@ -52,7 +51,7 @@ def draw(report: Report, file: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of unique sequences (%)")
     figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(file, dpi=130)
+    return figure
 
 
 if __name__ == "__main__":

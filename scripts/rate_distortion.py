@@ -8,8 +8,6 @@ in nats an image, with standard errors. Left and down is better; along a dashed 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from figures import command, comparable
 from matplotlib.figure import Figure
@@ -28,10 +26,10 @@ def points(report: Report) -> dict[str, tuple[Cell, Cell]]:
     }
 
 
-def draw(report: Report, file: Path) -> None:
-    """One labelled point with error bars a row, written to ``file``."""
+def draw(report: Report) -> Figure:
+    """One labelled point with error bars a row."""
     cells = points(report)
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     for index, (label, (rate, distortion)) in enumerate(cells.items()):
         axes.errorbar(
@@ -51,7 +49,7 @@ def draw(report: Report, file: Path) -> None:
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.set(xlabel="rate (nats an image)", ylabel="distortion (nats an image)")
     figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(file, dpi=150)
+    return figure
 
 
 if __name__ == "__main__":

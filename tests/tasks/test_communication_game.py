@@ -312,7 +312,7 @@ def test_fits_tests_and_draws(name: str, loss: str, tmp_path: Path) -> None:
     assert [p.name for p in task.pictures(tmp_path)] == ["symbols.png", "history.png"]
 
 
-def test_exact_sum_learns_to_communicate(tmp_path: Path) -> None:
+def test_exact_sum_learns_to_communicate() -> None:
     """Random guessing succeeds in a quarter of the games."""
     task = make(estimators()["dense"])
     fitted = quiet_trainer(max_steps=500, val_check_interval=250)
