@@ -97,9 +97,20 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     array = pickle.dumps(np.array(["ab", "cd"]), 2)
     assert read_labels_of(file, array) == ["ab", "cd"]
-    for broken in (b"", b"not a pickle", pickle.dumps(["a"] * 100)[:-7], b"\x80\x04\x95", array.replace(b"U2", b"U3")):
-        with pytest.raises(ValueError, match="no pickled list of labels"):
+    for broken in (
+        b"",
+        b"not a pickle",
+        pickle.dumps(["a"] * 100)[:-7],
+        b"\x80\x04\x95",
+        array.replace(b"U2", b"U3"),
+        b"\x80\x04\x95" + b"\xff" * 8 + b"].",  # a length that no integer holds
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x3f.",  # a string of exabytes
+        pickle.dumps(np.array(["q"]), 3).replace(b"q\0\0\0", b"q\0\0k"),  # no character of Unicode
+        b"Fx\n.",
+    ):
+        with pytest.raises(ValueError, match="no pickled list of labels") as caught:
             read_labels_of(file, broken)
+        assert "\n" not in str(caught.value)
 
 
 def read_labels_of(file: Path, content: bytes) -> list[str | int]:
@@ -180,6 +191,62 @@ def test_any_features_are_divided_within_each_concept(tmp_path: Path) -> None:
         FeatureFile("f.npz", tmp_path, features=5, val=0.5, test=0.5)
 
 
+def refused(data: FeatureFile | Omniglot | PublishedFeatures, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        data.split("train")
+    assert "\n" not in str(caught.value)
+
+
+def test_feature_files_of_other_contents_are_refused(tmp_path: Path) -> None:
+    file, data = tmp_path / "f.npz", FeatureFile("f.npz", tmp_path, features=5)
+    concept = np.array([1, 0, 1, 2, 0, 2, 0, 1, 2, 0, 0, 0, 0])
+    for changes, reason in (
+        ({"concept": concept - 1}, "numbered from 0 to 2, one name each; got -1 to 1"),
+        ({"concept": concept + 1}, "got 1 to 3"),
+        ({"concept": concept / 2}, "whole number; got float64"),
+        ({"concept": concept[:, None]}, r"whole number; got int64 \[13, 1\]"),
+        ({"concept": np.array(["cat"] * 13)}, "whole number; got <U3"),
+        ({"concept": concept[:0], "features": np.zeros((0, 5))}, r"whole number; got int64 \[0\]"),
+        ({"features": np.full((13, 5), "a")}, "real numbers; got <U1"),
+        ({"features": np.ones((13, 5), complex)}, "real numbers; got complex128"),
+        ({"features": np.full((13, 5), 1e300)}, "finite"),
+        ({"features": np.full((13, 5), 1e30)}, "the length"),
+    ):
+        feature_file(file, **changes)
+        refused(data, reason)
+    feature_file(file)
+    whole = file.read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2], whole[:200] + bytes([whole[200] ^ 255]) + whole[201:]):
+        file.write_bytes(content)
+        refused(data, "is no .npz file with the arrays features, concept, names")
+    np.save(tmp_path / "f.npy", concept)
+    file.write_bytes((tmp_path / "f.npy").read_bytes())
+    refused(data, "it is no archive")
+
+
+def test_characters_of_other_contents_are_refused(tmp_path: Path) -> None:
+    data = Omniglot("o.npz", tmp_path, features=4)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "images": rng.integers(0, 256, (60, 2, 2), dtype=np.uint8),
+        "character": np.arange(60) // 20,
+        "character_names": np.array(["a", "b", "c"]),
+    }
+    np.savez(tmp_path / "o.npz", **arrays)
+    assert len(data.split("train").features) == 42
+    for changes, reason in (
+        ({"character": np.arange(60) % 3}, "sorted by character"),
+        ({"character": np.arange(60) // 25}, "character c has 10 drawings; data.train, val and test need 20"),
+        ({"character": np.arange(60) // 20 + 1}, "numbered from 0 to 2"),
+        ({"images": arrays["images"][:50]}, r"as many as characters; got uint8 \[50, 2, 2\]"),
+        ({"images": arrays["images"] / 255}, "must be uint8"),
+    ):
+        np.savez(tmp_path / "o.npz", **(arrays | changes))
+        refused(data, reason)
+    np.savez(tmp_path / "o.npz", images=arrays["images"])
+    refused(data, "lacks the arrays character, character_names")
+
+
 def test_published_files_are_read(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     data = PublishedFeatures("game", tmp_path, features=6)
@@ -199,9 +266,15 @@ def test_published_files_are_read(tmp_path: Path) -> None:
     torch.testing.assert_close(train.features[0], F.normalize(torch.arange(7.0, 13), dim=0))
     assert len(test.features) == 4
     torch.testing.assert_close(data.split("val").features, train.features)
-    (tmp_path / "game" / "train" / "ours_images_single_sm0.h5").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="no file with one array"):
-        data.split("train")
+    file = tmp_path / "game" / "train" / "ours_images_single_sm0.h5"
+    whole = file.read_bytes()
+    assert b"SNOD" in whole
+    for broken in (b"nothing", whole.replace(b"SNOD", b"SNOB")):  # the second is a RuntimeError of h5py
+        file.write_bytes(broken)
+        refused(data, "no file with one array")
+    with h5py.File(file, "w") as content:  # petabytes that are not there
+        content.create_dataset("fc", (1 << 30, 1 << 20), dtype="f4", chunks=(1024, 1024))
+    refused(data, "no file with one array")
 
 
 # --- model ---------------------------------------------------------------------------------------------------------
@@ -310,6 +383,19 @@ def test_fits_tests_and_draws(name: str, loss: str, tmp_path: Path) -> None:
     assert 0 <= metrics["test/success"] <= 1
     assert not any("features" in key for key in task.state_dict())
     assert [p.name for p in task.pictures(tmp_path)] == ["symbols.png", "history.png"]
+
+
+def test_pictures_are_made_in_portions_and_names_are_no_formulas(tmp_path: Path) -> None:
+    class Named(Clusters):
+        def split(self, split: str) -> Concepts:
+            concepts = super().split(split)
+            return Concepts(concepts.features, concepts.concept, ["$a_{$"] * 12)
+
+    task = make(estimators()["dense"], data=Named())
+    seen: list[int] = []
+    task.sender.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    assert [p.name for p in task.pictures(tmp_path)] == ["symbols.png"]
+    assert seen == [16, 16, 16, 16, 8]
 
 
 def test_exact_sum_learns_to_communicate() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import abc
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from structgrad.data import MissingDataError
@@ -86,7 +90,8 @@ class Omniglot(ConceptData):
         test: drawers for the test, the next ones.
 
     Raises:
-        ValueError: unless every split has a drawer and all together at most 20.
+        ValueError: unless every split has a drawer and all together at most 20; from :meth:`split`, for a file of other
+            contents.
     """
 
     file: str
@@ -114,9 +119,24 @@ class Omniglot(ConceptData):
     def split(self, split: Split) -> Concepts:
         """The images of a split."""
         self.prepare()
-        with np.load(Path(self.data) / self.file, allow_pickle=False) as arrays:
-            images, character = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["character"]).long()
-            names = [str(name) for name in arrays["character_names"]]
+        file = Path(self.data) / self.file
+        arrays = _arrays(file, "images", "character", "character_names")
+        names = [str(name) for name in arrays["character_names"].flat]
+        character = _indices(file, arrays["character"], names)
+        if arrays["images"].dtype != np.uint8 or arrays["images"].shape[:1] != character.shape:
+            raise ValueError(
+                f"{file}: images must be uint8 [{len(character)}, height, width], as many as characters; "
+                f"got {arrays['images'].dtype} {list(arrays['images'].shape)}"
+            )
+        images, drawers = torch.from_numpy(arrays["images"]), character.bincount(minlength=len(names))
+        if bool((character.diff() < 0).any()):
+            raise ValueError(f"{file}: drawings must be sorted by character and drawer")
+        if int(drawers.min()) < self.train + self.val + self.test:
+            name = names[int(drawers.argmin())]
+            raise ValueError(
+                f"{file}: character {name} has {int(drawers.min())} drawings; data.train, val and test need "
+                f"{self.train + self.val + self.test}"
+            )
         drawer = torch.arange(len(character)) - torch.searchsorted(character, character)
         first = {"train": 0, "val": self.train, "test": self.train + self.val}[split]
         chosen = (first <= drawer) & (drawer < first + getattr(self, split))
@@ -165,12 +185,12 @@ class FeatureFile(ConceptData):
         """The images of a split."""
         self.prepare()
         file = Path(self.data) / self.file
-        with np.load(file, allow_pickle=False) as arrays:
-            if missing := {"features", "concept", "names"} - set(arrays):
-                raise ValueError(f"{file} lacks the arrays {', '.join(sorted(missing))}")
-            features, concept = torch.from_numpy(arrays["features"]), torch.from_numpy(arrays["concept"])
-            names = [str(name) for name in arrays["names"]]
-        everything = group(features, concept.tolist(), names)
+        arrays = _arrays(file, "features", "concept", "names")
+        names = [str(name) for name in arrays["names"].flat]
+        concept = _indices(file, arrays["concept"], names)
+        if arrays["features"].dtype.kind not in "fiub":
+            raise ValueError(f"{file}: features must be real numbers; got {arrays['features'].dtype}")
+        everything = group(torch.from_numpy(arrays["features"]), concept.tolist(), names)
         sizes = everything.concept.bincount()
         if sizes.min() < 3:
             name = everything.names[int(sizes.argmin())]
@@ -226,13 +246,38 @@ class PublishedFeatures(ConceptData):
             with h5py.File(file, "r") as content:
                 (name,) = content.keys()
                 features = torch.from_numpy(np.asarray(content[name], dtype=np.float32))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
             raise ValueError(f"{file} is no file with one array of features: {error}") from error
         labels = read_labels(self._file(folder, "objects"))
         return group(features, labels, None)
 
     def _file(self, split: str, ending: str) -> Path:
         return Path(self.data) / self.folder / split / f"ours_images_single_sm0.{ending}"
+
+
+def _arrays(file: Path, *names: str) -> dict[str, NDArray[Any]]:
+    """Arrays of an ``.npz`` file; one line if it is none or lacks one."""
+    try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no archive")
+        with np.load(file, allow_pickle=False) as content:
+            if missing := sorted(set(names) - set(content)):
+                raise ValueError(f"it lacks the arrays {', '.join(missing)}")
+            return {name: content[name] for name in names}
+    except (OSError, EOFError, ValueError, NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file} is no .npz file with the arrays {', '.join(names)}: {error}") from error
+
+
+def _indices(file: Path, array: NDArray[Any], names: list[str]) -> Tensor:
+    """int64 ``[n]``, n > 0: the concept of each image, as an index into the names."""
+    if array.dtype.kind not in "iu" or array.ndim != 1 or not len(array):
+        raise ValueError(f"{file}: the concept of each image is a whole number; got {array.dtype} {list(array.shape)}")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= len(names):
+        raise ValueError(
+            f"{file}: concepts are numbered from 0 to {len(names) - 1}, one name each; got {low} to {high}"
+        )
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def group(features: Tensor, labels: list[str | int], names: list[str] | None) -> Concepts:
@@ -244,15 +289,17 @@ def group(features: Tensor, labels: list[str | int], names: list[str] | None) ->
         names: what the labels index, if they are numbers that index something.
 
     Raises:
-        ValueError: one line, if features are not finite, no matrix, or not as many as labels.
+        ValueError: one line, if features or their lengths are not finite in float32, no matrix, or not as many as
+            labels.
     """
     if features.dim() != 2 or len(features) != len(labels):
         raise ValueError(f"{len(labels)} labels go with features [{len(labels)}, size]; got {list(features.shape)}")
-    if not bool(features.isfinite().all()):
-        raise ValueError("features must be finite numbers")
+    features = features.float()
+    if not bool(features.norm(dim=1).isfinite().all()):
+        raise ValueError("features must be finite numbers, and so must the length of each image's, in float32")
     known = sorted(set(labels), key=lambda label: (isinstance(label, str), label))
     index = {label: position for position, label in enumerate(known)}
     concept = torch.tensor([index[label] for label in labels], dtype=torch.int64)
     concept, order = concept.sort(stable=True)
     shown = [names[label] if names is not None and isinstance(label, int) else str(label) for label in known]
-    return Concepts(torch.nn.functional.normalize(features[order].float()), concept, shown)
+    return Concepts(torch.nn.functional.normalize(features[order]), concept, shown)

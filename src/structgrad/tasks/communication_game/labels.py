@@ -98,7 +98,10 @@ def read_labels(file: Path) -> list[str | int]:
     try:
         content = _Plain(io.BytesIO(file.read_bytes()), encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{file} is no pickled list of labels: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} is no pickled list of labels: {reason}") from error
+    except (OverflowError, MemoryError, SystemError) as error:  # sizes and characters that cannot be
+        raise ValueError(f"{file} is no pickled list of labels: it is damaged ({type(error).__name__})") from error
     if isinstance(content, _Array):
         content = content.content
     if not isinstance(content, list | tuple):

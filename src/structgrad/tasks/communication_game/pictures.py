@@ -41,7 +41,8 @@ def draw_symbols(used: Tensor, concepts: Concepts, file: Path) -> Path:
             if concepts.pixels is not None:
                 axes.imshow(concepts.pixels[image].numpy(), cmap="gray_r")
             else:
-                axes.text(0.5, 0.5, concepts.names[concept][:14], ha="center", va="center", fontsize=6)
+                name = concepts.names[concept][:14]
+                axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=6, parse_math=False)
         row[0].set_ylabel(f"{symbol}\n{len(images)} / {len(present)}", rotation=0, ha="right", va="center", fontsize=8)
     total = int(torch.unique(used).numel())
     figure.suptitle(f"symbol, images / concepts it is used for; {total} symbols in use", fontsize=9)

@@ -177,7 +177,9 @@ class CommunicationGame(CallsOverTime):
     def pictures(self, folder: Path) -> list[Path]:
         """The most used symbols with the test images that they stand for; success and decoder calls over training."""
         concepts = self.data.split("test")
-        used = self.sender(concepts.features.to(self.device)).argmax(-1).cpu()
+        # In portions: on a GPU the sender has its hidden units for all numbers of all images in memory.
+        parts = concepts.features.split(self.eval_batch_size)
+        used = torch.cat([self.sender(part.to(self.device)).argmax(-1).cpu() for part in parts])
         drawn = [draw_symbols(used, concepts, folder / "symbols.png")]
         if self.history:
             drawn.append(draw_history(self.history, folder / "history.png"))
