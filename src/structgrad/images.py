@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from structgrad import cache
-from structgrad.data import MissingDataError
+from structgrad.data import DamagedDataError, MissingDataError
 
 if TYPE_CHECKING:
     import datasets
+    import PIL.Image
     import pyarrow as pa
 
 SPLITS = ("train", "test")
@@ -50,6 +51,7 @@ def prepare_images(source: str, data: str | Path, cache_folder: str | Path) -> P
 
     Raises:
         MissingDataError: if the source is neither here nor to be had.
+        DamagedDataError: if it holds anything but 8-bit images of one size with whole numbers as labels.
     """
     local = Path(data) / source  # an absolute source stays itself
     key: dict[str, Any] = {"version": _VERSION, "source": source}
@@ -57,7 +59,7 @@ def prepare_images(source: str, data: str | Path, cache_folder: str | Path) -> P
         files = sorted(local.glob("*.parquet"))
         key = {"version": _VERSION, "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
     folder = cache.folder_of(cache_folder, "images", key)
-    cache.ensure(folder, key, lambda: {split: _decode(_fetch(source, local, split)) for split in SPLITS})
+    cache.ensure(folder, key, lambda: {split: _decode_or_explain(source, local, split) for split in SPLITS})
     return folder
 
 
@@ -102,13 +104,31 @@ def _advice(source: str, local: Path, reason: str) -> str:
     )
 
 
+def _decode_or_explain(source: str, local: Path, split: str) -> pa.Table:
+    try:
+        return _decode(_fetch(source, local, split))
+    except MissingDataError:
+        raise
+    except (OSError, ValueError, TypeError) as error:  # of pyarrow, Pillow and datasets
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DamagedDataError(f"the {split} images of {source!r} cannot be read: {reason}") from error
+
+
 def _decode(images: datasets.Dataset) -> pa.Table:
     import datasets
     import pyarrow as pa
 
-    images = images.cast_column("image", datasets.Image(mode="L"))
-    pixels = np.stack([np.asarray(image, dtype=np.uint8) for image in _column(images, "image")])
-    labels = np.fromiter(_column(images, "label"), dtype=np.int64, count=len(pixels))
+    if missing := {"image", "label"} - set(images.column_names):
+        have = ", ".join(images.column_names)
+        raise ValueError(f"there is no column {' and no column '.join(sorted(missing))}; there are {have}")
+    images = images.cast_column("image", datasets.Image())
+    if not len(images):
+        raise ValueError("there are none")
+    grey = [_grey(image) for image in _column(images, "image")]
+    if len(shapes := {image.shape for image in grey}) > 1:
+        raise ValueError(f"they must be of one size; there are {', '.join(map(str, sorted(shapes)[:3]))}")
+    pixels = np.stack(grey)
+    labels = np.array([_whole(label) for label in _column(images, "label")], dtype=np.int64)
     height, width = pixels.shape[1:]
     ones = np.ones(len(pixels), dtype=np.int64)
     return pa.table(
@@ -119,6 +139,20 @@ def _decode(images: datasets.Dataset) -> pa.Table:
             "width": width * ones,
         }
     )
+
+
+def _grey(image: PIL.Image.Image | None) -> NDArray[np.uint8]:
+    if image is None:
+        raise ValueError("an image is missing")
+    if image.mode.startswith(("I", "F")):  # Pillow would cut them off at 255
+        raise ValueError(f"they must have 8 bits a channel; got Pillow's mode {image.mode}")
+    return np.asarray(image.convert("L"), dtype=np.uint8)
+
+
+def _whole(label: Any) -> int:
+    if not isinstance(label, int):
+        raise ValueError(f"labels must be whole numbers; got {label!r}")
+    return label
 
 
 def _column(images: datasets.Dataset, name: str) -> Iterable[Any]:
