@@ -291,6 +291,25 @@ def test_refuses_what_is_not_one_class(data: SemiSupervisedImages) -> None:
         make(estimators()["dense"], data, weight=-1.0)
 
 
+def test_other_images_are_refused_before_anything_is_trained(data: SemiSupervisedImages) -> None:
+    dense = estimators()["dense"]
+    for options, reason in (
+        ({"pixels": 15}, "pixels=15, but the images of unused have 16"),
+        ({"classes": 3}, "classes=3, but the labels of unused go from 0 to 3"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            make(dense, data, **options).prepare_data()
+    assert not Path(data.cache).exists()
+    with pytest.raises(ValueError, match="batch_size must be at least 1 and at most 60"):
+        make(dense, data, batch_size=61)
+    with pytest.raises(ValueError, match=r"warm_start\.batch_size must be at most 20"):
+        make(dense, data, warm_start=WarmStart(batch_size=21))
+
+
+def test_images_that_are_not_square_are_not_drawn(data: SemiSupervisedImages, tmp_path: Path) -> None:
+    assert make(estimators()["dense"], data, pixels=15).pictures(tmp_path) == []
+
+
 # --- warm start ----------------------------------------------------------------------------------------------------
 
 
