@@ -20,7 +20,7 @@ from pytorch_lightning.loggers.logger import Logger
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.data import MissingDataError
+from structgrad.data import DamagedDataError, MissingDataError
 from structgrad.estimators import SST, Marginalize, Perturbed, Reinforce, Surrogate
 from structgrad.estimators.base import Estimator
 from structgrad.images import prepare_images, read_images
@@ -81,6 +81,39 @@ def test_split_is_first_and_last(tiny: Path, tmp_path: Path) -> None:
         ImageData("tiny", tiny, tmp_path / "cache", train=36, val=5, test=12).split("train")
     with pytest.raises(ValueError, match=r"data\.val"):
         ImageData("tiny", tiny, tmp_path / "cache", val=0)
+
+
+def png(pixels: Any) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def test_other_images_are_refused_in_one_line(tmp_path: Path) -> None:
+    good = [png(np.full((4, 4), 10 * k, np.uint8)) for k in range(5)]
+    columns: dict[str, Any]
+    for number, (columns, reason) in enumerate(
+        (
+            ({"image": good}, "no column label; there are image"),
+            ({"img": good, "label": [0] * 5}, "no column image; there are img, label"),
+            ({"image": good, "label": list("abcde")}, "whole numbers; got 'a'"),
+            ({"image": good, "label": [0.5] * 5}, "whole numbers; got 0.5"),
+            ({"image": good, "label": [0, 1, 2, 3, None]}, "whole numbers; got None"),
+            ({"image": [*good[:4], None], "label": [0] * 5}, "an image is missing"),
+            ({"image": [*good[:4], png(np.zeros((4, 5), np.uint8))], "label": [0] * 5}, "of one size"),
+            ({"image": [{"bytes": b"no image", "path": None}] * 5, "label": [0] * 5}, "cannot identify image"),
+            ({"image": [png(np.full((4, 4), 300, np.uint16))] * 5, "label": [0] * 5}, "8 bits a channel"),
+        )
+    ):
+        folder = tmp_path / f"images{number}"
+        folder.mkdir()
+        for split in ("train", "test"):
+            pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+        with pytest.raises(DamagedDataError, match=rf"the train images of 'images{number}' cannot be read: .*{reason}"):
+            prepare_images(folder.name, tmp_path, tmp_path / "cache")
+    (folder / "train.parquet").write_bytes(b"cut")
+    with pytest.raises(DamagedDataError, match=r"cannot be read: .*train\.parquet"):
+        prepare_images(folder.name, tmp_path, tmp_path / "cache")
 
 
 def test_missing_images_say_what_to_do(tiny: Path, tmp_path: Path) -> None:
@@ -333,6 +366,13 @@ def test_fits_tests_and_draws(name: str, tiny: Path, tmp_path: Path) -> None:
     # ELBO of the whole test against the bound on its first images only: both near log2(256) bits a pixel here.
     assert 5 < metrics["test/bits_per_dim"] < 12
     assert [p.name for p in task.pictures(tmp_path)] == ["reconstructions.png"]
+
+
+def test_images_that_are_not_square_are_not_drawn(tmp_path: Path) -> None:
+    structure = Subset()
+    data = ImageData("unused", "unused", "unused")
+    data._loaded["test"] = torch.zeros(12, 15, dtype=torch.uint8)
+    assert make(structure, Marginalize(structure), data, pixels=15).pictures(tmp_path) == []
 
 
 class Recorder(Logger):
