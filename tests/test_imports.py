@@ -14,7 +14,7 @@ PACKAGE = Path(structgrad.__file__).parent
 #: Each may import from those before it (and itself); files beside them from whatever their line here says.
 FOLDERS = ("algorithms", "structures", "estimators", "tasks", "training", "commands")
 #: What knows nothing of structures.
-TOOLS = ("cache", "data", "images", "runtime", "version")
+TOOLS = ("cache", "data", "images", "irrelevant", "runtime", "version")
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:

@@ -105,6 +105,17 @@ def test_more_trials_later_and_nothing_twice(tmp_path: Path) -> None:
     assert sorted(map(len, starts)) == [1, 1, 1, 1]
 
 
+def test_fewer_trials_than_wait_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    Queue(make(tmp_path, row("a", 4, "x"))).refill()  # as `workers=0` does
+    few = make(tmp_path, PlannedRow("a", ("row=a",), (2, 1), row("a", 1, "x").space))
+    work(few)
+    assert list(results(few)) == ["a-1.json", "a-2.json"]
+    queue = work(make(tmp_path, row("a", 4, "x")))
+    assert queue.progress()["a"].done == 4
+    starts = [f.read_text().splitlines() for f in (tmp_path / "runs").glob("**/starts.log")]
+    assert sorted(map(len, starts)) == [1, 1, 1, 1]
+
+
 def test_a_lost_result_file_is_written_again_from_the_storage(tmp_path: Path) -> None:
     plan = make(tmp_path)
     queue = work(plan)

@@ -15,12 +15,12 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
+from structgrad import irrelevant
 from structgrad.commands import CONFIGS, sweep
 from structgrad.experiments import tables
 from structgrad.experiments.queue import Plan, Progress
 from structgrad.experiments.runs import folder_of
 from structgrad.experiments.screen import Screen, time_left
-from structgrad.training import irrelevant
 
 FAKE = Path(__file__).parent / "fake_run.py"
 
@@ -100,6 +100,9 @@ def test_a_table_over_seeds_searches_nothing() -> None:
         (["table=paulus_2", "workers=1", "workers_per_gpu=1", "rows=lstm"], "give one of them"),
         (["table=paulus_2", "rows=lstm", "task.dropuot=0.1"], "paulus_2, lstm: Could not override 'task.dropuot'"),
         (["table=paulus_2", "rows=lstm", "storage=mysql://x@localhost/y"], "storage=mysql://x@localhost/y"),
+        (["table=paulus_2", "++seed=3"], "seed=...: a sweep sets it for every run; use seeds= or trials="),
+        (["table=paulus_2", "paths.results=x"], "paths.results=...: a sweep sets it for every run; use results="),
+        (["table=paulus_2", "task.dropout=0.1", "+task.dropout=0.2"], "task.dropout=...: it stands there twice"),
         (["table=correia_1"], "correia_1: the published image features cannot be downloaded"),
     ],
 )

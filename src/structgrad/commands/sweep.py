@@ -63,7 +63,7 @@ from structgrad.experiments.screen import Screen
 from structgrad.experiments.space import Space, SpaceError, merged
 from structgrad.experiments.tables import Row, Table, TableError
 from structgrad.experiments.worker import AGAIN, Worker, die_with_parent
-from structgrad.training.irrelevant import HARDWARE
+from structgrad.irrelevant import HARDWARE
 
 OPTIONS: dict[str, str] = {
     "table": "",
@@ -147,6 +147,7 @@ def make_plan(table: Table, options: dict[str, str], given: Sequence[str]) -> Pl
     if grace < 2 * heartbeat:
         raise SweepError(f"grace={grace} must be at least twice heartbeat={heartbeat}: one late sign is no death")
     common = [argument for argument in given if not argument.startswith("slurm.")]
+    _check_given(common)
     extra = tuple(sorted(argument for argument in common if not argument.startswith(_WHEREABOUTS)))
     suffix = f"-{hashlib.sha256(' '.join(extra).encode()).hexdigest()[:6]}" if extra else ""
     name = table.folder(budget) + suffix
@@ -171,6 +172,17 @@ def make_plan(table: Table, options: dict[str, str], given: Sequence[str]) -> Pl
         heartbeat=heartbeat,
         grace=grace,
     )
+
+
+def _check_given(common: Sequence[str]) -> None:
+    """Refuse what would be ignored: every trial has a seed and a place of its own, and of two values the last one."""
+    keys = [argument.partition("=")[0].lstrip("+") for argument in common]
+    for key, instead in (("seed", "seeds= or trials="), ("paths.results", "results=")):
+        if key in keys:
+            raise SweepError(f"{key}=...: a sweep sets it for every run; use {instead}")
+    for key in keys:
+        if keys.count(key) > 1:
+            raise SweepError(f"{key}=...: it stands there twice")
 
 
 def _one_of(key: str, value: str, choices: Sequence[str]) -> str:

@@ -219,14 +219,25 @@ class Queue:
             waiting = []
             for position, row in enumerate(self.plan.rows):
                 self._refill(row)
-                states = [(i, t) for i, t in self.trials(row.name).items() if t.state == TrialState.WAITING]
-                waiting += [(min(i for i, _ in states), position, row)] if states else []
+                found = self.trials(row.name)
+                mine = [i for i in row.trials if i in found and found[i].state == TrialState.WAITING]
+                waiting += [(min(mine), position, row)] if mine else []
             if not waiting:
                 return None
             row = min(waiting, key=lambda item: item[:2])[2]
             study = self.studies[row.name]
-            trial = study.ask()
-            index = trial.user_attrs.get("index")
+            for _ in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                trial = study.ask()
+                index = trial.user_attrs.get("index")
+                if index is None or index in row.trials:
+                    break
+                # Of another plan, with more trials of this row: to the end of the queue, so that ours comes next.
+                fixed = self.storage.get_trial_system_attrs(trial._trial_id).get("fixed_params", {})
+                study.enqueue_trial(fixed, user_attrs={"index": index})
+                trial.set_user_attr("copy", True)
+                study.tell(trial, state=TrialState.FAIL)
+            else:
+                return None
             if index is None:  # another process has taken the last one: Optuna has made a new one up
                 study.tell(trial, state=TrialState.FAIL)
                 return None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from structgrad.training import irrelevant
+from structgrad import irrelevant
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
