@@ -5,6 +5,7 @@ The task is the one of ``examples/own_package``; runs share this process where t
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from structgrad import cache
 from structgrad.data import MissingDataError
 from structgrad.training.errors import ConfigurationError, RunError
 from structgrad.training.fit import evaluate
-from structgrad.training.folder import is_sealed
+from structgrad.training.folder import checkpoint_to_resume, held, is_sealed, seal
 from structgrad.training.loggers import MetricsFile, WandbSteps
 from structgrad.training.run import assemble, run, run_name
 from tests.training.in_process import OWN, SHORT, composed, go, metrics, run_folder, summary
@@ -171,6 +172,25 @@ def test_a_best_checkpoint_that_is_gone_is_not_passed_over(unfinished: Path) -> 
     (run_folder(unfinished) / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(RunError, match=r"best.ckpt is missing; delete .*last.ckpt to start again"):
         go(unfinished)
+
+
+@pytest.mark.parametrize(("last", "best", "expected"), [(8, 4, "last"), (8, 8, "last"), (4, 8, "best")])
+def test_a_run_continues_from_its_newest_checkpoint(tmp_path: Path, last: int, best: int, expected: str) -> None:
+    """The best one is newer if the run was killed before the last one was written as well."""
+    (tmp_path / "checkpoints").mkdir()
+    for name, step in (("last", last), ("best", best)):
+        stream = io.BytesIO()
+        torch.save({"run": "r", "global_step": step}, stream)
+        (tmp_path / "checkpoints" / f"{name}.ckpt").write_bytes(seal(stream.getvalue()))
+    found = checkpoint_to_resume(tmp_path, "r")
+    assert found is not None
+    assert found.stem == expected
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(RunError, match=r"cannot write to .*; set paths.runs to another folder"), held(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"name": "x"}', '{"name": "another", "metrics": {}}', "\0"])

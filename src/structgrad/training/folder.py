@@ -31,16 +31,12 @@ def held(folder: Path) -> Iterator[None]:
 
     Raises:
         RunHeldError: at once, saying who has the run.
+        RunError: if the folder cannot be written to, e.g. because it is somebody else's.
     """
     holder = folder / "running.json"
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(blocking=False)
-    except Timeout:
-        raise RunHeldError(
-            f"{_describe(holder)} has this run: {folder}; the same command continues or reports it afterwards"
-        ) from None
-    try:
         write_json(
             holder,
             {
@@ -49,6 +45,14 @@ def held(folder: Path) -> Iterator[None]:
                 "since": datetime.now().astimezone().isoformat(timespec="seconds"),
             },
         )
+    except Timeout:
+        raise RunHeldError(
+            f"{_describe(holder)} has this run: {folder}; the same command continues or reports it afterwards"
+        ) from None
+    except OSError as error:
+        lock.release()
+        raise RunError(f"cannot write to {folder}: {error.strerror}; set paths.runs to another folder") from error
+    try:
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -123,6 +127,7 @@ def checkpoint_to_resume(folder: Path, name: str) -> Path | None:
     """
     last, best = (folder / "checkpoints" / f"{kind}.ckpt" for kind in ("last", "best"))
     found = [path for path in (last, best) if path.exists()]
+    steps: dict[Path, int] = {}
     for path in found:
         if path == last:
             advice = f"delete {path} to continue from an older one or from the start"
@@ -137,9 +142,14 @@ def checkpoint_to_resume(folder: Path, name: str) -> Path | None:
             problem = f"is of another run, {content.get('run')}"
         if problem is not None:
             raise RunError(f"checkpoint {path} {problem}; {advice}")
-        if path == found[0]:
-            log.info("continuing from step %d: %s", content["global_step"], path)
+        steps[path] = content["global_step"]
     remembered = [state.get("best_model_path") for state in content.get("callbacks", {}).values()] if found else []
     if found == [last] and any(remembered):
         raise RunError(f"the best checkpoint {best} is missing; delete {last} to start again")
-    return found[0] if found else None
+    if not found:
+        return None
+    # The best one is written first: a kill between the two leaves it the newer one, and the last one, which then knows
+    # of an older best, would give that one's score to these weights.
+    newest = max(found, key=lambda path: steps[path])
+    log.info("continuing from step %d: %s", steps[newest], newest)
+    return newest
