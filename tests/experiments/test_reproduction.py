@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +24,38 @@ def test_states(tmp_path: Path) -> None:
     assert reproduction.state(far, far.main()["lstm"], table.row("lstm")) == "differs: Accuracy (%) by 9.1 s.e."
     one = build(table, [summary("lstm", 0, 0.6)], "paper")
     assert reproduction.state(one, one.main()["lstm"], table.row("lstm")).startswith("run; too few runs for an error")
+    nan = build(
+        table, [summary("lstm", s, 0.8, metrics={"val/accuracy": 1, "test/accuracy": math.nan}) for s in (0, 1)]
+    )
+    assert reproduction.state(nan, nan.main()["lstm"], table.row("lstm")).startswith("differs")
     none = build(table, [summary("lstm", 0, 0.8, budget="quick")], "paper")
     assert reproduction.state(none, none.main().get("lstm"), table.row("lstm")) == "not run"
     closed = small(tmp_path, ("[structure=none],", "[structure=none], unavailable: no such data,"))
     assert reproduction.state(build(closed, []), None, closed.row("lstm")) == "data not to be had"
+
+
+def test_one_run_with_an_exact_column_matches_nothing(tmp_path: Path) -> None:
+    table = small(tmp_path, ("{accuracy: [80.0, 4.0]}", "{accuracy: [80.0, 4.0], calls: 1}"))
+    metrics = {"val/accuracy": 0.1, "test/accuracy": 0.1, "test/calls": 1.0}
+    report = build(table, [summary("lstm", 0, 0.1, metrics=metrics)])
+    found = reproduction.state(report, report.main()["lstm"], table.row("lstm"))
+    assert found == "run; too few runs for an error (without an error: Accuracy (%))"
+
+
+def test_numbers_without_any_spread_that_differ(tmp_path: Path) -> None:
+    table = small(tmp_path, ("[80.0, 4.0]", "[80.0, 0.0]"))
+    for accuracy, expected in ((0.5, "differs: Accuracy (%) by -30.0 without any spread"), (0.8, "matched")):
+        report = build(table, [summary("lstm", seed, accuracy) for seed in range(2)])
+        assert reproduction.state(report, report.main()["lstm"], table.row("lstm")) == expected
+
+
+def test_runs_with_settings_of_the_user_are_no_reproduction(tmp_path: Path) -> None:
+    made = {"table": "small", "row": "lstm", "parameters": {}, "extra": ["task.hidden=9"]}
+    runs = [summary("lstm", seed, 0.8 + seed / 100, sweep=made | {"trial": seed}) for seed in range(2)]
+    table = small(tmp_path)
+    report = build(table, runs)
+    found = reproduction.state(report, report.main()["lstm"], table.row("lstm"))
+    assert found == "run; with task.hidden=9, so not compared"
 
 
 def test_the_page_has_every_row(tmp_path: Path) -> None:

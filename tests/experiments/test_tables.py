@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,7 +125,7 @@ def test_what_cannot_be_compared_is_marked_and_never_mixed(tmp_path: Path) -> No
     assert lines[2].startswith("| LSTM | 3 | 81.0 ± 0.6 |")
     for mark in ("[budget quick] | 1 | 10.0 |", "[device GPU] | 1 | 20.0 |", "[with task.hidden=9] | 1 | 30.0 |"):
         assert any(mark in line for line in lines)
-    assert any("other data than the line above" in line and "| 1 | 40.0 |" in line for line in lines)
+    assert any("[other data: task.data.train=7] | 1 | 40.0 |" in line for line in lines)
     assert "+10.0 ± 0.8" in markdown.claims(report)
 
 
@@ -141,11 +142,82 @@ def test_one_trial_counts_once(tmp_path: Path) -> None:
         build(small(tmp_path), [summary("lstm", 0, 0.8, metrics={"test/accuracy": 0.8})])
 
 
+def swept(row: str, trial: int, *extra: str, **parameters: object) -> dict[str, Any]:
+    return {"table": "small", "row": row, "trial": trial, "parameters": parameters, "extra": list(extra)}
+
+
+def test_a_run_by_hand_that_a_sweep_has_found_counts_once(tmp_path: Path) -> None:
+    both = [*runs()[:3], *(summary("lstm", s, 0.8 + s / 100, sweep=swept("lstm", s)) for s in range(3))]
+    assert "| LSTM | 3 | 81.0 ± 0.6 |" in markdown.table(build(small(tmp_path), both))
+    with pytest.raises(ValueError, match=r"small, lstm: seeds \[0, 0\] repeat"):  # with another result
+        build(small(tmp_path), [runs()[0], summary("lstm", 0, 0.7, sweep=swept("lstm", 0))])
+
+
+def test_the_same_trials_under_other_conditions_stand_on_other_lines(tmp_path: Path) -> None:
+    """A sweep with settings of the user's has trials 0, 1, 2 as well; so has the same table on another device."""
+    plain = [summary("lstm", s, 0.8, sweep=swept("lstm", s)) for s in range(3)]
+    wide = [summary("lstm", s, 0.3, name=f"w{s}", sweep=swept("lstm", s, "task.hidden=9")) for s in range(2)]
+    gpu = [summary("lstm", s, 0.2, device="GPU", sweep=swept("lstm", s)) for s in range(2)]
+    text = markdown.table(build(small(tmp_path), [*plain, *wide, *gpu]))
+    for line in ("| LSTM | 3 | 80.0", "| LSTM [with task.hidden=9] | 2 | 30.0", "| LSTM [device GPU] | 2 | 20.0"):
+        assert line in text
+
+
+def configured(row: str, seed: int, accuracy: float, **changes: Any) -> Summary:
+    """A run with a configuration of which the seed is a part."""
+    task = {"seed": seed, "data": {"train": 5}} | {k: v for k, v in changes.items() if k not in ("sweep", "name")}
+    config = {"seed": seed, "task": task, "estimator": {"temperature": 1.0}}
+    others = {k: v for k, v in changes.items() if k in ("sweep", "name")}
+    return summary(row, seed, accuracy, config=config, **others)
+
+
+def test_runs_with_other_settings_are_not_averaged(tmp_path: Path) -> None:
+    table = small(tmp_path)
+    same = [configured("lstm", seed, 0.8, lr=0.1) for seed in range(3)]
+    text = markdown.table(build(table, [*same, configured("lstm", 3, 0.2, lr=0.2)]))
+    assert "| LSTM | 3 | 80.0 ± 0.0 |" in text
+    assert "| LSTM [other settings than above: task.lr=0.2] | 1 | 20.0 |" in text
+    searching = small(tmp_path, ("mean_and_standard_error", "best_trial"))
+    drawn = [configured("lstm", s, 0.8, lr=s, same=s, sweep=swept("lstm", s, **{"task.lr": s})) for s in range(3)]
+    assert "| LSTM | 3 |" in markdown.table(build(searching, drawn))
+    changed = configured("lstm", 3, 0.9, lr=3, same=3, epochs=9, sweep=swept("lstm", 3, **{"task.lr": 3}))
+    assert "[other settings than above: task.epochs=9] | 1 |" in markdown.table(build(searching, [*drawn, changed]))
+
+
+def test_rows_on_other_data_are_not_compared(tmp_path: Path) -> None:
+    lstm = [configured("lstm", seed, 0.8 + seed / 100) for seed in range(3)]
+    tree = [configured("tree", seed, 0.9 + seed / 100, data={"train": 7}) for seed in range(3)]
+    report = build(small(tmp_path), [*lstm, *tree])
+    assert "| Tree [other data: task.data.train=7] | 3 |" in markdown.table(report)
+    assert "**Not checked.** No runs of Tree (GNN)." in markdown.claims(report)
+    rows = small(tmp_path, ("[structure=none]", "[structure=none, task.data.train=5]"))  # where rows differ in it
+    assert "**Shown by these runs.**" in markdown.claims(build(rows, [*lstm, *tree]))
+
+
+def test_a_run_by_hand_with_an_experiment_is_of_a_row_with_it(tmp_path: Path) -> None:
+    run = summary("tree", 0, 0.9, experiment="listops/wide")
+    assert build(small(tmp_path), [run]).main() == {}
+    wide = small(tmp_path, ("[structure=none]", "[experiment=listops/wide]"))
+    assert list(build(wide, [run]).main()) == ["lstm"]
+    assert list(build(wide, [summary("tree", 0, 0.9)]).main()) == ["tree"]
+
+
+def test_what_is_not_a_number_shows_nothing(tmp_path: Path) -> None:
+    bad = {"val/accuracy": 0.5, "test/accuracy": math.nan, "test/calls": math.nan}
+    text = markdown.document(build(small(tmp_path), [summary("hot", 0, 0.5, metrics=bad)]))
+    assert "*Hot trees are cheap.* **Not shown by these runs.**" in text
+    best = small(tmp_path, ("scale: 100}", "scale: 100, statistic: best}"))
+    assert "| Hot tree | 1 | nan |" in markdown.table(build(best, [summary("hot", 0, 0.5, metrics=bad)]))
+
+
 def test_latex(tmp_path: Path) -> None:
     text = markdown.latex(build(small(tmp_path), runs()))
     assert r" & Runs & Accuracy (\%) & published & difference & Calls \\" in text
     assert r"LSTM & 3 & 81.0 $\pm$ 0.6 & 80.0 $\pm$ 4.0 & +1.0 (0.5 s.e.) & - \\" in text
     assert r"\multicolumn{6}{l}{\emph{GNN}} \\" in text
+    made = swept("lstm", 0, "task.optimizer={lr: 1}", "~task.x^$")
+    other = markdown.latex(build(small(tmp_path), [*runs(), summary("lstm", 3, 0.3, sweep=made)]))
+    assert r"[with task.optimizer=\{lr: 1\} \textasciitilde{}task.x\textasciicircum{}\$]" in other
 
 
 @pytest.mark.parametrize(
@@ -161,6 +233,7 @@ def test_latex(tmp_path: Path) -> None:
         (("minimize}\nrows", "null}\nrows"), None),
         (("  lstm:", "  tree:"), "found duplicate key tree"),
         (("title: Small", "title: [Small"), "expected"),
+        (("mean_and_standard_error", "luck"), "selection: no rule luck; there are best_trial"),
     ],
 )
 def test_errors_of_a_table_are_one_line(tmp_path: Path, change: tuple[str, str], message: str | None) -> None:
@@ -176,11 +249,6 @@ def test_errors_of_a_table_are_one_line(tmp_path: Path, change: tuple[str, str],
 def test_an_unknown_table_names_the_nearest() -> None:
     with pytest.raises(TableError, match="no table paulus_22; did you mean paulus_2"):
         tables.load("paulus_22", FOLDER)
-
-
-def test_a_rule_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="no rule luck; there are best_trial"):
-        build(small(tmp_path, ("mean_and_standard_error", "luck")), [])
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +318,7 @@ def test_the_command(tmp_path: Path) -> None:
         (["budget=big"], "error: budget=big: there are paper, quick, smoke"),
         (["tabel=x"], "error: tabel=...: there are table=... and budget=..."),
         (["empty"], "error: no finished run in empty"),
+        (["table=paulus_1", "table=paulus_2"], "error: table=... and budget=... can stand there once"),
         ([], "error: no table has finished runs"),
     ],
 )
@@ -264,6 +333,16 @@ def test_a_file_that_is_no_summary_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match=r"x\.json is not the summary of a run: KeyError\('task'\); delete it"):
         load(tmp_path)
+    content = summary("lstm", 0, 0.8, metrics={"val/accuracy": None}).content
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"x\.json is not the summary of a run: .*a metric is no number"):
+        load(tmp_path)
+
+
+def test_the_folder_of_a_run_has_one_summary(tmp_path: Path) -> None:
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "summary.json").write_text(json.dumps(summary("lstm", 0, 0.8).content))
+    assert [run.seed for run in load(tmp_path)] == [0]
 
 
 def test_a_document_without_a_place(tmp_path: Path) -> None:

@@ -61,7 +61,10 @@ def find(what: list[str]) -> list[Report]:
         ValueError: unknown table, budget or key.
         FileNotFoundError: no run in a folder, or in none.
     """
-    settings = dict(item.split("=", 1) for item in what if "=" in item)
+    given = [item.split("=", 1) for item in what if "=" in item]
+    settings = dict(given)
+    if len(settings) < len(given):
+        raise ValueError("table=... and budget=... can stand there once; without table=... it is every table with runs")
     if unknown := set(settings) - {"table", "budget"}:
         raise ValueError(f"{unknown.pop()}=...: there are table=... and budget=...")
     budget = settings.get("budget")

@@ -187,7 +187,13 @@ def _escaped(cell: str) -> str:
 
 
 def _tex(text: str) -> str:
-    replacements = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "|": r"\textbar{}"}
+    replacements = {character: rf"\{character}" for character in "&%_#{}$"}
+    replacements |= {
+        "\\": r"\textbackslash{}",
+        "|": r"\textbar{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
     escaped = "".join(replacements.get(character, character) for character in text)
     for character, command in {"±": r"$\pm$", "−": "$-$", "×": r"$\times$"}.items():
         escaped = escaped.replace(character, command)

@@ -7,44 +7,44 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from structgrad.experiments import selection
 from structgrad.experiments.runs import Summary, by_row
 from structgrad.experiments.selection import Cell
-from structgrad.experiments.tables import Claim, Column, Comparison, Row, Table, TableError
+from structgrad.experiments.tables import Claim, Column, Comparison, Row, Table
+from structgrad.irrelevant import HARDWARE
 
 #: How many combined standard errors make a difference.
 MARGIN = 2.0
+_HARDWARE = {f"trainer.{key}" for key in HARDWARE}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """Under what a run was made, beside the row's settings: runs are comparable where all of it is equal.
+    """Under what a run was made: runs of a row are comparable where all of it is equal, those of different rows where
+    all but the settings is.
 
     Attributes:
         budget: choice in that group.
         device: ``cpu`` or the GPU's name.
         extra: overrides that the user gave to the sweep.
-        data: the settings of the data set, as JSON, without where it lies.
+        data: the settings of the data set, but for those in which the rows of the table differ.
+        settings: the whole configuration, but for what differs between trials.
     """
 
     budget: str
     device: str
     extra: tuple[str, ...]
-    data: str
+    data: frozenset[tuple[str, str]]
+    settings: frozenset[tuple[str, str]]
 
-    @classmethod
-    def of(cls, run: Summary) -> Condition:
-        """From a run's summary."""
-        data = run.content.get("config", {}).get("task", {}).get("data", {})
-        settings = (
-            {k: v for k, v in data.items() if k not in ("cache", "data", "seed")} if isinstance(data, dict) else data
-        )
-        extra = tuple(run.sweep.get("extra", ()))
-        return cls(run.budget, run.content.get("device", "unknown"), extra, json.dumps(settings, sort_keys=True))
+    @property
+    def shared(self) -> tuple[Any, ...]:
+        """What rows have in common."""
+        return self.budget, self.device, self.extra, self.data
 
 
 @dataclass(frozen=True)
@@ -156,46 +156,112 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
         budget: the runs that are the table's; None: the budget of most of them.
 
     Raises:
-        ValueError: in one line, if a run has no validation metric to select by, or one trial is there twice.
-        TableError: if the table names a rule that does not exist.
+        ValueError: in one line, if a run has no validation metric to select by, or is there twice with different
+            results.
     """
-    if table.selection.rule not in selection.RULES:
-        raise TableError(f"{table.name}: no rule {table.selection.rule}; there are {', '.join(selection.RULES)}")
     rows = by_row(table, summaries)
-    groups: dict[str, dict[Condition, list[Summary]]] = {name: {} for name in rows}
-    for name, runs in rows.items():
-        for run in runs:
-            groups[name].setdefault(Condition.of(run), []).append(run)
-    counts = Counter(
-        {(c.budget, c.device, c.extra): 0 for g in groups.values() for c in g if budget in (None, c.budget)}
-    )
+    groups = _grouped(table, rows)
+    counts: Counter[tuple[Any, ...]] = Counter()
     for group in groups.values():
         for condition, runs in group.items():
             if budget in (None, condition.budget):
-                counts[condition.budget, condition.device, condition.extra] += len(runs)
-    main = counts.most_common(1)[0][0] if counts else (budget or table.budget, "", ())
+                counts[condition.shared] += len(runs)
+    main = counts.most_common(1)[0][0] if counts else (budget or table.budget, "", (), frozenset())
     lines = []
     for row in table.rows:
         found = sorted(groups[row.name].items(), key=lambda item: (-_alike(item[0], main), -len(item[1])))
-        if not found or _alike(found[0][0], main) < 3:
+        if not found or found[0][0].shared != main:
             lines.append(Line(row, (), {}))
-        for position, (condition, runs) in enumerate(found):
+        first: dict[tuple[Any, ...], Condition] = {}
+        for condition, runs in found:
             marks = _marks(condition, main)
-            if not marks and position > 0:
-                marks = [f"other data than the line above: {condition.data}"]
+            if first.setdefault(condition.shared, condition) != condition:
+                changes = _changes(condition.settings, first[condition.shared].settings)
+                marks.append(f"other settings than above: {changes}")
+            _check_once(table, row, runs)
             lines.append(_line(table, row, runs, tuple(marks)))
-    report = Report(table, *main, tuple(lines))
-    return Report(table, *main, tuple(lines), tuple(judge(report, claim) for claim in table.claims))
+    most, device, extra, _ = main
+    report = Report(table, most, device, extra, tuple(lines))
+    return replace(report, verdicts=tuple(judge(report, claim) for claim in table.claims))
 
 
-def _alike(condition: Condition, main: tuple[str, str, tuple[str, ...]]) -> int:
-    return sum(a == b for a, b in zip((condition.budget, condition.device, condition.extra), main, strict=True))
+def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[Condition, list[Summary]]]:
+    """Row -> condition -> runs."""
+    settings = {name: [_flat(run.content.get("config", {})) for run in runs] for name, runs in rows.items()}
+    following = _following([s for found in settings.values() for s in found], {"seed"})
+    of_rows = {override.lstrip("+").split("=")[0] for row in table.rows for override in row.overrides}
+    searches = table.selection.rule == "best_trial"
+    groups: dict[str, dict[Condition, list[Summary]]] = {}
+    for name, runs in rows.items():
+        drawn = {key for run in runs for key in run.sweep.get("parameters", {})}
+        varied = _following(settings[name], {"seed", *drawn})
+        # Which settings a search by hand has varied nobody knows.
+        unknown = searches and not all(run.sweep for run in runs)
+        groups[name] = {}
+        for run, found in zip(runs, settings[name], strict=True):
+            data = {k: v for k, v in found.items() if k.startswith("task.data.") and k not in of_rows | following}
+            rest = {} if unknown else {k: v for k, v in found.items() if k not in varied | _HARDWARE}
+            extra = tuple(run.sweep.get("extra", ()))
+            condition = Condition(
+                run.budget,
+                run.content.get("device", "unknown"),
+                extra,
+                frozenset({} if "data" in of_rows else data.items()),
+                frozenset(rest.items()),
+            )
+            groups[name].setdefault(condition, []).append(run)
+    return groups
 
 
-def _marks(condition: Condition, main: tuple[str, str, tuple[str, ...]]) -> list[str]:
+def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Dotted key -> value as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{key}.")
+        else:
+            flat[f"{above}{key}"] = json.dumps(value)
+    return flat
+
+
+def _following(settings: Sequence[Mapping[str, str]], varied: set[str]) -> set[str]:
+    """The keys that vary between runs, and those that always have the value of one of them."""
+    keys = {key for found in settings for key in found}
+    return varied | {
+        key for key in keys if any(all(found.get(key) == found.get(v) for found in settings) for v in varied)
+    }
+
+
+def _changes(settings: frozenset[tuple[str, str]], others: frozenset[tuple[str, str]]) -> str:
+    """What differs, as on a command line; the first few."""
+    here = dict(settings)
+    changed = sorted({key for key, _ in settings ^ others})
+    texts = [f"{key}={here[key]}" if key in here else f"no {key}" for key in changed]
+    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
+
+
+def _check_once(table: Table, row: Row, runs: Sequence[Summary]) -> None:
+    """A run that is there twice would count twice. Seeds may repeat where hyper-parameters are searched."""
+    seeds = [run.seed for run in runs]
+    names = [run.content.get("name") or index for index, run in enumerate(runs)]
+    if len(set(names)) < len(runs) or (table.selection.rule != "best_trial" and len(set(seeds)) < len(runs)):
+        raise ValueError(
+            f"{table.name}, {row.name}: seeds {seeds} repeat: a run is there twice, with different results; "
+            "say which folder counts, e.g. python report.py results/<table>"
+        )
+
+
+def _alike(condition: Condition, main: tuple[Any, ...]) -> int:
+    return sum(a == b for a, b in zip(condition.shared, main, strict=True))
+
+
+def _marks(condition: Condition, main: tuple[Any, ...]) -> list[str]:
     marks = [] if condition.budget == main[0] else [f"budget {condition.budget}"]
     marks += [] if condition.device == main[1] else [f"device {condition.device}"]
     marks += [] if condition.extra == main[2] else [f"with {' '.join(condition.extra) or 'no other settings'}"]
+    # Budgets and settings of the user's own bring data with them.
+    if (condition.budget, condition.extra) == (main[0], main[2]) and condition.data != main[3]:
+        marks.append(f"other data: {_changes(condition.data, main[3])}")
     return marks
 
 
@@ -217,6 +283,8 @@ def _cell(table: Table, column: Column, validation: list[float], test: list[floa
     if column.statistic == "selected":
         return selection.best_trial(validation, test)
     if column.statistic == "best":
+        if any(map(math.isnan, test)):  # none of them is the best
+            return Cell(math.nan, None, None)
         sign = -1.0 if column.direction == "minimize" else 1.0
         return selection.best_trial([sign * value for value in test], test)
     return selection.RULES[table.selection.rule](validation, test)
@@ -261,7 +329,7 @@ def _outcomes(table: Table, comparison: Comparison, lines: Mapping[str, Line]) -
         assert limit is not None
         holds = sign * (cell.value - limit) >= 0
         text = f"{names[subject]} {cell.show(digits=column.digits)}, claimed {symbol} {limit:g}"
-        return [Outcome(holds, column.title, text, reverse=not holds)]
+        return [Outcome(holds, column.title, text, reverse=sign * (cell.value - limit) < 0)]
     sign = 1.0 if column.direction == "maximize" else -1.0
     outcomes = []
     for other in comparison.than:

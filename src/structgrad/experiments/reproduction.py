@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,25 +40,30 @@ def state(report: Report, line: Line | None, row: Row) -> str:
     """In a few words.
 
     ``matched``: all published numbers lie within two combined standard errors; a column without an error on either
-    side cannot tell, and is
-    named.
+    side cannot tell, and is named.
     """
     if line is None:
         return "data not to be had" if row.unavailable or report.table.unavailable else "not run"
     if not row.published:
         return "run; no published numbers"
-    apart, untold = [], []
+    if report.extra:
+        return f"run; with {' '.join(report.extra)}, so not compared"
+    apart, untold, told = [], [], False
     for key in row.published:
         found = against_published(report, line, key)
-        title = report.table.columns[key].title
-        if found is None or (found[2] is None and found[0] != 0):
-            untold.append(title)
-        elif found[2] is not None and abs(found[2]) > MARGIN:
-            apart.append(f"{title} by {abs(found[2]):.1f} s.e.")
+        column = report.table.columns[key]
+        gap, error, ratio = found or (math.nan, None, None)
+        if error is None:
+            untold += [column.title] if gap != 0 else []
+        elif ratio is None:  # no spread on either side
+            apart += [f"{column.title} by {gap:+.{column.digits}f} without any spread"] if gap else []
+        elif not abs(ratio) <= MARGIN:
+            apart.append(f"{column.title} by {abs(ratio):.1f} s.e.")
+        told |= error is not None
     unsure = f" (without an error: {', '.join(untold)})" if untold else ""
     if apart:
         return f"differs: {', '.join(apart)}{unsure}"
-    return f"run; too few runs for an error{unsure}" if len(untold) == len(row.published) else f"matched{unsure}"
+    return f"matched{unsure}" if told else f"run; too few runs for an error{unsure}"
 
 
 def document(reports: Sequence[Report]) -> str:

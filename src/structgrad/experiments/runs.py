@@ -57,13 +57,14 @@ def folder_of(summary: Mapping[str, Any]) -> Path:
 
 
 def load(folder: Path) -> list[Summary]:
-    """All summaries in a folder of ``results/``, or below a folder of runs.
+    """All summaries in a folder of ``results/``, or below a folder of runs, or that of one run.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if a file is not a summary; names the file.
     """
-    files = sorted(folder.glob("*.json")) or sorted(folder.glob("**/summary.json"))
+    own = folder / "summary.json"  # of a single run, beside other files
+    files = [own] if own.exists() else sorted(folder.glob("*.json")) or sorted(folder.glob("**/summary.json"))
     if not files:
         raise FileNotFoundError(f"no finished run in {folder}")
     return [read(file) for file in files]
@@ -86,8 +87,11 @@ def read(file: Path) -> Summary:
     try:
         content = json.loads(file.read_text())
         keys = (*_GROUPS, "seed", "metrics")
-        return Summary(**{key: content[key] for key in keys}, content=content)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        summary = Summary(**{key: content[key] for key in keys}, content=content)
+        if not all(isinstance(value, int | float) for value in summary.metrics.values()):
+            raise TypeError("a metric is no number")
+        return summary
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the summary of a run: {error!r}; delete it") from error
 
 
@@ -95,26 +99,25 @@ def by_row(table: Table, summaries: Iterable[Summary]) -> dict[str, list[Summary
     """Row -> its runs, in the order of trials or seeds; rows without runs are there with an empty list.
 
     A sweep's run names its row. Another run belongs to the row whose overrides all hold in its configuration; to the
-    one with the most
-    overrides, if several do.
-
-    Raises:
-        ValueError: if two runs of a row are the same trial, or have the same seed where no hyper-parameter is searched.
+    one with the most overrides, if several do. A summary that is there twice, e.g. of a run that a sweep has found
+    finished, counts once.
     """
     rows: dict[str, list[Summary]] = {row.name: [] for row in table.rows}
     for summary in summaries:
         name = summary.sweep["row"] if summary.sweep.get("table") == table.name else _row_of(table, summary)
         if name in rows:
             rows[name].append(summary)
-    for name, runs in rows.items():
-        runs.sort(key=_order)
-        keys = [_order(run) for run in runs]
-        if len(set(keys)) != len(keys):
-            raise ValueError(
-                f"{table.name}, {name}: seeds {[seed for _, seed in keys]} repeat; "
-                "runs with different settings are in one folder"
-            )
-    return rows
+    return {name: _once(sorted(runs, key=_order)) for name, runs in rows.items()}
+
+
+def _once(runs: list[Summary]) -> list[Summary]:
+    """Without copies; of those, what a sweep recorded stays."""
+    kept: dict[str, Summary] = {}
+    for position, run in reversed(list(enumerate(runs))):  # those of sweeps first
+        content = {**run.content, "sweep": run.sweep.get("extra", [])}
+        key = json.dumps(content, sort_keys=True) if "name" in content else str(position)
+        kept.setdefault(key, run)
+    return list(kept.values())[::-1]
 
 
 def _order(run: Summary) -> tuple[int, int]:
@@ -127,7 +130,10 @@ def _row_of(table: Table, summary: Summary) -> str | None:
 
 
 def _holds(table: Table, row: Row, summary: Summary) -> bool:
-    if "estimator" not in (o.split("=")[0] for o in (*table.overrides, *row.overrides)) and summary.estimator != "none":
+    keys = {o.lstrip("+").split("=")[0] for o in (*table.overrides, *row.overrides)}
+    if "estimator" not in keys and "experiment" not in keys and summary.estimator != "none":
+        return False
+    if "experiment" not in keys and summary.content.get("experiment") is not None:  # which may set anything
         return False
     for override in (*table.overrides, *row.overrides):
         key, _, value = override.lstrip("+").partition("=")

@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from structgrad.experiments.selection import RULES
+
 Direction = Literal["maximize", "minimize"]
 Statistic = Literal["value", "best", "selected"]
 Spread = Literal["standard_error", "standard_deviation", "unstated"]
@@ -224,6 +226,8 @@ def _table(name: str, content: Any) -> Table:
         "rows": rows,
         "claims": tuple(_claim(value, columns, rows) for value in settings.get("claims", ())),
     }
+    if settings["selection"].rule not in RULES:  # a sweep would search nothing, and not say so
+        raise TableError(f"selection: no rule {settings['selection'].rule}; there are {', '.join(RULES)}")
     _choice("selection.direction", settings["selection"].direction, get_args(Direction))
     _choice("published.error", settings["published"].error, get_args(Spread))
     return Table(**settings)

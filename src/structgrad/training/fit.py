@@ -33,6 +33,9 @@ from structgrad.training.identity import environment, portable, resolved, seed_e
 from structgrad.training.loggers import MetricsFile
 from structgrad.training.stopping import StopRequest
 
+#: Choices that a summary names.
+_GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment")
+
 
 def fit(
     config: DictConfig,
@@ -111,7 +114,7 @@ def fit(
     assert best_score is not None, "training ends with a validation"
     summary = {
         "name": settings["run"]["name"],
-        **{group: choices[group] for group in ("task", "structure", "estimator", "budget", "data") if group in choices},
+        **{group: choices[group] for group in _GROUPS if choices.get(group) is not None},
         "seed": config.seed,
         "metrics": {**metrics, task.monitor: float(best_score)},
         "best_step": _step_of(best.best_model_path),
