@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 from structgrad.structures import (
+    Alignment,
     Arborescence,
     BinaryTree,
     BudgetSubset,
+    Constituency,
     CorrelatedKSubset,
+    DagPath,
     KSubset,
+    LinearChain,
     Matching,
     OneHot,
     Permutation,
+    SemiMarkov,
     SpanningTree,
     Structure,
     Subset,
@@ -206,6 +211,11 @@ def test_small_sets(name: str, empty: bool) -> None:
         (Matching(), (12, 12), 479001600),
         (Permutation(), (12,), 479001600),
         (BinaryTree(), (20,), 6564120420),
+        (LinearChain(5), (19, 5, 5), 5**20),
+        (SemiMarkov(1, 2), (79, 2, 1, 1), 23416728348467685),  # a Fibonacci number
+        (Alignment(), (20, 20), 45849429914943),  # a central Delannoy number
+        (Constituency(2), (20, 20, 2), 1767263190 * 2**39),
+        (DagPath([[i, i + 1] for i in range(40)] * 2), (80,), 2**40),
     ],
     ids=lambda v: str(v),
 )

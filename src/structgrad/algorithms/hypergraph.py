@@ -111,6 +111,13 @@ class Hypergraph:
             start = stop
         return int(size.max())
 
+    def count(self, goal: int) -> int:
+        """How many vertices a goal stands for, exactly."""
+        ways = np.array([1, 0], dtype=object)
+        for level in self.levels:
+            ways = np.concatenate([ways, (ways[level.left] * ways[level.right]).sum(1)])
+        return int(ways[goal])
+
     # --- any device -----------------------------------------------------------------------------------------------
 
     def goal(self, size: Tensor) -> Tensor:

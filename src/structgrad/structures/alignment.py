@@ -44,6 +44,7 @@ class Alignment(Derivations):
 
     def enumerate(self, *shape: int) -> Tensor:
         """All paths (Delannoy numbers): ``[V, n, m]``."""
+        self.check_shape_listable(*shape)
         n, m = shape
         if not n or not m:
             return torch.zeros(1, n, m, dtype=torch.float64)

@@ -74,6 +74,7 @@ class Constituency(Derivations):
 
     def enumerate(self, *shape: int) -> Tensor:
         """All trees with all labels, ``Catalan(n - 1) C^(2n - 1)``: ``[V, n, n, C]``."""
+        self.check_shape_listable(*shape)
         n = shape[0]
         if not n:
             return torch.zeros(1, *shape, dtype=torch.float64)

@@ -67,6 +67,7 @@ class DagPath(Derivations):
 
     def enumerate(self, *shape: int) -> Tensor:
         """All paths: ``[V, E]``."""
+        self.check_shape_listable(len(self.edges))
         partial: list[tuple[int, list[int]]] = [(self.source, [])]
         found = []
         while partial:

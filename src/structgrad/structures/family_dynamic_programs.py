@@ -101,6 +101,15 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         graph = self._hypergraph(self._split(scores)[1])
         return graph.total(scores.flatten(-self.layout.ndim), graph.goal(self._size(exists)), plus)
 
+    def check_shape_listable(self, *shape: int) -> None:
+        """For :meth:`enumerate`: refuse parts of a shape with too many vertices, which the graph counts.
+
+        Raises:
+            ValueError: with the number of vertices.
+        """
+        graph, parts = self._hypergraph(torch.Size(shape)), torch.zeros(shape)
+        self.check_listable(graph.count(int(graph.goal(self._size(self.parts(parts))))), *shape)
+
     # --- helpers --------------------------------------------------------------------------------------------------
 
     def _split(self, scores: Tensor) -> tuple[torch.Size, torch.Size]:

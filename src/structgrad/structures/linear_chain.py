@@ -89,6 +89,7 @@ class LinearChain(Derivations):
 
     def enumerate(self, *shape: int) -> Tensor:
         """All ``C^n`` sequences (one, if n < 2): ``[V, n - 1, C, C]``."""
+        self.check_shape_listable(*shape)
         steps = shape[0]
         every = torch.tensor(list(itertools.product(range(self.labels), repeat=steps + 1)))
         one_hot = torch.nn.functional.one_hot(every, self.labels).double()

@@ -73,6 +73,7 @@ class SemiMarkov(Derivations):
 
     def enumerate(self, *shape: int) -> Tensor:
         """All segmentations: ``[V, n - 1, K, C, C]``."""
+        self.check_shape_listable(*shape)
         steps = shape[0]
         found = []
         for size in range(steps + 1):
