@@ -90,6 +90,30 @@ def test_the_example_is_named() -> None:
         OneHot().log_prob(vertices, torch.zeros(2, 3))
 
 
+@pytest.mark.parametrize("name", [n for n, (s, _) in CASES.items() if "log_prob" in s.oracles])
+def test_log_prob_of_another_shape(name: str) -> None:
+    structure, shape = CASES[name]
+    scores = torch.randn(2, *shape, dtype=torch.float64)
+    vertices = structure.argmax(scores)
+    for wrong in (vertices[:, :-1], vertices[..., :-1], vertices[[0, 1, 0]], vertices[None], vertices[0, 0]):
+        with pytest.raises(ValueError, match=r"vertices of \w+ have shape \[2, .* got \["):
+            structure.log_prob(wrong, scores)
+    torch.testing.assert_close(structure.log_prob(vertices[0], scores)[0], structure.log_prob(vertices, scores)[0])
+
+
+@pytest.mark.parametrize("name", [n for n, (s, _) in CASES.items() if "sample" in s.oracles])
+def test_samples_follow_the_seed_and_not_the_strides(name: str) -> None:
+    structure, shape = CASES[name]
+    scores = torch.randn(5, *shape)
+    turned = scores.movedim(0, -1).contiguous().movedim(-1, 0)
+    assert turned.stride() != scores.stride()
+    samples = []
+    for same in (scores, turned):
+        torch.manual_seed(0)
+        samples.append(structure.sample(same))
+    assert torch.equal(*samples)
+
+
 def test_inner_does_not_look_at_missing_parts() -> None:
     vertex = torch.tensor([1.0, torch.nan, 1.0], requires_grad=True)
     scores = torch.tensor([2.0, torch.nan, 3.0], requires_grad=True)

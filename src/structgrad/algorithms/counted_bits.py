@@ -84,7 +84,7 @@ class Chain:
         on_gpu = gpu.takes(self.unary, self.high, LARGEST)
         if not on_gpu and not values_can_be_read(self.unary):
             return _sample_in_torch(self)
-        uniform = torch.rand_like(self.unary, dtype=torch.float64)
+        uniform = torch.rand(self.unary.shape, dtype=torch.float64, device=self.unary.device)
         unary, pair, exists = self._flat()
         flat = uniform.reshape(unary.shape)
         if on_gpu:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -278,13 +278,26 @@ class Structure:
         only if the structure's argmax finds it.
 
         Raises:
-            ValueError: naming the first example.
+            ValueError: naming the first example; or for another shape.
         """
+        self._check_shown(vertex, scores.shape)
         if values_can_be_read(vertex):
             x = vertex.detach().to(scores.dtype).expand(scores.shape)
             direction = torch.where(x.isfinite(), 2 * x - 1, 0.0)
             wrong = self.argmax(direction, mask) != x
             refuse(wrong.flatten(-self.layout.ndim).any(-1), f"is no vertex of {self.name}")
+
+    def _check_shown(self, vertex: Tensor, shape: Sequence[int]) -> None:
+        """Refuse vertices of another shape than ``[*batch, *vertex]``, to which they may broadcast."""
+        ndim = self.vertex_layout.ndim
+        try:
+            fits = vertex.shape[-ndim:] == shape[-ndim:] and torch.broadcast_shapes(vertex.shape, shape) == shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"vertices of {self.name} have shape {list(shape)} for these scores; got {list(vertex.shape)}"
+            )
 
     def check_listable(self, count: int, *shape: int) -> None:
         """For :meth:`enumerate`: refuse lists that would not fit, before anything is allocated.

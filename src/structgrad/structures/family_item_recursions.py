@@ -50,6 +50,7 @@ class ItemRecursion(Structure, abc.ABC):
 
     def check_vertex(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> None:
         """Refuse what is no vertex, where looking is free: items are chosen in the order of the sets they are in."""
+        self._check_shown(vertex, scores.shape + scores.shape[-1:])
         if values_can_be_read(vertex):
             within = self._within(vertex.detach()) & self.parts(scores, mask).unsqueeze(-1)
             again = self.argmax(-within.sum(-2).to(scores.dtype), mask)
