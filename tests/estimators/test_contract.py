@@ -14,9 +14,29 @@ import torch
 from scipy import stats
 
 from structgrad.diagnose import Problem
-from structgrad.estimators import SST, Deterministic, Marginalize, Reinforce, Surrogate
+from structgrad.estimators import (
+    SST,
+    Deterministic,
+    DisARM,
+    ImportanceWeighted,
+    Marginalize,
+    Rebar,
+    Reinforce,
+    Relax,
+    Rodeo,
+    Surrogate,
+)
 from structgrad.estimators.base import Estimator
-from structgrad.structures import Arborescence, KSubset, Matching, OneHot, SpanningTree, Subset, UnsupportedError
+from structgrad.structures import (
+    Arborescence,
+    KSubset,
+    LinearChain,
+    Matching,
+    OneHot,
+    SpanningTree,
+    Subset,
+    UnsupportedError,
+)
 from structgrad.testing import DEVICE, gradients
 from tests.estimators.test_relaxation import CASES, problem
 
@@ -141,9 +161,57 @@ def test_messages_show_the_shape() -> None:
         (OneHot(), "[batch, n]"),
         (Arborescence(), "[batch, n, n]"),
         (Matching(), "[batch, n, m]"),
+        (LinearChain(3), "[batch, n - 1, C, C]"),
     ):
         with pytest.raises(ValueError, match=shape.replace("[", r"\[")):
-            Surrogate(structure)(torch.zeros(6, 6, 6, 6), lambda vertices, rows: vertices.flatten(1).sum(1))
+            Surrogate(structure)(
+                torch.zeros([6] * (structure.layout.ndim + 2)), lambda vertices, rows: vertices.flatten(1).sum(1)
+            )
+
+
+def test_what_no_estimator_takes(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    """Integers have no gradient; a mask is bool and of the scores' shape."""
+    for estimator, p in built[1]:
+        for scores, mask, error, message in (
+            (p.scores.detach().long(), None, TypeError, "must be floating point"),
+            (p.scores, torch.ones_like(p.scores), TypeError, "mask must be bool"),
+            (p.scores, torch.ones(7, *p.scores.shape[1:]).bool(), ValueError, r"mask \[7, .* does not broadcast"),
+        ):
+            with pytest.raises(error, match=message):
+                estimator(scores, p.decoder, mask=mask, context=torch.zeros(2, 3, dtype=torch.float64))
+
+
+def test_a_batch_without_examples(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    """Teaches nothing: averages over steps stay what they are."""
+    for estimator, p in built[1]:
+        estimator = copy.deepcopy(estimator).train()
+        run(estimator, p).surrogate.sum().backward()
+        before = {name: value.clone() for name, value in estimator.state_dict().items()}
+        context = torch.zeros(0, 3, dtype=torch.float64)
+        estimate = estimator(p.scores[:0], p.decoder, mask=p.mask[:0], context=context)
+        assert estimate.surrogate.shape == (0,)
+        estimate.surrogate.sum().backward()
+        for name, value in estimator.state_dict().items():
+            assert torch.equal(value, before[name]) or name.endswith("step"), f"{p.structure.name}: {name}"
+
+
+def test_weights_are_as_precise_as_the_vertices() -> None:
+    p = problem("one_hot")
+    for estimator in (Reinforce(OneHot(), n_samples=3), SST(OneHot(), n_samples=3), ImportanceWeighted(OneHot(), 3)):
+        estimate = run(estimator.double(), p)
+        assert estimate.weights.dtype == torch.float64
+        losses = p.decoder(estimate.vertices, estimate.rows)
+        torch.testing.assert_close(estimate.mean(losses).detach(), estimate.objective, rtol=0, atol=1e-12)
+    for estimator in (DisARM(Subset(), 3), Rodeo(Subset(), 3)):
+        assert run(estimator.double(), problem("subset")).weights.dtype == torch.float64
+
+
+def test_graphs_without_nodes() -> None:
+    scores = torch.zeros(2, 0, 0, requires_grad=True)
+    for estimator in (SST(Arborescence(), clip_range=15.0), Relax(Arborescence()), Rebar(Arborescence())):
+        estimate = estimator(scores, lambda vertices, rows: vertices.flatten(1).sum(1))
+        estimate.surrogate.sum().backward()
+        assert estimate.objective.tolist() == [0, 0]
 
 
 def test_a_gibbs_kl_is_refused_for_vertices_of_another_distribution() -> None:

@@ -75,7 +75,7 @@ class DisARM(Estimator):
             divergence=divergence,
             vertices=pairs.flatten(0, 2),
             rows=rows,
-            weights=torch.full(rows.shape, 1 / (2 * self.n_pairs), device=scores.device),
+            weights=scores.new_full(rows.shape, 1 / (2 * self.n_pairs)),
         )
 
 

@@ -169,16 +169,18 @@ class Estimator(nn.Module, abc.ABC):
         Raises:
             ValueError: unless scores have exactly one batch dimension, the objective returns one number a vertex and,
                 for estimators that differentiate it, depends on the vertices differentiably.
+            TypeError, ValueError: for what the structure refuses, see :meth:`Structure.check`.
         """
         layout = self.structure.layout
         if scores.dim() != layout.ndim + 1:
-            parts = ", ".join(["n"] if layout.ndim == 1 else ["n", "m" if layout.name == "matrix" else "n"])
+            parts = ", ".join(("batch", *layout.dimensions))
             raise ValueError(
-                f"estimators over {self.structure.name} take scores [batch, {parts}], with exactly one batch "
+                f"estimators over {self.structure.name} take scores [{parts}], with exactly one batch "
                 f"dimension; got {list(scores.shape)}"
             )
         if scores.dtype in (torch.float16, torch.bfloat16):  # mixed precision
             scores = scores.float()
+        self.structure.check(scores, mask)
         return self.estimate(scores, self._checked(objective), mask, context, kl_weight)
 
     @abc.abstractmethod
@@ -255,7 +257,7 @@ def pathwise(
     batch = vertices.shape[0] // samples
     rows = torch.arange(batch, device=vertices.device).repeat_interleave(samples)
     losses = objective(vertices, rows).reshape(batch, samples).mean(1)
-    weights = torch.full(rows.shape, 1 / samples, device=vertices.device)
+    weights = vertices.new_full(rows.shape, 1 / samples)
     return Estimate(losses, losses.detach(), divergence, vertices, rows, weights, metrics or {})
 
 

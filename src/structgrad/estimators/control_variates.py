@@ -193,7 +193,12 @@ class ControlVariate(Estimator):
         By central differences in float64 (nine digits), which are two calls of compiled code; automatic derivatives
         would differentiate it twice, in plain torch.
         """
-        length = direction.flatten(2).abs().amax(2).clamp_min(torch.finfo(direction.dtype).tiny)
+        # With a zero, so that there is a largest of no parts too.
+        length = (
+            torch.nn.functional.pad(direction.flatten(2).abs(), (0, 1))
+            .amax(2)
+            .clamp_min(torch.finfo(direction.dtype).tiny)
+        )
         length = length.reshape(*length.shape, *[1] * (direction.dim() - 2)).double()
         step = 1e-5 * direction.double() / length
         there, back = (

@@ -83,7 +83,7 @@ class ImportanceWeighted(Estimator):
             divergence=divergence,
             vertices=vertices.flatten(0, 1),
             rows=rows,
-            weights=torch.full(rows.shape, 1 / k, device=scores.device),
+            weights=scores.new_full(rows.shape, 1 / k),
             metrics={"bound": bound.detach().mean()},
         )
 

@@ -82,6 +82,8 @@ def clip_scores(structure: Structure, scores: Tensor, mask: Tensor | None, reach
     Returns:
         ``[*batch, *parts]``, within ``[-reach, 0]``; 0 where no part exists.
     """
+    if not scores.shape[scores.dim() - structure.layout.ndim :].numel():
+        return scores
     exists = structure.parts(scores, mask)
     top = torch.where(exists, scores, -math.inf).amax(tuple(range(-structure.layout.ndim, 0)), keepdim=True)
     return torch.where(exists, (scores - top).clamp_min(-reach), 0.0)

@@ -89,7 +89,9 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
-        """Move towards the mean and variance (around the running mean) of ``values``, any shape."""
+        """Move towards the mean and variance (around the running mean) of ``values``, any shape; not for none."""
+        if not values.numel():
+            return
         values = values.detach().to(self.total)
         variance = (values - self.mean).square().mean()
         self.total = self.total.lerp(values.mean(), 1 - self.decay)

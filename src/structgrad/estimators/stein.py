@@ -89,7 +89,7 @@ class Rodeo(Estimator):
         layout = structure.layout
         if layout.name == "undirected":  # the gradient of a part is that of both entries that show it
             slopes = slopes + slopes.mT
-        flat, slopes = (layout.flatten(t.detach()).reshape(batch, k, -1) for t in (vertices, slopes))
+        flat, slopes = (layout.flatten(t.detach()).unflatten(0, (batch, k)) for t in (vertices, slopes))
         exists = layout.flatten(structure.parts(scores, mask))
         finite = torch.where(exists, layout.flatten(scores), 0.0)
         with torch.enable_grad():
@@ -97,7 +97,8 @@ class Rodeo(Estimator):
             parameters = list(self.network.parameters())
             to_parameters = torch.autograd.grad(gradient.square().sum(-1).mean(), parameters)
         with torch.no_grad():
-            self.scale = self.scale.lerp(losses.detach().abs().mean().to(self.scale), 1 - self.decay)
+            if batch:
+                self.scale = self.scale.lerp(losses.detach().abs().mean().to(self.scale), 1 - self.decay)
         to_scores = ((finite - finite.detach()) * gradient.detach()).sum(1)
         # Of value zero, and the same in every example, so that the mean over the batch has it once.
         to_network = torch.stack(
@@ -109,7 +110,7 @@ class Rodeo(Estimator):
             divergence=divergence,
             vertices=vertices,
             rows=rows,
-            weights=torch.full(rows.shape, 1 / k, device=scores.device),
+            weights=scores.new_full(rows.shape, 1 / k),
             metrics={"squared_gradient": gradient.detach().square().sum(1).mean()},
         )
 

@@ -203,6 +203,8 @@ class AdaptiveIMLE(Surrogate):
         step = self.alpha.to(gradient) * reach / torch.where(length > 0, length, 1.0)
         there, back = (self.structure.argmax(utility + sign * step * gradient, mask) for sign in (1, -1))
         moved = torch.where(exists, (there - back) / torch.where(step > 0, 2 * step, 1.0), 0.0)
+        if not len(moved):
+            return moved
         with torch.no_grad():
             entries = (moved != 0).to(self.found).sum(dims).mean()
             self.found = self.found.lerp(entries, 1 - self.decay)
