@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import entmax
 import pytest
 import torch
@@ -274,3 +276,15 @@ def test_refusals() -> None:
         losses.structured_hinge_loss(KSubset(2), scores, target, cost=-1.0)
     with pytest.raises(ValueError, match="reduction"):
         losses.SparsemaxLoss("median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [losses.sparsemax_loss, losses.entmax_loss])
+def test_classes_that_do_not_exist(loss: Callable[..., Tensor]) -> None:
+    """Ignored, they would leave the loss of no class at all, which may be below 0."""
+    scores, mask = torch.zeros(3, 4), torch.tensor([True, True, True, False])
+    assert (loss(scores, torch.tensor([0, 1, 2]), mask) > 0).all()
+    with pytest.raises(ValueError, match=r"example \[1\] has a missing class as its target"):
+        loss(scores, torch.tensor([0, 3, 2]), mask)
+    for wrong in (4, -100):
+        with pytest.raises(ValueError, match=r"example \[2\] has a target that is none of the 4 classes"):
+            loss(scores, torch.tensor([0, 3, wrong]))

@@ -34,6 +34,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from structgrad.algorithms.eager import refuse
 from structgrad.estimators.relaxation import mean_argmax
 from structgrad.estimators.utilities import Utility, UtilityName, make_utility
 from structgrad.structures import OneHot
@@ -267,9 +268,14 @@ def structured_hinge_loss(
     return _sum(structure, finite * difference + cost * difference.abs(), exists)
 
 
-def _as_distribution(scores: Tensor, target: Tensor) -> Tensor:
+def _as_distribution(scores: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """Class indices ``[*batch]`` as one-hot vectors; ``[*batch, K]`` is handed through."""
     if target.dtype == torch.int64 and target.shape == scores.shape[:-1]:
+        outside = (target < 0) | (target >= scores.shape[-1])
+        refuse(outside, f"has a target that is none of the {scores.shape[-1]} classes")
+        if mask is not None:
+            known = OneHot().parts(scores, mask).gather(-1, target.clamp(0, scores.shape[-1] - 1)[..., None])
+            refuse(~known[..., 0], "has a missing class as its target")
         return nn.functional.one_hot(target, scores.shape[-1]).to(scores.dtype)
     return target
 
@@ -284,8 +290,11 @@ def sparsemax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None) -
 
     Returns:
         ``[*batch]``, at least 0.
+
+    Raises:
+        ValueError: in eager CPU code, for a class that does not exist.
     """
-    return sparsemap_loss(OneHot(), scores, _as_distribution(scores, target), mask)
+    return sparsemap_loss(OneHot(), scores, _as_distribution(scores, target, mask), mask)
 
 
 def entmax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None, *, alpha: float = 1.5) -> Tensor:
@@ -303,12 +312,12 @@ def entmax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None, *, a
         ``[*batch]``, at least 0.
 
     Raises:
-        ValueError: for an alpha below 1.
+        ValueError: for an alpha below 1; in eager CPU code, for a class that does not exist.
     """
     if not 1 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 1; got {alpha}")
     structure = OneHot()
-    y = _check(structure, scores, _as_distribution(scores, target), mask, "entmax_loss")
+    y = _check(structure, scores, _as_distribution(scores, target, mask), mask, "entmax_loss")
     exists = structure.parts(scores, mask)
     finite = torch.where(exists, scores, 0.0)
 
