@@ -60,7 +60,7 @@ def refusal(estimator: DictConfig, structure: Structure) -> str | None:
 
 def reason(error: ValueError, structure: Structure) -> str:
     """What is missing: the message without who asks and what there is instead."""
-    message = str(error).replace(structure.name, "the structure")
+    message = re.sub(rf"\b{structure.name}\b", "the structure", str(error))
     if isinstance(error, UnsupportedError):
         message = re.split(r"; (?:it has|usable)", message)[0]
     return re.sub(r"^estimator \w+ (?:\([^)]*\) )?", "", message)
