@@ -37,17 +37,20 @@ def comparable(report: Report) -> list[Line]:
     return list(lines.values())
 
 
-def command(description: str, table: str, output: str, draw: Callable[[Report], Figure]) -> None:
+def command(
+    description: str, table: str, output: str, draw: Callable[[Report], Figure], folder: str | None = None
+) -> None:
     """Read summaries, draw them into a file and print its name; an error is one line.
 
     Args:
         description: for ``--help``.
-        table: whose quick runs are drawn if no other is named.
+        table: whose runs are drawn if no other is named.
         output: where to, if no other file is named.
         draw: takes the filled table.
+        folder: of these runs, unless they are in ``results/<table>``.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("results") / table, help="of summaries")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path(folder or f"results/{table}"), help="of summaries")
     parser.add_argument("--table", default=table, help="whose rows the runs are")
     parser.add_argument("--output", type=Path, default=Path(output))
     arguments = parser.parse_args()

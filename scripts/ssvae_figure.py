@@ -1,0 +1,81 @@
+"""Draw finished runs of the semi-supervised VAE as Correia et al. (2020), Figure 1: learning curves and test results.
+
+    python scripts/ssvae_figure.py results/correia_figure_1-50d668 --output docs/images/ssvae.png
+
+These are the defaults. Left: ELBO of the validation images during training, mean over seeds within the range of the
+seeds. Right: accuracy on the test images against decoder calls in training, with standard errors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from figures import command, comparable
+from matplotlib.figure import Figure
+
+from structgrad.experiments.report import Report
+
+MARKERS = "osD^vP*X"
+
+
+def curves(report: Report) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Title of a row -> steps [n] and validation ELBO [seeds, n]; the rows that sweeps have run.
+
+    Raises:
+        ValueError: if runs of a row were not validated at the same steps.
+    """
+    found = {}
+    for line in comparable(report):
+        seeds = [np.array(run.sweep.get("curve", []), dtype=float).reshape(-1, 2) for run in line.runs]
+        if any(not np.array_equal(curve[:, 0], seeds[0][:, 0]) for curve in seeds):
+            raise ValueError(f"{line.row.title}: runs were validated at different steps")
+        if len(seeds[0]):
+            found[line.row.title] = seeds[0][:, 0], np.stack([curve[:, 1] for curve in seeds])
+    return found
+
+
+def draw(report: Report) -> Figure:
+    """One colour a row in both panels."""
+    lines = comparable(report)
+    styles = {line.row.title: (f"C{i}", MARKERS[i % len(MARKERS)]) for i, line in enumerate(lines)}
+    figure = Figure(figsize=(11, 3.8), dpi=130, layout="constrained")
+    learning, tested = figure.subplots(1, 2)
+    shown = []
+    for title, (steps, values) in curves(report).items():
+        color, mean = styles[title][0], values.mean(0)
+        learning.plot(steps / 1000, mean, color=color, linewidth=1.1)
+        learning.fill_between(steps / 1000, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+        shown.append(mean[len(mean) // 10 :])
+    if shown:  # the first tenth of training is off the scale
+        low, high = min(values.min() for values in shown), max(values.max() for values in shown)
+        learning.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    learning.set(title="validation", xlabel="thousand steps", ylabel="ELBO (nats an image)")
+    for line in lines:
+        accuracy, calls = line.cells["accuracy"], line.cells["calls"]
+        color, marker = styles[line.row.title]
+        tested.errorbar(
+            calls.value,
+            100 * accuracy.value,
+            yerr=None if accuracy.standard_error is None else 100 * accuracy.standard_error,
+            xerr=calls.standard_error,
+            fmt=marker,
+            color=color,
+            capsize=3,
+            label=line.row.title,
+        )
+    tested.set(title="test", xscale="log", xlabel="decoder calls an image in training", ylabel="accuracy (%)")
+    tested.set_xticks([1, 2, 5, 10], labels=["1", "2", "5", "10"])
+    tested.set_xticks([], minor=True)
+    for axes in (learning, tested):
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    command(
+        "learning curves and test results of the semi-supervised VAE",
+        table="correia_figure_1",
+        folder="results/correia_figure_1-50d668",
+        output="docs/images/ssvae.png",
+        draw=draw,
+    )
