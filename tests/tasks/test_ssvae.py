@@ -354,6 +354,16 @@ def test_warm_start_is_made_once_and_again_after_it_was_killed(
     assert trained == 3
 
 
+def test_other_images_of_the_same_name_have_a_warm_start_of_their_own(data: SemiSupervisedImages) -> None:
+    task = make(estimators()["dense"], data)
+    first = task._warm_start()
+    images, labels = data._loaded["labelled"]
+    data._loaded["labelled"] = (255 - images, labels)
+    other = task._warm_start()
+    data._loaded["labelled"] = (images, (labels + 1) % 4)
+    assert len({first, other, task._warm_start()}) == 3
+
+
 def test_warm_start_learns_the_labels(data: SemiSupervisedImages) -> None:
     task = make(estimators()["dense"], data, warm_start=WarmStart(epochs=60, batch_size=10, lr=1e-2)).eval()
     before = task.step(data.split("test")).metrics

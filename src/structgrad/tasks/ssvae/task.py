@@ -132,11 +132,8 @@ class SemiSupervisedVAE(CallsOverTime):
             self._warm_start()
 
     def _warm_start(self) -> Path:
-        data = self.data
-        source = {"source": data.source, "labelled": data.labelled}
-        return self.warm_start.prepare(
-            self.sizes, self.classification_loss, source, data.split("labelled"), str(data.cache)
-        )
+        labelled = self.data.split("labelled")
+        return self.warm_start.prepare(self.sizes, self.classification_loss, labelled, str(self.data.cache))
 
     def setup(self, stage: str) -> None:
         """Start from the warm start; a checkpoint that is resumed overwrites it."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -56,20 +56,19 @@ class WarmStart:
         if not (self.lr > 0 and self.weight_decay >= 0):
             raise ValueError(f"warm_start needs lr > 0 and weight_decay >= 0; got {self.lr} and {self.weight_decay}")
 
-    def prepare(self, sizes: dict[str, int], loss: str, source: dict[str, Any], labelled: Batch, folder: str) -> Path:
+    def prepare(self, sizes: dict[str, int], loss: str, labelled: Batch, folder: str) -> Path:
         """Train and store, unless that has been done.
 
         Args:
             sizes: of :class:`~structgrad.tasks.ssvae.model.Networks`.
             loss: classification loss, see there.
-            source: says what the labelled images are, in plain values.
             labelled: ``images`` uint8 ``[n, pixels]``, ``labels`` ``[n]``.
             folder: ``paths.cache``.
 
         Returns:
             the folder of the parameters, for :meth:`load`.
         """
-        key = {"version": _VERSION, "loss": loss, "data": source, **sizes, **vars(self)}
+        key = {"version": _VERSION, "loss": loss, "data": _digest(labelled), **sizes, **vars(self)}
         place = cache.folder_of(folder, "ssvae_warm_start", key)
         cache.ensure(place, key, lambda: {"parameters": self._train(sizes, loss, labelled)})
         return place
@@ -98,3 +97,11 @@ class WarmStart:
                     value.backward()
                     optimizer.step()
             return pa.table({"value": parameters_to_vector(networks.parameters()).detach().numpy()})
+
+
+def _digest(labelled: Batch) -> str:
+    """Of the images themselves: other images may come under the same name."""
+    digest = hashlib.sha256()
+    for name in ("images", "labels"):
+        digest.update(labelled[name].contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
