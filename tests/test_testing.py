@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 
 from structgrad import testing
-from structgrad.structures import OneHot
+from structgrad.estimators import Reinforce
+from structgrad.structures import KSubset, LinearChain, OneHot
 from structgrad.testing import DEVICE, Case, Problem
 
 
@@ -32,3 +37,17 @@ def test_a_problem_moves() -> None:
     assert all(variable.requires_grad for variable in there.variables)
     assert problem.decoder.first.device.type == "cpu"
     assert DEVICE.type in ("cpu", "cuda")
+
+
+def test_the_estimator_of_the_page_has_no_bias(root: Path) -> None:
+    page = (root / "docs" / "your_own.md").read_text()
+    (block,) = re.findall(r"((?:    .*\n|\n)*    class Mine\(Estimator\):\n(?:    .*\n|\n)*)", page)
+    names: dict[str, type] = {}
+    exec(textwrap.dedent(block), names)
+    for structure in (OneHot(), KSubset(2)):
+        testing.assert_unbiased(names["Mine"](structure), Problem.make(structure, (4,)), "gibbs")
+
+
+def test_scores_of_the_wrong_shape_are_refused_with_the_right_one() -> None:
+    with pytest.raises(ValueError, match=r"\[batch, n - 1, C, C\], with exactly one batch dimension"):
+        Reinforce(LinearChain(2))(torch.zeros(3, 2, 2), lambda x, rows: x.sum((1, 2, 3)))

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from structgrad.estimators import Divergence, Estimate, Estimator, Objective
-from structgrad.structures import Structure
+from structgrad.structures import Structure, UnsupportedError
 
 
 class ExactSum(Estimator):
-    """The expected objective under the Gibbs distribution, by enumeration; for small sets without masks."""
+    """The expected objective under the Gibbs distribution, by enumeration; for small sets with all their parts."""
 
     kl_over = "vertex"
 
@@ -20,6 +20,8 @@ class ExactSum(Estimator):
         self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
     ) -> Estimate:
         """Evaluates all V vertices of every example."""
+        if mask is not None and not mask.all():
+            raise UnsupportedError("estimator exact_sum takes no examples with missing parts")
         every = self.structure.enumerate(*scores.shape[1:]).to(scores)
         batch, size = len(scores), len(every)
         values = self.structure.inner(every, scores[:, None].expand(batch, *every.shape))

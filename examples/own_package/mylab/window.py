@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.eager import refuse
 from structgrad.structures import ActiveSetProjection, Gibbs, KBest, Layout
 
 
@@ -26,7 +27,7 @@ class Window(Gibbs, KBest, ActiveSetProjection):
     def enumerate(self, *shape: int) -> Tensor:
         """All windows, left to right."""
         (n,) = shape
-        start = torch.arange(n - self.width + 1)[:, None]
+        start = torch.arange(max(n - self.width + 1, 0))[:, None]
         position = torch.arange(n)
         return ((position >= start) & (position < start + self.width)).double()
 
@@ -45,4 +46,5 @@ class Window(Gibbs, KBest, ActiveSetProjection):
         exists = self.parts(scores, mask)
         # A window over a missing part does not exist.
         crosses = (~exists).to(scores) @ every.T > 0
+        refuse(crosses.all(-1), f"has no window of {self.width}")
         return every, (torch.where(exists, scores, 0.0) @ every.T).masked_fill(crosses, -torch.inf)
