@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS = ("train", "test")
+#: Folders that budgets take -> the same images on the hub.
+_ON_THE_HUB = {"MNIST/parquet": "ylecun/mnist"}
 #: Part of the key of a cache; raise it when the same files would give other arrays.
 _VERSION = 1
 
@@ -96,11 +98,17 @@ def _fetch(source: str, local: Path, split: str) -> datasets.Dataset:
 
 
 def _advice(source: str, local: Path, reason: str) -> str:
+    page = _ON_THE_HUB.get(source, source)
+    other = (
+        f"task.data.source={page} downloads them here"
+        if page != source
+        else "choose a data set that is here, e.g. task.data.source=MNIST/parquet"
+    )
     return (
         f"The images {source!r} are not here and {reason}. "
         f"Download the parquet files of its splits train and test (columns image and label) on a machine with network "
-        f"access, from the page https://huggingface.co/datasets/{source}, put them into {local}, "
-        "and repeat the command; or choose a data set that is here, e.g. task.data.source=MNIST/parquet."
+        f"access, from the page https://huggingface.co/datasets/{page}, put them into {local}, "
+        f"and repeat the command; or {other}."
     )
 
 

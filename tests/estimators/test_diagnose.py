@@ -216,8 +216,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["structure=matching", "estimator=sst"], "which Matching lacks"),
         (["structure=one_hot", "estimator=sst", "estimator.temperature=0"], "temperature must be positive"),
-        (["structure=one_hot", "estimator=sst", "estimator.temprature=1"], "temprature"),
-        (["structure=nothing", "estimator=sst"], "structure/nothing"),
+        (["structure=one_hot", "estimator=sst", "estimator.temprature=1"], "nearest: temperature,"),
+        (["structure=nothing", "estimator=sst"], "structure=nothing: no such choice; nearest: "),
+        (["structure=one_hot", "estimator=sst", "sample=30"], "sample: no such option; nearest: samples,"),
+        (["structure=one_hot", "estimator=sst", "over=clip_range"], "over=clip_range: at which values?"),
         (["structure=none", "estimator=sst"], "nothing to estimate"),
         (["structure=one_hot", "estimator=sst", "truth=cauchy"], "utility must be one of"),
         (["structure=one_hot", "estimator=sst", "n=0"], "n must be a whole number of at least 1; got 0"),
@@ -250,6 +252,8 @@ def test_command_takes_other_peoples_configurations(
     monkeypatch.syspath_prepend(str(root / "examples" / "own_package"))
     options = ["hydra.searchpath=[pkg://mylab.configs]", "over=none", "n=4", "samples=20"]
     assert main(["structure=window", "estimator=sst", *options]) == 0
+    assert "Window, (4,) scores" in capsys.readouterr().out
+    assert main(["structure._target_=mylab.window.Window", "structure.width=2", "estimator=sst", *options[1:]]) == 0
     assert "Window, (4,) scores" in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +99,10 @@ def test_a_table_over_seeds_searches_nothing() -> None:
         (["table=paulus_2", "heartbeat=10", "grace=15"], "grace=15 must be at least twice heartbeat=10"),
         (["table=paulus_2", "workers=-1", "rows=lstm"], "workers=-1 must be"),
         (["table=paulus_2", "workers=1", "workers_per_gpu=1", "rows=lstm"], "give one of them"),
-        (["table=paulus_2", "rows=lstm", "task.dropuot=0.1"], "paulus_2, lstm: Could not override 'task.dropuot'"),
+        (
+            ["table=paulus_2", "rows=lstm", "task.dropuot=0.1"],
+            "paulus_2, lstm: task.dropuot: no such option; nearest: dropout,",
+        ),
         (["table=paulus_2", "rows=lstm", "storage=mysql://x@localhost/y"], "storage=mysql://x@localhost/y"),
         (["table=paulus_2", "++seed=3"], "seed=...: a sweep sets it for every run; use seeds= or trials="),
         (["table=paulus_2", "paths.results=x"], "paths.results=...: a sweep sets it for every run; use results="),
@@ -117,6 +121,13 @@ def test_refusals_are_one_line_and_write_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("**/*.db"))
+
+
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="Slurm is here")
+def test_without_slurm(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("submitit")
+    assert sweep.main(["table=paulus_2", "rows=lstm", "trials=1", "budget=smoke", "launcher=slurm"]) == 1
+    assert capsys.readouterr().err.startswith("error: launcher=slurm: this machine has no srun; launcher=submitit")
 
 
 def test_without_gpus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -129,6 +129,9 @@ def test_download_without_network_fails_at_once(tiny: Path, tmp_path: Path, monk
     start = time.monotonic()
     with pytest.raises(MissingDataError, match=r"hub does not give it.*zalando-datasets/fashion_mnist, put them into"):
         prepare_images("zalando-datasets/fashion_mnist", tiny, tmp_path / "cache")
+    # The folder that the quick budget takes is no name on the hub.
+    with pytest.raises(MissingDataError, match=r"datasets/ylecun/mnist, put .*task\.data\.source=ylecun/mnist"):
+        prepare_images("MNIST/parquet", tiny, tmp_path / "cache")
     assert time.monotonic() - start < 15
 
 

@@ -18,13 +18,17 @@ LISTOPS, LAYOUT, BITS, TOY = ("task=listops", "task=graph_layout", "task=bit_vec
 #: Overrides, and words of the line that refuses them.
 WRONG: list[tuple[str, str]] = [
     # --- what does not compose ---
-    ("", "task"),
+    ("", "task=... is missing; there are bit_vector_vae,"),
     ("task=", "task=: no such choice"),
     ("task=listop", "nearest: listops,"),
     ("task=null", "task"),
     ("task=3", "task=3: no such choice"),
     ("tsk=listops", "task"),
-    (f"{LISTOPS} foo", "foo"),
+    (f"{LISTOPS} foo", "foo: missing EQUAL at '<EOF>'; expected key=value"),
+    (f"{LISTOPS} seed=0,1", "-m makes a run of each, seed=[0,1] is a list"),
+    (f"{LISTOPS} data=omniglot", "no data sets to choose from"),
+    ("task=l2x data=omniglot", "task.data must be a ReviewData"),
+    ("task=communication_game data=planted_reviews", "task.data must be a ConceptData"),
     (f"{LISTOPS} seed=[1", "[1"),
     (f"{LISTOPS} structure=arboresence", "nearest: arborescence,"),
     (f"{LISTOPS} structure=null", "structure"),
@@ -37,7 +41,7 @@ WRONG: list[tuple[str, str]] = [
     (f"{LISTOPS} trainer=null", "trainer"),
     (f"{LISTOPS} logger=wanb", "nearest: wandb,"),
     (f"{LISTOPS} logger=null", "logger=null: no such choice"),
-    (f"{LISTOPS} experiment=toy/tree", "toy/tree"),
+    (f"{LISTOPS} experiment=toy/tree", "experiment=toy/tree: no such choice"),
     (f"{LISTOPS} foo=1", "foo"),
     (f"{LISTOPS} task.hiden=3", "nearest: hidden,"),
     (f"{LISTOPS} task.data.trian=3", "nearest: train,"),
@@ -61,11 +65,12 @@ WRONG: list[tuple[str, str]] = [
     (f"{LISTOPS} run=null", "run must be a mapping"),
     (f"{LISTOPS} paths=null", "paths must be a mapping"),
     (f"{LISTOPS} task._target_=structgrad.tasks.listops.Listops", "cannot import"),
-    (f"{LISTOPS} task._target_=nowhere.Task", "cannot import"),
+    (f"{LISTOPS} task._target_=nowhere.Task", "No module named 'nowhere'"),
     (f"{LISTOPS} structure._target_=structgrad.layouts", "cannot import"),
     (f"{LISTOPS} ~task._target_", "task"),
     (f"{LISTOPS} ~task.optimizer", "task.optimizer is missing"),
     (f"{LISTOPS} ~structure._target_", "structure"),
+    (f"{LISTOPS} +task.hidden=3", "remove + prefix: 'task.hidden=3'"),
     # --- seed ---
     *(
         (f"{LISTOPS} seed={seed}", "seed must be a whole number")
@@ -204,3 +209,12 @@ def test_it_is_refused_in_one_line_before_anything_is_written(overrides: str, wo
     assert "\n" not in message
     assert "object at 0x" not in message
     assert not [file for file in tmp_path.rglob("*") if file.suffix != ".lock" and file.is_file()]
+
+
+def test_a_data_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    message = refusal(f"task=l2x budget=smoke paths.data={tmp_path}/nowhere", tmp_path)
+    assert message.endswith(
+        f"There is no folder {tmp_path}/nowhere: STRUCTGRAD_DATA or paths.data says where data are."
+    )
+    (tmp_path / "nowhere").mkdir()
+    assert "says where data are" not in refusal(f"task=l2x budget=smoke paths.data={tmp_path}/nowhere", tmp_path)

@@ -3,7 +3,7 @@
     structgrad-diagnose structure=arborescence estimator=sst n=4 samples=2000
 
 Any key of the structure's or the estimator's configuration can be given as well, for instance
-``estimator.relaxation=euclidean``.
+``estimator.relaxation=euclidean``; a class without a configuration is ``structure._target_=mylab.window.Window``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from structgrad.diagnose import FEATURES, Diagnosis, Problem, Quality, diagnose
 from structgrad.estimators.base import PerturbAndMap
 from structgrad.estimators.utilities import make_utility
 from structgrad.structures import Structure
+from structgrad.training.errors import explain, first_line, nearest
 
 #: Options of the command that are not configuration, with their defaults.
 OPTIONS: dict[str, Any] = {
@@ -105,13 +106,20 @@ def _plot(key: str, values: Sequence[float], measured: Sequence[Diagnosis], titl
     figure.savefig(out, dpi=120)
 
 
+def _is_new(key: str, chosen: Collection[str]) -> bool:
+    """Whether a key is to be added: a group, or one of ``structure._target_=...`` where no group is chosen."""
+    group, _, option = key.partition(".")
+    return group in ("structure", "estimator") and not (option and group in chosen)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module's docstring. Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     wants_help = bool({"-h", "--help"} & set(arguments))
     own = [a for a in arguments if a.split("=")[0] in OPTIONS]
     other = [a for a in arguments if a not in own]
-    if wants_help or not {"structure", "estimator"} <= {a.split("=")[0] for a in other}:
+    chosen = {a.split("=")[0] for a in other}
+    if wants_help or not {"structure", "estimator"} <= {key.lstrip("+").split(".")[0] for key in chosen}:
         print(__doc__)
         print("options:", ", ".join(f"{key}={value}" for key, value in OPTIONS.items()))
         return 0 if wants_help else 2
@@ -119,8 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = OmegaConf.merge(OmegaConf.create(OPTIONS), OmegaConf.from_dotlist(own))
         assert isinstance(settings, DictConfig)
         _check(settings)
+        for argument in other:
+            key = argument.partition("=")[0]
+            if key.isidentifier() and key not in ("structure", "estimator"):
+                raise ValueError(f"{key}: no such option; nearest: {nearest(key, OPTIONS)}")
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            overrides = [f"+{a}" if a.split("=")[0] in ("structure", "estimator") else a for a in other]
+            overrides = [f"+{a}" if _is_new(a.split("=")[0], chosen) else a for a in other]
             config = hydra.compose(overrides=[*overrides, f"+context_size={FEATURES}"])
         structure: Structure = hydra.utils.instantiate(config.structure)
         if config.estimator is None or not structure.is_latent:
@@ -129,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if key == "auto":
             key = next((k for k in SWEEPS if _number(config.estimator.get(k))), "none")
         values = settings["values"] or SWEEPS.get(key, [])
+        if key != "none" and not values:
+            raise ValueError(f"over={key}: at which values? e.g. values=[0.1,1]; {', '.join(SWEEPS)} need none")
         points: list[tuple[float | None, Diagnosis]] = [(None, _measure(config, settings, structure))]
         if key != "none":
             for value in values:
@@ -136,8 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 assert isinstance(changed, DictConfig)
                 points.append((value, _measure(changed, settings, structure)))
     except (hydra.errors.HydraException, OmegaConfBaseException, ValueError, ArithmeticError) as error:
-        cause = error.__cause__ if isinstance(error, hydra.errors.InstantiationException) else None
-        print(f"error: {cause or error}".splitlines()[0], file=sys.stderr)
+        if isinstance(error, hydra.errors.InstantiationException):
+            reason = first_line(error.__cause__ or error)
+        elif isinstance(error, hydra.errors.HydraException | OmegaConfBaseException):
+            reason = explain(error, other)
+        else:
+            reason = first_line(error)
+        print(f"error: {reason}", file=sys.stderr)
         return 1
     base = points[0][1]
     print(f"{structure.name}, {structure.shape(settings.n)} scores, batch {settings.batch}; truth: {base.truth}")

@@ -64,6 +64,7 @@ from structgrad.experiments.space import Space, SpaceError, merged
 from structgrad.experiments.tables import Row, Table, TableError
 from structgrad.experiments.worker import AGAIN, Worker, die_with_parent
 from structgrad.irrelevant import HARDWARE
+from structgrad.training.errors import explain
 
 OPTIONS: dict[str, str] = {
     "table": "",
@@ -254,8 +255,7 @@ def _compose(table: Table, row: Row, overrides: list[str]) -> DictConfig:
     try:
         return hydra.compose("config", overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split("\n\n")[0].split())
-        raise SweepError(f"{table.name}, {row.name}: {reason}") from error
+        raise SweepError(f"{table.name}, {row.name}: {explain(error, overrides)}") from error
 
 
 def _run(table: Table, plan: Plan, options: dict[str, str], given: Sequence[str]) -> int:
@@ -374,9 +374,12 @@ def _work_in_jobs(table: Table, queue: Queue, file: Path, workers: int, launcher
         raise SweepError("launcher: submitit is not installed; pip install structgrad[slurm]") from error
     slurm = OmegaConf.from_dotlist([item.removeprefix("slurm.") for item in given if item.startswith("slurm.")])
     parameters = {_slurm_key(str(key)): value for key, value in slurm.items()}
-    executor = submitit.AutoExecutor(
-        Path(queue.plan.folder) / "jobs", cluster="slurm" if launcher == "slurm" else "local"
-    )
+    try:
+        executor = submitit.AutoExecutor(
+            Path(queue.plan.folder) / "jobs", cluster="slurm" if launcher == "slurm" else "local"
+        )
+    except RuntimeError as error:
+        raise SweepError("launcher=slurm: this machine has no srun; launcher=submitit works without Slurm") from error
     try:
         executor.update_parameters(**{"name": queue.plan.name, "timeout_min": 24 * 60} | parameters)
     except (NameError, TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ import difflib
 import signal
 from collections.abc import Iterable, Sequence
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -77,6 +77,24 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"{group}={name}: no such choice; nearest: {nearest(name, error.options)}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.partition("/")
+        return f"{group}={name}: no such choice; see --help"
+    lines = str(error).strip().splitlines()
+    if isinstance(error, OverrideParseException):
+        hint = "" if "=" in error.override else "; expected key=value, e.g. task=listops"
+        return f"{error.override}: {' '.join(lines[-2:-1])}{hint}"
+    if len(lines) > 2 and lines[1] == "Available options:":  # a group without a default
+        group = lines[0].partition("'")[2].partition("'")[0]
+        return f"{group}=... is missing; there are {', '.join(line.strip() for line in lines[2:])}"
+    if lines and lines[0].startswith("Ambiguous value for argument "):
+        given = lines[0].partition("'")[2].removesuffix("'")
+        key, _, values = given.partition("=")
+        return f"{given}: several values; -m makes a run of each, {key}=[{values}] is a list"
+    if lines and lines[0].startswith("Could not append to config."):
+        return " ".join(lines)
+    if lines and lines[0].startswith("Could not override 'data'."):
+        return "data=...: this task has no data sets to choose from"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
         key, parent = str(cause.key), cause.parent_node

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
+import logging
 import math
 import types
 import typing
@@ -20,6 +21,9 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from structgrad.training.errors import ConfigurationError, first_line, nearest
+
+# What Hydra logs about a ``_target_`` it raises as well; it is shown once.
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 #: Values of ``trainer.precision``.
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
@@ -156,10 +160,8 @@ def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         return
-    try:
-        target = get_object(node["_target_"])
-    except Exception as error:  # importing somebody's module can fail in any way
-        raise ConfigurationError(f"{key}._target_: cannot import {node['_target_']}: {first_line(error)}") from error
+    target = _imported(key, node["_target_"])
+    check_kinds(key, node)
     hints, required, any_name = _signature(target)
     options = {str(name): value for name, value in node.items() if not str(name).startswith("_")}
     for name, value in options.items():
@@ -177,6 +179,36 @@ def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
     missing = [name for name in required if name not in options and name not in set(given)]
     if missing and not node.get("_partial_"):
         raise ConfigurationError(f"{key}.{missing[0]} is missing")
+
+
+def _imported(key: str, path: Any) -> Any:
+    try:
+        return get_object(path)
+    except Exception as error:  # importing somebody's module can fail in any way
+        # Hydra's message starts with the path and says the reason in the next line.
+        reason = next((line for line in str(error).splitlines()[1:] if line.strip()), first_line(error))
+        raise ConfigurationError(f"{key}._target_: cannot import {path}: {reason}") from error
+
+
+def check_kinds(key: str, node: Mapping[str, Any]) -> None:
+    """Refuse nested objects of another class than the parameter's, e.g. the data set of another task; nothing but
+    their ``_target_`` is looked at.
+
+    Raises:
+        ConfigurationError: in one line.
+    """
+    hints, _, _ = _signature(_imported(key, node["_target_"]))
+    for name, value in node.items():
+        hint = hints.get(str(name), Any)
+        wanted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        if not isinstance(value, Mapping) or "_target_" not in value or value.get("_partial_"):
+            continue
+        made = _imported(f"{key}.{name}", value["_target_"])
+        if not inspect.isclass(made) or not all(map(inspect.isclass, wanted)):
+            continue
+        if not any(issubclass(made, kind) for kind in wanted):
+            kinds = " or ".join(kind.__name__ for kind in wanted if kind is not types.NoneType)
+            raise ConfigurationError(f"{key}.{name} must be a {kinds}; {value['_target_']} is none")
 
 
 def _signature(target: Any) -> tuple[dict[str, Any], list[str], bool]:

@@ -20,7 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from structgrad.data import DataError
+from structgrad.data import DataError, MissingDataError
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure, UnsupportedError
 from structgrad.training.errors import (
@@ -33,7 +33,7 @@ from structgrad.training.errors import (
 )
 from structgrad.training.folder import checkpoint_to_resume, held, read_summary, write_json
 from structgrad.training.identity import environment, identity, resolved, seed_everything
-from structgrad.training.options import check_node, check_options
+from structgrad.training.options import check_kinds, check_node, check_options
 from structgrad.training.stopping import StopRequest, stoppable
 
 if TYPE_CHECKING:
@@ -106,6 +106,12 @@ def _instantiate(config: DictConfig, key: str, kind: type, **objects: Any) -> An
     return built
 
 
+def _check_kinds_of_task(config: DictConfig) -> None:
+    node = OmegaConf.to_container(config.task, resolve=False)
+    if isinstance(node, dict) and "_target_" in node:
+        check_kinds("task", {str(key): value for key, value in node.items()})
+
+
 def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
     """``<task>/<structure>-<estimator>-<budget>-s<seed>-<identity>``."""
     estimator = choices["estimator"] if config.estimator is not None else "none"
@@ -141,6 +147,8 @@ def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str
     try:
         name = run_name(config, choices)
     except OmegaConfBaseException as error:
+        # Options that refer to those of the data set fail first where it is that of another task.
+        _check_kinds_of_task(config)
         raise ConfigurationError(first_line(error)) from error
     folder = Path(config.paths.runs) / name
     label = name.replace("/", "-")
@@ -153,7 +161,7 @@ def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str
             _print_summary(summary, folder)
         else:
             task = _assemble_task(config, structure, estimator)
-            _prepare(task)
+            _prepare(task, config.paths.data)
             _make_folder(folder)
             # Only the first of several processes that share the run, which waits for the others.
             with held(folder) if _is_first_process() else nullcontext():
@@ -187,14 +195,16 @@ def _task_of_file(config: DictConfig, choices: Mapping[str, str], chosen: Mappin
     return task
 
 
-def _prepare(task: Task) -> None:
+def _prepare(task: Task, data: str) -> None:
     """Make the data, so that nothing is written of a run that has none or whose sizes do not fit them."""
     try:
         task.prepare_data()
         for split in ("train", "val", "test"):
             task.batches(split)
     except DataError as error:  # the message says how to get them
-        raise RunError(str(error)) from error
+        astray = isinstance(error, MissingDataError) and not Path(data).is_dir()
+        hint = f" There is no folder {data}: STRUCTGRAD_DATA or paths.data says where data are." if astray else ""
+        raise RunError(f"{error}{hint}") from error
     except ValueError as error:
         raise ConfigurationError(f"task: {first_line(error)}") from error
 
