@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -13,6 +14,7 @@ from structgrad.experiments.report import Line, Report, build
 from structgrad.experiments.runs import load
 from structgrad.experiments.tables import load as load_table
 
+MARKERS = "osD^vP*XhH<>"
 TABLES = Path(__file__).resolve().parent.parent / "configs" / "table"
 
 
@@ -35,6 +37,11 @@ def comparable(report: Report) -> list[Line]:
     if not lines:
         raise ValueError(f"no run belongs to a row of {report.table.name}")
     return list(lines.values())
+
+
+def style(index: int) -> dict[str, Any]:
+    """Of the points with error bars of the row at a place: options for ``errorbar``."""
+    return {"marker": MARKERS[index % len(MARKERS)], "linestyle": "none", "color": f"C{index}", "capsize": 3}
 
 
 def command(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from figures import command, comparable
+from figures import command, comparable, style
 from matplotlib.figure import Figure
 
 from structgrad.experiments.report import Report
@@ -18,7 +18,6 @@ from structgrad.experiments.selection import Cell
 
 #: Column of the table -> title of its panel.
 PANELS = {"new": "new and balanced", "old": "old: in the training set", "unbalanced": "unbalanced"}
-MARKERS = "osD^vP*X"
 
 
 def curves(report: Report) -> dict[str, dict[int, dict[str, Cell]]]:
@@ -42,10 +41,8 @@ def draw(report: Report) -> Figure:
                 list(points),
                 [100 * cell.value for cell in cells],
                 yerr=[100 * (cell.standard_error or 0.0) for cell in cells],
-                fmt=f"{MARKERS[index % len(MARKERS)]}-",
-                color=f"C{index}",
-                capsize=3,
                 label=order if column == next(iter(PANELS)) else None,
+                **style(index) | {"linestyle": "-"},
             )
         axes.set(title=title, xlabel="types of brackets", xticks=types, ylim=(-2, 102))
         axes.grid(alpha=0.3)

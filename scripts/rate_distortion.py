@@ -9,13 +9,11 @@ in nats an image, with standard errors. Left and down is better; along a dashed 
 from __future__ import annotations
 
 import numpy as np
-from figures import command, comparable
+from figures import command, comparable, style
 from matplotlib.figure import Figure
 
 from structgrad.experiments.report import Report
 from structgrad.experiments.selection import Cell, count
-
-MARKERS = "osD^vP*XhH<>"
 
 
 def points(report: Report) -> dict[str, tuple[Cell, Cell]]:
@@ -37,10 +35,8 @@ def draw(report: Report) -> Figure:
             distortion.value,
             xerr=rate.standard_error,
             yerr=distortion.standard_error,
-            fmt=MARKERS[index % len(MARKERS)],
-            color=f"C{index}",
-            capsize=3,
             label=label,
+            **style(index),
         )
     axes.margins(0.12)
     left, right, bottom, top = *axes.get_xlim(), *axes.get_ylim()

@@ -9,12 +9,10 @@ seeds. Right: accuracy on the test images, with standard errors, and decoder cal
 from __future__ import annotations
 
 import numpy as np
-from figures import command, comparable
+from figures import command, comparable, style
 from matplotlib.figure import Figure
 
 from structgrad.experiments.report import Report
-
-MARKERS = "osD^vP*X"
 
 
 def curves(report: Report) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -36,12 +34,12 @@ def curves(report: Report) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def draw(report: Report) -> Figure:
     """One colour a row in both panels."""
     lines = comparable(report)
-    styles = {line.row.title: (f"C{i}", MARKERS[i % len(MARKERS)]) for i, line in enumerate(lines)}
+    styles = {line.row.title: style(index) for index, line in enumerate(lines)}
     figure = Figure(figsize=(11, 3.8), dpi=130, layout="constrained")
     learning, tested = figure.subplots(1, 2)
     shown = []
     for title, (steps, values) in curves(report).items():
-        color, mean = styles[title][0], values.mean(0)
+        color, mean = styles[title]["color"], values.mean(0)
         learning.plot(steps / 1000, mean, color=color, linewidth=1.1)
         learning.fill_between(steps / 1000, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
         shown.append(mean[len(mean) // 10 :])
@@ -51,15 +49,12 @@ def draw(report: Report) -> Figure:
     learning.set(title="validation", xlabel="thousand steps", ylabel="ELBO (nats an image)")
     for place, line in enumerate(lines):
         accuracy = line.cells["accuracy"]
-        color, marker = styles[line.row.title]
         tested.errorbar(
             100 * accuracy.value,
             place,
             xerr=None if accuracy.standard_error is None else 100 * accuracy.standard_error,
-            fmt=marker,
-            color=color,
-            capsize=3,
             label=line.row.title,
+            **styles[line.row.title],
         )
     calls = [f"{line.cells['calls'].value:.3g}" for line in lines]
     tested.set_yticks(range(len(lines)), labels=calls)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
+
+from tests.experiments.figures import figure
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDERS = {"none": "none", "ground_truth": "none", "binary_tree": "relax"}
@@ -25,11 +25,6 @@ def write(folder: Path, structure: str, types: int, seed: int, new: float, budge
         "config": {"task": {"data": {"types": types}}},
     }  # fmt: skip
     (folder / f"{structure}-{types}-{seed}-{budget}.json").write_text(json.dumps(content))
-
-
-def figure(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "parentheses_figure.py"), str(folder), "--output", str(output)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_one_curve_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +44,7 @@ def test_one_curve_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert found["Left to right"][50]["new"].value == pytest.approx(0.35)
     assert found["Left to right"][50]["new"].standard_error == pytest.approx(0.1 / 3**0.5)
 
-    done = figure(tmp_path, tmp_path / "images" / "figure.png")
+    done = figure("parentheses_figure", tmp_path, tmp_path / "images" / "figure.png")
     assert done.returncode == 0, done.stderr
     assert imread(tmp_path / "images" / "figure.png").std() > 0.01
 
@@ -58,7 +53,7 @@ def test_other_budgets_are_refused(tmp_path: Path) -> None:
     for seed in range(2):
         write(tmp_path, "none", 10, seed, 0.5)
     write(tmp_path, "none", 10, 2, 0.5, budget="paper")
-    done = figure(tmp_path, tmp_path / "figure.png")
+    done = figure("parentheses_figure", tmp_path, tmp_path / "figure.png")
     assert done.returncode == 1
     assert "runs with budget paper cannot be compared" in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.image import imread
+
+from tests.experiments.figures import figure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,11 +22,6 @@ def write(folder: Path, structure: str, estimator: str, seed: int, rate: float, 
         "config": {"task": {"bits": 32}},
     } | changes  # fmt: skip
     (folder / f"{len(list(folder.glob('*.json')))}.json").write_text(json.dumps(content))
-
-
-def figure(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "rate_distortion.py"), str(folder), "--output", str(output)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def test_draws_one_point_a_row(results: Path, tmp_path: Path, monkeypatch: pytes
     assert distortion.value == pytest.approx(884.0)
 
     output = tmp_path / "images" / "figure.png"
-    done = figure(results, output)
+    done = figure("rate_distortion", results, output)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(output)
     assert imread(output).std() > 0.01
@@ -70,7 +65,7 @@ def test_draws_one_point_a_row(results: Path, tmp_path: Path, monkeypatch: pytes
 )
 def test_refuses_what_cannot_be_compared(results: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     write(results, "bit_vector", "sfe", 9, 5.0, changes)
-    done = figure(results, tmp_path / "figure.png")
+    done = figure("rate_distortion", results, tmp_path / "figure.png")
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -78,9 +73,9 @@ def test_refuses_what_cannot_be_compared(results: Path, tmp_path: Path, changes:
 
 
 def test_without_runs_says_so(tmp_path: Path) -> None:
-    done = figure(tmp_path, tmp_path / "figure.png")
+    done = figure("rate_distortion", tmp_path, tmp_path / "figure.png")
     assert done.returncode == 1
     assert "no finished run" in done.stderr
     write(tmp_path, "bit_vector", "sfe", 0, 5.0, {"task": "listops"})
-    done = figure(tmp_path, tmp_path / "figure.png")
+    done = figure("rate_distortion", tmp_path, tmp_path / "figure.png")
     assert "no run belongs to a row of bit_vector_vae_quick" in done.stderr

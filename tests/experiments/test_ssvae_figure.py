@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+
+from tests.experiments.figures import figure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,11 +23,6 @@ def write(folder: Path, estimator: str, seed: int, calls: float, curve: list[tup
         },
     }  # fmt: skip
     (folder / f"{estimator}-{seed}.json").write_text(json.dumps(content))
-
-
-def figure(folder: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "ssvae_figure.py"), str(folder), "--output", str(output)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_draws_a_curve_and_a_point_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +47,7 @@ def test_draws_a_curve_and_a_point_a_row(tmp_path: Path, monkeypatch: pytest.Mon
     assert tested.get_legend_handles_labels()[1] == ["SFE", "NVIL", "Dense"]
 
     output = tmp_path / "images" / "figure.png"
-    done = figure(tmp_path, output)
+    done = figure("ssvae_figure", tmp_path, output)
     assert done.returncode == 0, done.stderr
     assert imread(output).std() > 0.01
 
@@ -60,7 +55,7 @@ def test_draws_a_curve_and_a_point_a_row(tmp_path: Path, monkeypatch: pytest.Mon
 def test_refuses_curves_of_different_steps(tmp_path: Path) -> None:
     write(tmp_path, "dense", 0, 10.0, [(0, -110.0), (50, -109.0)])
     write(tmp_path, "dense", 1, 10.0, [(0, -110.0), (70, -109.0)])
-    done = figure(tmp_path, tmp_path / "figure.png")
+    done = figure("ssvae_figure", tmp_path, tmp_path / "figure.png")
     assert done.returncode == 1
     assert done.stderr.strip() == "error: Dense: runs were validated at different steps"
     assert not (tmp_path / "figure.png").exists()
