@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,11 @@ def read_images(folder: Path, split: str) -> Images:
     table = cache.load(folder, split)
     height, width = table["height"][0].as_py(), table["width"][0].as_py()
     return Images(cache.array_of(table, "pixels", (height, width)), np.array(table["label"].to_numpy(), dtype=np.int64))
+
+
+def is_square(pixels: int) -> bool:
+    """Whether an image of so many pixels, which is drawn without its height and width, can be a square."""
+    return math.isqrt(pixels) ** 2 == pixels
 
 
 def _fetch(source: str, local: Path, split: str) -> datasets.Dataset:

@@ -37,6 +37,14 @@ ORACLES: tuple[str, ...] = (
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Whether a shape broadcasts to another, which stays as it is."""
+    try:
+        return torch.broadcast_shapes(shape, to) == torch.Size(to)
+    except RuntimeError:
+        return False
+
+
 def derived_from(*oracles: str) -> Callable[[_Method], _Method]:
     """Marks an oracle that is computed from others: a structure has it if it has those (see :mod:`.derived`)."""
 
@@ -257,11 +265,7 @@ class Structure:
         if mask is not None:
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask must be bool; got {mask.dtype}")
-            try:
-                fits = torch.broadcast_shapes(mask.shape, scores.shape) == scores.shape
-            except RuntimeError:
-                fits = False
-            if not fits:
+            if not _broadcasts(mask.shape, scores.shape):
                 raise ValueError(f"mask {list(mask.shape)} does not broadcast to scores {list(scores.shape)}")
         if values_can_be_read(scores):
             finite = scores.isfinite()
@@ -290,11 +294,7 @@ class Structure:
     def _check_shown(self, vertex: Tensor, shape: Sequence[int]) -> None:
         """Refuse vertices of another shape than ``[*batch, *vertex]``, to which they may broadcast."""
         ndim = self.vertex_layout.ndim
-        try:
-            fits = vertex.shape[-ndim:] == shape[-ndim:] and torch.broadcast_shapes(vertex.shape, shape) == shape
-        except RuntimeError:
-            fits = False
-        if not fits:
+        if vertex.shape[-ndim:] != shape[-ndim:] or not _broadcasts(vertex.shape, shape):
             raise ValueError(
                 f"vertices of {self.name} have shape {list(shape)} for these scores; got {list(vertex.shape)}"
             )

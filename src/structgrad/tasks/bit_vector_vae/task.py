@@ -11,6 +11,7 @@ from torch import Tensor
 
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
+from structgrad.images import is_square
 from structgrad.ranges import check_range
 from structgrad.structures.base import Structure, UnsupportedError
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
@@ -210,7 +211,7 @@ class BitVectorVAE(Task):
         """A few test images, if they are square, and their reconstructions: the mean grey levels under the latent
         distribution.
         """
-        if math.isqrt(self.pixels) ** 2 != self.pixels:
+        if not is_square(self.pixels):
             return []
         assert self.estimator is not None
         images = self.data.split("test")[:10].to(self.device)

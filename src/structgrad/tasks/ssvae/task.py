@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
+from structgrad.images import is_square
 from structgrad.ranges import check_range
 from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
@@ -198,8 +199,7 @@ class SemiSupervisedVAE(CallsOverTime):
         styles = torch.randn(10, self.sizes["style"], device=self.device)
         classes = torch.eye(self.sizes["classes"], device=self.device)
         grid = [self.networks.decoder(styles, label.expand(len(styles), -1)).sigmoid() for label in classes]
-        square = math.isqrt(self.sizes["pixels"]) ** 2 == self.sizes["pixels"]
-        drawn = [draw_digits(torch.stack(grid), folder / "digits.png")] if square else []
+        drawn = [draw_digits(torch.stack(grid), folder / "digits.png")] if is_square(self.sizes["pixels"]) else []
         if self.history:
             drawn.append(draw_calls(self.history["training_calls"], folder / "decoder_calls.png"))
         return drawn
