@@ -40,7 +40,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     """Whether a shape broadcasts to another, which stays as it is."""
     try:
-        return torch.broadcast_shapes(shape, to) == torch.Size(to)
+        return tuple(torch.broadcast_shapes(shape, to)) == tuple(to)
     except RuntimeError:
         return False
 
