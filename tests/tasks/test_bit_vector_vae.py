@@ -162,14 +162,16 @@ def plain(weights: list[Tensor], targets: Tensor, rows: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])  # at 5 logits differ by thousands
-@pytest.mark.parametrize("n", [1, 7, 150])
-def test_cross_entropy_is_that_of_plain_logits(n: int, scale: float) -> None:
-    weights, targets, rows = arguments(n, 11, torch.float32, scale)
+@pytest.mark.parametrize(("n", "pixels"), [(1, 11), (7, 12), (150, 11), (2, 1)])
+def test_cross_entropy_is_that_of_plain_logits(n: int, pixels: int, scale: float) -> None:
+    weights, targets, rows = arguments(n, pixels, torch.float32, scale)
     exact = [w.detach().double().requires_grad_() for w in weights]
     gradient = torch.randn(n)
     gradient[0] = 0.0
     ours, expected = cross_entropy(*weights, targets=targets, rows=rows), plain(exact, targets, rows)
     torch.testing.assert_close(ours.double(), expected, rtol=2e-5, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(cross_entropy(*weights, targets=targets, rows=rows), ours, rtol=1e-6, atol=1e-6)
     pairs = zip(
         torch.autograd.grad(ours, weights, gradient),
         torch.autograd.grad(expected, exact, gradient.double()),
@@ -205,7 +207,26 @@ def test_cross_entropy_of_nan_is_nan() -> None:
     weights, targets, rows = arguments(2, 3, torch.float32)
     hidden = weights[0].detach().clone()
     hidden[1, 0] = math.nan
-    assert cross_entropy(hidden, *weights[1:], targets=targets, rows=rows).isnan().tolist() == [False, True]
+    losses = cross_entropy(hidden, *weights[1:], targets=targets, rows=rows)
+    assert losses.isnan().tolist() == [False, True]
+    assert torch.autograd.grad(losses.sum(), weights[3])[0].isnan().all()
+    with torch.no_grad():
+        losses = cross_entropy(hidden, *weights[1:], targets=targets, rows=rows)
+    assert losses.isnan().tolist() == [False, True]
+
+
+def test_cross_entropy_of_observed_levels_that_are_most_improbable() -> None:
+    """Their exponentials are the reference of all others, and those of others overflow."""
+    weights, targets, rows = arguments(3, 4, torch.float32)
+    with torch.no_grad():
+        weights[4][targets[0].long()] -= torch.tensor([1e2, 5e2, 1e4, 80.0])
+    exact = [w.detach().double().requires_grad_() for w in weights]
+    ours, expected = cross_entropy(*weights, targets=targets, rows=rows), plain(exact, targets, rows)
+    assert expected[0] > 1e4
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-6, atol=1e-4)
+    mine, theirs = torch.autograd.grad(ours.sum(), weights), torch.autograd.grad(expected.sum(), exact)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
 def by_operator(weights: list[Tensor], targets: Tensor, rows: Tensor) -> Tensor:

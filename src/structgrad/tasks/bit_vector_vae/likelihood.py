@@ -3,12 +3,13 @@
 The decoder of Correia et al. (2020, section 5.3) gives every pixel a vector of 5 features, from which one linear
 map, shared by all pixels, makes 256 logits. Nearly all arithmetic of a training step is in these logits, and computed
 plainly they travel to memory and back a dozen times. Here features are made for a few vertices at a time and each
-pixel's logits live and die in the first-level cache; the backward pass computes them again. On a GPU each program has
-the logits of a few pixels in registers; all features are in memory, which are a fiftieth of the logits.
+pixel's logits live and die in the first-level cache, where the derivatives of its loss are made of them at once. On a
+GPU each program has the logits of a few pixels in registers; all features are in memory, a fiftieth of the logits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numba
@@ -24,8 +25,6 @@ from structgrad.algorithms.threads import run
 
 #: Vertices whose features are in memory at once: 128 x 784 x 5 float32 are 2 MB.
 CHUNK = 128
-#: Divides the number of grey levels.
-_LANES = 16
 #: Most grey levels that one program of a GPU holds, with those of a few pixels.
 LARGEST = 1024
 #: Logits that one program of a GPU holds at once.
@@ -37,6 +36,8 @@ Floats = NDArray[np.float32]
 
 
 class _CrossEntropy(torch.autograd.Function):
+    """The losses; their derivatives come with them, for half the arithmetic of the logits, and wait to be weighted."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -48,42 +49,28 @@ class _CrossEntropy(torch.autograd.Function):
         targets: Tensor,
         rows: Tensor,
     ) -> Tensor:
-        pixels = targets.shape[1]
-        losses = hidden.new_empty(len(hidden))
-        log_sums = hidden.new_empty(len(hidden), pixels)
-        for start in range(0, len(hidden), CHUNK):
-            part = slice(start, start + CHUNK)
-            features = torch.addmm(bias, hidden[part], weight.T).reshape(-1, pixels, classes.shape[1])
-            losses[part], log_sums[part] = _forward(features, classes, offsets, targets[rows[part]])
-        ctx.save_for_backward(hidden, weight, bias, classes, offsets, targets, rows, log_sums)
+        parts = [
+            _derivatives(features, classes, offsets, of_pixels)
+            for features, of_pixels in _portions(hidden, weight, bias, classes, targets, rows)
+        ]
+        losses, d_features, d_maps = (torch.cat(part) for part in zip(*parts, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, classes, offsets, targets, rows, d_features, d_maps)
         return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, classes, offsets, targets, rows, log_sums = ctx.saved_tensors
+        hidden, weight, bias, classes, offsets, targets, rows, d_features, d_maps = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants second derivatives
             inputs = [hidden, weight, bias, classes, offsets, targets[rows]]
             return *vector_jacobian(_in_torch, inputs, gradients), None
-        pixels = targets.shape[1]
         # Vertices without a part in the loss (baselines) cost nothing where looking is free.
         everything = torch.arange(len(hidden), device=hidden.device)
         counted = gradients[0].nonzero()[:, 0] if hidden.device.type == "cpu" else everything
-        d_hidden, d_weight, d_bias, d_classes, d_offsets = (
-            torch.zeros_like(t) for t in (hidden, weight, bias, classes, offsets)
-        )
-        for part in counted.split(CHUNK):
-            inputs = hidden[part]
-            features = torch.addmm(bias, inputs, weight.T).reshape(-1, pixels, classes.shape[1])
-            d_features, d_class, d_offset = _backward(
-                features, classes, offsets, targets[rows[part]], log_sums[part], gradients[0][part]
-            )
-            d_features = d_features.flatten(1)
-            d_hidden[part] = d_features @ weight
-            d_weight.addmm_(d_features.T, inputs)
-            d_bias += d_features.sum(0)
-            d_classes += d_class
-            d_offsets += d_offset
-        return d_hidden, d_weight, d_bias, d_classes, d_offsets, None, None
+        weights = gradients[0][counted]
+        d_outer = d_features[counted].flatten(1) * weights[:, None]
+        d_map = (weights @ d_maps[counted].flatten(1)).reshape(d_maps.shape[1:])
+        d_hidden = torch.zeros_like(hidden).index_copy(0, counted, d_outer @ weight)
+        return d_hidden, d_outer.T @ hidden[counted], d_outer.sum(0), d_map[:-1].T, d_map[-1], None, None
 
 
 def cross_entropy(
@@ -92,9 +79,9 @@ def cross_entropy(
     """``-log p(targets[rows])``, summed over pixels, of logits ``features @ classes.T + offsets``.
 
     The features of a pixel are ``rank`` entries of ``hidden @ weight.T + bias``. Memory beyond the arguments and their
-    gradients is one number a vertex and pixel, and the features of :data:`CHUNK` vertices; on a GPU two numbers and the
-    features of all. Differentiable in all but targets and rows; a second derivative is in plain torch and has all
-    logits in memory.
+    gradients is the features of :data:`CHUNK` vertices and, where a gradient is wanted, ``rank`` numbers a vertex and
+    pixel and ``rank + 1`` numbers a vertex and level; on a GPU two numbers a vertex and pixel and the features of all.
+    Differentiable in all but targets and rows; a second derivative is in plain torch and has all logits in memory.
 
     Args:
         hidden: ``[N, units]``, one row a vertex.
@@ -112,8 +99,20 @@ def cross_entropy(
         features = torch.addmm(bias, hidden, weight.T).reshape(len(hidden), targets.shape[1], classes.shape[1])
         of_pixels: Tensor = _operator(features, classes, offsets, targets, rows)[0]
         return of_pixels.sum(1)
-    losses: Tensor = _CrossEntropy.apply(hidden, weight, bias, classes, offsets, targets, rows)
-    return losses
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, bias, classes, offsets)):
+        losses: Tensor = _CrossEntropy.apply(hidden, weight, bias, classes, offsets, targets, rows)
+        return losses
+    portions = _portions(hidden, weight, bias, classes, targets, rows)
+    return torch.cat([_losses(features, classes, offsets, of_pixels) for features, of_pixels in portions])
+
+
+def _portions(
+    hidden: Tensor, weight: Tensor, bias: Tensor, classes: Tensor, targets: Tensor, rows: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features ``[n, pixels, rank]`` and grey levels ``[n, pixels]`` of a few vertices at a time."""
+    for some, of in zip(hidden.split(CHUNK), rows.split(CHUNK), strict=True):
+        features = torch.addmm(bias, some, weight.T)
+        yield features.reshape(len(some), targets.shape[1], classes.shape[1]), targets[of]
 
 
 def _in_torch(
@@ -121,42 +120,40 @@ def _in_torch(
 ) -> Tensor:
     """The losses of ``targets`` ``[N, pixels]``, all logits at once."""
     features = torch.addmm(bias, hidden, weight.T).reshape(*targets.shape, classes.shape[1])
-    return _of_features(features, classes, offsets, targets)[0]
-
-
-def _of_features(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    logits = torch.nn.functional.linear(features, classes, offsets)
-    log_sums = logits.logsumexp(-1)
-    return (log_sums - logits.gather(-1, targets.long()[..., None])[..., 0]).sum(1), log_sums
-
-
-def _forward(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses ``[n]`` and logarithms of the pixels' normalising constants ``[n, pixels]``."""
-    if _compiled(features):
-        log_sums = torch.empty(targets.shape)
-        losses = torch.empty(len(targets))
-        arguments = (features, classes.T.contiguous(), offsets, targets, losses, log_sums)
-        run(_forward_kernel, targets.numel() * len(classes), *arguments)
-        return losses, log_sums
     return _of_features(features, classes, offsets, targets)
 
 
-def _backward(
-    features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor, log_sums: Tensor, gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for the features, the classes and the offsets."""
-    if _compiled(features):
-        d_features = torch.empty_like(features)
-        partial = torch.zeros(torch.get_num_threads(), classes.shape[1] + 1, classes.shape[0])
-        arguments = (features, classes.T.contiguous(), offsets, targets, log_sums, gradient, d_features, partial)
-        run(_backward_kernel, targets.numel() * len(classes), *arguments)
-        d_map = partial.sum(0)
-        return d_features, d_map[:-1].T, d_map[-1]
+def _of_features(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
     logits = torch.nn.functional.linear(features, classes, offsets)
-    error = (logits - log_sums[..., None]).exp()
-    error.scatter_add_(-1, targets.long()[..., None], -torch.ones_like(error[..., :1]))
-    error = (error * gradient[:, None, None]).flatten(0, 1)
-    return (error @ classes).reshape(features.shape), error.T @ features.flatten(0, 1), error.sum(0)
+    return (logits.logsumexp(-1) - logits.gather(-1, targets.long()[..., None])[..., 0]).sum(1)
+
+
+def _losses(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
+    """Losses ``[n]`` of vertices, and no derivatives."""
+    if not _compiled(features):
+        return _of_features(features, classes, offsets, targets)
+    losses = torch.empty(len(targets))
+    arguments = (features, classes.T.contiguous(), offsets, targets, losses)
+    run(_losses_kernel, targets.numel() * len(classes), *arguments)
+    return losses
+
+
+def _derivatives(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses ``[n]``, and for the loss of each vertex the derivative by its features and by the map of the levels,
+    ``[n, rank + 1, levels]``: transposed classes, then offsets.
+    """
+    if _compiled(features):
+        losses, d_features = torch.empty(len(targets)), torch.empty_like(features)
+        d_maps = torch.zeros(len(targets), classes.shape[1] + 1, classes.shape[0])
+        arguments = (features, classes.T.contiguous(), offsets, targets, losses, d_features, d_maps)
+        run(_derivatives_kernel, targets.numel() * len(classes), *arguments)
+        return losses, d_features, d_maps
+    logits = torch.nn.functional.linear(features, classes, offsets)
+    log_shares = logits.log_softmax(-1)
+    own = targets.long()[..., None]
+    error = log_shares.exp().scatter_add_(-1, own, -torch.ones_like(logits[..., :1]))
+    d_maps = torch.cat([features, torch.ones_like(features[..., :1])], -1).mT @ error
+    return -log_shares.gather(-1, own)[..., 0].sum(1), error @ classes, d_maps
 
 
 def _compiled(features: Tensor) -> bool:
@@ -164,13 +161,18 @@ def _compiled(features: Tensor) -> bool:
     return features.device.type == "cpu" and features.dtype == torch.float32 and features.shape[-1] == 5
 
 
-@numba.njit(inline="always", fastmath=True)  # type: ignore[untyped-decorator]
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+#: Sums of exponentials below this had no term that overflowed.
+_LARGE = np.float32(1e30)
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _exp(x: np.float32) -> np.float32:
-    """``exp(x)`` for x <= 0 to float32 accuracy, written so that it is vectorised; 0 below -87.
+    """``exp(x)`` to float32 accuracy, written so that it is vectorised; 0 below -87, and that of 87 above it.
 
     ``2^k exp(r)`` with ``|r| <= ln(2) / 2`` and the Taylor polynomial of degree 7, whose remainder is below 6e-9.
     """
-    x = max(x, np.float32(-87.0))
+    x = min(max(x, np.float32(-87.0)), np.float32(87.0))
     k = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     r = (x - k * np.float32(0.693145752)) - k * np.float32(1.42860677e-6)
     p = np.float32(1 / 5040)
@@ -185,8 +187,56 @@ def _exp(x: np.float32) -> np.float32:
     return result
 
 
-@numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, cache=True)  # type: ignore[untyped-decorator]
-def _forward_kernel(
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _pixel(features: Floats, classes: Floats, offsets: Floats, target: int, shares: Floats) -> tuple[float, np.float32]:
+    """The loss of a pixel; its levels' probabilities go into ``shares``, times a number that is also returned.
+
+    Exponentials are taken relative to the target's logit: a level that is observed is seldom so improbable that others
+    overflow, and their largest need not be looked for first.
+    """
+    f0, f1, f2, f3, f4 = features
+    own = (
+        offsets[target]
+        + f0 * classes[0, target]
+        + f1 * classes[1, target]
+        + f2 * classes[2, target]
+        + f3 * classes[3, target]
+        + f4 * classes[4, target]
+    )
+    shift = own
+    total = np.float32(0.0)
+    for again in range(2):
+        total = np.float32(0.0)
+        for c in range(len(offsets)):
+            share = _exp(
+                (offsets[c] - shift)
+                + f0 * classes[0, c]
+                + f1 * classes[1, c]
+                + f2 * classes[2, c]
+                + f3 * classes[3, c]
+                + f4 * classes[4, c]
+            )
+            if shares is not None:
+                shares[c] = share
+            total += share
+        if again or total < _LARGE:
+            break
+        for c in range(len(offsets)):
+            logit = (
+                offsets[c]
+                + f0 * classes[0, c]
+                + f1 * classes[1, c]
+                + f2 * classes[2, c]
+                + f3 * classes[3, c]
+                + f4 * classes[4, c]
+            )
+            shift = logit if logit > shift else shift
+    loss = (shift - own) + np.log(total)
+    return loss, total if loss == loss else np.float32(np.nan)
+
+
+@numba.njit(nogil=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
+def _losses_kernel(
     first: int,
     stride: int,
     features: Floats,
@@ -194,96 +244,76 @@ def _forward_kernel(
     offsets: Floats,
     targets: NDArray[np.uint8],
     losses: Floats,
-    log_sums: Floats,
 ) -> None:
     n, pixels, _ = features.shape
-    levels = len(offsets)
-    logits = np.empty(levels, np.float32)
-    tops = np.empty(_LANES, np.float32)
     for i in range(first, n, stride):
         loss = 0.0
         for j in range(pixels):
-            f0, f1, f2, f3, f4 = features[i, j]
-            for c in range(levels):
-                logits[c] = (
-                    offsets[c]
-                    + f0 * classes[0, c]
-                    + f1 * classes[1, c]
-                    + f2 * classes[2, c]
-                    + f3 * classes[3, c]
-                    + f4 * classes[4, c]
-                )
-            # One maximum a lane of a vector register: a single one would be taken element by element.
-            tops[:] = -np.inf
-            for start in range(0, levels, _LANES):
-                for lane in range(_LANES):
-                    value = logits[start + lane]
-                    tops[lane] = value if value > tops[lane] else tops[lane]
-            top = tops.max()
-            total = np.float32(0.0)
-            for c in range(levels):
-                total += _exp(logits[c] - top)
-            log_sum = top + np.log(total)
-            log_sums[i, j] = log_sum
-            loss += log_sum - logits[targets[i, j]]
+            loss += _pixel(features[i, j], classes, offsets, targets[i, j], None)[0]
         losses[i] = loss
 
 
-@numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, cache=True)  # type: ignore[untyped-decorator]
-def _backward_kernel(
+@numba.njit(nogil=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
+def _derivatives_kernel(
     first: int,
     stride: int,
     features: Floats,
     classes: Floats,
     offsets: Floats,
     targets: NDArray[np.uint8],
-    log_sums: Floats,
-    gradient: Floats,
+    losses: Floats,
     d_features: Floats,
-    partial: Floats,
+    d_maps: Floats,
 ) -> None:
-    n, pixels, _ = features.shape
+    """Two pixels at a time, so that the sums of the map's gradient are read and written half as often."""
+    n, pixels, rank = features.shape
     levels = len(offsets)
-    d_map = partial[first]
+    f_shares, g_shares = np.zeros(levels, np.float32), np.zeros(levels, np.float32)
     for i in range(first, n, stride):
-        g = gradient[i]
-        for j in range(pixels):
+        d_map = d_maps[i]
+        total_loss = 0.0
+        for j in range(0, pixels, 2):
+            # The last of an odd number is its own partner and counts 0 there.
+            pair = min(j + 1, pixels - 1)
             f0, f1, f2, f3, f4 = features[i, j]
-            log_sum = log_sums[i, j]
+            g0, g1, g2, g3, g4 = features[i, pair]
+            loss, total = _pixel(features[i, j], classes, offsets, targets[i, j], f_shares)
+            f_scale, g_scale = np.float32(1.0) / total, np.float32(0.0)
+            total_loss += loss
+            if pair > j:
+                loss, total = _pixel(features[i, pair], classes, offsets, targets[i, pair], g_shares)
+                g_scale = np.float32(1.0) / total
+                total_loss += loss
             a0 = a1 = a2 = a3 = a4 = np.float32(0.0)
+            b0 = b1 = b2 = b3 = b4 = np.float32(0.0)
             for c in range(levels):
-                value = (
-                    offsets[c]
-                    + f0 * classes[0, c]
-                    + f1 * classes[1, c]
-                    + f2 * classes[2, c]
-                    + f3 * classes[3, c]
-                    + f4 * classes[4, c]
-                )
-                p = g * _exp(min(value - log_sum, np.float32(0.0)))
+                p, q = f_shares[c] * f_scale, g_shares[c] * g_scale
                 a0 += p * classes[0, c]
                 a1 += p * classes[1, c]
                 a2 += p * classes[2, c]
                 a3 += p * classes[3, c]
                 a4 += p * classes[4, c]
-                d_map[0, c] += p * f0
-                d_map[1, c] += p * f1
-                d_map[2, c] += p * f2
-                d_map[3, c] += p * f3
-                d_map[4, c] += p * f4
-                d_map[5, c] += p
-            t = targets[i, j]
-            d_features[i, j, 0] = a0 - g * classes[0, t]
-            d_features[i, j, 1] = a1 - g * classes[1, t]
-            d_features[i, j, 2] = a2 - g * classes[2, t]
-            d_features[i, j, 3] = a3 - g * classes[3, t]
-            d_features[i, j, 4] = a4 - g * classes[4, t]
-            d_map[0, t] -= g * f0
-            d_map[1, t] -= g * f1
-            d_map[2, t] -= g * f2
-            d_map[3, t] -= g * f3
-            d_map[4, t] -= g * f4
-            d_map[5, t] -= g
+                b0 += q * classes[0, c]
+                b1 += q * classes[1, c]
+                b2 += q * classes[2, c]
+                b3 += q * classes[3, c]
+                b4 += q * classes[4, c]
+                d_map[0, c] += p * f0 + q * g0
+                d_map[1, c] += p * f1 + q * g1
+                d_map[2, c] += p * f2 + q * g2
+                d_map[3, c] += p * f3 + q * g3
+                d_map[4, c] += p * f4 + q * g4
+                d_map[5, c] += p + q
+            if pair > j:
+                d_features[i, pair] = (b0, b1, b2, b3, b4)
+            d_features[i, j] = (a0, a1, a2, a3, a4)
+            for k in range(j, pair + 1):
+                t = targets[i, k]
+                for r in range(rank):
+                    d_features[i, k, r] -= classes[r, t]
+                    d_map[r, t] -= features[i, k, r]
+                d_map[rank, t] -= np.float32(1.0)
+        losses[i] = total_loss
 
 
 # --- GPU: one program a few pixels, all their logits in registers -----------------------------------------------------
