@@ -174,6 +174,18 @@ def test_a_best_checkpoint_that_is_gone_is_not_passed_over(unfinished: Path) -> 
         go(unfinished)
 
 
+def test_the_last_state_is_kept_though_it_is_not_the_best(tmp_path: Path) -> None:
+    """A killed run does not go back to its best validation, which may be hours ago."""
+    go(tmp_path, "task.optimizer.lr=0.0")
+    steps = {
+        name: torch.load(run_folder(tmp_path) / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
+        for name in ("best", "last")
+    }
+    validated = [int(row[0]) for row in metrics(tmp_path)[1:] if row[1] == "val/loss"]
+    assert steps["best"] == min(validated) + 1
+    assert steps["last"] == max(validated) + 1
+
+
 @pytest.mark.parametrize(("last", "best", "expected"), [(8, 4, "last"), (8, 8, "last"), (4, 8, "best")])
 def test_a_run_continues_from_its_newest_checkpoint(tmp_path: Path, last: int, best: int, expected: str) -> None:
     """The best one is newer if the run was killed before the last one was written as well."""

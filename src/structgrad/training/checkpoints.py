@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -38,9 +39,19 @@ class CheckedFiles(TorchCheckpointIO):
 
 
 class BestAndLast(ModelCheckpoint):
-    """Remembers its files by their names, so that a run goes on where its folder was moved to."""
+    """Saves the last state after every validation, whether or not it is the best.
+
+    Lightning's own saves it only together with a new best one: a run that is killed long after its best validation
+    would do all of it again. Files are remembered by their names, so that a run goes on where its folder was moved to.
+    """
 
     _FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The best first: the last state knows of it."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_skip_saving_checkpoint(trainer):  # as it is where this step has been saved
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's, without the folder."""
