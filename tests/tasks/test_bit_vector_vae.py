@@ -4,7 +4,7 @@ import io
 import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -229,6 +229,40 @@ def test_cross_entropy_of_observed_levels_that_are_most_improbable() -> None:
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
+def nearly_certain(n: int = 3, pixels: int = 5) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Logits of about 1,500 of which the observed one is some 7 nats above the next: a trained decoder's."""
+    weights, targets, rows = arguments(n, pixels, torch.float32)
+    with torch.no_grad():
+        for weight, size in zip(weights, (0.05, 0.05, 0.01), strict=False):
+            weight *= size
+        weights[2] += 10.0
+        weights[3][0], weights[3][1] = 30.0, 1.0
+        weights[4][1] = 5 * 10 * (30 - 1) - 7.0
+    return weights, torch.zeros_like(targets), rows
+
+
+def assert_nearly_certain_is_exact(function: Callable[..., Tensor]) -> None:
+    weights, targets, rows = nearly_certain()
+    exact = [w.detach().double().requires_grad_() for w in weights]
+    ours, expected = function(weights, targets, rows), plain(exact, targets, rows)
+    assert expected.max() < 0.1
+    torch.testing.assert_close(ours.double(), expected, rtol=0.0, atol=5 * 5e-4)  # the logits' own rounding
+    mine, theirs = torch.autograd.grad(ours.sum(), weights), torch.autograd.grad(expected.sum(), exact)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2e-3, atol=2e-3 * other.abs().max().item())
+
+
+def test_cross_entropy_of_observed_levels_that_are_nearly_certain() -> None:
+    """The derivative by a logit is a probability less 1, and must not be the rounding of a large logit instead."""
+    assert_nearly_certain_is_exact(lambda w, targets, rows: cross_entropy(*w, targets=targets, rows=rows))
+
+
+@needs_triton
+@quiet
+def test_gpu_kernels_of_observed_levels_that_are_nearly_certain() -> None:
+    assert_nearly_certain_is_exact(by_operator)
+
+
 def by_operator(weights: list[Tensor], targets: Tensor, rows: Tensor) -> Tensor:
     result: Tensor = by_operators(
         lambda *w: cross_entropy(*w[:-2], targets=w[-2], rows=w[-1]),  # type: ignore[misc]
@@ -284,8 +318,8 @@ import torch
 from structgrad.tasks.bit_vector_vae import likelihood
 features, classes, offsets = torch.ones(2, 784, 5), torch.ones(256, 5), torch.ones(256)
 targets, rows = torch.zeros(3, 784, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-losses, log_sums = likelihood._operator(features, classes, offsets, targets, rows)
-likelihood._backward_operator(features, classes, offsets, targets, rows, log_sums, losses)
+losses = likelihood._operator(features, classes, offsets, targets, rows)
+likelihood._backward_operator(features, classes, offsets, targets, rows, losses)
 """)
     assert [line.split()[0] for line in done.splitlines()] == ["_gpu_forward", "_gpu_backward"]
 

@@ -80,7 +80,7 @@ def cross_entropy(
 
     The features of a pixel are ``rank`` entries of ``hidden @ weight.T + bias``. Memory beyond the arguments and their
     gradients is the features of :data:`CHUNK` vertices and, where a gradient is wanted, ``rank`` numbers a vertex and
-    pixel and ``rank + 1`` numbers a vertex and level; on a GPU two numbers a vertex and pixel and the features of all.
+    pixel and ``rank + 1`` numbers a vertex and level; on a GPU one number a vertex and pixel and the features of all.
     Differentiable in all but targets and rows; a second derivative is in plain torch and has all logits in memory.
 
     Args:
@@ -97,7 +97,7 @@ def cross_entropy(
     """
     if gpu.takes(hidden, len(classes), LARGEST):
         features = torch.addmm(bias, hidden, weight.T).reshape(len(hidden), targets.shape[1], classes.shape[1])
-        of_pixels: Tensor = _operator(features, classes, offsets, targets, rows)[0]
+        of_pixels: Tensor = _operator(features, classes, offsets, targets, rows)
         return of_pixels.sum(1)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, bias, classes, offsets)):
         losses: Tensor = _CrossEntropy.apply(hidden, weight, bias, classes, offsets, targets, rows)
@@ -347,7 +347,6 @@ def _gpu_forward(  # type: ignore[no-untyped-def]
     targets,
     rows,
     losses,
-    log_sums,
     size,
     pixels,
     levels,
@@ -359,11 +358,10 @@ def _gpu_forward(  # type: ignore[no-untyped-def]
     there = at < size
     logits = _gpu_logits(features, classes, offsets, at, there, levels, RANK, LEVELS)
     top = tl.max(logits, 1)
-    log_sum = top + tl.log(tl.sum(tl.exp(logits - top[:, None]), 1))
+    log_sum = tl.log(tl.sum(tl.exp(logits - top[:, None]), 1))
     target = _gpu_targets(targets, rows, at, there, pixels)
     hit = tl.arange(0, LEVELS)[None, :] == target[:, None]
-    tl.store(log_sums + at, log_sum, mask=there)
-    tl.store(losses + at, log_sum - tl.sum(tl.where(hit, logits, 0.0), 1), mask=there)
+    tl.store(losses + at, (top - tl.sum(tl.where(hit, logits, 0.0), 1)) + log_sum, mask=there)
 
 
 @gpu.jit
@@ -373,7 +371,6 @@ def _gpu_backward(  # type: ignore[no-untyped-def]
     offsets,
     targets,
     rows,
-    log_sums,
     gradient,
     d_features,
     d_map,
@@ -394,7 +391,10 @@ def _gpu_backward(  # type: ignore[no-untyped-def]
         logits = _gpu_logits(features, classes, offsets, at, there, levels, RANK, LEVELS)
         target = _gpu_targets(targets, rows, at, there, pixels)
         hit = level[None, :] == target[:, None]
-        share = tl.exp(logits - tl.load(log_sums + at, mask=there, other=0.0)[:, None])
+        # Normalised by their own sum: relative to a stored logarithm of it, which is rounded as coarsely as the
+        # logits are large, a probability of nearly 1 would be wrong by more than the rest of them.
+        share = tl.exp(logits - tl.max(logits, 1)[:, None])
+        share /= tl.sum(share, 1)[:, None]
         error = tl.where(hit, share - 1.0, share)
         # Exactly 0 for what is not there, also where a logit is not finite.
         weight = tl.load(gradient + at, mask=there, other=0.0)
@@ -418,32 +418,24 @@ def _sizes(features: Tensor, classes: Tensor) -> tuple[int, int, dict[str, int]]
 
 
 @torch.library.custom_op("structgrad::pixel_cross_entropy", mutates_args=())
-def _operator(
-    features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor, rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Losses of pixels and logarithms of their normalising constants: ``[N, pixels]`` each."""
-    losses, log_sums = _operator_fake(features, classes, offsets, targets, rows)
+def _operator(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+    """Losses of pixels: ``[N, pixels]``."""
+    losses: Tensor = _operator_fake(features, classes, offsets, targets, rows)
     size, tiles, constants = _sizes(features, classes)
     sizes = (size, features.shape[1], len(classes))
-    tensors = (features, classes, offsets, targets, rows, losses, log_sums)
+    tensors = (features, classes, offsets, targets, rows, losses)
     gpu.launch(_gpu_forward, tiles, *tensors, *sizes, warps=4, **constants)
-    return losses, log_sums
+    return losses
 
 
 @_operator.register_fake
-def _operator_fake(features: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-    return features.new_empty(features.shape[:2]), features.new_empty(features.shape[:2])
+def _operator_fake(features: Tensor, *_: Tensor) -> Tensor:
+    return features.new_empty(features.shape[:2])
 
 
 @torch.library.custom_op("structgrad::pixel_cross_entropy_backward", mutates_args=())
 def _backward_operator(
-    features: Tensor,
-    classes: Tensor,
-    offsets: Tensor,
-    targets: Tensor,
-    rows: Tensor,
-    log_sums: Tensor,
-    gradient: Tensor,
+    features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor, rows: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the features, and of the transposed classes and the offsets, ``[rank + 1, levels]``."""
     d_features, d_map = _backward_fake(features, classes)
@@ -451,7 +443,7 @@ def _backward_operator(
     programs = min(tiles, _SUMS)
     sums = d_map.new_empty(programs, *d_map.shape)
     sizes = (size, features.shape[1], len(classes))
-    tensors = (features, classes, offsets, targets, rows, log_sums, gradient, d_features, sums)
+    tensors = (features, classes, offsets, targets, rows, gradient, d_features, sums)
     gpu.launch(_gpu_backward, programs, *tensors, *sizes, warps=4, TERMS=gpu.block(len(d_map)), **constants)
     return d_features, sums.sum(0)
 
@@ -471,31 +463,26 @@ def _twin(
     return torch.autograd.grad(losses, inputs, gradient, create_graph=True)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, output[1])
-
-
-def _differentiate(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if upstream is None:  # of the constants, which nothing but a backward pass reads
+def _differentiate(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    if upstream is None:
         return None, None, None, None, None
     d_features, d_map = _backward_operator(*ctx.saved_tensors, upstream)
     return d_features, d_map[:-1].T, d_map[-1], None, None
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: object) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs)
 
 
 def _differentiate_again(ctx: Any, along: Tensor | None, along_map: Tensor | None) -> tuple[Tensor | None, ...]:
-    features, classes, offsets, targets, rows, _, gradient = ctx.saved_tensors
+    features, classes, offsets, targets, rows, gradient = ctx.saved_tensors
     upstream = [along, *((None, None) if along_map is None else (along_map[:-1].T, along_map[-1]))]
     inputs = [features, classes, offsets, targets[rows], gradient]
     with torch.enable_grad():
         d_features, d_classes, d_offsets, _, d_gradient = vector_jacobian(_twin, inputs, upstream)
-    return d_features, d_classes, d_offsets, None, None, None, d_gradient
+    return d_features, d_classes, d_offsets, None, None, d_gradient
 
 
-_operator.register_autograd(_differentiate, setup_context=_save)
+_operator.register_autograd(_differentiate, setup_context=_save_inputs)
 _backward_operator.register_autograd(_differentiate_again, setup_context=_save_inputs)
