@@ -137,9 +137,12 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_run_that_keeps_dying_fails(tmp_path: Path) -> None:
-    queue = work(make(tmp_path, row("a", 1, kill=1)))
-    assert queue.progress()["a"].errors == {0: "killed by SIGKILL (out of memory?)"}
-    assert [len(f.read_text().split()) for f in (tmp_path / "runs").glob("**/starts.log")] == [3]
+    plan = make(tmp_path, row("a", 1, kill=1))
+    for starts in (3, 6):  # a failed trial that is tried again has all its attempts again
+        queue = work(plan)
+        assert queue.progress()["a"].errors == {0: "killed by SIGKILL (out of memory?)"}
+        assert [len(f.read_text().split()) for f in (tmp_path / "runs").glob("**/starts.log")] == [starts]
+        queue.refill(retry=True)
 
 
 def test_a_stopped_worker_saves_its_run_and_gives_it_back(tmp_path: Path) -> None:

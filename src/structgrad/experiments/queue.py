@@ -276,9 +276,11 @@ class Queue:
         self.refill()
 
     def crashes(self, row: PlannedRow, index: int) -> int:
-        """How often the run of a trial was killed by a signal that its worker did not send."""
+        """How often the run of a trial was killed by a signal that its worker did not send, since it last failed."""
         trials = self.studies[row.name].get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        return sum(t.user_attrs.get("index") == index and t.user_attrs.get("given_back") == "crash" for t in trials)
+        mine = [t for t in trials if t.user_attrs.get("index") == index]
+        failed = max((t.number for t in mine if "error" in t.user_attrs), default=-1)
+        return sum(t.user_attrs.get("given_back") == "crash" for t in mine if t.number > failed)
 
     def settled(self) -> bool:
         """Whether every trial of the plan is finished or has failed."""
