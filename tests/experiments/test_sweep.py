@@ -72,6 +72,15 @@ def test_a_hyper_parameter_that_the_user_sets_is_not_searched() -> None:
     assert set(row.space) == {"task.optimizer.weight_decay"}
 
 
+def test_another_sampler_makes_a_sweep_of_its_own() -> None:
+    """Its trials must not be taken for independent ones: they learn from each other."""
+    names = {plan_of("table=paulus_2", f"sampler={name}").name for name in ("tpe", "TPESampler", "cmaes", "random")}
+    assert len(names) == 3
+    plan = plan_of("table=paulus_2", "sampler=tpe")
+    assert plan.extra == ("sampler=TPESampler",)
+    assert plan.common == ("budget=paper",)
+
+
 def test_a_table_over_seeds_searches_nothing() -> None:
     (row,) = plan_of("table=struminsky_3", "rows=relax", "seeds=4,1").rows
     assert (row.trials, row.space) == ((4, 1), {})
@@ -96,6 +105,7 @@ def test_a_table_over_seeds_searches_nothing() -> None:
         (["table=paulus_2", "launcher=ssh"], "launcher=ssh: there are local, slurm, submitit"),
         (["table=paulus_2", "retry=yes"], "retry=yes: there are false, true"),
         (["table=paulus_2", "sampler=best"], "sampler=best: Optuna has"),
+        (["table=struminsky_3", "sampler=tpe"], "sampler: struminsky_3 searches nothing"),
         (["table=paulus_2", "heartbeat=10", "grace=15"], "grace=15 must be at least twice heartbeat=10"),
         (["table=paulus_2", "workers=-1", "rows=lstm"], "workers=-1 must be"),
         (["table=paulus_2", "workers=1", "workers_per_gpu=1", "rows=lstm"], "give one of them"),

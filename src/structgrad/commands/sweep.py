@@ -150,6 +150,10 @@ def make_plan(table: Table, options: dict[str, str], given: Sequence[str]) -> Pl
     common = [argument for argument in given if not argument.startswith("slurm.")]
     _check_given(common)
     extra = tuple(sorted(argument for argument in common if not argument.startswith(_WHEREABOUTS)))
+    if sampler != "RandomSampler":  # its trials are no independent draws, which selection by bootstrap takes them for
+        if table.selection.rule != "best_trial":
+            raise SweepError(f"sampler: {table.name} searches nothing and goes over seeds")
+        extra += (f"sampler={sampler}",)
     suffix = f"-{hashlib.sha256(' '.join(extra).encode()).hexdigest()[:6]}" if extra else ""
     name = table.folder(budget) + suffix
     folder = Path(options["folder"]) / name
