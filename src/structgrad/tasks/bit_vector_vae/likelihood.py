@@ -161,6 +161,7 @@ def _compiled(features: Tensor) -> bool:
     return features.device.type == "cpu" and features.dtype == torch.float32 and features.shape[-1] == 5
 
 
+#: What the compiler may do to sums, short of taking numbers for finite.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 #: Sums of exponentials below this had no term that overflowed.
 _LARGE = np.float32(1e30)
@@ -188,48 +189,47 @@ def _exp(x: np.float32) -> np.float32:
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
-def _pixel(features: Floats, classes: Floats, offsets: Floats, target: int, shares: Floats) -> tuple[float, np.float32]:
+def _added(
+    start: np.float32,
+    f0: np.float32,
+    f1: np.float32,
+    f2: np.float32,
+    f3: np.float32,
+    f4: np.float32,
+    classes: Floats,
+    c: int,
+) -> np.float32:
+    """``start`` and the product of a pixel's features with level ``c``: its logit, where ``start`` is the offset."""
+    result: np.float32 = (
+        start + f0 * classes[0, c] + f1 * classes[1, c] + f2 * classes[2, c] + f3 * classes[3, c] + f4 * classes[4, c]
+    )
+    return result
+
+
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _pixel(
+    features: Floats, classes: Floats, offsets: Floats, target: int, shares: Floats | None
+) -> tuple[float, np.float32]:
     """The loss of a pixel; its levels' probabilities go into ``shares``, times a number that is also returned.
 
     Exponentials are taken relative to the target's logit: a level that is observed is seldom so improbable that others
     overflow, and their largest need not be looked for first.
     """
     f0, f1, f2, f3, f4 = features
-    own = (
-        offsets[target]
-        + f0 * classes[0, target]
-        + f1 * classes[1, target]
-        + f2 * classes[2, target]
-        + f3 * classes[3, target]
-        + f4 * classes[4, target]
-    )
+    own = _added(offsets[target], f0, f1, f2, f3, f4, classes, target)
     shift = own
     total = np.float32(0.0)
     for again in range(2):
         total = np.float32(0.0)
         for c in range(len(offsets)):
-            share = _exp(
-                (offsets[c] - shift)
-                + f0 * classes[0, c]
-                + f1 * classes[1, c]
-                + f2 * classes[2, c]
-                + f3 * classes[3, c]
-                + f4 * classes[4, c]
-            )
+            share = _exp(_added(offsets[c] - shift, f0, f1, f2, f3, f4, classes, c))
             if shares is not None:
                 shares[c] = share
             total += share
         if again or total < _LARGE:
             break
         for c in range(len(offsets)):
-            logit = (
-                offsets[c]
-                + f0 * classes[0, c]
-                + f1 * classes[1, c]
-                + f2 * classes[2, c]
-                + f3 * classes[3, c]
-                + f4 * classes[4, c]
-            )
+            logit = _added(offsets[c], f0, f1, f2, f3, f4, classes, c)
             shift = logit if logit > shift else shift
     loss = (shift - own) + np.log(total)
     return loss, total if loss == loss else np.float32(np.nan)
