@@ -81,6 +81,7 @@ def test_rows_claims_and_differences(tmp_path: Path) -> None:
     text = markdown.document(report)
     # (81 - 80) / sqrt(0.577^2 + (4 / sqrt(4))^2)
     assert "| LSTM | 3 | 81.0 ± 0.6 | 80.0 ± 4.0 | +1.0 (0.5 s.e.) | - |" in text
+    assert "ours less the published number and, in brackets, in combined standard errors" in text
     assert "| **GNN** |  |  |  |  |  |" in text
     assert "| Tree | 3 | 91.0 ± 0.6 | - | - | - |" in text
     assert "| Hot tree | 1 | 50.0 | - | - | 3.0 |" in text

@@ -21,8 +21,8 @@ _PUBLISHED = {
 
 
 def table(report: Report) -> str:
-    """The table. Published numbers, and the distance from them in combined standard errors, stand beside runs at the
-    paper's budget only.
+    """The table. Published numbers, and the distance from them, plain and in combined standard errors, stand beside
+    runs at the paper's budget only.
     """
     titles, lines = grid(report)
     text = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
@@ -99,7 +99,9 @@ def caption(report: Report) -> str:
         parts.append(f"commit {', '.join(commits)}")
     if report.is_reproduction and any(row.published for row in report.table.rows):
         parts.append(_PUBLISHED[report.table.published.error])
-        parts.append("differences are in combined standard errors")
+        parts.append(
+            "differences are ours less the published number and, in brackets, in combined standard errors (s.e.)"
+        )
     text = "; ".join(parts) + "."
     return f"{text} {report.table.notes}" if report.table.notes else text
 
