@@ -20,6 +20,7 @@ from structgrad.experiments import reproduction, tables
 from structgrad.experiments.markdown import duration
 from structgrad.experiments.report import build
 from structgrad.experiments.runs import of_sweeps
+from structgrad.experiments.worker import AGAIN
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = CONFIGS / "table"
@@ -48,7 +49,7 @@ def main() -> int:
         given = [f"table={entry.table.name}", f"rows={entry.row.name}", "budget=paper", f"results={options.results}"]
         ended = sweep.main([*given, *options.overrides])
         write(everything, options.results, options.page)
-        if ended == sweep.AGAIN:
+        if ended == AGAIN:
             return ended
         code = max(code, ended)
     write(everything, options.results, options.page)

@@ -51,8 +51,9 @@ def test_imports_run_one_way(path: Path) -> None:
             assert FOLDERS.index(other) <= FOLDERS.index(own), f"{own} imports {module}"
         if own in TOOLS:
             assert other in TOOLS, f"{own} imports {module}"
-        if own == "experiments":
-            assert other in (own, *TOOLS), f"{own} imports {module}, but reads run folders only"
+        if own == "experiments":  # `training.errors` is words and exit codes, and needs no torch
+            allowed = other in (own, *TOOLS) or module == "structgrad.training.errors"
+            assert allowed, f"{own} imports {module}, but reads run folders only"
         if own == "tasks" and other == "tasks":
             task = module.split(".")[2:3] or [name]
             shared = [path.stem for path in (PACKAGE / "tasks").glob("*.py")]

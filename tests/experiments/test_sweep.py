@@ -19,6 +19,7 @@ from rich.console import Console
 from structgrad import irrelevant
 from structgrad.commands import CONFIGS, sweep
 from structgrad.experiments import tables
+from structgrad.experiments.launching import places
 from structgrad.experiments.queue import Plan, Progress
 from structgrad.experiments.runs import folder_of
 from structgrad.experiments.screen import Screen, time_left
@@ -34,7 +35,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plan_of(*arguments: str) -> Plan:
     options, given = sweep._split(arguments)
-    return sweep.make_plan(tables.load(options["table"], CONFIGS / "table"), options, given)
+    return sweep.make_plan(tables.load(options["table"], CONFIGS / "table"), options, given, CONFIGS)
 
 
 def test_a_plan_says_everything() -> None:
@@ -146,7 +147,7 @@ def test_without_gpus(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert "shows no GPU" in capsys.readouterr().err
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     options = {"workers": "", "workers_per_gpu": "2", "launcher": "local"}
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in sweep._places(options)] == ["0", "3", "0", "3"]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places(options)] == ["0", "3", "0", "3"]
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,8 +189,8 @@ def command(table: str, *arguments: str) -> list[str]:
 import dataclasses, sys
 from structgrad.commands import sweep
 whole = sweep.make_plan
-def make_plan(table, options, given):
-    plan = whole(table, options, given)
+def make_plan(*arguments):
+    plan = whole(*arguments)
     common = (*plan.common, "row=x", "paths.runs=runs", "steps=5", "step_s=0.05")
     return dataclasses.replace(plan, command=(sys.executable, {str(FAKE)!r}), common=common, metric="val/score")
 sweep.make_plan = make_plan

@@ -1,0 +1,194 @@
+"""Starts the workers of a plan, on this machine or as jobs, and shows how far they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from omegaconf import OmegaConf
+
+from structgrad.experiments.planning import whole_number
+from structgrad.experiments.queue import Plan, Queue, SweepError
+from structgrad.experiments.screen import Screen
+from structgrad.experiments.tables import Table
+from structgrad.experiments.worker import AGAIN, Worker, die_with_parent
+
+
+def launch(table: Table, plan: Plan, options: Mapping[str, str], given: Sequence[str]) -> int:
+    """Fill the queue of a plan, start its workers, and wait for them. Returns the exit code of the command.
+
+    Args:
+        table: of the plan.
+        plan: what is to be done.
+        options: of the command, all of them.
+        given: overrides; those that begin with ``slurm.`` are parameters of jobs.
+
+    Raises:
+        SweepError: in one line.
+    """
+    environments = places(options)
+    if not shutil.which(plan.command[0]):
+        raise SweepError(f"no {plan.command[0]}")
+    file = plan.save()
+    queue = Queue(plan)
+    queue.refill(retry=options["retry"] == "true")
+    queue.export_finished()
+    print(f"sweep {plan.name}: {plan.folder} (queue, output of the runs), {plan.results} (results)")
+    if environments == [] and options["launcher"] == "local":
+        Screen(table, 0, plan.metric).show(queue.progress())
+        return 0
+    if options["launcher"] == "local":
+        code = _work_here(table, queue, file, environments)
+    else:
+        code = _work_in_jobs(table, queue, file, len(environments), options["launcher"], given)
+    queue.export_finished()
+    return _conclude(plan, queue, code)
+
+
+def places(options: Mapping[str, str]) -> list[dict[str, str]]:
+    """What is added to the environment of each worker."""
+    if options["workers"] and options["workers_per_gpu"]:
+        raise SweepError("workers= and workers_per_gpu=: give one of them")
+    if options["workers_per_gpu"]:
+        each = whole_number("workers_per_gpu", options["workers_per_gpu"], 1)
+        if options["launcher"] != "local":
+            raise SweepError("workers_per_gpu= is for this machine; of jobs say slurm.gpus_per_node=")
+        gpus = _gpus()
+        if not gpus:
+            raise SweepError("workers_per_gpu: this machine shows no GPU (nvidia-smi, CUDA_VISIBLE_DEVICES)")
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(each) for gpu in gpus]
+    workers = whole_number("workers", options["workers"] or "1", 0)
+    threads = max(1, (os.cpu_count() or 1) // max(1, workers))
+    return [{} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)} for _ in range(workers)]
+
+
+def _gpus() -> list[str]:
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def _work_here(table: Table, queue: Queue, file: Path, environments: list[dict[str, str]]) -> int:
+    """Start local workers, replace those that die, and wait until they have nothing left to do; 75 if we are asked
+    to stop.
+    """
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    logs = Path(queue.plan.folder) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    workers = {place: _start(file, logs, place, add) for place, add in enumerate(environments)}
+    started, told, early = dict.fromkeys(workers, time.monotonic()), False, 0
+    try:
+        with Screen(table, len(environments), queue.plan.metric) as screen:
+            while workers:
+                screen.show(queue.progress())
+                if asked and not told:
+                    told = True
+                    print("stopping: runs save themselves; the same command continues", file=sys.stderr)
+                    for worker in workers.values():
+                        worker.terminate()
+                for place, worker in list(workers.items()):
+                    code = worker.poll()
+                    if code is None:
+                        continue
+                    if code in (0, AGAIN) or asked:
+                        del workers[place]
+                        continue
+                    early = early + 1 if time.monotonic() - started[place] < 10 else 0
+                    if early >= 3:
+                        raise SweepError(f"workers end at once (exit code {code}); see {logs / f'worker-{place}.log'}")
+                    workers[place] = _start(file, logs, place, environments[place])
+                    started[place] = time.monotonic()
+                time.sleep(0.5)
+            screen.show(queue.progress())
+    finally:
+        for worker in workers.values():
+            worker.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return AGAIN if asked else 0
+
+
+def _start(file: Path, logs: Path, place: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    with (logs / f"worker-{place}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "structgrad.experiments.worker", str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C reaches workers through us, once
+            preexec_fn=die_with_parent(),
+        )
+
+
+def _work_in_jobs(table: Table, queue: Queue, file: Path, workers: int, launcher: str, given: Sequence[str]) -> int:
+    """Submit workers as jobs and watch until all trials are settled or no job is left; the jobs go on if we are
+    stopped.
+    """
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise SweepError("launcher: submitit is not installed; pip install structgrad[slurm]") from error
+    slurm = OmegaConf.from_dotlist([item.removeprefix("slurm.") for item in given if item.startswith("slurm.")])
+    parameters = {_slurm_key(str(key)): value for key, value in slurm.items()}
+    try:
+        executor = submitit.AutoExecutor(
+            Path(queue.plan.folder) / "jobs", cluster="slurm" if launcher == "slurm" else "local"
+        )
+    except RuntimeError as error:
+        raise SweepError("launcher=slurm: this machine has no srun; launcher=submitit works without Slurm") from error
+    try:
+        executor.update_parameters(**{"name": queue.plan.name, "timeout_min": 24 * 60} | parameters)
+    except (NameError, TypeError, ValueError) as error:
+        raise SweepError(f"slurm: {str(error).splitlines()[0]}") from error
+    jobs = [executor.submit(Worker(file.resolve())) for _ in range(workers)]
+    print("jobs: " + ", ".join(job.job_id for job in jobs) + f" (their output: {Path(queue.plan.folder) / 'jobs'})")
+    try:
+        with Screen(table, workers, queue.plan.metric) as screen:
+            while not queue.settled() and not all(job.done() for job in jobs):
+                screen.show(queue.progress())
+                time.sleep(2)
+            screen.show(queue.progress())
+    except KeyboardInterrupt:
+        print("the jobs go on; workers=0 shows how far they are", file=sys.stderr)
+        return AGAIN
+    return 0 if queue.settled() else AGAIN
+
+
+def _slurm_key(key: str) -> str:
+    return (
+        key if key in ("timeout_min", "gpus_per_node", "cpus_per_task", "mem_gb", "nodes", "name") else f"slurm_{key}"
+    )
+
+
+def _conclude(plan: Plan, queue: Queue, code: int) -> int:
+    progress = queue.progress()
+    for row, p in progress.items():
+        for index, error in p.errors.items():
+            print(f"failed: {row}-{index}: {error}", file=sys.stderr)
+    done, failed = sum(p.done for p in progress.values()), sum(p.failed for p in progress.values())
+    if code == AGAIN:
+        print(f"stopped with {done} trials done; the same command continues", file=sys.stderr)
+        return code
+    if failed and not done:
+        print(f"error: all {failed} trials failed; their output is in {Path(plan.folder) / 'logs'}", file=sys.stderr)
+        return 1
+    print(f"{done} trials done, {failed} failed; python report.py {plan.results}")
+    return 0

@@ -1,0 +1,164 @@
+"""From a table and a command line to a plan: which rows, which trials, which search spaces, all checked at once."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from structgrad.experiments.queue import Plan, PlannedRow, SweepError, make_sampler
+from structgrad.experiments.space import Space, SpaceError, merged
+from structgrad.experiments.tables import Row, Table
+from structgrad.irrelevant import HARDWARE
+from structgrad.training.errors import explain
+
+BUDGETS = ("paper", "quick", "smoke")
+LAUNCHERS = ("local", "slurm", "submitit")
+#: Overrides that say where and on what, not what is computed, begin so.
+_WHEREABOUTS = ("paths.", "logger", "hydra.", "trainer=", *(f"trainer.{key}=" for key in HARDWARE))
+
+
+def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], configs: Path) -> Plan:
+    """Check the options, compose every row, and write down what is to be done; nothing is written to disk.
+
+    Args:
+        table: whose rows are made.
+        options: of the command, all of them.
+        given: overrides for every run (and ``slurm.*``, which are left to the launcher).
+        configs: folder of the configurations.
+
+    Raises:
+        SweepError, TableError, SpaceError: in one line.
+    """
+    budget = _one_of("budget", options["budget"] or table.budget, BUDGETS)
+    _one_of("launcher", options["launcher"], LAUNCHERS)
+    _one_of("retry", options["retry"], ("false", "true"))
+    sampler = type(make_sampler(options["sampler"])).__name__
+    heartbeat, grace = whole_number("heartbeat", options["heartbeat"], 1), whole_number("grace", options["grace"], 1)
+    if grace < 2 * heartbeat:
+        raise SweepError(f"grace={grace} must be at least twice heartbeat={heartbeat}: one late sign is no death")
+    common = [argument for argument in given if not argument.startswith("slurm.")]
+    _check_given(common)
+    extra = tuple(sorted(argument for argument in common if not argument.startswith(_WHEREABOUTS)))
+    if sampler != "RandomSampler":  # its trials are no independent draws, which selection by bootstrap takes them for
+        if table.selection.rule != "best_trial":
+            raise SweepError(f"sampler: {table.name} searches nothing and goes over seeds")
+        extra += (f"sampler={sampler}",)
+    suffix = f"-{hashlib.sha256(' '.join(extra).encode()).hexdigest()[:6]}" if extra else ""
+    name = table.folder(budget) + suffix
+    folder = Path(options["folder"]) / name
+    trials = _trials(table, options)
+    rows = _rows(table, options["rows"], budget)
+    with hydra.initialize_config_dir(str(configs), version_base="1.3"):
+        planned = tuple(_planned(table, row, trials, (f"budget={budget}", *common)) for row in rows)
+    return Plan(
+        name=name,
+        table=table.name,
+        rows=planned,
+        metric=table.selection.metric,
+        direction=table.selection.direction,
+        folder=str(folder),
+        results=str(Path(options["results"]) / name),
+        storage=options["storage"] or f"sqlite:///{folder}/queue.db",
+        command=(sys.executable, "-m", "structgrad.commands.train"),
+        common=(f"budget={budget}", *common),
+        extra=extra,
+        sampler=sampler,
+        heartbeat=heartbeat,
+        grace=grace,
+    )
+
+
+def _check_given(common: Sequence[str]) -> None:
+    """Refuse what would be ignored: every trial has a seed and a place of its own, and of two values the last one."""
+    keys = [argument.partition("=")[0].lstrip("+") for argument in common]
+    for key, instead in (("seed", "seeds= or trials="), ("paths.results", "results=")):
+        if key in keys:
+            raise SweepError(f"{key}=...: a sweep sets it for every run; use {instead}")
+    for key in keys:
+        if keys.count(key) > 1:
+            raise SweepError(f"{key}=...: it stands there twice")
+
+
+def _one_of(key: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise SweepError(f"{key}={value}: there are {', '.join(choices)}")
+    return value
+
+
+def whole_number(key: str, value: str, least: int) -> int:
+    """An option that must be one.
+
+    Raises:
+        SweepError: if it is none, or less than ``least``.
+    """
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise SweepError(f"{key}={value} must be a whole number, at least {least}")
+    return number
+
+
+def _trials(table: Table, options: Mapping[str, str]) -> tuple[int, ...]:
+    searches = table.selection.rule == "best_trial"
+    if options["seeds"] and searches:
+        raise SweepError(f"seeds: {table.name} selects among trials, each with a seed of its own; use trials=")
+    if options["trials"] and not searches:
+        raise SweepError(f"trials: {table.name} searches nothing and goes over seeds; use seeds=0,1,2")
+    if options["seeds"]:
+        seeds = tuple(whole_number("seeds", seed, 0) for seed in options["seeds"].split(","))
+        if len(set(seeds)) != len(seeds):
+            raise SweepError(f"seeds={options['seeds']}: one stands there twice")
+        return seeds
+    return tuple(range(whole_number("trials", options["trials"] or str(table.selection.trials), 1)))
+
+
+def _rows(table: Table, asked: str, budget: str) -> list[Row]:
+    if asked:
+        return [table.row(name) for name in dict.fromkeys(asked.split(","))]
+    closed = [row for row in table.rows if budget == "paper" and (row.unavailable or table.unavailable)]
+    rows = [row for row in table.rows if row not in closed]
+    if not rows:
+        raise SweepError(
+            f"{table.name}: {table.unavailable or closed[0].unavailable}; rows=... runs them where the data are there"
+        )
+    for row in closed:
+        print(f"left out: {row.name} ({row.unavailable or table.unavailable})")
+    return rows
+
+
+def _planned(table: Table, row: Row, trials: tuple[int, ...], common: tuple[str, ...]) -> PlannedRow:
+    overrides = (*table.overrides, *row.overrides)
+    config = _compose(table, row, [*overrides, *common])
+    space: Space = {}
+    given: dict[str, Any] = {}
+    if table.selection.rule == "best_trial":
+        own = OmegaConf.to_container(config.search)
+        assert isinstance(own, dict)
+        space = merged({str(key): value for key, value in own.items()}, table.search, row.search)
+        fixed = {override.lstrip("+").split("=")[0] for override in common}
+        space = {key: value for key, value in space.items() if key not in fixed}
+        for key in [*space, *(k for value in space.values() for k in value.get("when", {}))]:
+            if OmegaConf.select(config, key, default=_ABSENT) is _ABSENT:
+                raise SpaceError(f"{table.name}, {row.name}: search.{key} is no key of the configuration")
+        given = {k: OmegaConf.select(config, k) for v in space.values() for k in v.get("when", {}) if k not in space}
+    return PlannedRow(row.name, overrides, trials, space, given)
+
+
+_ABSENT = object()
+
+
+def _compose(table: Table, row: Row, overrides: list[str]) -> DictConfig:
+    try:
+        return hydra.compose("config", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SweepError(f"{table.name}, {row.name}: {explain(error, overrides)}") from error
