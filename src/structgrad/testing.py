@@ -237,6 +237,65 @@ class StructureContract:
                 if entropy is not None:
                     torch.testing.assert_close(entropy[b], -(log_p.exp() * log_p).sum(), rtol=1e-8, atol=1e-8)
 
+    def test_distances(self) -> None:
+        """Against sums over all vertices, in both directions and of a batch against one example."""
+        for case in self.each("kl", "enumerate"):
+            structure, mask = case.structure, case.mask
+            p, q = self.scores(case, 2.0), self.scores(case, 2.0)
+            computed = {
+                "cross_entropy": structure.cross_entropy(p, q, mask),
+                "kl": structure.kl(p, q, mask),
+                "renyi": structure.renyi(p, q, 0.7, mask),
+                "expected_hamming": structure.expected_hamming(p, q, mask),
+            }
+            risks = structure.minimum_bayes_risk(p, mask) if "argmax" in structure.oracles else None
+            for b, own in enumerate(mask):
+                vertices = self.vertices(case, own)
+                log_p, log_q = (self.values(case, vertices, s[b], own).log_softmax(0) for s in (p, q))
+                ones = torch.ones_like(p[b])
+                apart = self.values(case, (vertices[:, None] != vertices).flatten(0, 1), ones, own)
+                apart = apart.reshape(len(vertices), len(vertices))
+                expected = {
+                    "cross_entropy": -(log_p.exp() * log_q).sum(),
+                    "kl": (log_p.exp() * (log_p - log_q)).sum(),
+                    "renyi": (0.7 * log_p + 0.3 * log_q).logsumexp(0) / (0.7 - 1),
+                    "expected_hamming": log_p.exp() @ apart @ log_q.exp(),
+                }
+                for name, value in expected.items():
+                    torch.testing.assert_close(computed[name][b], value, rtol=1e-8, atol=1e-8, msg=name)
+                if risks is not None:
+                    risk = apart @ log_p.exp()
+                    chosen = int((vertices == risks[b]).flatten(1).all(-1).int().argmax())
+                    assert (vertices[chosen] == risks[b]).all(), f"{case} example {b}: no vertex"
+                    torch.testing.assert_close(risk[chosen], risk.min())
+            same = structure.kl(p, p, mask)
+            torch.testing.assert_close(same, torch.zeros_like(same), rtol=0, atol=1e-12)
+            one = torch.nan_to_num(q[0])  # e.g. a learnt prior of all examples
+            torch.testing.assert_close(structure.kl(p, one, mask), structure.kl(p, one.expand_as(p), mask))
+
+    def test_gradients_of_distances(self) -> None:
+        for case in self.each("kl"):
+            small = replace(case, masks=case.masks[:1])
+            p, q = (torch.nan_to_num(self.scores(small)).requires_grad_() for _ in range(2))
+            for name in ("cross_entropy", "kl", "expected_hamming"):
+                function = getattr(case.structure, name)
+
+                def distance(p: Tensor, q: Tensor, f: Any = function, m: Tensor = small.mask) -> Any:
+                    return f(p, q, m)
+
+                assert torch.autograd.gradcheck(distance, (p, q), atol=1e-5, rtol=1e-4, fast_mode=True)
+            assert torch.autograd.gradgradcheck(
+                lambda p, q, f=case.structure.kl, m=small.mask: f(p, q, m), (p, q), atol=1e-4, rtol=1e-3, fast_mode=True
+            )
+
+    def test_distances_refuse_other_parts(self) -> None:
+        for case in self.each("kl"):
+            p = torch.randn(2, *case.shape)
+            with pytest.raises(ValueError, match=r"same parts|shape"):
+                case.structure.kl(p, torch.randn(2, *[size + 1 for size in case.shape]))
+            with pytest.raises(TypeError, match="precision"):
+                case.structure.kl(p, p.double())
+
     def test_sample_frequencies(self) -> None:
         """Chi-squared against the Gibbs distribution, one test an example, each at a level of 1e-4; the seed is
         fixed.

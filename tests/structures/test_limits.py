@@ -36,6 +36,7 @@ def calls(structure: Structure, scores: Tensor, mask: Tensor | None = None) -> I
     costs = scores.double().exp()
     vertex = structure.argmax(scores.double(), mask).to(scores.dtype)
     of_vertex = {"log_prob", "conditional_utility"}
+    of_two = {"cross_entropy", "kl", "expected_hamming"}
     for oracle in (o for o in ORACLES if o in structure.oracles):
         if oracle == "enumerate":
             yield oracle, lambda: structure.enumerate(*scores.shape[1:])
@@ -46,6 +47,10 @@ def calls(structure: Structure, scores: Tensor, mask: Tensor | None = None) -> I
         elif oracle in ("trace_log_prob", "conditional"):
             trace = structure.trace(costs, mask)
             yield oracle, lambda o=oracle, t=trace: getattr(structure, o)(t, scores, mask)  # type: ignore[misc]
+        elif oracle == "renyi":
+            yield oracle, lambda: structure.renyi(scores, scores / 2, 0.5, mask)
+        elif oracle in of_two:
+            yield oracle, lambda o=oracle: getattr(structure, o)(scores, scores / 2, mask)  # type: ignore[misc]
         elif oracle in of_vertex:
             yield oracle, lambda o=oracle: getattr(structure, o)(vertex, scores, mask)  # type: ignore[misc]
         else:

@@ -24,6 +24,11 @@ ORACLES: tuple[str, ...] = (
     "sample",
     "log_prob",
     "entropy",
+    "cross_entropy",
+    "kl",
+    "renyi",
+    "expected_hamming",
+    "minimum_bayes_risk",
     "project",
     "sparsemap",
     "trace",
@@ -361,6 +366,46 @@ class Structure:
 
     def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Entropy of the Gibbs distribution in nats: ``[*batch]``, differentiable."""
+        raise self._lacks()
+
+    def cross_entropy(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``-sum_x p(x) log q(x)`` of the Gibbs distributions of two scores, in nats: ``[*batch]``, differentiable in
+        both.
+
+        Args:
+            p_scores: ``[*batch, *parts]``.
+            q_scores: of the same parts; its batch broadcasts against that of ``p_scores``.
+            mask: which parts exist, for both: p and q have the same support.
+
+        Raises:
+            ValueError: if the parts of the scores have different shapes.
+            TypeError: if the scores differ in precision.
+        """
+        raise self._lacks()
+
+    def kl(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Kullback-Leibler divergence ``KL(p || q) = sum_x p(x) log p(x) / q(x)`` in nats: ``[*batch]``, differentiable
+        in both; arguments and errors as for :meth:`cross_entropy`. For the reverse one swap the scores.
+        """
+        raise self._lacks()
+
+    def renyi(self, p_scores: Tensor, q_scores: Tensor, alpha: float, mask: Tensor | None = None) -> Tensor:
+        """Renyi divergence ``log(sum_x p(x)^alpha q(x)^(1 - alpha)) / (alpha - 1)`` in nats: ``[*batch]``,
+        differentiable in both scores; arguments as for :meth:`cross_entropy`.
+
+        Raises:
+            ValueError: for ``alpha <= 0`` or ``alpha = 1``, whose limit is :meth:`kl`.
+        """
+        raise self._lacks()
+
+    def expected_hamming(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Expected number of parts in which independent samples of p and q differ: ``[*batch]``, differentiable in both
+        scores; arguments and errors as for :meth:`cross_entropy`.
+        """
+        raise self._lacks()
+
+    def minimum_bayes_risk(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """A vertex whose expected Hamming distance from a Gibbs sample is least: ``[*batch, *parts]``, no gradient."""
         raise self._lacks()
 
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -3,7 +3,8 @@
 ============================  ===================================  =================================================
 mixin                         needs                                gives
 ============================  ===================================  =================================================
-:class:`Gibbs`                ``log_partition``, differentiable    ``marginals``, ``log_prob``, ``entropy``
+:class:`Gibbs`                ``log_partition``, differentiable    ``marginals``, ``log_prob``, ``entropy``, and the
+                                                                   distances between two distributions
 :class:`DynamicProgram`       one dynamic program, ``_total``      ``argmax``, ``log_partition``, ``sample``, and the
                                                                    three of :class:`Gibbs`
 :class:`KBest`                ``argmax``, linear in the scores     ``top_k``
@@ -16,6 +17,7 @@ A structure inherits those that it wants and overrides whatever it can do better
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
 
 import torch
@@ -33,6 +35,8 @@ from structgrad.structures.base import SparseDistribution, Structure, derived_fr
 
 class Gibbs(Structure):
     """Gives a structure with a differentiable ``log_partition`` its ``marginals``, ``log_prob`` and ``entropy``.
+
+    It also gives the distances between the distributions of two scores.
 
     Everything is computed in float64.
     """
@@ -61,6 +65,63 @@ class Gibbs(Structure):
         wide = scores.double()
         log_z, mean = self._moments(wide, mask)
         return (log_z - self.inner(mean, wide, mask)).to(scores.dtype)
+
+    @derived_from("log_partition")
+    def cross_entropy(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log Z(q) - <E_p[x], q>``: ``[*batch]``."""
+        p, q = self._pair(p_scores, q_scores, mask)
+        mean = self._moments(p, mask)[1]
+        return (self.log_partition(q, mask) - self.inner(mean, q, mask)).to(p_scores.dtype)
+
+    @derived_from("log_partition")
+    def kl(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``log Z(q) - log Z(p) + <E_p[x], p - q>``, the Bregman divergence of log Z: ``[*batch]``."""
+        p, q = self._pair(p_scores, q_scores, mask)
+        log_z, mean = self._moments(p, mask)
+        # The scores are subtracted first: what they have in common does not round.
+        return (self.log_partition(q, mask) - log_z + self.inner(mean, p - q, mask)).to(p_scores.dtype)
+
+    @derived_from("log_partition")
+    def renyi(self, p_scores: Tensor, q_scores: Tensor, alpha: float, mask: Tensor | None = None) -> Tensor:
+        """``(log Z(alpha p + (1 - alpha) q) - alpha log Z(p) - (1 - alpha) log Z(q)) / (alpha - 1)``: ``[*batch]``."""
+        if not 0 < alpha < math.inf or alpha == 1:
+            raise ValueError(f"alpha must be positive and not 1 (the limit at 1 is kl); got {alpha}")
+        p, q = self._pair(p_scores, q_scores, mask)
+        mixed = self.log_partition(alpha * p + (1 - alpha) * q, mask)
+        apart = alpha * self.log_partition(p, mask) + (1 - alpha) * self.log_partition(q, mask)
+        return ((mixed - apart) / (alpha - 1)).to(p_scores.dtype)
+
+    @derived_from("log_partition")
+    def expected_hamming(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``sum_i m_i + n_i - 2 m_i n_i`` with the marginals m of p and n of q: ``[*batch]``."""
+        p, q = self._pair(p_scores, q_scores, mask)
+        m, n = self._moments(p, mask)[1], self._moments(q, mask)[1]
+        return self.inner(m * (1 - n) + n * (1 - m), torch.ones_like(p), mask).to(p_scores.dtype)
+
+    @derived_from("log_partition", "argmax")
+    def minimum_bayes_risk(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``argmax(2 E[x] - 1)``, which is ``argmax(E[x])`` where all vertices have equally many parts."""
+        self.check(scores, mask)
+        with torch.no_grad():
+            mean = self._moments(scores.double(), mask)[1]
+        return self.argmax(2 * mean - 1, mask).to(scores.dtype)
+
+    def _pair(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Both scores in float64 and of one shape, checked."""
+        ndim = self.layout.ndim
+        if p_scores.shape[-ndim:] != q_scores.shape[-ndim:]:
+            raise ValueError(
+                f"p and q are distributions over the same parts; "
+                f"got {list(p_scores.shape[-ndim:])} and {list(q_scores.shape[-ndim:])}"
+            )
+        p, q = torch.broadcast_tensors(p_scores, q_scores)
+        self.check(p, mask)
+        self.check(q, mask)
+        if p.dtype != q.dtype:
+            raise TypeError(f"p and q have scores of one precision; got {p.dtype} and {q.dtype}")
+        exists = self.parts(p, mask)
+        # What stands in missing parts may be NaN, which a difference or a product would spread.
+        return torch.where(exists, p.double(), 0.0), torch.where(exists, q.double(), 0.0)
 
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """``log Z`` ``[*batch]`` and ``E[x]`` ``[*batch, *parts]``, both differentiable, of float64 scores; overridden

@@ -13,11 +13,12 @@ from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.entmax import entmax
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional
-from structgrad.structures.base import Noise, SparseDistribution, Structure, Trace
+from structgrad.structures.base import Noise, SparseDistribution, Trace
+from structgrad.structures.derived import Gibbs
 from structgrad.structures.layout import Layout
 
 
-class OneHot(Structure):
+class OneHot(Gibbs):
     """One-hot vectors of K categories (Paulus et al. 2020, B.2; Correia et al. 2020, section 3).
 
     Everything is O(K) or O(K log K) an example. The exponential-family and categorical-entropy relaxations are the
@@ -74,6 +75,9 @@ class OneHot(Structure):
         """``softmax(scores) = argmax_p <p, scores> - sum p log p``: ``[*batch, K]``."""
         scores, exists = self._read(scores, mask)
         return _where(exists, scores.softmax(-1))
+
+    def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.log_partition(scores, mask), self.marginals(scores, mask)
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """The Gumbel-max trick: ``[*batch, K]``."""

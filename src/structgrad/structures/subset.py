@@ -12,11 +12,12 @@ from torch import Tensor
 from structgrad.algorithms.capped_simplex import nested_decomposition, systematic_decomposition
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures.base import SparseDistribution
+from structgrad.structures.derived import Gibbs
 from structgrad.structures.family_subsets import Flat
 from structgrad.structures.layout import Layout, LayoutName
 
 
-class Subset(Flat):
+class Subset(Flat, Gibbs):
     """All 0/1 vectors over D independent parts (Paulus et al. 2020, B.3; Correia et al. 2020, section 4).
 
     With Gibbs scores ``s`` each bit is Bernoulli(sigmoid(s)), which is ``[U > 0]`` for utilities ``U = s + Logistic``.
@@ -84,6 +85,9 @@ class Subset(Flat):
         """``sigmoid(scores) = argmax_x <x, scores> - sum x log x + (1 - x) log(1 - x)``: ``[*batch, *parts]``."""
         flat, exists = self._read(scores, mask)
         return self._show(flat.sigmoid() * exists, scores)
+
+    def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.log_partition(scores, mask), self.marginals(scores, mask)
 
     def categorical(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``min(1, exp(utility))``, the categorical-entropy relaxation ``argmax_x <x, u> - sum (x log x - x)``.
