@@ -5,11 +5,16 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import hydra
+from omegaconf import OmegaConf
+
 import structgrad.structures as structures
 from structgrad.structures import derived
 from structgrad.structures.base import ORACLES, Structure
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "structures" / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+TARGET = ROOT / "docs" / "structures" / "README.md"
 
 INTRODUCTION = """\
 # Structures
@@ -27,6 +32,15 @@ def latent_structures() -> list[type[Structure]]:
     return [c for c in classes if c.is_latent and c.__module__ != derived.__name__]
 
 
+def configured() -> dict[type[Structure], Structure]:
+    """Class -> what the first of its configurations builds."""
+    out: dict[type[Structure], Structure] = {}
+    for path in sorted((CONFIGS / "structure").glob("*.yaml")):
+        structure = hydra.utils.instantiate(OmegaConf.load(path).structure)
+        out.setdefault(type(structure), structure)
+    return out
+
+
 def page(structure: type[Structure]) -> str:
     """File name of a structure's page: ``KSubset`` -> ``k_subset.md``."""
     return structure.__module__.rsplit(".", 1)[-1] + ".md"
@@ -34,12 +48,11 @@ def page(structure: type[Structure]) -> str:
 
 def table() -> str:
     """The whole file."""
-    classes = latent_structures()
+    classes, built = latent_structures(), configured()
     heads = [f"[{c.__name__}]({page(c)})" if (TARGET.parent / page(c)).exists() else c.__name__ for c in classes]
     lines = [INTRODUCTION, "| oracle | " + " | ".join(heads) + " |", "|---|" + ":-:|" * len(classes)]
     for oracle in ORACLES:
-        # Neither this nor `relaxations` looks at the instance, so none has to be built with made-up arguments.
-        has = ["x" if oracle in c.__new__(c).oracles else "" for c in classes]
+        has = ["x" if oracle in built[c].oracles else "" for c in classes]
         lines.append(f"| `{oracle}` | " + " | ".join(has) + " |")
     lines += [
         "",
@@ -49,8 +62,8 @@ def table() -> str:
         "|---|---|",
     ]
     for c in classes:
-        names = c.__new__(c).relaxations
-        lines.append(f"| {c.__name__} | " + ", ".join(f"`{name}` ({method})" for name, method in names.items()) + " |")
+        names = [f"`{name}` ({relaxation.method})" for name, relaxation in built[c].relaxations.items()]
+        lines.append(f"| {c.__name__} | {', '.join(names)} |")
     return "\n".join(lines) + "\n"
 
 

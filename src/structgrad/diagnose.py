@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from structgrad.estimators.base import Estimator, Law, PerturbAndMap
 from structgrad.estimators.utilities import Gumbel, NegExponential, Utility, make_utility
-from structgrad.structures import Arborescence, KSubset, OneHot, SpanningTree, Structure
-from structgrad.structures.family_item_recursions import ItemRecursion
+from structgrad.structures import Structure
 
 #: Laws that are enumerated, see :data:`structgrad.estimators.base.Law`.
 Distribution = Literal["gibbs", "trace"]
@@ -135,7 +134,7 @@ class Problem:
         scores = self.scores[example].detach()
         found = []
         # Under a mask, vertices of another shape than the scores cannot be asked which parts they use.
-        linear, whole = structure.vertex_layout is structure.layout, bool(mask.all())
+        linear, whole = structure.is_linear, bool(mask.all())
         if "enumerate" in structure.oracles and (linear or whole):
             every = structure.enumerate(*scores.shape)
             exists = structure.layout.mirror(structure.parts(scores, mask).to(every)) > 0
@@ -167,7 +166,7 @@ class Problem:
             ArithmeticError: if the probabilities of the traces do not sum to one.
         """
         scores, mask = self.scores[example], self.mask[example]
-        if distribution == "gibbs" and self.structure.vertex_layout is self.structure.layout:
+        if distribution == "gibbs" and self.structure.is_linear:
             vertices = self.vertices(example)
             parts = self.structure.parts(scores, mask)
             values = (vertices * torch.where(parts, scores, 0.0)).flatten(1).sum(1)
@@ -210,7 +209,7 @@ class Problem:
             scores = scores[:, None].expand(-1, chunk, *scores.shape[1:])
             moves = self.structure.parts(scores, self.mask[:, None])
             if not law.everywhere:
-                moves = moves & self.structure.perturbed(scores)
+                moves = moves & self.structure.noisy_parts(scores)
             fixed = scores.detach()
             utilities = torch.where(moves, law.scale * law.utility.sample(fixed / law.scale), fixed)
             losses = self._losses(utilities)
@@ -268,12 +267,13 @@ def target(estimator: Estimator) -> Law:
     utility = law.utility
     if structure.noise is not None and type(make_utility(structure.noise)) is type(utility):
         return "gibbs"
-    # Of these the vertex depends on the order of the utilities alone, which Gumbel shares with exponential noise.
-    ordered = isinstance(structure, OneHot | KSubset | SpanningTree | ItemRecursion)
-    if isinstance(utility, Gumbel) and ordered:
+    if not {"trace", "trace_log_prob"} <= structure.oracles:
+        return law
+    # Gumbel utilities have the order of negative exponential ones.
+    if isinstance(utility, Gumbel) and structure.is_ordinal:
         return "trace"
     costs = isinstance(utility, NegExponential) and utility.rate == "exp"
-    return "trace" if costs and (ordered or isinstance(structure, Arborescence)) else law
+    return "trace" if costs and structure.trace_is_argmax else law
 
 
 @dataclass

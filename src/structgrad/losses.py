@@ -38,26 +38,9 @@ from structgrad.algorithms.eager import refuse
 from structgrad.estimators.relaxation import mean_argmax
 from structgrad.estimators.utilities import Utility, UtilityName, make_utility
 from structgrad.structures import OneHot
-from structgrad.structures.base import Structure, UnsupportedError
+from structgrad.structures.base import Structure
 
 Reduction = Literal["mean", "sum", "none"]
-
-
-def _entropies(x: Tensor) -> Tensor:
-    return torch.xlogy(x, x) - x
-
-
-def _binary_entropies(x: Tensor) -> Tensor:
-    return torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)
-
-
-#: Relaxation -> its regulariser f, the term of one part. ``exp_family`` is not among them: its f is no sum over parts.
-REGULARIZERS: dict[str, Callable[[Tensor], Tensor]] = {
-    "euclidean": lambda x: x.square() / 2,
-    "categorical": _entropies,
-    "sinkhorn": _entropies,
-    "binary": _binary_entropies,
-}
 
 
 class _Conjugate(torch.autograd.Function):
@@ -88,8 +71,7 @@ class _Conjugate(torch.autograd.Function):
 def _check(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None, by: str) -> Tensor:
     """The target in the dtype of the scores, without a gradient."""
     structure.check(scores, mask)
-    if structure.vertex_layout is not structure.layout:
-        raise UnsupportedError(f"{by} needs vertices with one entry a score, which {structure.name} lacks")
+    structure.require_linear(by=by)
     if target.shape != scores.shape:
         raise ValueError(
             f"{by}: the target {list(target.shape)} has another shape than the scores {list(scores.shape)}"
@@ -152,12 +134,10 @@ def fenchel_young_loss(
     if relaxation == "exp_family":
         return negative_log_likelihood(structure, scores, target, mask)
     by = f"fenchel_young_loss (relaxation={relaxation})"
-    if relaxation not in REGULARIZERS or relaxation not in structure.relaxations:
-        known = [name for name in structure.relaxations if name in REGULARIZERS or name == "exp_family"]
-        raise UnsupportedError(f"{by}: {structure.name} has {', '.join(known) or 'none'}")
+    f = structure.require_relaxation(relaxation, by=by, regularized=True).regularizer
+    assert f is not None
     target = _check(structure, scores, target, mask, by)
     exists = structure.parts(scores, mask)
-    f = REGULARIZERS[relaxation]
     finite = torch.where(exists, scores, 0.0)
 
     def maximiser(s: Tensor) -> Tensor:
@@ -374,11 +354,11 @@ class FenchelYoungLoss(Loss):
 
     def __init__(self, structure: Structure, relaxation: str = "euclidean", reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
-        if relaxation not in structure.relaxations or relaxation not in (*REGULARIZERS, "exp_family"):
-            known = [name for name in structure.relaxations if name in REGULARIZERS or name == "exp_family"]
-            raise UnsupportedError(
-                f"FenchelYoungLoss (relaxation={relaxation}): {structure.name} has {', '.join(known) or 'none'}"
-            )
+        by = f"FenchelYoungLoss (relaxation={relaxation})"
+        if relaxation == "exp_family":
+            structure.require("log_prob", by=by)
+        else:
+            structure.require_relaxation(relaxation, by=by, regularized=True)
         self.structure, self.relaxation = structure, relaxation
 
     def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -247,7 +247,7 @@ def test_large_scores_and_missing_parts_in_float32(name: str, estimator: Estimat
 def test_refusals() -> None:
     with pytest.raises(UnsupportedError, match="independent bits"):
         DisARM(KSubset(2))
-    with pytest.raises(UnsupportedError, match="needs OneHot"):
+    with pytest.raises(UnsupportedError, match="needs one category out of all"):
         WithoutReplacement(Subset())
     with pytest.raises(UnsupportedError, match="BinaryTree lacks"):
         ImportanceWeighted(BinaryTree())

@@ -144,8 +144,8 @@ REBAR_CASES = [
     (name, relaxation)
     for name, (structure, *_) in CASES.items()
     if {"trace", "conditional"} <= structure.oracles or "conditional_utility" in structure.oracles
-    for relaxation in structure.relaxations
-    if structure.draws(relaxation) is None
+    for relaxation, described in structure.relaxations.items()
+    if described.draws is None
 ]
 
 

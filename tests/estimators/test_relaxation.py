@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Structure, tuple[int, ...], Tensor]] = {
     "permutation": (Permutation(), (4,), VECTOR),
 }
 PAIRS = [(name, relaxation) for name, (structure, *_) in CASES.items() for relaxation in structure.relaxations]
-LINEAR = [name for name, (s, *_) in CASES.items() if s.vertex_layout is s.layout]
+LINEAR = [name for name, (s, *_) in CASES.items() if s.is_linear]
 
 
 def problem(name: str, **options: Any) -> Problem:
@@ -87,7 +87,7 @@ def test_value_is_the_objective_at_the_relaxed_argmax(name: str, relaxation: str
     torch.manual_seed(3)
     estimate = estimator(p.scores, p.decoder, mask=p.mask)
     torch.manual_seed(3)
-    utilities = estimator.perturb(p.scores, p.mask, p.structure.draws(relaxation))
+    utilities = estimator.perturb(p.scores, p.mask, p.structure.relaxations[relaxation].draws)
     vertices = p.structure.relax(relaxation, utilities / 0.7, p.mask, 0.7)
     assert torch.equal(estimate.vertices, vertices)
     assert torch.equal(estimate.surrogate, p.decoder(vertices, torch.arange(2)))
@@ -340,7 +340,7 @@ def test_impossible_temperatures(temperature: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"relaxation": "sinkhorn"}, "needs that relaxation, which OneHot lacks; it has exp_family"),
+        ({"relaxation": "sinkhorn"}, "needs relaxation 'sinkhorn', which OneHot lacks; it has exp_family"),
         ({"utility": "cauchy"}, "utility must be one of"),
         ({"n_samples": 0}, "n_samples"),
         ({"clip_range": 0.0}, "clip_range must be positive"),
@@ -355,7 +355,7 @@ def test_impossible_options(options: dict[str, Any], message: str) -> None:
 
 
 def test_impossible_combinations() -> None:
-    with pytest.raises(ValueError, match="symmetric Jacobian, which l2x lacks"):
+    with pytest.raises(ValueError, match="needs a relaxation with a symmetric Jacobian, and 'l2x'"):
         SST(KSubset(2), "l2x", backward="finite_difference")
     with pytest.raises(ValueError, match="straight_through needs one utility a sample, and l2x takes 2"):
         SST(KSubset(2), "l2x", straight_through=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation
-from structgrad.structures import Layout, Structure, Subset, UnsupportedError
+from structgrad.structures import Layout, Structure, Subset, UnsupportedError, Vector
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram, Gibbs, KBest
 from structgrad.testing import Case, StructureContract
 
@@ -54,7 +54,7 @@ class OnlyArgmax(Gibbs, KBest, ActiveSetProjection):
     """Subsets known by their argmax."""
 
     def __init__(self) -> None:
-        self.layout = Layout("vector")
+        self.layout = Vector()
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """The positive ones."""
@@ -145,6 +145,3 @@ def test_a_structure_of_another_shape_has_to_say_it() -> None:
     with pytest.raises(UnsupportedError, match="has to override shape"):
         Silent().shape(4)
     assert Subset("undirected").shape(4) == (4, 4)
-    for bad in (("vector", ("n",)), ("spans", None)):
-        with pytest.raises(ValueError, match="layout must be"):
-            Layout(*bad)

@@ -61,7 +61,7 @@ class TestEntropyRelaxations:
     def test_gradients(self, name: str) -> None:
         for case in self.cases:
             structure = case.structure
-            draws = structure.draws(name)
+            draws = structure.relaxations[name].draws
             utility = clean(torch.stack([scores_of(case) for _ in range(draws)]) if draws else scores_of(case))
             assert torch.autograd.gradcheck(
                 lambda u, s=structure, m=case.mask, n=name: s.relax(n, u, m, 0.7), utility, atol=1e-5, rtol=1e-4

@@ -55,8 +55,8 @@ def calls(structure: Structure, scores: Tensor, mask: Tensor | None = None) -> I
             yield oracle, lambda o=oracle: getattr(structure, o)(vertex, scores, mask)  # type: ignore[misc]
         else:
             yield oracle, lambda o=oracle: getattr(structure, o)(scores, mask)  # type: ignore[misc]
-    for relaxation in structure.relaxations:
-        draws = structure.draws(relaxation)
+    for relaxation, described in structure.relaxations.items():
+        draws = described.draws
         utility = scores if draws is None else scores.expand(draws, *scores.shape)
         yield relaxation, lambda r=relaxation, u=utility: structure.relax(r, u, mask)  # type: ignore[misc]
 

@@ -83,8 +83,8 @@ def functions(structure: Structure, shape: tuple[int, ...], mask: Tensor | None)
         out["top_k"] = lambda s: structure.top_k(s, 2, mask)[1]
     if "sparsemap" in structure.oracles:
         out["sparsemap"] = lambda s: structure.sparsemap(s, mask).weights
-    for relaxation in structure.relaxations:
-        draws = structure.draws(relaxation)
+    for relaxation, described in structure.relaxations.items():
+        draws = described.draws
         if draws is not None:
             shifts = torch.randn(draws, *[1] * example.dim(), dtype=torch.float64) * example
             out[relaxation] = lambda s, r=relaxation, d=shifts: structure.relax(r, s + d, mask)  # type: ignore[misc]

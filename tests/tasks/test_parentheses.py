@@ -357,7 +357,7 @@ def test_impossible_combinations(data: ParenthesesData) -> None:
         make(data, TREE)
     with pytest.raises(ValueError, match="labelled"):
         make(data, TREE, Relax(TREE), labelled=1.5)
-    with pytest.raises(ValueError, match="needs that relaxation, which BinaryTree lacks") as caught:
+    with pytest.raises(ValueError, match="needs relaxation 'exp_family', which BinaryTree lacks") as caught:
         SST(TREE, temperature=1.0)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="Gumbel utilities, not Gaussian"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.eager import refuse
-from structgrad.structures import ActiveSetProjection, Gibbs, KBest, Layout
+from structgrad.structures import ActiveSetProjection, Gibbs, KBest, Vector
 
 
 class Window(Gibbs, KBest, ActiveSetProjection):
@@ -22,7 +22,7 @@ class Window(Gibbs, KBest, ActiveSetProjection):
     constant_size: ClassVar[bool] = True
 
     def __init__(self, width: int) -> None:
-        self.width, self.layout = width, Layout("vector")
+        self.width, self.layout = width, Vector()
 
     def enumerate(self, *shape: int) -> Tensor:
         """All windows, left to right."""

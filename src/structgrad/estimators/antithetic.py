@@ -15,7 +15,6 @@ from structgrad.estimators.base import (
     pathwise,
 )
 from structgrad.estimators.utilities import Logistic
-from structgrad.structures import Subset
 from structgrad.structures.base import Structure
 
 
@@ -42,7 +41,7 @@ class DisARM(Estimator):
 
     def __init__(self, structure: Structure, n_pairs: int = 1) -> None:
         super().__init__(structure)
-        if not isinstance(structure, Subset):
+        if not structure.is_independent:
             raise UnsupportedError(f"estimator disarm needs independent bits (Subset); got {structure.name}")
         if n_pairs < 1:
             raise ValueError(f"n_pairs must be at least 1; got {n_pairs}")

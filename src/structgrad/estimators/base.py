@@ -43,7 +43,7 @@ class PerturbAndMap:
     Attributes:
         utility: the noise; anything with ``sample(scores)``.
         scale: of the noise.
-        everywhere: whether all parts are perturbed, rather than those of ``structure.perturbed``.
+        everywhere: whether all parts are perturbed, rather than those of ``structure.noisy_parts``.
     """
 
     utility: Utility | SumOfGamma

@@ -17,7 +17,7 @@ from structgrad.algorithms.noise import wide_exponentials
 from structgrad.estimators.base import Estimate, Estimator, Objective, gibbs_divergence, pathwise, utility_divergence
 from structgrad.estimators.score_function import exponentials
 from structgrad.estimators.utilities import Logistic, NegExponential
-from structgrad.structures.base import Noise, Structure, Trace, UnsupportedError
+from structgrad.structures.base import Noise, Structure, Trace
 
 CriticName = Literal["flat", "parts"]
 
@@ -365,11 +365,7 @@ class Rebar(ControlVariate):
         n_samples: int = 1,
     ) -> None:
         super().__init__(structure, n_samples, by="estimator rebar")
-        if relaxation not in structure.relaxations or structure.draws(relaxation) is not None:
-            usable = ", ".join(r for r in structure.relaxations if structure.draws(r) is None) or "none"
-            raise UnsupportedError(
-                f"estimator rebar lacks relaxation {relaxation!r} of {structure.name}; usable: {usable}"
-            )
+        structure.require_relaxation(relaxation, by=f"estimator rebar (relaxation={relaxation})", one_draw=True)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive; got {temperature}")
         self.relaxation = relaxation

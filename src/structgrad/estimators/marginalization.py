@@ -21,8 +21,7 @@ from structgrad.estimators.base import (
     pathwise,
 )
 from structgrad.estimators.score_function import RunningMean
-from structgrad.structures import OneHot
-from structgrad.structures.base import SparseDistribution, Structure, UnsupportedError
+from structgrad.structures.base import SparseDistribution, Structure
 from structgrad.structures.derived import sparsemap as active_set
 
 Distribution = Literal["softmax", "sparsemax", "topk_sparsemax", "sparsemap"]
@@ -109,12 +108,10 @@ class Marginalize(Estimator):
                 f"centred and decomposition go with distribution sparsemap and no other; got {distribution}"
             )
         oracle = {"topk_sparsemax": "top_k", "sparsemap": "sparsemap"}.get(distribution, "enumerate")
-        structure.require(oracle, by=f"estimator marginalize (distribution={distribution})")
-        if oracle == "enumerate" and structure.vertex_layout is not structure.layout:
-            raise UnsupportedError(
-                f"estimator marginalize (distribution={distribution}) needs vertices that are linear in the scores; "
-                f"those of {structure.name} are not"
-            )
+        by = f"estimator marginalize (distribution={distribution})"
+        structure.require(oracle, by=by)
+        if oracle == "enumerate":
+            structure.require_linear(by=by)
         self.distribution, self.k = distribution, k
         self.centred, self.decomposition = centred, decomposition
         self.kl_over = "vertex" if oracle == "enumerate" or "log_partition" in structure.oracles else None
@@ -281,7 +278,7 @@ class SumAndSample(Estimator):
         ``[batch, *parts]``, ``[batch]``, ``[batch]``.
         """
         structure = self.structure
-        if isinstance(structure, OneHot):
+        if structure.is_categorical:
             chosen = best.sum(1) > 0
             mass = structure.marginals(scores, mask).masked_fill(chosen, 0.0).sum(-1)
             # Below all others, but above what does not exist: where all are chosen, the sample is one of them.

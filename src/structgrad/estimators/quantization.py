@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.estimators.base import Estimate, Estimator, Objective, Over, UnsupportedError, pathwise
-from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
 
 
@@ -45,8 +44,10 @@ class VectorQuantization(Estimator):
 
     def __init__(self, structure: Structure, words: int, size: int, commitment: float = 0.25) -> None:
         super().__init__(structure)
-        if not isinstance(structure, OneHot):
-            raise UnsupportedError(f"estimator vector_quantization needs OneHot; got {structure.name}")
+        if not structure.is_categorical:
+            raise UnsupportedError(
+                f"estimator vector_quantization needs one category out of all (OneHot); got {structure.name}"
+            )
         if words < 1 or size < 1:
             raise ValueError(f"words and size must be at least 1; got {words} and {size}")
         if not 0 <= commitment < math.inf:

@@ -29,9 +29,6 @@ Backward = Literal["exact", "finite_difference"]
 KL = Literal["utility", "distribution"]
 Mapping = Literal["marginal", "sparsemap", "entmax"]
 
-#: Relaxations ``argmax_x <x, u> - f(x)`` with convex f, whose Jacobian is symmetric.
-SYMMETRIC: tuple[str, ...] = ("exp_family", "euclidean", "categorical", "binary")
-
 
 class ExponentialSchedule(nn.Module):
     """A temperature that falls with the number of training steps: ``max(minimum, start exp(-rate step))``.
@@ -120,11 +117,7 @@ class _FiniteDifference(torch.autograd.Function):
         structure, relaxation, epsilon = ctx.settings  # type: ignore[attr-defined]
         dims = tuple(range(-structure.layout.ndim, 0))
         exists = structure.parts(utility, mask)
-        # The gradient of a part is that of all entries that show it.
-        gradient = gradients[0]
-        if structure.layout.name == "undirected":
-            gradient = gradient + gradient.transpose(-1, -2)
-        gradient = torch.where(exists, gradient, 0.0)
+        gradient = torch.where(exists, structure.layout.pull_back(gradients[0]), 0.0)
         # The derivative along a direction scales with it: the step is epsilon long whatever the size of the gradient.
         size = gradient.abs().amax(dims, keepdim=True)
         step = epsilon * gradient / torch.where(size > 0, size, 1.0)
@@ -187,9 +180,7 @@ class SST(Estimator):
         super().__init__(structure)
         by = f"estimator sst (relaxation={relaxation})"
         structure.require("argmax", by=by)
-        if relaxation not in structure.relaxations:
-            have = ", ".join(structure.relaxations) or "none"
-            raise UnsupportedError(f"{by} needs that relaxation, which {structure.name} lacks; it has {have}")
+        found = structure.require_relaxation(relaxation, by=by)
         self.utility = _make_utility(structure, utility)
         if not isinstance(temperature, ExponentialSchedule) and not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite; got {temperature}")
@@ -205,16 +196,13 @@ class SST(Estimator):
                     f"({type(self.utility).__name__}: {self.utility.is_location_family})"
                 )
         self.law = PerturbAndMap(self.utility)
-        self.draws = structure.draws(relaxation)
+        self.draws = found.draws
         if straight_through and self.draws is not None:
             raise ValueError(f"straight_through needs one utility a sample, and {relaxation} takes {self.draws}")
         if backward not in get_args(Backward):
             raise ValueError(f"backward must be one of {', '.join(get_args(Backward))}; got {backward!r}")
-        if backward == "finite_difference" and relaxation not in SYMMETRIC:
-            raise ValueError(
-                f"backward=finite_difference needs a symmetric Jacobian, which {relaxation} lacks; "
-                f"it is there for {', '.join(SYMMETRIC)}"
-            )
+        if backward == "finite_difference":
+            structure.require_relaxation(relaxation, by=f"{by}, backward={backward}", symmetric=True)
         if not epsilon > 0:
             raise ValueError(f"epsilon must be positive; got {epsilon}")
         if kl not in get_args(KL):
@@ -262,7 +250,7 @@ class SST(Estimator):
     def perturb(self, scores: Tensor, mask: Tensor | None, draws: int | None = None) -> Tensor:
         """Random utilities ``[*batch, *parts]`` (``[draws, *batch, *parts]``), differentiable in the scores."""
         scores = torch.where(self.structure.parts(scores, mask), scores, 0.0)
-        return torch.where(self.structure.perturbed(scores), self.utility.sample(scores, draws), scores)
+        return torch.where(self.structure.noisy_parts(scores), self.utility.sample(scores, draws), scores)
 
     def relax(self, utilities: Tensor, mask: Tensor | None, temperature: float | Tensor) -> Tensor:
         """Relaxed vertices for utilities that have been divided by the temperature."""
@@ -274,7 +262,7 @@ class SST(Estimator):
     def _divergence(self, scores: Tensor, mask: Tensor | None) -> Divergence:
         if self.kl_over == "vertex":
             return gibbs_divergence(self.structure, scores, mask)
-        noisy = self.structure.parts(scores, mask) & self.structure.perturbed(scores)
+        noisy = self.structure.parts(scores, mask) & self.structure.noisy_parts(scores)
         return utility_divergence(self.structure, self.utility, scores, noisy)
 
 

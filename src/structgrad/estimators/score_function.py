@@ -184,7 +184,7 @@ class Reinforce(Estimator):
         extra = ("argmax",) if baseline == "greedy" else ()
         structure.require(*needs, *extra, by=f"estimator reinforce (action={action}, baseline={baseline})")
         if action == "U":
-            if type(structure).perturbed is not Structure.perturbed:
+            if not structure.perturbs_all_parts:
                 raise UnsupportedError(
                     f"estimator reinforce (action=U) needs noise on every part; {structure.name} perturbs only some"
                 )

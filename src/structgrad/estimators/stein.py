@@ -16,7 +16,6 @@ from structgrad.estimators.base import (
     gibbs_divergence,
     pathwise,
 )
-from structgrad.structures import Subset
 from structgrad.structures.base import Structure
 
 
@@ -56,7 +55,7 @@ class Rodeo(Estimator):
 
     def __init__(self, structure: Structure, n_samples: int = 2, hidden_size: int = 32, decay: float = 0.99) -> None:
         super().__init__(structure)
-        if not isinstance(structure, Subset):
+        if not structure.is_independent:
             raise UnsupportedError(f"estimator rodeo needs independent bits (Subset); got {structure.name}")
         if n_samples < 2 or hidden_size < 1 or not 0 <= decay < 1:
             raise ValueError(
@@ -87,8 +86,7 @@ class Rodeo(Estimator):
             (slopes,) = torch.autograd.grad(losses.sum(), vertices, retain_graph=True)
         losses = losses.reshape(batch, k)
         layout = structure.layout
-        if layout.name == "undirected":  # the gradient of a part is that of both entries that show it
-            slopes = slopes + slopes.mT
+        slopes = layout.pull_back(slopes)
         flat, slopes = (layout.flatten(t.detach()).unflatten(0, (batch, k)) for t in (vertices, slopes))
         exists = layout.flatten(structure.parts(scores, mask))
         finite = torch.where(exists, layout.flatten(scores), 0.0)

@@ -21,7 +21,6 @@ from structgrad.estimators.base import (
     utility_divergence,
 )
 from structgrad.estimators.utilities import NegExponential
-from structgrad.structures import KSubset, OneHot, SpanningTree
 from structgrad.structures.base import Structure, Trace
 
 Forward = Literal["argmax", "sample"]
@@ -69,11 +68,8 @@ class StraightThrough(Estimator):
         if forward not in get_args(Forward):
             raise ValueError(f"forward must be one of {', '.join(get_args(Forward))}; got {forward!r}")
         structure.require(*(["argmax"] if forward == "argmax" else ["sample", "entropy", "log_partition"]), by=by)
-        if structure.vertex_layout is not structure.layout:
-            raise UnsupportedError(f"{by} needs vertices with one entry a score, which {structure.name} lacks")
-        if relaxation not in structure.relaxations or structure.draws(relaxation) is not None:
-            have = ", ".join(r for r in structure.relaxations if structure.draws(r) is None) or "none"
-            raise UnsupportedError(f"{by} needs that relaxation, which {structure.name} lacks; it has {have}")
+        structure.require_linear(by=by)
+        structure.require_relaxation(relaxation, by=by, one_draw=True)
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite; got {temperature}")
         self.relaxation, self.draw, self.temperature = relaxation, forward, temperature
@@ -102,13 +98,14 @@ class GumbelRao(Estimator):
 
     The mean of the gradient is that of ``sst`` with ``straight_through`` and one sample, its variance at most that,
     less the more conditional samples there are; the objective is evaluated once. The paper is about ``OneHot``; here
-    any matroid will do, with the trace in the place of the category: its argmax depends on the order of the utilities
-    only, so that exponentials smallest first and Gumbel utilities ``-log E`` largest first choose the same vertex.
+    every structure will do whose argmax depends on the order of the utilities only (a matroid, say), with the trace in
+    the place of the category: exponentials smallest first and Gumbel utilities ``-log E`` largest first choose the same
+    vertex.
 
-    ``kl`` is over the vertex for ``OneHot``, whose vertex is a Gibbs sample, else over the parts' exponentials.
+    ``kl`` is over the vertex where it is a Gibbs sample (``OneHot``), else over the parts' exponentials.
 
     Args:
-        structure: ``OneHot``, ``KSubset`` or ``SpanningTree``, with the relaxation.
+        structure: is ordinal (:attr:`Structure.is_ordinal`) and has ``trace``, ``conditional`` and the relaxation.
         n_conditional: utilities an example given its trace.
         relaxation: a name out of ``structure.relaxations``.
         temperature: of the relaxation.
@@ -128,18 +125,20 @@ class GumbelRao(Estimator):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(structure)
-        by = "estimator gumbel_rao"
-        if not isinstance(structure, OneHot | KSubset | SpanningTree):
-            raise UnsupportedError(f"{by} needs a matroid (OneHot, KSubset, SpanningTree); got {structure.name}")
-        if relaxation not in structure.relaxations or structure.draws(relaxation) is not None:
-            have = ", ".join(r for r in structure.relaxations if structure.draws(r) is None) or "none"
-            raise UnsupportedError(f"{by} lacks relaxation {relaxation!r} of {structure.name}; usable: {have}")
+        by = f"estimator gumbel_rao (relaxation={relaxation})"
+        if not structure.is_ordinal:
+            raise UnsupportedError(
+                f"{by} needs an argmax that the order of the utilities alone decides, as for a matroid, which "
+                f"{structure.name} lacks"
+            )
+        structure.require("trace", "conditional", by=by)
+        structure.require_relaxation(relaxation, by=by, one_draw=True)
         if n_conditional < 1 or not 0 < temperature < math.inf:
             raise ValueError(
                 f"n_conditional must be at least 1, temperature positive; got {n_conditional}, {temperature}"
             )
         self.relaxation, self.temperature, self.n_conditional = relaxation, temperature, n_conditional
-        self.kl_over: Over | None = "vertex" if isinstance(structure, OneHot) else "parts"
+        self.kl_over: Over | None = "vertex" if structure.noise == "gumbel" else "parts"
         self.law = "trace"
 
     def estimate(
@@ -180,8 +179,8 @@ class _OneHotStraightThrough(Estimator):
 
     def __init__(self, structure: Structure, temperature: float, by: str) -> None:
         super().__init__(structure)
-        if not isinstance(structure, OneHot):
-            raise UnsupportedError(f"estimator {by} needs OneHot; got {structure.name}")
+        if not structure.is_categorical:
+            raise UnsupportedError(f"estimator {by} needs one category out of all (OneHot); got {structure.name}")
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive and finite; got {temperature}")
         self.temperature = temperature

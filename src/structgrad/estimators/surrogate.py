@@ -14,7 +14,6 @@ from structgrad.estimators.base import (
     Estimator,
     Objective,
     PerturbAndMap,
-    UnsupportedError,
     pathwise,
     utility_divergence,
 )
@@ -88,8 +87,7 @@ class Surrogate(Estimator):
             raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
         by = f"estimator {method}"
         structure.require("argmax", *(["project"] if method == "spigot" else []), by=by)
-        if structure.vertex_layout is not structure.layout:
-            raise UnsupportedError(f"{by} needs vertices with one entry a score, which {structure.name} lacks")
+        structure.require_linear(by=by)
         if (method == "straight_through") != (step is None):
             raise ValueError(f"step goes with every method but straight_through; got {method}, step={step}")
         if step is not None and not 0 < step < math.inf:
@@ -112,14 +110,14 @@ class Surrogate(Estimator):
         samples = self.n_samples if self.training else 1
         divergence = None
         if isinstance(self.utility, Utility):
-            noisy = self.structure.parts(scores, mask) & self.structure.perturbed(scores)
+            noisy = self.structure.parts(scores, mask) & self.structure.noisy_parts(scores)
             divergence = utility_divergence(self.structure, self.utility, scores, noisy)
         if samples > 1:
             mask = None if mask is None else mask.expand(scores.shape).repeat_interleave(samples, 0)
             scores = scores.repeat_interleave(samples, 0)
         utility = torch.where(self.structure.parts(scores, mask), scores, 0.0)
         if self.utility is not None:
-            utility = torch.where(self.structure.perturbed(utility), self.utility.sample(utility), utility)
+            utility = torch.where(self.structure.noisy_parts(utility), self.utility.sample(utility), utility)
         if self.training:
             vertices: Tensor = _Surrogate.apply(utility, mask, self)
         else:
@@ -136,10 +134,7 @@ class Surrogate(Estimator):
             mask: which parts exist.
         """
         exists = self.structure.parts(utility, mask)
-        # A part's gradient is that of all the entries that show it.
-        if self.structure.layout.name == "undirected":
-            gradient = gradient + gradient.transpose(-1, -2)
-        gradient = torch.where(exists, gradient, 0.0)
+        gradient = torch.where(exists, self.structure.layout.pull_back(gradient), 0.0)
         if self.step is None:
             return gradient
         if self.method == "spigot":
@@ -194,9 +189,7 @@ class AdaptiveIMLE(Surrogate):
     def pull_back(self, gradient: Tensor, vertex: Tensor, utility: Tensor, mask: Tensor | None) -> Tensor:
         """See :class:`Surrogate`; also moves alpha."""
         exists = self.structure.parts(utility, mask)
-        if self.structure.layout.name == "undirected":
-            gradient = gradient + gradient.transpose(-1, -2)
-        gradient = torch.where(exists, gradient, 0.0)
+        gradient = torch.where(exists, self.structure.layout.pull_back(gradient), 0.0)
         dims = tuple(range(-self.structure.layout.ndim, 0))
         length = gradient.square().sum(dims, keepdim=True).sqrt()
         reach = torch.where(exists, utility, 0.0).square().sum(dims, keepdim=True).sqrt()

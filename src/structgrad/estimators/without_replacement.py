@@ -17,7 +17,6 @@ from structgrad.estimators.base import (
     pathwise,
 )
 from structgrad.estimators.utilities import Gumbel
-from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
 
 #: Trapezoids of width 1/4 in log t: the integrand below is entire in log t and falls off exponentially to the left and
@@ -73,8 +72,10 @@ class WithoutReplacement(Estimator):
 
     def __init__(self, structure: Structure, k: int = 4, baseline: bool = True) -> None:
         super().__init__(structure)
-        if not isinstance(structure, OneHot):
-            raise UnsupportedError(f"estimator without_replacement needs OneHot; got {structure.name}")
+        if not structure.is_categorical:
+            raise UnsupportedError(
+                f"estimator without_replacement needs one category out of all (OneHot); got {structure.name}"
+            )
         if k < 1 + baseline:
             raise ValueError(f"k must be at least {1 + baseline} (baseline={baseline}); got {k}")
         self.k, self.baseline = k, baseline

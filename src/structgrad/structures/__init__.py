@@ -11,12 +11,13 @@ from structgrad.structures.correlated_k_subset import CorrelatedKSubset
 from structgrad.structures.dag_path import DagPath
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram, Gibbs, KBest
 from structgrad.structures.k_subset import KSubset
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Directed, Layout, Matrix, Undirected, Vector
 from structgrad.structures.linear_chain import LinearChain
 from structgrad.structures.matching import Matching
 from structgrad.structures.one_hot import OneHot
 from structgrad.structures.permutation import Permutation
 from structgrad.structures.projective_tree import ProjectiveTree
+from structgrad.structures.relaxation import Relaxation
 from structgrad.structures.semi_markov import SemiMarkov
 from structgrad.structures.spanning_tree import SpanningTree
 from structgrad.structures.subset import Subset
@@ -31,6 +32,7 @@ __all__ = [
     "Constituency",
     "CorrelatedKSubset",
     "DagPath",
+    "Directed",
     "DynamicProgram",
     "Gibbs",
     "GroundTruth",
@@ -39,15 +41,19 @@ __all__ = [
     "Layout",
     "LinearChain",
     "Matching",
+    "Matrix",
     "NoStructure",
     "OneHot",
     "Permutation",
     "ProjectiveTree",
+    "Relaxation",
     "SemiMarkov",
     "SpanningTree",
     "SparseDistribution",
     "Structure",
     "Subset",
     "Trace",
+    "Undirected",
     "UnsupportedError",
+    "Vector",
 ]

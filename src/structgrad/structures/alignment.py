@@ -11,7 +11,7 @@ from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
 from structgrad.structures.family_dynamic_programs import Derivations, last
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Matrix
 
 
 class Alignment(Derivations):
@@ -31,7 +31,7 @@ class Alignment(Derivations):
     """
 
     def __init__(self) -> None:
-        self.layout = Layout("matrix")
+        self.layout = Matrix()
 
     def __repr__(self) -> str:
         return "Alignment()"

@@ -8,7 +8,7 @@ from torch import Tensor
 from structgrad.algorithms import chu_liu_edmonds, matrix_tree
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.family_trees import Tree
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Directed
 
 
 class Arborescence(Tree):
@@ -36,7 +36,7 @@ class Arborescence(Tree):
         if root < 0:
             raise ValueError(f"root must be a node, 0 or more; got {root}")
         self.root = root
-        self.layout = Layout("directed")
+        self.layout = Directed()
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """As for every structure; also refuses graphs too small to have the root."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures.layout import Layout
+from structgrad.structures.relaxation import Relaxation, half_square
 
 #: Every oracle a structure may have, in the order in which tables show them.
 ORACLES: tuple[str, ...] = (
@@ -122,24 +123,32 @@ class Structure:
 
     A subclass implements the oracles that exist for it, and nothing else; calling another one raises
     :class:`UnsupportedError`, and :meth:`require` says so before any data is touched. Beyond the oracles below a
-    structure may have relaxations: methods ``(utility, mask=None) -> relaxed vertex`` listed in
-    :attr:`relaxations`.
+    structure may have relaxations: methods ``(utility, mask=None) -> relaxed vertex`` that :attr:`relaxations`
+    describes. What else can be said of all its vertices (:attr:`constant_size`, :attr:`is_ordinal`, ...) are traits,
+    by which estimators choose; they never ask for a class.
 
     Everything is batched, differentiable where that makes sense, and runs on the device of the scores. Values are
     checked (NaN, empty sets) where looking is free, that is in eager mode on the CPU; shapes are always checked.
     """
-
-    #: Relaxations beyond ``exp_family`` (= ``marginals``) and ``euclidean`` (= ``project``): name -> method name.
-    extra_relaxations: ClassVar[dict[str, str]] = {}
-
-    #: Relaxations whose method also takes the keyword ``temperature``, by which its utility was divided.
-    tempered: ClassVar[frozenset[str]] = frozenset()
 
     #: False for the stand-ins of ``structure=none`` and ``structure=ground_truth``, which take no estimator.
     is_latent: ClassVar[bool] = True
 
     #: Whether all vertices of an example have equally many parts: adding a number to all scores changes nothing.
     constant_size: ClassVar[bool] = False
+
+    #: Whether a vertex is one part out of all.
+    is_categorical: ClassVar[bool] = False
+
+    #: Whether parts are chosen independently: the argmax is ``utility > 0``, Gibbs parts are independent bits.
+    is_independent: ClassVar[bool] = False
+
+    #: Whether the order of the utilities alone decides the argmax, as for bases of a matroid (which the greedy
+    #: algorithm finds) and for sorting. ``trace(E).vertex`` is then ``argmax(-E)`` and ``argmax(-log E)``.
+    is_ordinal: ClassVar[bool] = False
+
+    #: Whether the vertex of a trace is the argmax: ``trace(E).vertex = argmax(-E)``.
+    trace_is_argmax: ClassVar[bool] = True
 
     #: Name of the noise for which ``argmax(scores + noise)`` is a sample of the Gibbs distribution, if there is one.
     noise: ClassVar[str | None] = None
@@ -173,10 +182,30 @@ class Structure:
         return frozenset(filter(has, ORACLES))
 
     @property
-    def relaxations(self) -> dict[str, str]:
-        """Relaxations of the argmax that this structure has: name -> name of the method."""
-        general = {"exp_family": "marginals", "euclidean": "project"}
-        return {k: v for k, v in general.items() if v in self.oracles} | self.extra_relaxations
+    def relaxations(self) -> dict[str, Relaxation]:
+        """Relaxations of the argmax that this structure has, by name.
+
+        Those that follow from oracles are here. A structure with others adds them::
+
+            @property
+            def relaxations(self):
+                return super().relaxations | {"mine": Relaxation("my_method")}
+        """
+        general = {
+            "exp_family": Relaxation("marginals", symmetric=True),
+            "euclidean": Relaxation("project", regularizer=half_square, symmetric=True),
+        }
+        return {name: relaxation for name, relaxation in general.items() if relaxation.method in self.oracles}
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether a vertex has one entry a score, so that its value is ``<x, scores>``."""
+        return self.vertex_layout is self.layout
+
+    @property
+    def perturbs_all_parts(self) -> bool:
+        """Whether random utilities perturb every part, see :meth:`noisy_parts`."""
+        return type(self).noisy_parts is Structure.noisy_parts
 
     def require(self, *oracles: str, by: str) -> None:
         """Raise unless all ``oracles`` exist.
@@ -193,6 +222,47 @@ class Structure:
             have = ", ".join(o for o in ORACLES if o in self.oracles)
             raise UnsupportedError(f"{by} needs {', '.join(missing)}, which {self.name} lacks; it has {have}")
 
+    def require_linear(self, *, by: str) -> None:
+        """Raise :class:`UnsupportedError` unless a vertex has one entry a score."""
+        if not self.is_linear:
+            raise UnsupportedError(f"{by} needs vertices with one entry a score, which {self.name} lacks")
+
+    def require_relaxation(
+        self,
+        name: str,
+        *,
+        by: str,
+        one_draw: bool = False,
+        symmetric: bool = False,
+        regularized: bool = False,
+    ) -> Relaxation:
+        """The relaxation of that name, with the properties that are asked for.
+
+        Args:
+            name: a key of :attr:`relaxations`.
+            by: who asks, for the message.
+            one_draw: it must take one utility, not several.
+            symmetric: its Jacobian must be symmetric.
+            regularized: its regularizer must be known.
+
+        Raises:
+            UnsupportedError: one line that says what is missing and which relaxations would do.
+        """
+        asked = {
+            "of one utility": lambda relaxation: not one_draw or relaxation.draws is None,
+            "with a symmetric Jacobian": lambda relaxation: not symmetric or relaxation.symmetric,
+            "with a known regularizer": lambda relaxation: not regularized or relaxation.regularizer is not None,
+        }
+        found = self.relaxations
+        usable = [key for key, relaxation in found.items() if all(holds(relaxation) for holds in asked.values())]
+        if name in usable:
+            return found[name]
+        have = ", ".join(usable) or "none"
+        if name not in found:
+            raise UnsupportedError(f"{by} needs relaxation {name!r}, which {self.name} lacks; it has {have}")
+        lacks = " and ".join(what for what, holds in asked.items() if not holds(found[name]))
+        raise UnsupportedError(f"{by} needs a relaxation {lacks}, and {name!r} of {self.name} is none; it has {have}")
+
     def relax(
         self, relaxation: str, utility: Tensor, mask: Tensor | None = None, temperature: float | Tensor = 1.0
     ) -> Tensor:
@@ -200,30 +270,20 @@ class Structure:
 
         Args:
             relaxation: a key of :attr:`relaxations`.
-            utility: ``[*batch, *parts]``, already divided by the temperature.
+            utility: ``[*batch, *parts]``, already divided by the temperature; ``[draws, *batch, *parts]`` for
+                relaxations of several utilities.
             mask: which parts exist.
             temperature: what the utility was divided by, for the few that are no function of the quotient alone.
 
         Raises:
             UnsupportedError: if this structure lacks it.
         """
-        if relaxation not in self.relaxations:
-            raise UnsupportedError(
-                f"{self.name} has no relaxation {relaxation!r}; it has {', '.join(self.relaxations) or 'none'}"
-            )
-        options = {"temperature": temperature} if relaxation in self.tempered else {}
-        relaxed: Tensor = getattr(self, self.relaxations[relaxation])(utility, mask, **options)
+        found = self.relaxations.get(relaxation) or self.require_relaxation(relaxation, by="relax")
+        options = {"temperature": temperature} if found.takes_temperature else {}
+        relaxed: Tensor = getattr(self, found.method)(utility, mask, **options)
         return relaxed
 
-    def draws(self, relaxation: str) -> int | None:
-        """How many independent utilities a relaxation takes.
-
-        Returns:
-            None for one utility ``[*batch, *parts]``; a number k for utilities ``[k, *batch, *parts]`` (L2X).
-        """
-        return None
-
-    def perturbed(self, scores: Tensor) -> Tensor:
+    def noisy_parts(self, scores: Tensor) -> Tensor:
         """Which parts random utilities perturb; the others have their score as utility (Paulus et al. 2020, B.5).
 
         Returns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from structgrad.structures.base import Structure
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Directed, Vector
 
 
 class NoStructure(Structure):
@@ -14,7 +14,7 @@ class NoStructure(Structure):
     is_latent: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self.layout = Layout("vector")
+        self.layout = Vector()
 
 
 class GroundTruth(Structure):
@@ -23,4 +23,4 @@ class GroundTruth(Structure):
     is_latent: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self.layout = Layout("directed")
+        self.layout = Directed()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from structgrad.structures.family_item_recursions import ItemRecursion
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Directed, Layout, Vector
 
 
 class BinaryTree(ItemRecursion):
@@ -28,8 +28,8 @@ class BinaryTree(ItemRecursion):
     noise, and need not be the most probable tree, which favours balance.
     """
 
-    layout = Layout("vector")
-    vertex_layout: ClassVar[Layout] = Layout("directed")
+    layout = Vector()
+    vertex_layout: ClassVar[Layout] = Directed()
 
     def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:
         # The parent of a token is the deeper, that is larger, of the nearest smaller tokens on both sides.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from structgrad.algorithms.counted_bits import Chain
 from structgrad.algorithms.k_best import best_of_cardinality
 from structgrad.structures.base import SparseDistribution
 from structgrad.structures.family_subsets import Counted
-from structgrad.structures.layout import Layout, LayoutName
+from structgrad.structures.layout import Layout, LayoutName, make_layout
 
 
 class BudgetSubset(Counted):
@@ -32,13 +32,11 @@ class BudgetSubset(Counted):
         ValueError: for a budget below 1.
     """
 
-    extra_relaxations: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, budget: int, layout: LayoutName = "vector") -> None:
+    def __init__(self, budget: int, layout: LayoutName | Layout = "vector") -> None:
         if budget < 1:
             raise ValueError(f"budget must be at least 1; got {budget}")
         self.budget = budget
-        self.layout = Layout(layout)
+        self.layout = make_layout(layout)
 
     def __repr__(self) -> str:
         return f"BudgetSubset(budget={self.budget}, layout={self.layout.name!r})"

@@ -11,7 +11,7 @@ from torch import Tensor
 from structgrad.algorithms.counted_bits import Chain
 from structgrad.algorithms.eager import refuse
 from structgrad.structures.derived import Gibbs, KBest
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Vector
 
 
 class CorrelatedKSubset(Gibbs, KBest):
@@ -20,7 +20,7 @@ class CorrelatedKSubset(Gibbs, KBest):
     Parts are ``[x_1 .. x_n, x_1 x_2 .. x_{n-1} x_n]``, 2n - 1 of them; vertices, scores and masks have that shape. The
     only relaxation is ``exp_family``, the mean of the Gibbs distribution, by dynamic programming (Mezuman et al. 2013):
     O(n k) forward and backward. A pair exists where its two items do; a pair that the mask removes beyond that has no
-    score and is shown as 0. In the perturbation model only the items' scores are perturbed (:meth:`perturbed`).
+    score and is shown as 0. In the perturbation model only the items' scores are perturbed (:meth:`noisy_parts`).
 
     Args:
         k: number of items, at least 1.
@@ -34,7 +34,7 @@ class CorrelatedKSubset(Gibbs, KBest):
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
         self.k = k
-        self.layout = Layout("vector")
+        self.layout = Vector()
 
     def __repr__(self) -> str:
         return f"CorrelatedKSubset(k={self.k})"
@@ -57,7 +57,7 @@ class CorrelatedKSubset(Gibbs, KBest):
         items = parts[..., :n]
         return torch.cat([items, parts[..., n:] & items[..., 1:] & items[..., :-1]], -1)
 
-    def perturbed(self, scores: Tensor) -> Tensor:
+    def noisy_parts(self, scores: Tensor) -> Tensor:
         """The items: random utilities leave the pairs alone (Paulus et al. 2020, B.5)."""
         return torch.arange(scores.shape[-1], device=scores.device) < (scores.shape[-1] + 1) // 2
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
 from structgrad.structures.family_dynamic_programs import Derivations
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Vector
 
 
 class DagPath(Derivations):
@@ -39,7 +39,7 @@ class DagPath(Derivations):
         self.edges = tuple((u, v) for u, v in pairs)
         self.source = source
         self.target = max(map(max, self.edges)) if target is None else target
-        self.layout = Layout("vector")
+        self.layout = Vector()
         if self.source == self.target or int(_graph(self.edges, self.source, self.target).goals[1]) == ZERO:
             raise ValueError(f"no path of edges leads from {self.source} to {self.target}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class ItemRecursion(Structure, abc.ABC):
 
     Everything takes O(n^2) time and memory an example. Items that a mask removes take no part.
     """
+
+    is_ordinal: ClassVar[bool] = True
 
     @abc.abstractmethod
     def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:

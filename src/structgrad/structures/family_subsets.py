@@ -19,7 +19,7 @@ class Flat(Structure):
         self.check(scores, mask)
         exists = self.layout.flatten(self.parts(scores, mask))
         flat = self.layout.flatten(scores)
-        whole = mask is None and not self.layout.is_graph
+        whole = mask is None and self.layout.is_full
         return flat if whole else flat.masked_fill(~exists, 0.0), exists
 
     def _show(self, flat: Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from structgrad.algorithms.k_best import best_of_cardinality
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional, plackett_luce_terms
 from structgrad.structures.base import Noise, SparseDistribution, Trace
 from structgrad.structures.family_subsets import Counted
-from structgrad.structures.layout import Layout, LayoutName
+from structgrad.structures.layout import Layout, LayoutName, make_layout
+from structgrad.structures.relaxation import Relaxation, negative_binary_entropy, negative_entropy
 
 
 class KSubset(Counted):
@@ -46,34 +47,34 @@ class KSubset(Counted):
         ValueError: for k < 1; from every oracle, in eager CPU code, if an example has fewer than k parts.
     """
 
-    extra_relaxations: ClassVar[dict[str, str]] = {
-        "categorical": "categorical",
-        "binary": "binary",
-        "l2x": "l2x",
-        "softsub": "softsub",
-    }
     constant_size: ClassVar[bool] = True
-    tempered: ClassVar[frozenset[str]] = frozenset({"softsub"})
+    is_ordinal: ClassVar[bool] = True
 
-    def __init__(self, k: int, layout: LayoutName = "vector") -> None:
+    def __init__(self, k: int, layout: LayoutName | Layout = "vector") -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
         self.k = k
-        self.layout = Layout(layout)
+        self.layout = make_layout(layout)
 
     def __repr__(self) -> str:
         return f"KSubset(k={self.k}, layout={self.layout.name!r})"
 
-    def draws(self, relaxation: str) -> int | None:
-        """L2X takes k independent utilities."""
-        return self.k if relaxation == "l2x" else None
+    @property
+    def relaxations(self) -> dict[str, Relaxation]:
+        """With the last four of the table above; L2X takes k independent utilities."""
+        return super().relaxations | {
+            "categorical": Relaxation("categorical", regularizer=negative_entropy, symmetric=True),
+            "binary": Relaxation("binary", regularizer=negative_binary_entropy, symmetric=True),
+            "l2x": Relaxation("l2x", draws=self.k),
+            "softsub": Relaxation("softsub", takes_temperature=True),
+        }
 
     def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Also refuses examples of fewer than k parts."""
         flat, exists = super()._read(scores, mask)
         if flat.shape[-1] < self.k:
             raise ValueError(f"k = {self.k} parts are to be chosen, and scores {list(scores.shape)} have fewer")
-        if mask is not None or self.layout.is_graph:
+        if mask is not None or not self.layout.is_full:
             refuse(exists.sum(-1) < self.k, f"has fewer than k = {self.k} parts")
         return flat, exists
 

@@ -1,77 +1,64 @@
 """How the parts of a structure lie in a tensor: a vector, a matrix, the edges of a graph, or an array of any shape.
 
 A *part* is one entry of the score vector that a structure is linear in. Undirected edges are one part each, although
-an adjacency matrix shows them twice; the layout is what knows about that, so that noise, inner products, KL terms and
+an adjacency matrix shows them twice. The layout is what knows about that, so that noise, inner products, KL terms and
 gradients count each part once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 LayoutName = Literal["vector", "matrix", "directed", "undirected"]
 
-#: The dimensions of the layouts that have a name; equal names are equal sizes.
-_DIMENSIONS: dict[str, tuple[str, ...]] = {
-    "vector": ("n",),
-    "matrix": ("n", "m"),
-    "directed": ("n", "n"),
-    "undirected": ("n", "n"),
-}
-
 
 class Layout:
     """Where the parts lie.
 
-    ==============  =====================  ==========================================================
-    name            shape of the parts     parts
-    ==============  =====================  ==========================================================
-    ``vector``      ``[n]``                every entry
-    ``matrix``      ``[n, m]``             every entry
-    ``directed``    ``[n, n]``             the entries off the diagonal; ``[i, j]`` is the edge i -> j
-    ``undirected``  ``[n, n]``             the entries above the diagonal; vertices are shown symmetric
-    your own        ``dimensions``         every entry
-    ==============  =====================  ==========================================================
+    =====================  =====================  ==========================================================
+    class                  shape of the parts     parts
+    =====================  =====================  ==========================================================
+    :class:`Vector`        ``[n]``                every entry
+    :class:`Matrix`        ``[n, m]``             every entry
+    :class:`Directed`      ``[n, n]``             the entries off the diagonal; ``[i, j]`` is the edge i -> j
+    :class:`Undirected`    ``[n, n]``             the entries above the diagonal; vertices are shown symmetric
+    ``Layout(...)``        ``dimensions``         every entry
+    your own subclass      ``dimensions``         what it says
+    =====================  =====================  ==========================================================
 
-    Scores of an ``undirected`` structure are read above the diagonal only (as LAPACK reads one triangle of a symmetric
-    matrix); what lies below it is never looked at. A model with directed scores averages both directions first, see
-    :meth:`symmetrize`.
-
-    A structure whose parts have another shape brings a layout of its own, e.g. transitions of a sequence of labels::
+    A structure whose parts fill an array of another shape brings a layout of its own, e.g. transitions of a sequence
+    of labels::
 
         Layout("transitions", ("n - 1", "C", "C"))
 
-    **How parts are counted.** ``structure.parts(scores, mask)`` says which entries are parts that exist, each once;
-    sums over parts (inner products, KL, log-densities, norms) go through it. Where only some entries of the array are
+    **How parts are counted.** ``structure.parts(scores, mask)`` says which entries are parts that exist, each once.
+    Sums over parts (inner products, KL, log-densities, norms) go through it. Where only some entries of the array are
     parts, the structure overrides ``parts`` and intersects what this layout says (``Arborescence``: no edge into the
     root).
 
-    **How they are shown.** A vertex has the shape of the scores, and every part is shown in its own entry. A layout
-    that shows a part in several entries overrides :meth:`parts`, :meth:`mirror`, :meth:`flatten` and :meth:`unflatten`
-    together, as ``undirected`` does.
+    **How they are shown.** A vertex has the shape of the scores, and every part is shown in its own entry. A subclass
+    that shows a part in several entries overrides :meth:`parts`, :meth:`mirror`, :meth:`flatten` and
+    :meth:`unflatten` together, as :class:`Undirected` does. Its :meth:`pull_back` then follows from its
+    :meth:`mirror`.
 
     Args:
-        name: one of the above, or a new one.
-        dimensions: of a new one, a name for each; used in messages, and equal names must have equal sizes.
-
-    Raises:
-        ValueError: for an unknown name without dimensions, or dimensions for a known one.
+        name: in messages.
+        dimensions: of the parts, a name for each; used in messages, and equal names must have equal sizes.
     """
 
-    def __init__(self, name: LayoutName | str, dimensions: Sequence[str] | None = None) -> None:
-        if (name in _DIMENSIONS) == (dimensions is not None):
-            known = ", ".join(_DIMENSIONS)
-            raise ValueError(f"layout must be one of {known}, or a new name with its dimensions; got {name!r}")
+    #: Whether parts are edges between nodes of one graph.
+    is_graph: ClassVar[bool] = False
+
+    def __init__(self, name: str, dimensions: Sequence[str]) -> None:
         self.name = name
-        self.dimensions = _DIMENSIONS[name] if dimensions is None else tuple(dimensions)
+        self.dimensions = tuple(dimensions)
 
     def __repr__(self) -> str:
-        known = self.name in _DIMENSIONS
-        return f"Layout({self.name!r})" if known else f"Layout({self.name!r}, {self.dimensions})"
+        return f"{type(self).__name__}({self.name!r}, {self.dimensions})"
 
     @property
     def ndim(self) -> int:
@@ -79,9 +66,14 @@ class Layout:
         return len(self.dimensions)
 
     @property
-    def is_graph(self) -> bool:
-        """Whether parts are edges between nodes of one graph."""
-        return self.name in ("directed", "undirected")
+    def is_full(self) -> bool:
+        """Whether every entry is a part."""
+        return type(self).parts is Layout.parts
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether some part is shown in several entries."""
+        return type(self).mirror is not Layout.mirror
 
     def check(self, scores: Tensor) -> None:
         """Raise ``ValueError`` unless the trailing dimensions of ``scores`` can hold such parts."""
@@ -103,47 +95,143 @@ class Layout:
         Returns:
             bool ``[*batch, *parts]``, an expanded view where that is enough.
         """
-        if self.is_graph:
-            pairs = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device)
-            pairs = pairs.triu(1) if self.name == "undirected" else pairs.fill_diagonal_(False)
-            exist = pairs if mask is None else mask & pairs
-        else:
-            exist = torch.ones((), dtype=torch.bool, device=scores.device) if mask is None else mask
+        exist = torch.ones((), dtype=torch.bool, device=scores.device) if mask is None else mask
         return exist.expand(scores.shape)
 
     def mirror(self, parts: Tensor) -> Tensor:
-        """Show ``parts`` as a vertex is shown: undirected edges in both triangles, everything else unchanged.
+        """Show ``parts`` as a vertex is shown, a linear map: ``[*batch, *parts]`` -> ``[*batch, *parts]``.
 
-        Differentiable: the gradient of an undirected edge is the sum of the gradients of its two entries.
+        Differentiable. Entries that are no parts are not looked at. Here every part is shown where it lies.
         """
-        if self.name != "undirected":
-            return parts
-        upper = parts.triu(1)
-        return upper + upper.transpose(-1, -2)
+        return parts
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """The transpose of :meth:`mirror`: what a gradient for the shown entries is for the parts.
+
+        Args:
+            gradient: ``[*batch, *parts]``, one number a shown entry.
+
+        Returns:
+            ``[*batch, *parts]``, at every part the sum over the entries that show it.
+        """
+        if not self.is_mirrored:
+            return gradient
+        with torch.enable_grad():
+            parts = torch.zeros_like(gradient, requires_grad=True)
+            shown = self.mirror(parts)
+        (out,) = torch.autograd.grad(shown, parts, gradient, create_graph=gradient.requires_grad)
+        return out
 
     def symmetrize(self, scores: Tensor) -> Tensor:
-        """Average both directions of every edge for ``undirected`` layouts (Paulus et al. 2020, D.4.2, D.5.2)."""
-        if self.name != "undirected":
-            return scores
-        return (scores + scores.transpose(-1, -2)) / 2
+        """Average the scores of both directions of every edge, where edges have none; others are as they are."""
+        return scores
 
     def flatten(self, parts: Tensor) -> Tensor:
-        """``[*batch, *parts]`` -> ``[*batch, P]``: ``n * (n - 1) / 2`` entries for undirected edges, all otherwise."""
-        if self.name == "undirected":
-            row, column = torch.triu_indices(parts.shape[-2], parts.shape[-1], offset=1, device=parts.device)
-            return parts[..., row, column]
+        """``[*batch, *parts]`` -> ``[*batch, P]``, each part once."""
         return parts.flatten(-self.ndim)
 
     def unflatten(self, flat: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of :meth:`flatten`: ``[*batch, P]`` -> ``[*batch, *parts]``, mirrored.
+        """The inverse of :meth:`flatten`, shown as a vertex is: ``[*batch, P]`` -> ``[*batch, *parts]``.
 
         Args:
             flat: ``[*batch, P]``.
             shape: the trailing part shape, for instance ``scores.shape[-2:]``.
         """
-        if self.name == "undirected":
-            row, column = torch.triu_indices(shape[0], shape[1], offset=1, device=flat.device)
-            full = flat.new_zeros(*flat.shape[:-1], *shape)
-            full[..., row, column] = flat
-            return self.mirror(full)
         return flat.reshape(*flat.shape[:-1], *shape)
+
+
+class _Named(Layout):
+    """A layout of this module, which has no options."""
+
+    _name: ClassVar[str]
+    _dimensions: ClassVar[tuple[str, ...]]
+
+    def __init__(self) -> None:
+        super().__init__(self._name, self._dimensions)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Vector(_Named):
+    """``[n]``; every entry is a part."""
+
+    _name, _dimensions = "vector", ("n",)
+
+
+class Matrix(_Named):
+    """``[n, m]``; every entry is a part."""
+
+    _name, _dimensions = "matrix", ("n", "m")
+
+
+class Directed(_Named):
+    """``[n, n]``; the parts are the entries off the diagonal, and ``[i, j]`` is the edge i -> j."""
+
+    _name, _dimensions = "directed", ("n", "n")
+    is_graph: ClassVar[bool] = True
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :class:`Layout`."""
+        pairs = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).fill_diagonal_(False)
+        return (pairs if mask is None else mask & pairs).expand(scores.shape)
+
+
+class Undirected(_Named):
+    """``[n, n]``; the parts are the entries above the diagonal, and vertices are shown symmetric.
+
+    Scores are read above the diagonal only (as LAPACK reads one triangle of a symmetric matrix). What lies below it is
+    never looked at. A model with directed scores averages both directions first, see :meth:`symmetrize`.
+    """
+
+    _name, _dimensions = "undirected", ("n", "n")
+    is_graph: ClassVar[bool] = True
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See :class:`Layout`."""
+        pairs = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        return (pairs if mask is None else mask & pairs).expand(scores.shape)
+
+    def mirror(self, parts: Tensor) -> Tensor:
+        """Every edge in both triangles."""
+        upper = parts.triu(1)
+        return upper + upper.transpose(-1, -2)
+
+    def pull_back(self, gradient: Tensor) -> Tensor:
+        """The sum of the gradients of both entries of every edge."""
+        return (gradient + gradient.transpose(-1, -2)).triu(1)
+
+    def symmetrize(self, scores: Tensor) -> Tensor:
+        """Average both directions of every edge (Paulus et al. 2020, D.4.2, D.5.2)."""
+        return (scores + scores.transpose(-1, -2)) / 2
+
+    def flatten(self, parts: Tensor) -> Tensor:
+        """``[*batch, n, n]`` -> ``[*batch, n (n - 1) / 2]``."""
+        row, column = torch.triu_indices(parts.shape[-2], parts.shape[-1], offset=1, device=parts.device)
+        return parts[..., row, column]
+
+    def unflatten(self, flat: Tensor, shape: torch.Size) -> Tensor:
+        """``[*batch, n (n - 1) / 2]`` -> ``[*batch, n, n]``, symmetric."""
+        row, column = torch.triu_indices(shape[0], shape[1], offset=1, device=flat.device)
+        full = flat.new_zeros(*flat.shape[:-1], *shape)
+        full[..., row, column] = flat
+        return self.mirror(full)
+
+
+_LAYOUTS: dict[str, type[_Named]] = {kind._name: kind for kind in (Vector, Matrix, Directed, Undirected)}
+
+
+def make_layout(layout: LayoutName | Layout) -> Layout:
+    """The layout of that name; an object is handed through.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(layout, Layout):
+        return layout
+    if layout not in _LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(_LAYOUTS)}, or a Layout; got {layout!r}")
+    return _LAYOUTS[layout]()
+
+
+__all__ = ["Directed", "Layout", "LayoutName", "Matrix", "Undirected", "Vector", "make_layout"]

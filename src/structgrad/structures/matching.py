@@ -16,7 +16,8 @@ from structgrad.algorithms.plackett_luce import log_totals, takes_operator
 from structgrad.algorithms.sinkhorn import central_duals, dual_step, potentials
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.derived import ActiveSetProjection, KBest
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Matrix
+from structgrad.structures.relaxation import Relaxation, negative_entropy
 
 
 class Matching(KBest, ActiveSetProjection):
@@ -45,10 +46,9 @@ class Matching(KBest, ActiveSetProjection):
             ``values_can_be_read``), that is beyond 64 rows on a GPU, where up to 64 one launch does it all.
     """
 
-    layout = Layout("matrix")
-    extra_relaxations: ClassVar[dict[str, str]] = {"sinkhorn": "sinkhorn", "categorical": "sinkhorn"}
-
+    layout = Matrix()
     constant_size: ClassVar[bool] = True
+    trace_is_argmax: ClassVar[bool] = False
 
     def __init__(self, *, tolerance: float = 1e-6, max_iterations: int = 1000) -> None:
         if not tolerance > 0 or max_iterations < 1:
@@ -57,6 +57,14 @@ class Matching(KBest, ActiveSetProjection):
             )
         self.tolerance = tolerance
         self.max_iterations = max_iterations
+
+    @property
+    def relaxations(self) -> dict[str, Relaxation]:
+        """With ``sinkhorn``, which is also ``categorical``."""
+        return super().relaxations | {
+            name: Relaxation("sinkhorn", regularizer=negative_entropy, symmetric=True)
+            for name in ("sinkhorn", "categorical")
+        }
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """As every structure; the matrix must be square."""

@@ -15,7 +15,8 @@ from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional
 from structgrad.structures.base import Noise, SparseDistribution, Trace
 from structgrad.structures.derived import Gibbs
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Vector
+from structgrad.structures.relaxation import Relaxation, negative_entropy
 
 
 class OneHot(Gibbs):
@@ -28,12 +29,20 @@ class OneHot(Gibbs):
         ValueError: from every oracle, in eager CPU code, if an example has no category to choose.
     """
 
-    extra_relaxations: ClassVar[dict[str, str]] = {"categorical": "marginals"}
     constant_size: ClassVar[bool] = True
+    is_categorical: ClassVar[bool] = True
+    is_ordinal: ClassVar[bool] = True
     noise: ClassVar[str | None] = "gumbel"
 
     def __init__(self) -> None:
-        self.layout = Layout("vector")
+        self.layout = Vector()
+
+    @property
+    def relaxations(self) -> dict[str, Relaxation]:
+        """With ``categorical``, which is the softmax again."""
+        return super().relaxations | {
+            "categorical": Relaxation("marginals", regularizer=negative_entropy, symmetric=True)
+        }
 
     def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Checked scores, lowest where a category is missing, and which categories exist; None for all."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from structgrad.structures.family_item_recursions import ItemRecursion
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Layout, Matrix, Vector
+from structgrad.structures.relaxation import Relaxation
 
 
 class Permutation(ItemRecursion):
@@ -29,9 +30,13 @@ class Permutation(ItemRecursion):
     points of the Birkhoff polytope, their columns need not sum to one).
     """
 
-    layout = Layout("vector")
-    vertex_layout: ClassVar[Layout] = Layout("matrix")
-    extra_relaxations: ClassVar[dict[str, str]] = {"neuralsort": "neuralsort", "softsort": "softsort"}
+    layout = Vector()
+    vertex_layout: ClassVar[Layout] = Matrix()
+
+    @property
+    def relaxations(self) -> dict[str, Relaxation]:
+        """Both have a Jacobian that is not square, and no regularizer."""
+        return super().relaxations | {name: Relaxation(name) for name in ("neuralsort", "softsort")}
 
     def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:
         order = torch.where(present, keys, torch.inf).sort(dim=-1, stable=True).indices

@@ -12,7 +12,7 @@ from torch import Tensor
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
 from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.family_dynamic_programs import Derivations, last
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Directed
 
 
 class ProjectiveTree(Derivations):
@@ -39,7 +39,7 @@ class ProjectiveTree(Derivations):
     def __init__(self, root: int = 0) -> None:
         self.root = root
         self._arborescences = Arborescence(root)
-        self.layout = Layout("directed")
+        self.layout = Directed()
 
     def __repr__(self) -> str:
         return f"ProjectiveTree(root={self.root})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from structgrad.algorithms import kruskal, matrix_tree
 from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.family_trees import Tree
-from structgrad.structures.layout import Layout
+from structgrad.structures.layout import Undirected
 
 
 class SpanningTree(Tree):
@@ -27,8 +29,10 @@ class SpanningTree(Tree):
         ValueError: from every oracle, in eager CPU code, if an example is not connected.
     """
 
+    is_ordinal: ClassVar[bool] = True
+
     def __init__(self) -> None:
-        self.layout = Layout("undirected")
+        self.layout = Undirected()
 
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures.base import SparseDistribution
 from structgrad.structures.derived import Gibbs
 from structgrad.structures.family_subsets import Flat
-from structgrad.structures.layout import Layout, LayoutName
+from structgrad.structures.layout import Layout, LayoutName, make_layout
+from structgrad.structures.relaxation import Relaxation, negative_binary_entropy, negative_entropy
 
 
 class Subset(Flat, Gibbs):
@@ -32,16 +33,24 @@ class Subset(Flat, Gibbs):
         layout: ``"vector"`` (bit vectors), ``"matrix"``, ``"directed"`` or ``"undirected"`` (independent edges).
     """
 
-    extra_relaxations: ClassVar[dict[str, str]] = {"binary": "marginals", "categorical": "categorical"}
+    is_independent: ClassVar[bool] = True
 
     #: Utilities of the Gibbs distribution: scores plus this noise, then argmax.
     noise: ClassVar[str | None] = "logistic"
 
-    def __init__(self, layout: LayoutName = "vector") -> None:
-        self.layout = Layout(layout)
+    def __init__(self, layout: LayoutName | Layout = "vector") -> None:
+        self.layout = make_layout(layout)
 
     def __repr__(self) -> str:
         return f"Subset(layout={self.layout.name!r})"
+
+    @property
+    def relaxations(self) -> dict[str, Relaxation]:
+        """With ``binary``, which is the sigmoid again, and ``categorical``."""
+        return super().relaxations | {
+            "binary": Relaxation("marginals", regularizer=negative_binary_entropy, symmetric=True),
+            "categorical": Relaxation("categorical", regularizer=negative_entropy, symmetric=True),
+        }
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[utility > 0]``: ``[*batch, *parts]``."""
@@ -175,8 +184,6 @@ class Subset(Flat, Gibbs):
         self.check_listable(2**count, *shape)
         corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=count)), dtype=torch.float64)
         corners = corners.reshape(2**count, count)
-        if self.layout.name != "directed":
-            return self.layout.unflatten(corners, torch.Size(shape))
         full = corners.new_zeros(len(corners), *shape)
         full[:, self.parts(full[0])] = corners
-        return full
+        return self.layout.mirror(full)
