@@ -157,7 +157,7 @@ class GumbelRao(Estimator):
             return pathwise(objective, hard, 1, divergence)
         shape = (self.n_conditional, *scores.shape)
         masks = None if mask is None else mask.expand(scores.shape).expand(shape)
-        repeated = Trace(trace.vertex.expand(shape), trace.choices.expand(self.n_conditional, *trace.choices.shape))
+        repeated = Trace(*(t.expand(self.n_conditional, *t.shape) for t in (trace.vertex, trace.choices)))
         given = -structure.conditional(repeated, rates.expand(shape), masks).log().to(scores.dtype)
         # The noise is held: utilities move as the scores do.
         safe = torch.where(exists, scores, 0.0)
