@@ -12,8 +12,8 @@ from benchmarks.harness import Row, matmul_rate, measure, report
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.runtime import tune_allocator
 from structgrad.tasks.bit_vector_vae.model import LEVELS, Decoder
+from structgrad.training.runtime import tune_allocator
 
 BATCH, PIXELS, HIDDEN, RANK = 64, 784, 128, 5
 #: Vertices a second that we ask of ourselves on two cores.

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from structgrad.estimators import Marginalize, Reinforce
 from structgrad.estimators.base import Estimator
-from structgrad.runtime import tune_allocator
 from structgrad.structures import OneHot
 from structgrad.tasks.communication_game import CommunicationGame
 from structgrad.tasks.communication_game.data import ConceptData, Concepts, draw_games
+from structgrad.training.runtime import tune_allocator
 
 GAMES, CANDIDATES, SYMBOLS, FEATURES, EMBEDDING, HIDDEN = 64, 16, 256, 4096, 256, 512
 

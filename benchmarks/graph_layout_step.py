@@ -13,11 +13,11 @@ from benchmarks.harness import Row, matmul_rate, measure, report, training_step
 
 from structgrad.estimators import SST, Reinforce
 from structgrad.estimators.base import Estimator
-from structgrad.runtime import tune_allocator
 from structgrad.structures import KSubset, SpanningTree, Subset
 from structgrad.structures.base import Structure
 from structgrad.tasks.graph_layout import GraphLayout, GraphLayoutData
 from structgrad.tasks.graph_layout.data import generate
+from structgrad.training.runtime import tune_allocator
 
 BATCH, STEPS, HIDDEN, VERTICES = 128, 10, 256, 10
 #: Examples a second that we ask of ourselves on two cores, and what was measured of the authors' released code.

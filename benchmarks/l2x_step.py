@@ -14,9 +14,9 @@ from benchmarks.stopwatch import Stopwatch
 
 from structgrad.data import Batch
 from structgrad.estimators import SST
-from structgrad.runtime import tune_allocator
 from structgrad.structures import CorrelatedKSubset, KSubset
 from structgrad.tasks.l2x import L2X, PlantedReviews
+from structgrad.training.runtime import tune_allocator
 
 BATCH, WORDS, SIZE, FILTERS, K, VOCABULARY = 100, 350, 200, 100, 10, 20_000
 #: Largest share of structure and estimator in a step that we allow ourselves.

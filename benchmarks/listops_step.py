@@ -15,9 +15,9 @@ from benchmarks.stopwatch import Stopwatch
 
 from structgrad.data import Batch
 from structgrad.estimators import SST
-from structgrad.runtime import tune_allocator
 from structgrad.structures import Arborescence
 from structgrad.tasks.listops import ListOps, ListOpsData
+from structgrad.training.runtime import tune_allocator
 
 BATCH, HIDDEN, MESSAGE_STEPS = 100, 60, 5
 

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from structgrad.estimators import Reinforce, Relax
 from structgrad.estimators.base import Estimator
-from structgrad.runtime import tune_allocator
 from structgrad.structures import BinaryTree, GroundTruth, NoStructure, Structure
 from structgrad.tasks.parentheses import Parentheses, ParenthesesData, trees
 from structgrad.tasks.parentheses.model import TreeDecoder
 from structgrad.tasks.parentheses.task import Generation
+from structgrad.training.runtime import tune_allocator
 
 BATCH, EMBEDDING, HIDDEN = 64, 128, 256
 SAMPLES = 4  # of T-REINFORCE+, on a quarter of the sequences

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from structgrad.estimators import Marginalize, Reinforce
 from structgrad.estimators.base import Estimator
-from structgrad.runtime import tune_allocator
 from structgrad.structures import OneHot
 from structgrad.tasks.ssvae import SemiSupervisedImages, SemiSupervisedVAE, WarmStart
 from structgrad.tasks.ssvae.model import Networks
 from structgrad.training.compiled import compiled_step
+from structgrad.training.runtime import tune_allocator
 
 BATCH, CLASSES = 64, 10
 

@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 
 from structgrad.commands import CONFIGS, sweep
+from structgrad.common.text import duration
 from structgrad.experiments import reproduction, tables
-from structgrad.experiments.markdown import duration
 from structgrad.experiments.report import build
 from structgrad.experiments.runs import of_sweeps
-from structgrad.experiments.worker import AGAIN
+from structgrad.training.contract import EXIT_AGAIN
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = CONFIGS / "table"
@@ -49,7 +49,7 @@ def main() -> int:
         given = [f"table={entry.table.name}", f"rows={entry.row.name}", "budget=paper", f"results={options.results}"]
         ended = sweep.main([*given, *options.overrides])
         write(everything, options.results, options.page)
-        if ended == AGAIN:
+        if ended == EXIT_AGAIN:
             return ended
         code = max(code, ended)
     write(everything, options.results, options.page)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +13,27 @@ import pytest
 import structgrad
 
 PACKAGE = Path(structgrad.__file__).parent
-#: Each may import from those before it (and itself); files beside them from whatever their line here says.
-FOLDERS = ("algorithms", "structures", "estimators", "tasks", "training", "commands")
-#: What knows nothing of structures.
-TOOLS = ("cache", "data", "images", "irrelevant", "runtime", "version")
+#: What a user's own model may be made of: room -> the rooms that it may import from, beside itself.
+LIBRARY = {
+    "version": [],
+    "common": [],
+    "algorithms": ["common"],
+    "structures": ["common", "algorithms"],
+    "estimators": ["common", "algorithms", "structures"],
+    "losses": ["common", "algorithms", "structures", "estimators"],
+    "diagnose": ["common", "algorithms", "structures", "estimators"],
+    "testing": ["common", "algorithms", "structures", "estimators", "losses", "diagnose"],
+}
+#: Experiments with it: these may import from the library and from the rooms named here.
+LABORATORY = {
+    "data": [],
+    "tasks": ["data"],
+    "training": ["data", "tasks"],
+    "experiments": ["training"],
+    "commands": ["data", "tasks", "training", "experiments"],
+}
+#: What the laboratory is made with and the library does without.
+TOOLS = {"pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "optuna", "datasets", "matplotlib", "rich"}
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
@@ -45,19 +64,34 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 def test_imports_run_one_way(path: Path) -> None:
     inside = path.relative_to(PACKAGE).parts
     own = inside[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    allowed = LIBRARY[own] if own in LIBRARY else [*LIBRARY, *LABORATORY[own]]
     for module, name in imports(path):
         other = room(module, name)
-        if own in FOLDERS and other in FOLDERS:
-            assert FOLDERS.index(other) <= FOLDERS.index(own), f"{own} imports {module}"
-        if own in TOOLS:
-            assert other in TOOLS, f"{own} imports {module}"
-        if own == "experiments":  # `training.errors` is words and exit codes, and needs no torch
-            allowed = other in (own, *TOOLS) or module == "structgrad.training.errors"
-            assert allowed, f"{own} imports {module}, but reads run folders only"
+        assert other in (own, "version", *allowed), f"{own} imports {module}"
+        if own == "experiments" and other == "training":  # two modules that need no torch
+            assert module.split(".")[2] in ("contract", "errors"), (
+                f"{own} imports {module}, but runs are processes to it"
+            )
         if own == "tasks" and other == "tasks":
             task = module.split(".")[2:3] or [name]
             shared = [path.stem for path in (PACKAGE / "tasks").glob("*.py")]
             assert task[0] in (inside[1].removesuffix(".py"), *shared), f"task {inside[1]} imports {module}"
+
+
+@pytest.mark.parametrize("name", [name for name in LIBRARY if name != "version"])
+def test_the_library_needs_no_tool_of_the_laboratory(name: str) -> None:
+    """Neither do the modules of other packages that it imports; what imports it need not have them installed."""
+    code = (
+        "import sys\n"
+        f"for tool in {sorted(TOOLS)}: sys.modules[tool] = None\n"  # any import of it fails
+        "import importlib, pkgutil\n"
+        f"module = importlib.import_module('structgrad.{name}')\n"
+        "for m in pkgutil.iter_modules(getattr(module, '__path__', [])):\n"
+        "    importlib.import_module(f'{module.__name__}.{m.name}')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from structgrad.experiments.queue import Plan, PlannedRow, Queue, SweepError, make_sampler
-from structgrad.experiments.worker import AGAIN, Worker, explain
+from structgrad.experiments.worker import Worker, explain
+from structgrad.training.contract import EXIT_AGAIN
 
 FAKE = Path(__file__).parent / "fake_run.py"
 
@@ -150,7 +151,7 @@ def test_a_stopped_worker_saves_its_run_and_gives_it_back(tmp_path: Path) -> Non
     worker = start(plan)
     wait_for(lambda: bool(list((tmp_path / "runs").glob("**/steps.log"))))
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(20) == AGAIN
+    assert worker.wait(20) == EXIT_AGAIN
     assert results(plan) == {}
     queue = Queue(plan)
     assert (queue.progress()["a"].open, queue.progress()["a"].running) == (1, 0)

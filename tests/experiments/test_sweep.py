@@ -16,13 +16,13 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
-from structgrad import irrelevant
 from structgrad.commands import CONFIGS, sweep
 from structgrad.experiments import tables
 from structgrad.experiments.launching import places
 from structgrad.experiments.queue import Plan, Progress
 from structgrad.experiments.runs import folder_of
 from structgrad.experiments.screen import Screen, time_left
+from structgrad.training import contract
 
 FAKE = Path(__file__).parent / "fake_run.py"
 
@@ -61,7 +61,7 @@ def test_a_plan_says_everything() -> None:
 def test_the_plan_does_not_depend_on_where_and_with_whom() -> None:
     plain = plan_of("table=paulus_2", "budget=quick")
     elsewhere = ("trainer=cpu", "logger=csv", "paths.runs=elsewhere", "workers=9")
-    hardware = [f"trainer.{key}=null" for key in irrelevant.HARDWARE]
+    hardware = [f"trainer.{key}=null" for key in contract.HARDWARE]
     assert "trainer.compile=null" in hardware
     assert plan_of("table=paulus_2", "budget=quick", *elsewhere, *hardware).name == plain.name
     assert plain.name == "paulus_2_quick"
@@ -91,11 +91,11 @@ def test_a_table_over_seeds_searches_nothing() -> None:
     ("arguments", "message"),
     [
         (["tabel=paulus_2"], "tabel=paulus_2: did you mean table=paulus_2?"),
-        (["table=paulus_9"], "no table paulus_9; did you mean paulus_"),
+        (["table=paulus_9"], "no table paulus_9; nearest: paulus_"),
         (["workers=2"], "table=... is missing; there are"),
         (["table=paulus_2", "trails=5"], "trails=5: did you mean trials=5?"),
         (["table=paulus_2", "nonsense"], "nonsense: expected key=value"),
-        (["table=paulus_2", "rows=lstn"], "table paulus_2 has no row lstn; did you mean lstm"),
+        (["table=paulus_2", "rows=lstn"], "table paulus_2 has no row lstn; nearest: lstm"),
         (["table=paulus_2", "trials=0"], "trials=0 must be a whole number, at least 1"),
         (["table=paulus_2", "trials=many"], "trials=many must be"),
         (["table=paulus_2", "seeds=0"], "seeds: paulus_2 selects among trials"),

@@ -224,7 +224,7 @@ def test_latex(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("title: Small", "titel: Small"), "the table has no key titel; did you mean title"),
+        (("title: Small", "titel: Small"), "the table has no key titel; nearest: title"),
         (("source: A paper, Table 1", ""), "the table lacks source"),
         (("metric: test/calls, ", ""), "column calls lacks metric"),
         (("direction: minimize}\n", "direction: down}\n"), "column calls: direction: down is none of"),
@@ -248,7 +248,7 @@ def test_errors_of_a_table_are_one_line(tmp_path: Path, change: tuple[str, str],
 
 
 def test_an_unknown_table_names_the_nearest() -> None:
-    with pytest.raises(TableError, match="no table paulus_22; did you mean paulus_2"):
+    with pytest.raises(TableError, match="no table paulus_22; nearest: paulus_2"):
         tables.load("paulus_22", FOLDER)
 
 
@@ -315,7 +315,7 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table=nothing"], "error: no table nothing; there are"),
+        (["table=nothing"], "error: no table nothing; nearest: "),
         (["budget=big"], "error: budget=big: there are paper, quick, smoke"),
         (["tabel=x"], "error: tabel=...: there are table=... and budget=..."),
         (["empty"], "error: no finished run in empty"),

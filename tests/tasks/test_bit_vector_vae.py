@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from structgrad.data import DamagedDataError, MissingDataError
+from structgrad.data.images import prepare_images, read_images
 from structgrad.estimators import SST, Marginalize, Perturbed, Reinforce, Surrogate
 from structgrad.estimators.base import Estimator
-from structgrad.images import prepare_images, read_images
 from structgrad.structures import BudgetSubset, Subset, UnsupportedError
 from structgrad.structures.base import Structure
 from structgrad.tasks.bit_vector_vae import BitVectorVAE, ImageData, likelihood

@@ -130,7 +130,8 @@ def test_an_error_is_one_line(tmp_path: Path, overrides: list[str], words: str) 
 def test_an_error_does_not_wait_for_what_only_training_needs() -> None:
     """Seconds of imports: Lightning, the compiler, data sets, plots."""
     code = (
-        "import sys, structgrad.commands.train, structgrad.training.run, structgrad.cache, structgrad.images\n"
+        "import sys, structgrad.commands.train, structgrad.training.run\n"
+        "import structgrad.data.cache, structgrad.data.images\n"
         "late = ('pytorch_lightning', 'torch._dynamo', 'sympy', 'datasets', 'matplotlib')\n"
         "print([m for m in late if m in sys.modules])"
     )

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from structgrad import cache
-from structgrad.data import MissingDataError
+from structgrad.data import MissingDataError, cache
 from structgrad.training.errors import ConfigurationError, RunError
 from structgrad.training.fit import evaluate
 from structgrad.training.folder import checkpoint_to_resume, held, is_sealed, seal

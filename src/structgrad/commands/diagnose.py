@@ -21,11 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.commands import CONFIGS
+from structgrad.common.text import first_line, nearest
 from structgrad.diagnose import FEATURES, Diagnosis, Problem, Quality, diagnose
 from structgrad.estimators.base import PerturbAndMap
 from structgrad.estimators.utilities import make_utility
 from structgrad.structures import Structure
-from structgrad.training.errors import explain, first_line, nearest
+from structgrad.training.errors import explain
 
 #: Options of the command that are not configuration, with their defaults.
 OPTIONS: dict[str, Any] = {

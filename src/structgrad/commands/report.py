@@ -19,9 +19,9 @@ from structgrad.commands import CONFIGS
 from structgrad.experiments import markdown, tables
 from structgrad.experiments.report import Report, build
 from structgrad.experiments.runs import load, of_sweeps
+from structgrad.training.contract import BUDGETS
 
 TABLES = CONFIGS / "table"
-BUDGETS = ("paper", "quick", "smoke")
 #: Where sweeps leave finished runs.
 ROOTS = (Path("results"), Path("runs/tables"))
 

@@ -24,16 +24,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.commands import CONFIGS
-from structgrad.runtime import announce_compilation, tune_allocator
+from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR
 from structgrad.training.errors import (
-    EXIT_AGAIN,
-    EXIT_ERROR,
     GROUPS,
     ConfigurationError,
     Interrupted,
     RunError,
     explain,
 )
+from structgrad.training.runtime import announce_compilation, tune_allocator
 
 #: Jobs of this process (`-m`) without a result: overrides, why, exit code.
 _unfinished: list[tuple[str, str, int]] = []

@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from structgrad.common.text import duration
 from structgrad.experiments import markdown
 from structgrad.experiments.report import Line, Report, Verdict, searched
 
@@ -92,7 +93,7 @@ def _grid(report: Report) -> str:
         title = escape(line.row.title) + "".join(f"<small>{escape(mark)}</small>" for mark in line.marks)
         cells = [f"<td>{title}</td>", *(_cell(report, line, key) for key in columns)]
         cells.append(_td("runs", str(len(line.runs)) if line.runs else ""))
-        cells.append(_td("time", markdown.duration(line.training_s) if line.runs else ""))
+        cells.append(_td("time", duration(line.training_s) if line.runs else ""))
         rows.append(f"<tr{' class=marked' if line.marks else ''}>{''.join(cells)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

@@ -18,7 +18,8 @@ from structgrad.experiments.planning import whole_number
 from structgrad.experiments.queue import Plan, Queue, SweepError
 from structgrad.experiments.screen import Screen
 from structgrad.experiments.tables import Table
-from structgrad.experiments.worker import AGAIN, Worker, die_with_parent
+from structgrad.experiments.worker import Worker, die_with_parent
+from structgrad.training.contract import EXIT_AGAIN
 
 
 def launch(table: Table, plan: Plan, options: Mapping[str, str], given: Sequence[str]) -> int:
@@ -107,7 +108,7 @@ def _work_here(table: Table, queue: Queue, file: Path, environments: list[dict[s
                     code = worker.poll()
                     if code is None:
                         continue
-                    if code in (0, AGAIN) or asked:
+                    if code in (0, EXIT_AGAIN) or asked:
                         del workers[place]
                         continue
                     early = early + 1 if time.monotonic() - started[place] < 10 else 0
@@ -122,7 +123,7 @@ def _work_here(table: Table, queue: Queue, file: Path, environments: list[dict[s
             worker.terminate()
         for number, handler in before.items():
             signal.signal(number, handler)
-    return AGAIN if asked else 0
+    return EXIT_AGAIN if asked else 0
 
 
 def _start(file: Path, logs: Path, place: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -157,7 +158,7 @@ def _work_in_jobs(table: Table, queue: Queue, file: Path, workers: int, launcher
     try:
         executor.update_parameters(**{"name": queue.plan.name, "timeout_min": 24 * 60} | parameters)
     except (NameError, TypeError, ValueError) as error:
-        raise SweepError(f"slurm: {str(error).splitlines()[0]}") from error
+        raise SweepError(f"slurm: {first_line(error)}") from error
     jobs = [executor.submit(Worker(file.resolve())) for _ in range(workers)]
     print("jobs: " + ", ".join(job.job_id for job in jobs) + f" (their output: {Path(queue.plan.folder) / 'jobs'})")
     try:
@@ -168,8 +169,8 @@ def _work_in_jobs(table: Table, queue: Queue, file: Path, workers: int, launcher
             screen.show(queue.progress())
     except KeyboardInterrupt:
         print("the jobs go on; workers=0 shows how far they are", file=sys.stderr)
-        return AGAIN
-    return 0 if queue.settled() else AGAIN
+        return EXIT_AGAIN
+    return 0 if queue.settled() else EXIT_AGAIN
 
 
 def _slurm_key(key: str) -> str:
@@ -184,7 +185,7 @@ def _conclude(plan: Plan, queue: Queue, code: int) -> int:
         for index, error in p.errors.items():
             print(f"failed: {row}-{index}: {error}", file=sys.stderr)
     done, failed = sum(p.done for p in progress.values()), sum(p.failed for p in progress.values())
-    if code == AGAIN:
+    if code == EXIT_AGAIN:
         print(f"stopped with {done} trials done; the same command continues", file=sys.stderr)
         return code
     if failed and not done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from structgrad.common.text import duration
 from structgrad.experiments.report import Line, Report, Verdict, against_published
 from structgrad.experiments.selection import count
 from structgrad.experiments.tables import Column
@@ -156,13 +157,6 @@ def latex(report: Report) -> str:
             text.append(rf"\multicolumn{{{len(titles)}}}{{l}}{{\emph{{{_tex(heading)}}}}} \\")
         text.append(" & ".join(map(_tex, cells)) + r" \\")
     return "\n".join([*text, r"\bottomrule", r"\end{tabular}"])
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``3.2 min``, ``5.1 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def insert(document: Path, name: str, text: str) -> None:

@@ -16,10 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from structgrad.experiments.queue import Plan, PlannedRow, SweepError, make_sampler
 from structgrad.experiments.space import Space, SpaceError, merged
 from structgrad.experiments.tables import Row, Table
-from structgrad.irrelevant import HARDWARE
+from structgrad.training.contract import BUDGETS, HARDWARE
 from structgrad.training.errors import explain
 
-BUDGETS = ("paper", "quick", "smoke")
 LAUNCHERS = ("local", "slurm", "submitit")
 #: Overrides that say where and on what, not what is computed, begin so.
 _WHEREABOUTS = ("paths.", "logger", "hydra.", "trainer=", *(f"trainer.{key}=" for key in HARDWARE))

@@ -32,6 +32,8 @@ from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from structgrad.common.files import write_json
+from structgrad.common.text import first_line
 from structgrad.experiments.space import Space, draw, sample
 from structgrad.experiments.tables import Direction
 
@@ -102,7 +104,7 @@ class Plan:
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
         file = Path(self.folder) / f"plan-{digest}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, asdict(self))
+        write_json(file, asdict(self))
         return file
 
     @classmethod
@@ -152,11 +154,11 @@ class Queue:
                 f"storage={plan.storage}: no package {error.name}; pip install structgrad[postgresql]"
             ) from error
         except ImportError as error:
-            raise SweepError(f"storage={plan.storage}: {_first_line(error.__cause__ or error)}") from error
+            raise SweepError(f"storage={plan.storage}: {first_line(error.__cause__ or error)}") from error
         except Exception as error:  # every database has errors of its own
             if type(error).__module__.split(".")[0] not in ("sqlalchemy", "optuna", "psycopg", "alembic"):
                 raise
-            raise SweepError(f"storage={plan.storage}: {_first_line(error.__cause__ or error)}") from error
+            raise SweepError(f"storage={plan.storage}: {first_line(error.__cause__ or error)}") from error
 
     def _study(self, row: PlannedRow) -> optuna.Study:
         return optuna.create_study(
@@ -393,7 +395,7 @@ def export(plan: Plan, content: dict[str, Any]) -> None:
     """Write the file of a finished trial, whole or not at all."""
     file = record_file(plan, content["sweep"]["row"], content["sweep"]["trial"])
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, content)
+    write_json(file, content)
 
 
 def make_sampler(name: str) -> BaseSampler:
@@ -413,7 +415,7 @@ def make_sampler(name: str) -> BaseSampler:
     try:
         sampler: BaseSampler = getattr(optuna.samplers, found)()
     except (TypeError, ImportError) as error:
-        raise SweepError(f"sampler={name}: {_first_line(error)}") from error
+        raise SweepError(f"sampler={name}: {first_line(error)}") from error
     return sampler
 
 
@@ -440,14 +442,3 @@ def _if_unfinished() -> Iterator[None]:
     """An entry that others have meanwhile called dead cannot be written to, and need not be."""
     with suppress(UpdateFinishedTrialError):
         yield
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, file)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from structgrad.experiments import selection
 from structgrad.experiments.runs import Summary, by_row
 from structgrad.experiments.selection import Cell
 from structgrad.experiments.tables import Claim, Column, Comparison, Row, Table
-from structgrad.irrelevant import HARDWARE
+from structgrad.training.contract import HARDWARE
 
 #: How many combined standard errors make a difference.
 MARGIN = 2.0

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from structgrad.experiments.markdown import duration
+from structgrad.common.text import duration
 from structgrad.experiments.report import MARGIN, Line, Report, against_published
 from structgrad.experiments.tables import Row, Table
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as Grid
 
-from structgrad.experiments.markdown import duration
+from structgrad.common.text import duration
 from structgrad.experiments.queue import Progress
 from structgrad.experiments.tables import Table
 

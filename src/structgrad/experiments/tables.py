@@ -5,7 +5,6 @@ Nothing here knows a model: a row is a list of overrides for ``train.py``.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +12,7 @@ from typing import Any, Literal, get_args
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from structgrad.common.text import nearest
 from structgrad.experiments.selection import RULES
 
 Direction = Literal["maximize", "minimize"]
@@ -185,7 +185,7 @@ class Table:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise TableError(f"table {self.name} has no row {name}; {nearest(name, [r.name for r in self.rows])}")
+        raise TableError(f"table {self.name} has no row {name}; nearest: {nearest(name, [r.name for r in self.rows])}")
 
 
 def names(folder: Path) -> list[str]:
@@ -202,7 +202,7 @@ def load(name: str, folder: Path) -> Table:
     """
     file = folder / f"{name}.yaml"
     if not file.exists():
-        raise TableError(f"no table {name}; {nearest(name, names(folder))}")
+        raise TableError(f"no table {name}; nearest: {nearest(name, names(folder))}")
     try:
         content = OmegaConf.to_container(OmegaConf.load(file))  # refuses keys that stand twice
     except YAMLError as error:
@@ -292,7 +292,7 @@ def _keys(cls: type, value: Any, where: str, given: tuple[str, ...] = ()) -> dic
     known = {f.name: f for f in fields(cls) if f.name not in given}
     for key in value:
         if key not in known:
-            raise TableError(f"{where} has no key {key}; {nearest(str(key), list(known))}")
+            raise TableError(f"{where} has no key {key}; nearest: {nearest(str(key), list(known))}")
     needed = [k for k, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     missing = [key for key in needed if key not in value]
     if missing:
@@ -303,9 +303,3 @@ def _keys(cls: type, value: Any, where: str, given: tuple[str, ...] = ()) -> dic
 def _choice(where: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise TableError(f"{where}: {value} is none of {', '.join(map(str, choices))}")
-
-
-def nearest(name: str, choices: list[str]) -> str:
-    """A hint for a name that is none of the choices."""
-    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(choices) or 'none'}"

@@ -20,10 +20,7 @@ from typing import Any
 
 from structgrad.experiments import runs
 from structgrad.experiments.queue import Plan, PlannedRow, Queue, SweepError, record
-
-#: Exit code of ``train.py`` and of a worker: the same command continues.
-AGAIN = 75
-_INTERRUPTED = 130
+from structgrad.training.contract import EXIT_AGAIN, EXIT_INTERRUPTED
 
 
 class Worker:
@@ -55,7 +52,7 @@ class Worker:
                 return 0
             else:
                 time.sleep(self.pause)
-        return AGAIN
+        return EXIT_AGAIN
 
     def checkpoint(self, *arguments: Any, **keywords: Any) -> Any:
         """Submitit calls this before it ends a job that is to come again; the run saves itself as the job ends."""
@@ -93,7 +90,7 @@ class Worker:
             content = record(plan, row, index, parameters, summary)
             content["sweep"]["curve"] = curve_of(summary, overrides(plan, row, index, parameters), plan.metric)
             queue.finish(row, trial, content)
-        elif code in (AGAIN, _INTERRUPTED) or self.stopped:
+        elif code in (EXIT_AGAIN, EXIT_INTERRUPTED) or self.stopped:
             queue.give_back(row, trial, "stopped")
             if not self.stopped:  # another process has the run
                 time.sleep(self.pause)

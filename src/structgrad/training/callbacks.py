@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
+from structgrad.common.text import duration
 from structgrad.data import Batch, Steps
 from structgrad.training.errors import Interrupted, NonFiniteLossError
 from structgrad.training.stopping import StopRequest
@@ -69,18 +70,12 @@ class ProgressLines(pl.Callback):
         step, steps = trainer.global_step, trainer.max_steps
         left = (now - self._start) / max(1, step - self._first) * (steps - step)
         metrics = "  ".join(f"{k.removeprefix('train/')} {v:.4g}" for k, v in trainer.progress_bar_metrics.items())
-        print(f"step {step}/{steps}  {metrics}  {_duration(left)} left", flush=True)
+        print(f"step {step}/{steps}  {metrics}  {duration(left)} left", flush=True)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so: a test can take longer than a validation."""
         if trainer.is_global_zero:
             print("testing the best model", flush=True)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Owner(pl.Callback):

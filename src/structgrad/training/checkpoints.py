@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from structgrad.common.files import write_bytes
 from structgrad.training.errors import RunError
 from structgrad.training.folder import is_sealed, seal
 
@@ -25,9 +25,7 @@ class CheckedFiles(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".partial")
-        temporary.write_bytes(seal(buffer.getvalue()))
-        os.replace(temporary, file)
+        write_bytes(file, seal(buffer.getvalue()))
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         """A file that has changed is a :class:`~structgrad.training.errors.RunError`."""

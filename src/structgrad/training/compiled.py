@@ -13,9 +13,10 @@ from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Un
 from torch._inductor.compile_fx import compile_fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from structgrad.common.text import first_line
 from structgrad.data import Batch
 from structgrad.tasks.base import StepOutput, Task
-from structgrad.training.errors import RunError, first_line
+from structgrad.training.errors import RunError
 
 
 def compiled_step(task: Task, mode: str) -> Callable[[Batch], StepOutput]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from structgrad.common.text import first_line, nearest
+from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR, EXIT_INTERRUPTED
+
 #: Groups that a user chooses from, in this order in the help; the others are chosen by these.
 GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment", "trainer", "logger")
-
-#: Exit codes of the commands: 0 finished, 1 an error, and two that mean that the same command continues.
-EXIT_ERROR = 1
-EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: preempted, or another process has the run
-EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells count
 
 
 class ConfigurationError(ValueError):
@@ -52,19 +49,6 @@ class Interrupted(BaseException):
         where = "the last checkpoint" if step is None else f"step {step}"
         super().__init__(f"stopped by {name}; the same command continues from {where}")
         self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """All of ``known`` in one line, those most like ``name`` first."""
-    names = list(known)
-    alike = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return ", ".join([*alike, *(n for n in names if n not in alike)])
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a message; the name of the error if it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def explain(error: HydraException | OmegaConfBaseException | ValueError, arguments: Sequence[str]) -> str:

@@ -16,6 +16,8 @@ from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
+from structgrad.common.files import write_json
+from structgrad.common.text import first_line
 from structgrad.tasks.base import Task
 from structgrad.training.callbacks import (
     Owner,
@@ -27,8 +29,7 @@ from structgrad.training.callbacks import (
 )
 from structgrad.training.checkpoints import BestAndLast, CheckedFiles
 from structgrad.training.compiled import compiled_step
-from structgrad.training.errors import RunError, first_line
-from structgrad.training.folder import write_json
+from structgrad.training.errors import RunError
 from structgrad.training.identity import environment, portable, resolved, seed_everything
 from structgrad.training.loggers import MetricsFile
 from structgrad.training.stopping import StopRequest

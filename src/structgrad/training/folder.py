@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from structgrad.common.files import write_json
 from structgrad.training.errors import RunError, RunHeldError
 
 log = logging.getLogger("structgrad")
@@ -65,13 +66,6 @@ def _describe(holder: Path) -> str:
         return f"process {content['process']} on {content['machine']} (since {content['since']})"
     except (OSError, ValueError, KeyError):  # it has only just started, or is about to end
         return "another process"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=False) + "\n")
-    os.replace(temporary, path)
 
 
 def read_summary(folder: Path, name: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from structgrad import irrelevant
+from structgrad.training import contract
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -30,13 +30,13 @@ def portable(config: DictConfig) -> dict[str, Any]:
     # A task refers to the machine's folders only by interpolation of `paths`, which are the same for everyone here.
     elsewhere = OmegaConf.merge(config, {"paths": {str(key): f"<{key}>" for key in config.paths}})
     assert isinstance(elsewhere, DictConfig)
-    return {key: value for key, value in resolved(elsewhere).items() if key not in irrelevant.KEYS}
+    return {key: value for key, value in resolved(elsewhere).items() if key not in contract.IRRELEVANT}
 
 
 def identity(config: DictConfig) -> str:
     """Ten hexadecimal digits that are equal for runs that compute the same thing."""
     content = portable(config)
-    content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in irrelevant.HARDWARE}
+    content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in contract.HARDWARE}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

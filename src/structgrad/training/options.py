@@ -20,7 +20,8 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from structgrad.training.errors import ConfigurationError, first_line, nearest
+from structgrad.common.text import first_line, nearest
+from structgrad.training.errors import ConfigurationError
 
 # What Hydra logs about a ``_target_`` it raises as well; it is shown once.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)

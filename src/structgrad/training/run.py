@@ -20,18 +20,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from structgrad.common.files import write_json
+from structgrad.common.text import first_line
 from structgrad.data import DataError, MissingDataError
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure, UnsupportedError
-from structgrad.training.errors import (
-    ConfigurationError,
-    Interrupted,
-    NonFiniteLossError,
-    RunError,
-    RunHeldError,
-    first_line,
-)
-from structgrad.training.folder import checkpoint_to_resume, held, read_summary, write_json
+from structgrad.training.errors import ConfigurationError, Interrupted, NonFiniteLossError, RunError, RunHeldError
+from structgrad.training.folder import checkpoint_to_resume, held, read_summary
 from structgrad.training.identity import environment, identity, resolved, seed_everything
 from structgrad.training.options import check_kinds, check_node, check_options
 from structgrad.training.stopping import StopRequest, stoppable

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from structgrad.images import prepare_images, read_images
+from structgrad.data.images import prepare_images, read_images
 from structgrad.tasks.base import Split
 
 
@@ -17,7 +17,7 @@ class ImageData:
     """A split of a data set of labelled images.
 
     Args:
-        source: see :func:`structgrad.images.prepare_images`.
+        source: see :func:`structgrad.data.images.prepare_images`.
         data: folder of data sets, ``paths.data``.
         cache: folder of decoded images, ``paths.cache``.
         train: the first so many images of the training part.

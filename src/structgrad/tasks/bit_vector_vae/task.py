@@ -9,10 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from structgrad.common.ranges import check_range
 from structgrad.data import Batch, Batches
+from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimate, Estimator
-from structgrad.images import is_square
-from structgrad.ranges import check_range
 from structgrad.structures.base import Structure, UnsupportedError
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.bit_vector_vae.data import ImageData

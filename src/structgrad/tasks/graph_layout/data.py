@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from structgrad import cache
+from structgrad.data import cache
 from structgrad.structures import SpanningTree
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from structgrad.common.ranges import check_range
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
-from structgrad.ranges import check_range
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.graph_layout.data import GraphLayoutData

@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from structgrad import cache
-from structgrad.data import DamagedDataError, DataError, MissingDataError
+from structgrad.data import DamagedDataError, DataError, MissingDataError, cache
 from structgrad.tasks.base import Split
 
 #: Token id of padding, and what stands for words that the vocabulary does not have.

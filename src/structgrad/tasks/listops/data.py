@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from structgrad import cache
+from structgrad.data import cache
 
 if TYPE_CHECKING:
     import pyarrow as pa

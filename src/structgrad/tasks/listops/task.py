@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from structgrad.common.ranges import check_range
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
-from structgrad.ranges import check_range
 from structgrad.structures import GroundTruth, NoStructure
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task

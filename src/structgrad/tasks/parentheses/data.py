@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from structgrad import cache
+from structgrad.data import cache
 
 SPLITS = ("train", "val", "test")
 #: Token ids: 0 is padding, in trees "no child"; an opening bracket of type k is 1 + k, a closing one 1 + types + k.

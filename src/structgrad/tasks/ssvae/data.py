@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from structgrad.data import Batch
-from structgrad.images import prepare_images, read_images
+from structgrad.data.images import prepare_images, read_images
 from structgrad.tasks.base import Split
 
 #: Training images that the published split divides.
@@ -40,7 +40,7 @@ class SemiSupervisedImages:
     """The published split of MNIST, or of any data set of as many training images.
 
     Args:
-        source: see :func:`structgrad.images.prepare_images`.
+        source: see :func:`structgrad.data.images.prepare_images`.
         data: folder of data sets, ``paths.data``.
         cache: folder of decoded images, ``paths.cache``.
         labelled: the first so many of the labelled images.

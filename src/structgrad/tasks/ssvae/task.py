@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from structgrad.common.ranges import check_range
 from structgrad.data import Batch, Batches
+from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimator
-from structgrad.images import is_square
-from structgrad.ranges import check_range
 from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput

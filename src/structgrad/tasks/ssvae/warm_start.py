@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from structgrad import cache
-from structgrad.data import Batch, Batches
+from structgrad.data import Batch, Batches, cache
 from structgrad.tasks.ssvae.data import resample
 from structgrad.tasks.ssvae.model import Networks
 

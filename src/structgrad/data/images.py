@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from structgrad import cache
-from structgrad.data import DamagedDataError, MissingDataError
+from structgrad.data import cache
+from structgrad.data.errors import DamagedDataError, MissingDataError
 
 if TYPE_CHECKING:
     import datasets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import pytest
 
-from structgrad.runtime import announce_compilation
+from structgrad.training.runtime import announce_compilation
 
 
 def test_compilation_is_announced_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from structgrad.data import MissingDataError
+from structgrad.data.errors import MissingDataError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,0 +1,25 @@
+"""Files that are there as a whole or not at all, whatever stops the process that writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, or leave the old one as it is. Several processes may write the same file: the last one wins."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """The same for what JSON can hold, indented."""
+    write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,17 @@
+"""What others may know of a run without importing one: its exit codes, and which settings do not decide its result.
+
+Sweeps and reports start runs and read what they leave; this module needs nothing but Python itself.
+"""
+
+#: Exit codes of the commands: 0 finished, 1 an error, and two that mean that the same command continues.
+EXIT_ERROR = 1
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: preempted, or another process has the run
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count: Ctrl-C
+
+#: Budgets that every task has: the paper's protocol, minutes on two cores, seconds.
+BUDGETS = ("paper", "quick", "smoke")
+
+#: Top-level keys that do not decide a result: where things are, who is told, what a sweep would try.
+IRRELEVANT = ("paths", "logger", "run", "search")
+#: Keys of ``trainer`` that say on which hardware, and how, the same computation is done.
+HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps")
