@@ -32,8 +32,8 @@ def test_lines_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         clock[0] += 10
         lines.on_train_batch_end(trainer(step), None, None, {}, 0)  # type: ignore[arg-type]
     assert capsys.readouterr().out.splitlines() == [
-        "step 43/100  loss 1.5  9:30 left",
-        "step 46/100  loss 1.5  9:00 left",
+        "step 43/100  loss 1.5  9.5 min left",
+        "step 46/100  loss 1.5  9.0 min left",
     ]
 
 
