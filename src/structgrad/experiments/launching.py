@@ -14,6 +14,7 @@ from types import FrameType
 
 from omegaconf import OmegaConf
 
+from structgrad.common.text import first_line
 from structgrad.experiments.planning import whole_number
 from structgrad.experiments.queue import Plan, Queue, SweepError
 from structgrad.experiments.screen import Screen
