@@ -8,8 +8,10 @@ from structgrad.structures.binary_tree import BinaryTree
 from structgrad.structures.budget_subset import BudgetSubset
 from structgrad.structures.constituency import Constituency
 from structgrad.structures.correlated_k_subset import CorrelatedKSubset
+from structgrad.structures.ctc import Ctc
 from structgrad.structures.dag_path import DagPath
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram, Gibbs, KBest
+from structgrad.structures.hidden_markov import HiddenMarkov
 from structgrad.structures.k_subset import KSubset
 from structgrad.structures.layout import Directed, Layout, Matrix, Undirected, Vector
 from structgrad.structures.linear_chain import LinearChain
@@ -31,11 +33,13 @@ __all__ = [
     "BudgetSubset",
     "Constituency",
     "CorrelatedKSubset",
+    "Ctc",
     "DagPath",
     "Directed",
     "DynamicProgram",
     "Gibbs",
     "GroundTruth",
+    "HiddenMarkov",
     "KBest",
     "KSubset",
     "Layout",

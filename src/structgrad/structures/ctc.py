@@ -1,0 +1,161 @@
+"""Labels with blanks against frames: connectionist temporal classification."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.structures.family_dynamic_programs import Derivations, last
+from structgrad.structures.layout import Layout
+
+#: How a path reaches its state: from the same state, from the one before, or from the label before, past a blank.
+_STAY, _STEP, _SKIP = range(3)
+_MOVES = 3
+
+
+class Ctc(Derivations):
+    """Alignments of T frames with a sequence of U labels, with blanks between them (Graves et al. 2006).
+
+    The states of an alignment are the labels and the blanks around them: ``S = 2 U + 1`` states, where state 2 u is the
+    blank before label u, and state 2 u + 1 is label u. A path has one state a frame; it starts in state 0 or 1, ends in
+    state S - 1 or S - 2, and between two frames it stays, goes one state on, or goes from a label to the next one past
+    the blank between them. The last of these needs two different labels.
+
+    Parts are ``[T, S, 3]``: ``[t, s, m]`` says that frame t has state s, reached by move m (0 stays, 1 goes one state
+    on, 2 goes past a blank). In the first frame, state 0 counts as reached by move 0 and state 1 by move 1. The mask
+    says which labels are equal (no move past the blank between them) and how long an example is: absent frames and
+    absent states are the last ones. :meth:`scores` makes scores and mask out of log-probabilities of symbols.
+
+    With these scores ``-log_partition`` is ``torch.nn.functional.ctc_loss``, and every other oracle comes with it: the
+    best alignment and the k best ones, samples, marginals, entropy. Every oracle is O(T U) an example.
+
+    Raises:
+        ValueError: from every oracle, for an even number of states; or (eager CPU code) if an example has no path,
+            because it has fewer frames than labels and forced blanks.
+    """
+
+    def __init__(self) -> None:
+        self.layout = Layout("frames, states and moves", ("T", "S", "3"))
+
+    def __repr__(self) -> str:
+        return "Ctc()"
+
+    def shape(self, n: int) -> tuple[int, ...]:
+        """Of n frames and n // 2 labels."""
+        return (n, 2 * (n // 2) + 1, _MOVES)
+
+    def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
+        """As every structure; the number of states must be odd, and that of moves 3."""
+        self.layout.check(scores)
+        if scores.shape[-2] % 2 == 0 or scores.shape[-1] != _MOVES:
+            raise ValueError(
+                f"scores of alignments with U labels have shape [..., T, 2 U + 1, {_MOVES}]; got {list(scores.shape)}"
+            )
+        super().check(scores, mask)
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """No state lies before state 0, and only labels lie behind a blank."""
+        state = torch.arange(scores.shape[-2], device=scores.device)
+        moves = torch.stack([state >= 0, state >= 1, (state >= 3) & (state % 2 == 1)], -1)
+        return super().parts(scores, mask) & moves
+
+    def scores(
+        self,
+        log_probs: Tensor,
+        targets: Tensor,
+        frame_lengths: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+        *,
+        blank: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and mask of the alignments of frames with labels.
+
+        Args:
+            log_probs: ``[*batch, T, V]``, of V symbols, the blank among them; any scores will do.
+            targets: int64 ``[*batch, U]``, labels out of V, none of them the blank; what lies behind the length of an
+                example is never used, but it must be a symbol.
+            frame_lengths: int64 ``[*batch]``; None: T.
+            target_lengths: int64 ``[*batch]``; None: U.
+            blank: which symbol it is.
+
+        Returns:
+            scores ``[*batch, T, S, 3]``, a view that moves share, differentiable in ``log_probs``; and the mask, bool
+            of the same shape.
+        """
+        states = 2 * targets.shape[-1] + 1
+        symbols = targets.new_full((*targets.shape[:-1], states), blank)
+        symbols[..., 1::2] = targets
+        frames = log_probs.shape[-2]
+        of_state = log_probs.gather(-1, symbols[..., None, :].expand(*log_probs.shape[:-1], states))
+        everything = (*of_state.shape, _MOVES)
+        mask = torch.ones(everything, dtype=torch.bool, device=log_probs.device)
+        mask[..., 3::2, _SKIP] &= (targets[..., 1:] != targets[..., :-1])[..., None, :]
+        if frame_lengths is not None:
+            there = torch.arange(frames, device=log_probs.device) < frame_lengths[..., None]
+            mask &= there[..., :, None, None]
+        if target_lengths is not None:
+            there = torch.arange(states, device=log_probs.device) < 2 * target_lengths[..., None] + 1
+            mask &= there[..., None, :, None]
+        return of_state[..., None].expand(everything), mask
+
+    def states(self, vertex: Tensor) -> Tensor:
+        """The state of every frame of a vertex ``[*batch, T, S, 3]``: int64 ``[*batch, T]``, -1 for absent frames.
+
+        State 2 u is a blank, state 2 u + 1 is label u.
+        """
+        on = (vertex > 0).any(-1)
+        return torch.where(on.any(-1), on.int().argmax(-1), -1)
+
+    def _hypergraph(self, shape: torch.Size) -> Hypergraph:
+        return _graph(shape[0], shape[1])
+
+    def _size(self, exists: Tensor) -> Tensor:
+        frames, states = last(exists.any(-1).any(-1)), last(exists.any(-1).any(-2))
+        return frames * (exists.shape[-2] // 2 + 1) + states // 2
+
+    def enumerate(self, *shape: int) -> Tensor:
+        """All alignments: ``[V, T, S, 3]``; for no frames the empty one."""
+        self.check_shape_listable(*shape)
+        frames, states, _ = shape
+        paths: list[list[tuple[int, int]]] = [[]]
+        for t in range(frames):
+            paths = [
+                [*path, (s, move)]
+                for path in paths
+                for move in range(_MOVES)
+                if (s := (path[-1][0] if t else 0) + move) < states and (move < _SKIP or (t > 0 and s % 2 == 1))
+            ]
+        paths = [path for path in paths if not frames or path[-1][0] >= states - 2]
+        vertices = torch.zeros(len(paths), *shape, dtype=torch.float64)
+        for vertex, path in zip(vertices, paths, strict=True):
+            for t, (s, move) in enumerate(path):
+                vertex[t, s, move] = 1
+        return vertices
+
+
+@functools.lru_cache(maxsize=64)
+def _graph(frames: int, states: int) -> Hypergraph:
+    """Frame by frame; a node is a state, the last one of paths so far. Size: ``frames * (U + 1) + labels``."""
+    builder, labels = Builder(), states // 2
+    state = np.arange(states)
+    reached = np.full(states + 2, ZERO)  # with two states before the first
+    ends = []
+    for t in range(frames):
+        if t:
+            tails = np.stack([reached[2:], reached[1:-1], np.where(state % 2 == 1, reached[:-2], ZERO)], -1)
+        else:
+            tails = np.full((states, _MOVES), ZERO)
+            tails[0, _STAY] = ONE
+            tails[1:2, _STEP] = ONE
+        parts = (t * states + state[:, None]) * _MOVES + np.arange(_MOVES)
+        reached = np.concatenate([[ZERO, ZERO], builder.level(tails, ONE, parts)])
+        ends.append(np.stack([reached[2::2], reached[1::2]], -1))  # a path ends in a blank or in the label before it
+    goals = np.full((frames + 1, labels + 1), ZERO)
+    goals[0, 0] = ONE
+    if frames:
+        goals[1:] = builder.level(np.concatenate(ends)).reshape(frames, labels + 1)
+    return builder.build(goals.flatten())
