@@ -174,6 +174,34 @@ def test_evaluation_is_hard_fresh_and_without_clipping(name: str) -> None:
         assert len(torch.stack(seen).unique(dim=0)) > 1
 
 
+def test_evaluation_may_be_relaxed() -> None:
+    """At the temperature that training has reached, without counting a step, and marked as no hard vertex."""
+    schedule = ExponentialSchedule(minimum=0.01, rate=1.0, every=1)
+    estimator = SST(OneHot(), utility="gibbs", temperature=schedule, kl="distribution", evaluation="relaxed")
+    scores, weights = torch.randn(2000, 3, requires_grad=True), torch.tensor([1.0, 2.0, 4.0])
+
+    def objective(vertices: Tensor, rows: Tensor) -> Tensor:
+        assert vertices.requires_grad
+        return vertices @ weights
+
+    for _ in range(2):
+        torch.manual_seed(1)
+        trained = estimator.train()(scores, objective)
+    estimator.eval()
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            torch.manual_seed(1)
+            estimate = estimator(scores, objective)
+            assert int(schedule.step) == 2
+            # Temperature exp(-2) after two steps, exp(-1) at the second: the same noise, sharper.
+            expected = (trained.vertices.detach().double().log() * math.e).softmax(-1).float()
+            torch.testing.assert_close(estimate.vertices, expected, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(estimate.kl, trained.kl.detach())
+    for options, reason in (({"evaluation": "soft"}, "one of hard, relaxed"), ({"straight_through": True}, "is not")):
+        with pytest.raises(ValueError, match=reason):
+            SST(OneHot(), **{"evaluation": "relaxed"} | options)  # type: ignore[arg-type]
+
+
 def test_clipping_leaves_evaluation_alone() -> None:
     p = problem("spanning_tree", scale=20.0)
     plain, clipped = SST(p.structure).eval(), SST(p.structure, clip_range=1.0).eval()

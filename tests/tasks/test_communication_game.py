@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +24,7 @@ from structgrad.estimators import SST, ExponentialSchedule, Marginalize, Reinfor
 from structgrad.estimators.base import Estimator
 from structgrad.structures import KSubset, OneHot
 from structgrad.tasks.communication_game import CommunicationGame, FeatureFile, Omniglot, PublishedFeatures
-from structgrad.tasks.communication_game.data import Concepts, draw_games
+from structgrad.tasks.communication_game.data import ConceptData, Concepts, draw_games
 from structgrad.tasks.communication_game.labels import read_labels
 from structgrad.tasks.communication_game.model import Receiver, Sender
 from structgrad.training.run import assemble
@@ -145,11 +147,11 @@ def test_omniglot_is_divided_by_drawer(shared_data: Path) -> None:
         torch.testing.assert_close(concepts.features.norm(dim=1), torch.ones(len(concepts.features)))
     with np.load(shared_data / "omniglot" / "omniglot_small.npz") as arrays:
         assert (
-            splits["val"].pixels == torch.from_numpy(arrays["images"]).reshape(242, 20, 28, 28)[:, 14:17].flatten(0, 1)
-        ).all()  # type: ignore[union-attr]
+            data.pixels("val") == torch.from_numpy(arrays["images"]).reshape(242, 20, 28, 28)[:, 14:17].flatten(0, 1)
+        ).all()
     # Centred on the training drawings: their features point into all directions, those of the raw pixels into one.
     assert float(splits["train"].features.mean(0).norm()) < 0.05
-    assert float(torch.nn.functional.normalize(splits["train"].pixels.flatten(1) / 255).mean(0).norm()) > 0.3  # type: ignore[union-attr]
+    assert float(torch.nn.functional.normalize(data.pixels("train").flatten(1) / 255).mean(0).norm()) > 0.3
     with pytest.raises(ValueError, match="share 20 drawers"):
         Omniglot("x", "x", train=18)
     with pytest.raises(MissingDataError, match=r"There is no .*brendenlake/omniglot"):
@@ -191,6 +193,73 @@ def test_any_features_are_divided_within_each_concept(tmp_path: Path) -> None:
         FeatureFile("f.npz", tmp_path, features=5, val=0.5, test=0.5)
 
 
+def test_a_feature_file_may_say_which_images_are_for_the_test_and_have_them(tmp_path: Path) -> None:
+    """Under either name of the concepts' names; the images lie in the file or in parquet files, test images apart."""
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    test = np.array([0, 0, 0, 0, 1, 1, 0, 1, 0, 1, 0, 0, 0], dtype=bool)
+    images = np.random.default_rng(1).integers(0, 256, (13, 4, 6, 3), dtype=np.uint8)
+    feature_file(tmp_path / "f.npz", test=test, images=images)
+    with np.load(tmp_path / "f.npz") as arrays:
+        renamed = {("concept_names" if name == "names" else name): arrays[name] for name in arrays}
+        features, concept = arrays["features"], arrays["concept"]
+    np.savez(tmp_path / "f.npz", **renamed)
+    own = FeatureFile("f.npz", tmp_path, features=5, val=0.2, test=None)
+    assert own.split("test").concept.tolist() == [0, 0, 1, 2]
+    assert own.split("val").concept.tolist() == [0, 1, 2]
+    assert own.split("train").concept.tolist() == [0, 0, 0, 0, 1, 2]
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for part, chosen in (("train", ~test), ("test", test)):
+        encoded = [{"bytes": png(image), "path": None} for image in images[chosen]]
+        table = pa.table({"image": encoded, "label": concept[chosen]})
+        pq.write_table(table, folder / f"{part}-0.parquet")
+    apart = FeatureFile("f.npz", tmp_path, features=5, val=0.2, test=None, images="photographs")
+    apart.prepare()
+    for split in ("train", "val", "test"):
+        for data in (own, apart):
+            shown, concepts = data.pixels(split), data.split(split)  # type: ignore[arg-type]
+            assert shown is not None
+            for pixels, direction in zip(shown, concepts.features, strict=True):
+                (place,) = [k for k in range(13) if (images[k] == pixels.numpy()).all()]
+                torch.testing.assert_close(direction, F.normalize(torch.from_numpy(features[place]), dim=0))
+    pq.write_table(table.set_column(1, "label", pa.array([0, 0, 0, 0])), folder / "test-0.parquet")
+    with pytest.raises(ValueError, match="labels of its test images are not the concepts"):
+        apart.pixels("test")
+    feature_file(tmp_path / "f.npz", test=test | True)
+    refused(own, "concept cat has fewer than 3 images, one for each split: 7, of which 7 are for the test")
+    feature_file(tmp_path / "f.npz", test=test.astype(int))
+    refused(own, r"test must be bool \[13\]; got torch\.int64")
+    feature_file(tmp_path / "f.npz")
+    refused(own, "lacks the arrays test")
+    assert own.test is None
+    assert FeatureFile("f.npz", tmp_path, features=5).pixels("test") is None
+    with pytest.raises(ValueError, match=r"data\.test=null takes from the file"):
+        FeatureFile("f.npz", tmp_path, features=5, images="photographs")
+    with pytest.raises(MissingDataError, match=r"task\.data\.images=null"):
+        FeatureFile("f.npz", tmp_path, features=5, test=None, images="elsewhere").prepare()
+
+
+def png(pixels: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.usefixtures("_configs")
+def test_photographs_of_caltech_are_divided_and_shown(shared_data: Path) -> None:
+    task = assemble(compose("config", ["task=communication_game", "data=caltech101", f"paths.data={shared_data}"]))
+    assert isinstance(task, CommunicationGame)
+    task.setup("fit")
+    sizes = {split: task.get_buffer(f"{split}_sizes") for split in ("train", "val", "test")}
+    assert all(len(size) == 99 for size in sizes.values())
+    assert int(sizes["test"].sum()) == 1485
+    assert int(sizes["train"].sum() + sizes["val"].sum()) == 4613
+    shown = task.data.pixels("test")
+    assert shown is not None
+    assert shown.shape == (1485, 64, 64, 3)
+
+
 def refused(data: FeatureFile | Omniglot | PublishedFeatures, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
         data.split("train")
@@ -218,7 +287,7 @@ def test_feature_files_of_other_contents_are_refused(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for content in (b"", b"text", whole[: len(whole) // 2], whole[:200] + bytes([whole[200] ^ 255]) + whole[201:]):
         file.write_bytes(content)
-        refused(data, "is no .npz file with the arrays features, concept, names")
+        refused(data, "is no .npz file with the arrays features, concept, names or concept_names")
     np.save(tmp_path / "f.npy", concept)
     file.write_bytes((tmp_path / "f.npy").read_bytes())
     refused(data, "it is no archive")
@@ -326,7 +395,7 @@ def test_receiver_scores_are_dot_products(count: int) -> None:
 # --- task ----------------------------------------------------------------------------------------------------------
 
 
-class Clusters:
+class Clusters(ConceptData):
     """Twelve concepts of six images, each near an axis of its own."""
 
     features = 12
@@ -351,7 +420,7 @@ def estimators() -> dict[str, Estimator]:
         "sfe": Reinforce(structure, baseline="ema"),
         "sfe_plus": Reinforce(structure, baseline="sample"),
         "nvil": Reinforce(structure, baseline="nvil", context_size=12),
-        "gumbel_softmax": SST(structure, **gumbel),
+        "gumbel_softmax": SST(structure, evaluation="relaxed", **gumbel),
         "st_gumbel": SST(structure, straight_through=True, **gumbel),
     }
 
@@ -362,7 +431,14 @@ CALLS = {"dense": 16, "sfe": 1, "sfe_plus": 2, "nvil": 1, "gumbel_softmax": 1, "
 def make(estimator: Estimator, **options: Any) -> CommunicationGame:
     torch.manual_seed(0)
     defaults: dict[str, Any] = {"symbols": 16, "candidates": 4, "embedding": 16, "hidden": 8, "batch_size": 32}
-    defaults |= {"eval_batch_size": 16, "eval_games": 40, "temperature": 1.0, "entropy_bonus": 0.01, "data": Clusters()}
+    defaults |= {
+        "eval_batch_size": 16,
+        "eval_games": 40,
+        "test_games": 24,
+        "temperature": 1.0,
+        "entropy_bonus": 0.01,
+        "data": Clusters(),
+    }
     return CommunicationGame(
         structure=estimator.structure,
         estimator=estimator,
@@ -425,7 +501,59 @@ def test_objective_and_bonus_are_those_written_out(loss: str) -> None:
     torch.testing.assert_close(out.metrics["entropy"], entropy)
     torch.testing.assert_close(out.loss, objective + 0.3 * (math.log(16) - entropy))
     best = choice[torch.arange(16), posterior.argmax(1)].argmax(1)
-    torch.testing.assert_close(out.metrics["success"], (best == batch["target"]).float().mean())
+    torch.testing.assert_close(out.metrics["success_most_likely"], (best == batch["target"]).float().mean())
+    # Success of the sum over all symbols is an expectation, too.
+    expected = (posterior * (choice.argmax(-1) == batch["target"][:, None])).sum(1).mean()
+    torch.testing.assert_close(out.metrics["success"], expected)
+
+
+def test_success_is_tested_as_the_released_code_does() -> None:
+    """A sampled symbol for the score function (99.99 % of 10,240 games); a relaxed message for Gumbel-softmax."""
+    task = make(estimators()["sfe"], eval_games=10_240, eval_batch_size=10_240).eval()
+    task.setup("fit")
+    exact = make(estimators()["dense"], entropy_bonus=0.3)  # trained until its symbols mean something, and undecided
+    exact.setup("fit")
+    optimizer = torch.optim.Adam(exact.parameters(), lr=3e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        exact.step(next(iter(exact.batches("train")))).loss.backward()
+        optimizer.step()
+    task.load_state_dict(exact.state_dict(), strict=False)
+    batch = next(iter(task.batches("val")))
+    assert len(task.batches("test").tensors["target"]) == 24
+    with torch.no_grad():
+        out = task.step(batch)
+    seen = task.get_buffer("val_features")[batch["val"]]
+    choice = (task.receiver.symbols.weight @ task.receiver.embed(seen).transpose(1, 2)).argmax(-1)
+    posterior = task.sender(seen[torch.arange(10_240), batch["target"]]).softmax(-1)
+    p = (posterior * (choice == batch["target"][:, None])).sum(1).detach()
+    bound = 4 * (p * (1 - p)).sum().sqrt() / 10_240
+    assert abs(float(out.metrics["success"]) - float(p.mean())) < bound
+    assert abs(float(out.metrics["success_most_likely"]) - float(p.mean())) > bound  # another number
+
+    relaxed = make(estimators()["gumbel_softmax"], eval_games=64, eval_batch_size=64).eval()
+    relaxed.setup("fit")
+    calls: list[Tensor] = []
+    relaxed.receiver.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            relaxed.step(next(iter(relaxed.batches("val"))))
+    objective, success, most_likely, *_ = calls
+    assert objective is success
+    assert ((objective > 0) & (objective < 1)).all()
+    assert ((most_likely == 0) | (most_likely == 1)).all()
+
+
+def test_symbols_start_as_an_embedding_or_as_a_linear_map() -> None:
+    """Standard deviations of 51,200 numbers, within 5 standard errors: N(0, 1), and uniform within 1/16."""
+    torch.manual_seed(0)
+    normal, uniform = (Receiver(5, 200, 256, kind).symbols.weight.detach() for kind in ("embedding", "linear"))  # type: ignore[arg-type]
+    n = normal.numel()
+    assert abs(float(normal.std()) - 1) < 5 / math.sqrt(2 * n)
+    assert float(uniform.abs().max()) < 1 / 16
+    assert abs(float(uniform.std()) * 16 * math.sqrt(3) - 1) < 5 / math.sqrt(2 * n)
+    with pytest.raises(ValueError, match="one of embedding, linear"):
+        make(estimators()["dense"], symbol_map="table")
 
 
 def test_evaluation_games_are_the_same_for_all_runs_and_training_games_are_not() -> None:
@@ -496,8 +624,11 @@ def test_published_rows_by_configuration_alone(row: str) -> None:
     assert (config.task.optimizer.lr, task.entropy_bonus, task.loss) == ROWS[row]
     assert (task.candidates, task.batch_size, config.task.symbols, task.data.features) == (16, 64, 256, 4096)
     assert config.trainer.max_steps == 500 * 100
+    assert task.games["test"] == 156 * 64
+    assert config.task.symbol_map == ("linear" if "gumbel" in row else "embedding")
     if "gumbel" in row:
         assert config.estimator.temperature.rate == 1e-5
+        assert task.estimator.evaluation == ("relaxed" if "softmax" in row else "hard")  # type: ignore[union-attr]
 
 
 @pytest.mark.usefixtures("_configs")

@@ -28,6 +28,7 @@ from structgrad.structures.one_hot import OneHot
 Backward = Literal["exact", "finite_difference"]
 KL = Literal["utility", "distribution"]
 Mapping = Literal["marginal", "sparsemap", "entmax"]
+Evaluation = Literal["hard", "relaxed"]
 
 
 class ExponentialSchedule(nn.Module):
@@ -155,6 +156,8 @@ class SST(Estimator):
             (Paulus et al., equation 56).
         epsilon: largest change of a utility in these two calls.
         kl: see above.
+        evaluation: ``"relaxed"`` evaluates relaxed vertices at the current temperature, as Correia et al. (2020) test
+            Gumbel-softmax in their released code; scores are then not clipped, and there is one sample an example.
 
     Raises:
         UnsupportedError: if the structure lacks the relaxation, the argmax, or what ``kl`` needs; for
@@ -176,6 +179,7 @@ class SST(Estimator):
         backward: Backward = "exact",
         epsilon: float = 1e-2,
         kl: KL = "utility",
+        evaluation: Evaluation = "hard",
     ) -> None:
         super().__init__(structure)
         by = f"estimator sst (relaxation={relaxation})"
@@ -207,6 +211,10 @@ class SST(Estimator):
             raise ValueError(f"epsilon must be positive; got {epsilon}")
         if kl not in get_args(KL):
             raise ValueError(f"kl must be one of {', '.join(get_args(KL))}; got {kl!r}")
+        if evaluation not in get_args(Evaluation):
+            raise ValueError(f"evaluation must be one of {', '.join(get_args(Evaluation))}; got {evaluation!r}")
+        if straight_through and evaluation == "relaxed":
+            raise ValueError("straight_through is about hard vertices; evaluation=relaxed is not")
         if kl == "distribution":
             structure.require("log_partition", "entropy", by="estimator sst (kl=distribution)")
             if structure.noise is None or type(make_utility(structure.noise)) is not type(self.utility):
@@ -217,6 +225,7 @@ class SST(Estimator):
         self.relaxation, self.temperature, self.clip_range = relaxation, temperature, clip_range
         self.straight_through, self.n_samples = straight_through, n_samples
         self.backward_by, self.epsilon = backward, epsilon
+        self.evaluation = evaluation
         self.kl_over = "vertex" if kl == "distribution" else "parts"
 
     def estimate(
@@ -224,11 +233,17 @@ class SST(Estimator):
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         divergence = self._divergence(scores, mask)
-        if not self.training:
+        if not self.training and self.evaluation == "hard":
             with torch.no_grad():
                 vertices = self.structure.argmax(self.perturb(scores, mask), mask)
             return pathwise(objective, vertices, 1, divergence)
         temperature, metrics = self.temperature, {}
+        if not self.training:
+            with torch.no_grad():
+                current = temperature() if isinstance(temperature, ExponentialSchedule) else temperature
+                vertices = self.relax(self.perturb(scores, mask, self.draws) / current, mask, current)
+            # What is not hard says so: see Estimate.vertices.
+            return pathwise(objective, vertices.requires_grad_(), 1, divergence)
         if isinstance(temperature, ExponentialSchedule):
             current = temperature()
             temperature.advance()

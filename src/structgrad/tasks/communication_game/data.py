@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -29,13 +30,11 @@ class Concepts:
         features: float32 ``[n, size]``, of length 1 (0 where an image has none).
         concept: int64 ``[n]``, ascending, without gaps from 0.
         names: of the concepts.
-        pixels: uint8 ``[n, height, width]`` to show, if there are any.
     """
 
     features: Tensor
     concept: Tensor
     names: list[str]
-    pixels: Tensor | None = None
 
 
 def draw_games(sizes: Tensor, games: int, candidates: int, generator: torch.Generator | None = None) -> Tensor:
@@ -71,6 +70,13 @@ class ConceptData(abc.ABC):
     @abc.abstractmethod
     def split(self, split: Split) -> Concepts:
         """The images of a split."""
+
+    def pixels(self, split: Split) -> Tensor | None:
+        """The same images to show: uint8 ``[n, height, width]`` (dark on 0) or ``[n, height, width, 3]`` (RGB), if any.
+
+        Apart from :meth:`split`, because training does not look at them.
+        """
+        return None
 
 
 @dataclass
@@ -118,6 +124,28 @@ class Omniglot(ConceptData):
 
     def split(self, split: Split) -> Concepts:
         """The images of a split."""
+        images, character, names, drawer = self._read()
+        chosen = self._chosen(split, drawer)
+        # Less what all drawings share, an empty margin, which would make all features nearly parallel.
+        mean = images[drawer < self.train].flatten(1).float().mean(0)
+        features = torch.nn.functional.normalize(images[chosen].flatten(1) - mean)
+        return Concepts(features, character[chosen], names)
+
+    def pixels(self, split: Split) -> Tensor:
+        """The drawings."""
+        images, _, _, drawer = self._read()
+        return images[self._chosen(split, drawer)]
+
+    def _chosen(self, split: Split, drawer: Tensor) -> Tensor:
+        first, after = {
+            "train": (0, self.train),
+            "val": (self.train, self.train + self.val),
+            "test": (self.train + self.val, self.train + self.val + self.test),
+        }[split]
+        return (first <= drawer) & (drawer < after)
+
+    def _read(self) -> tuple[Tensor, Tensor, list[str], Tensor]:
+        """All drawings, the character of each, the characters' names, and the drawer of each."""
         self.prepare()
         file = Path(self.data) / self.file
         arrays = _arrays(file, "images", "character", "character_names")
@@ -137,70 +165,127 @@ class Omniglot(ConceptData):
                 f"{file}: character {name} has {int(drawers.min())} drawings; data.train, val and test need "
                 f"{self.train + self.val + self.test}"
             )
-        drawer = torch.arange(len(character)) - torch.searchsorted(character, character)
-        first = {"train": 0, "val": self.train, "test": self.train + self.val}[split]
-        chosen = (first <= drawer) & (drawer < first + getattr(self, split))
-        pixels = images[chosen]
-        # Less what all drawings share, an empty margin, which would make all features nearly parallel.
-        mean = images[drawer < self.train].flatten(1).float().mean(0)
-        features = torch.nn.functional.normalize(pixels.flatten(1) - mean)
-        return Concepts(features, character[chosen], names, pixels)
+        return images, character, names, torch.arange(len(character)) - torch.searchsorted(character, character)
 
 
 @dataclass
 class FeatureFile(ConceptData):
-    """Features of any images, as ``scripts/image_features.py`` writes them; every concept's images are divided.
+    """Features of any images, from an ``.npz`` file; every concept's images are divided, in the order of the file.
 
     Args:
-        file: ``.npz`` with ``features`` ``[n, size]``, ``concept`` ``[n]`` and ``names``; absolute or within ``data``.
+        file: with ``features`` ``[n, size]``, ``concept`` ``[n]`` and ``names`` (or ``concept_names``) that these
+            index, as ``scripts/image_features.py`` writes them; absolute or within ``data``. Optional: ``test``
+            bool ``[n]`` and ``images`` uint8 ``[n, height, width]`` or ``[n, height, width, 3]``, to show.
         data: folder of data sets, ``paths.data``.
         features: of an image.
         val: share of every concept's images for validation.
-        test: share for the test; training has the rest. Each split has at least one image of every concept.
+        test: share of every concept's images for the test; null: those that the file's array ``test`` says. Each split
+            has at least one image of every concept.
+        images: folder of parquet files (columns ``image`` and ``label``, the concept; files named after ``train`` and
+            ``test``, rows in the order of the features) that has the images to show, with ``test=null``; absolute or
+            within ``data``; null: the file's array ``images``, if there is one.
 
     Raises:
-        ValueError: for shares out of range; from :meth:`split`, for a file of other contents.
+        ValueError: for shares out of range; from :meth:`split` and :meth:`pixels`, for files of other contents.
     """
 
     file: str
     data: str | Path
     features: int
     val: float = 0.15
-    test: float = 0.15
+    test: float | None = 0.15
+    images: str | None = None
 
     def __post_init__(self) -> None:
         """Check the shares."""
-        if not (self.val > 0 and self.test > 0 and self.val + self.test < 1):
+        if not (self.val > 0 and (self.test is None or self.test > 0) and self.val + (self.test or 0.0) < 1):
             raise ValueError(f"data.val and data.test are shares that leave some; got {self.val} and {self.test}")
+        if self.images is not None and self.test is not None:
+            raise ValueError(
+                "data.images has files of the train and the test images, which data.test=null takes from the file of "
+                f"features; got data.test={self.test}"
+            )
 
     def prepare(self) -> None:
-        """Raise unless the file is here."""
+        """Raise unless the files are here."""
         if not (Path(self.data) / self.file).is_file():
             raise MissingDataError(
                 f"There is no {Path(self.data) / self.file}. "
-                "python scripts/image_features.py FOLDER OUT.npz makes one of a folder of images, one folder a concept."
+                "python scripts/image_features.py FOLDER OUT.npz makes one, with a folder of images for each concept; "
+                "docs/tasks/communication_game.md says which arrays such a file has."
+            )
+        if self.images is not None and not (Path(self.data) / self.images).is_dir():
+            raise MissingDataError(
+                f"There is no folder {Path(self.data) / self.images} of the images to show; task.data.images=null does "
+                "without."
             )
 
     def split(self, split: Split) -> Concepts:
         """The images of a split."""
+        arrays, rows = self._read(split)
+        names = [str(name) for name in arrays["names"].flat]
+        return group(torch.from_numpy(arrays["features"])[rows], arrays["concept"][rows].tolist(), names)
+
+    def pixels(self, split: Split) -> Tensor | None:
+        """The images, if the file or a folder has them."""
+        arrays, rows = self._read(split)
+        file = Path(self.data) / self.file
+        if self.images is None:
+            if "images" not in arrays:
+                return None
+            images = arrays["images"]
+            if images.dtype != np.uint8 or images.shape[:1] != arrays["concept"].shape or images.ndim not in (3, 4):
+                raise ValueError(
+                    f"{file}: images must be uint8 [{len(arrays['concept'])}, height, width] or [..., 3]; "
+                    f"got {images.dtype} {list(images.shape)}"
+                )
+            return torch.from_numpy(images)[rows]
+        part = "test" if split == "test" else "train"
+        folder = Path(self.data) / self.images
+        photographs, labels = _photographs(folder, part)
+        apart = arrays["test"] == (part == "test")
+        if labels != arrays["concept"][apart].tolist():
+            raise ValueError(f"{folder}: the labels of its {part} images are not the concepts of {file}, in its order")
+        place = torch.from_numpy(apart).cumsum(0) - 1  # within the part
+        return photographs[place[rows]]
+
+    def _read(self, split: Split) -> tuple[dict[str, NDArray[Any]], Tensor]:
+        """The arrays of the file, and which of its images are of a split: int64, concept by concept."""
         self.prepare()
         file = Path(self.data) / self.file
-        arrays = _arrays(file, "features", "concept", "names")
-        names = [str(name) for name in arrays["names"].flat]
-        concept = _indices(file, arrays["concept"], names)
+        needed = ["features", "concept"] + ["test"] * (self.test is None)
+        arrays = _arrays(file, *needed, one_of=("names", "concept_names"), optional=("images",))
+        arrays["names"] = arrays.pop("concept_names", arrays.get("names"))  # type: ignore[arg-type]
+        concept = _indices(file, arrays["concept"], [str(name) for name in arrays["names"].flat])
+        arrays["concept"] = concept.numpy()
         if arrays["features"].dtype.kind not in "fiub":
             raise ValueError(f"{file}: features must be real numbers; got {arrays['features'].dtype}")
-        everything = group(torch.from_numpy(arrays["features"]), concept.tolist(), names)
-        sizes = everything.concept.bincount()
-        if sizes.min() < 3:
-            name = everything.names[int(sizes.argmin())]
-            raise ValueError(f"{file}: concept {name} has fewer than 3 images, one for each split")
-        val, test = ((sizes * share).long().clamp_min(1) for share in (self.val, self.test))
+        if arrays["features"].shape[:1] != arrays["concept"].shape:
+            raise ValueError(
+                f"{file}: {len(concept)} labels go with features [{len(concept)}, size]; "
+                f"got {list(arrays['features'].shape)}"
+            )
+        sizes = concept.bincount(minlength=len(arrays["names"]))
+        if self.test is None:
+            given = torch.from_numpy(arrays["test"])
+            if given.dtype != torch.bool or given.shape != concept.shape:
+                raise ValueError(f"{file}: test must be bool [{len(concept)}]; got {given.dtype} {list(given.shape)}")
+            test = concept[given].bincount(minlength=len(sizes))
+            order = (2 * concept + given).argsort(stable=True)  # a concept's test images after its others
+        else:
+            test = (sizes * self.test).long().clamp_min(1)
+            order = concept.argsort(stable=True)
+        val = (sizes * self.val).long().clamp_min(1)
+        for index in ((sizes > 0) & ((test < 1) | (sizes - val - test < 1))).nonzero()[:1, 0].tolist():
+            raise ValueError(
+                f"{file}: concept {arrays['names'].flat[index]} has fewer than 3 images, one for each split: "
+                f"{int(sizes[index])}, of which {int(test[index])} are for the test"
+            )
         start = {"train": 0 * sizes, "val": sizes - val - test, "test": sizes - test}[split]
         end = {"train": sizes - val - test, "val": sizes - test, "test": sizes}[split]
-        place = torch.arange(len(everything.concept)) - (sizes.cumsum(0) - sizes)[everything.concept]
-        chosen = (start[everything.concept] <= place) & (place < end[everything.concept])
-        return Concepts(everything.features[chosen], everything.concept[chosen], everything.names)
+        grouped = concept[order]
+        place = torch.arange(len(grouped)) - (sizes.cumsum(0) - sizes)[grouped]
+        return arrays, order[(start[grouped] <= place) & (place < end[grouped])]
 
 
 @dataclass
@@ -255,17 +340,45 @@ class PublishedFeatures(ConceptData):
         return Path(self.data) / self.folder / split / f"ours_images_single_sm0.{ending}"
 
 
-def _arrays(file: Path, *names: str) -> dict[str, NDArray[Any]]:
-    """Arrays of an ``.npz`` file; one line if it is none or lacks one."""
+def _photographs(folder: Path, part: str) -> tuple[Tensor, list[int]]:
+    """The images ``[n, height, width, 3]`` and labels of the parquet files of a part."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    files = sorted(folder.glob(f"*{part}*.parquet"))
+    if not files:
+        raise MissingDataError(
+            f"{folder} has no parquet file of the split {part!r}; task.data.images=null does without"
+        )
+    try:
+        table = pa.concat_tables([pq.read_table(file, columns=["image", "label"]) for file in files])
+        images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
+        return torch.from_numpy(np.stack(images)), table["label"].to_pylist()
+    except (OSError, ValueError, TypeError, KeyError) as error:  # of pyarrow, Pillow and numpy
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{folder}: the {part} images cannot be read: {reason}") from error
+
+
+def _arrays(
+    file: Path, *names: str, one_of: tuple[str, ...] = (), optional: tuple[str, ...] = ()
+) -> dict[str, NDArray[Any]]:
+    """Arrays of an ``.npz`` file, one of ``one_of`` and what there is of ``optional`` too; one line if it is none or
+    lacks one.
+    """
+    wanted = ", ".join((*names, *([" or ".join(one_of)] if one_of else [])))
     try:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no archive")
         with np.load(file, allow_pickle=False) as content:
-            if missing := sorted(set(names) - set(content)):
+            missing = sorted(set(names) - set(content))
+            if one_of and not set(one_of) & set(content):
+                missing.append(one_of[0])
+            if missing:
                 raise ValueError(f"it lacks the arrays {', '.join(missing)}")
-            return {name: content[name] for name in names}
+            return {name: content[name] for name in (*names, *one_of, *optional) if name in content}
     except (OSError, EOFError, ValueError, NotImplementedError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file} is no .npz file with the arrays {', '.join(names)}: {error}") from error
+        raise ValueError(f"{file} is no .npz file with the arrays {wanted}: {error}") from error
 
 
 def _indices(file: Path, array: NDArray[Any], names: list[str]) -> Tensor:

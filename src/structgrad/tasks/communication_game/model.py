@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+SymbolMap = Literal["embedding", "linear"]
 
 #: Numbers whose hidden units are in memory at once: 256 x 512 float32 are 512 kB.
 _CHUNK = 256
@@ -83,12 +85,21 @@ class Receiver(nn.Module):
         features: of an image.
         embedding: size of the embeddings of images and symbols.
         symbols: how many.
+        symbol_map: how their embeddings start: N(0, 1), as torch starts an ``embedding``; or uniformly within
+            1/sqrt(symbols), as it starts a ``linear`` map of messages.
+
+    Raises:
+        ValueError: for another ``symbol_map``.
     """
 
-    def __init__(self, features: int, embedding: int, symbols: int) -> None:
+    def __init__(self, features: int, embedding: int, symbols: int, symbol_map: SymbolMap = "embedding") -> None:
         super().__init__()
+        if symbol_map not in get_args(SymbolMap):
+            raise ValueError(f"symbol_map must be one of {', '.join(get_args(SymbolMap))}; got {symbol_map!r}")
         self.embed = nn.Linear(features, embedding, bias=False)
         self.symbols = nn.Embedding(symbols, embedding)
+        if symbol_map == "linear":
+            nn.init.uniform_(self.symbols.weight, -1 / math.sqrt(symbols), 1 / math.sqrt(symbols))
 
     def forward(self, vertices: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
         """Scores ``[N, candidates]``.

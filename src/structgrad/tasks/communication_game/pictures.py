@@ -14,12 +14,14 @@ from structgrad.tasks.communication_game.data import Concepts
 SYMBOLS, IMAGES = 12, 10
 
 
-def draw_symbols(used: Tensor, concepts: Concepts, file: Path) -> Path:
+def draw_symbols(used: Tensor, concepts: Concepts, pixels: Tensor | None, file: Path) -> Path:
     """A row for each of the most used symbols: one image of each concept that it stands for, most frequent first.
 
     Args:
         used: int64 ``[n]``: the symbol of each image.
-        concepts: the n images; without pixels the concepts' names are written.
+        concepts: of the n images.
+        pixels: of the n images, see :meth:`~structgrad.tasks.communication_game.data.ConceptData.pixels`; without them
+            the concepts' names are written.
         file: where to.
     """
     counts = used.bincount()
@@ -38,8 +40,8 @@ def draw_symbols(used: Tensor, concepts: Concepts, file: Path) -> Path:
                 continue
             concept = int(present[times.argsort(descending=True, stable=True)[place]])
             image = int(images[concepts.concept[images] == concept][0])
-            if concepts.pixels is not None:
-                axes.imshow(concepts.pixels[image].numpy(), cmap="gray_r")
+            if pixels is not None:
+                axes.imshow(pixels[image].numpy(), cmap="gray_r")  # the colour map is for those without colours
             else:
                 name = concepts.names[concept][:14]
                 axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=6, parse_math=False)

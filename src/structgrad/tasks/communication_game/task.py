@@ -15,7 +15,7 @@ from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput
 from structgrad.tasks.communication_game.data import SPLITS, ConceptData, draw_games
-from structgrad.tasks.communication_game.model import Receiver, Sender
+from structgrad.tasks.communication_game.model import Receiver, Sender, SymbolMap
 from structgrad.tasks.communication_game.pictures import draw_history, draw_symbols
 from structgrad.tasks.history import CallsOverTime
 
@@ -30,7 +30,9 @@ class CommunicationGame(CallsOverTime):
     symbol from the uniform distribution, which is minus its entropy, but for a constant. Training games are drawn on
     the device of the features; validation and test games are drawn once and are the same for all runs. Metrics:
 
-    - ``success``: the receiver's best candidate is the right one, given the sender's best symbol;
+    - ``success``: the receiver's best candidate is the right one, given what the estimator evaluates: a sampled symbol,
+      a relaxed message (see the estimator's ``evaluation``), or all symbols, weighed by their probabilities;
+    - ``success_most_likely``: the same given the sender's most likely symbol;
     - ``objective``, under the estimator's distribution; ``entropy`` of the symbol, in nats;
     - ``decoder_calls``, symbols evaluated a game; ``training_calls``, those in training since the last validation.
 
@@ -44,11 +46,13 @@ class CommunicationGame(CallsOverTime):
         embedding: of images and symbols.
         hidden: units of the sender's network for each number.
         temperature: divides the sender's scores.
+        symbol_map: how the receiver's symbols start, see :class:`~structgrad.tasks.communication_game.model.Receiver`.
         loss: see above.
         entropy_bonus: see above.
         batch_size: games in a training batch.
         eval_batch_size: games in a validation or test batch.
-        eval_games: validation games, and as many test games.
+        eval_games: validation games.
+        test_games: test games.
 
     Raises:
         ValueError: for another structure, an estimator without that ``kl``, or options out of range; from
@@ -71,11 +75,13 @@ class CommunicationGame(CallsOverTime):
         embedding: int = 256,
         hidden: int = 512,
         temperature: float = 10.0,
+        symbol_map: SymbolMap = "embedding",
         loss: Loss = "nll",
         entropy_bonus: float = 0.1,
         batch_size: int = 64,
         eval_batch_size: int = 64,
         eval_games: int = 1024,
+        test_games: int = 9984,
     ) -> None:
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
         if not isinstance(structure, OneHot) or estimator is None:
@@ -90,6 +96,7 @@ class CommunicationGame(CallsOverTime):
             raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}; got {loss!r}")
         sizes = {"features": data.features, "symbols": symbols, "embedding": embedding, "hidden": hidden}
         sizes |= {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "eval_games": eval_games}
+        sizes["test_games"] = test_games
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1; got {size}")
@@ -101,9 +108,10 @@ class CommunicationGame(CallsOverTime):
             )
         self.data, self.candidates = data, candidates
         self.loss, self.entropy_bonus = loss, entropy_bonus
-        self.batch_size, self.eval_batch_size, self.eval_games = batch_size, eval_batch_size, eval_games
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.games = {"val": eval_games, "test": test_games}
         self.sender = Sender(data.features, embedding, hidden, symbols, temperature)
-        self.receiver = Receiver(data.features, embedding, symbols)
+        self.receiver = Receiver(data.features, embedding, symbols, symbol_map)
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -134,8 +142,9 @@ class CommunicationGame(CallsOverTime):
             none = torch.zeros(self.batch_size, dtype=torch.int64)
             return Batches({"train": none, "target": none}, self.batch_size)
         generator = torch.Generator().manual_seed({"val": 20200724, "test": 20200725}[split])
-        images = draw_games(self.get_buffer(f"{split}_sizes").cpu(), self.eval_games, self.candidates, generator)
-        target = torch.randint(self.candidates, (self.eval_games,), generator=generator)
+        games = self.games[split]
+        images = draw_games(self.get_buffer(f"{split}_sizes").cpu(), games, self.candidates, generator)
+        target = torch.randint(self.candidates, (games,), generator=generator)
         return Batches({split: images, "target": target}, self.eval_batch_size)
 
     # --- steps ------------------------------------------------------------------------------------------------------
@@ -162,9 +171,16 @@ class CommunicationGame(CallsOverTime):
             **estimate.metrics,
         }
         with torch.no_grad():
-            best = self.receiver(self.structure.argmax(scores.detach()), games, candidates.detach()).argmax(-1)
-        metrics["success"] = (best == target).float().mean()
+            right = self._right(estimate.vertices, estimate.rows, candidates, target)
+            metrics["success"] = estimate.mean(right).mean()
+            most_likely = self.structure.argmax(scores.detach())
+            metrics["success_most_likely"] = self._right(most_likely, games, candidates, target).mean()
         return StepOutput(loss, len(images), metrics)
+
+    def _right(self, vertices: Tensor, rows: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
+        """Whether the receiver's best candidate is the right one: 0 or 1, ``[N]``."""
+        choice: Tensor = self.receiver(vertices, rows, candidates).argmax(-1)
+        return (choice == target[rows]).float()
 
     def _losses(self, vertices: Tensor, rows: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
         log_p = self.receiver(vertices, rows, candidates).log_softmax(-1)
@@ -180,7 +196,7 @@ class CommunicationGame(CallsOverTime):
         # In portions: on a GPU the sender has its hidden units for all numbers of all images in memory.
         parts = concepts.features.split(self.eval_batch_size)
         used = torch.cat([self.sender(part.to(self.device)).argmax(-1).cpu() for part in parts])
-        drawn = [draw_symbols(used, concepts, folder / "symbols.png")]
+        drawn = [draw_symbols(used, concepts, self.data.pixels("test"), folder / "symbols.png")]
         if self.history:
             drawn.append(draw_history(self.history, folder / "history.png"))
         return drawn
