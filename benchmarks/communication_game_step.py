@@ -1,16 +1,15 @@
 """Training step of the communication game at the paper's size against plain PyTorch: a sum over the 256 symbols.
 
-Run from the root of the checkout, nothing else running: ``python -m benchmarks.communication_game_step``.
+Run from the root of the checkout: ``python -m benchmarks.communication_game_step``.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from benchmarks.harness import Row, matmul_rate, measure, report, training_step
+from benchmarks.harness import Row, matmul_rate, measure, report, settings, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -71,14 +70,13 @@ def plain_marginal(task: CommunicationGame, p: Tensor, candidates: Tensor) -> Te
     return total.mean()
 
 
-def main() -> None:
+def measured() -> list[Row]:
     """Dense, and sparsemax with large, medium and small support."""
-    tune_allocator()
     torch.manual_seed(0)
     structure = OneHot()
     none = torch.zeros(GAMES, dtype=torch.int64)
     batch = {"train": none, "target": none}
-    rows_out, shares, product = [], {}, matmul_rate()
+    lines, product = [], matmul_rate()
     for name, estimator, temperature in (
         ("dense", Marginalize(structure), 10.0),
         ("sparsemax, at first", Marginalize(structure, "sparsemax"), 10.0),
@@ -124,18 +122,19 @@ def main() -> None:
         ) -> None:
             plain_marginal(task, mapping(scores), candidates).backward()
 
-        mine = measure(ours, repeats=11)
-        other = None if name == "sfe" else 1e3 * measure(theirs, repeats=7)
-        size = f"calls={calls:.1f}"
-        rows_out.append(Row(f"step, {name}", size, 1e3 * mine, "a loop over the symbols" if other else "", other))
-        mine_alone = 1e3 * measure(ours_alone, repeats=11)
-        other = None if name == "sfe" else 1e3 * measure(theirs_alone, repeats=7)
-        rows_out.append(
-            Row(f"symbols alone, {name}", size, mine_alone, "a loop over the symbols" if other else "", other)
-        )
-        shares[name] = round(flops(calls) / mine / product, 2)
-    report("communication_game_step", rows_out, share_of_matmul_rate=shares, load_average=round(os.getloadavg()[0], 2))
+        mine, mine_alone = measure(ours, repeats=11), measure(ours_alone, repeats=11)
+        other, other_alone = None, None
+        if name != "sfe":
+            other, other_alone = measure(theirs, repeats=7), measure(theirs_alone, repeats=7)
+        size, opponent = f"calls={calls:.1f}", "a loop over the symbols" if other else ""
+        share = round(mine.rate(flops(calls)) / product, 2)
+        lines += [
+            Row(f"step, {name}", size, mine, opponent, other, share=share),
+            Row(f"symbols alone, {name}", size, mine_alone, opponent, other_alone),
+        ]
+    return lines
 
 
 if __name__ == "__main__":
-    main()
+    tune_allocator()
+    report("communication_game_step", [row for _ in settings() for row in measured()])

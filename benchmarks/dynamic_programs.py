@@ -1,7 +1,8 @@
 """The structures of dynamic programs against torch-struct: ``python -m benchmarks.dynamic_programs [--plot FILE]``.
 
-Ours and theirs in the same run, same threads, medians. Bounds are a share of their time: a chain's log-partition with
-its gradient an eighth, its sample and 3 best a twentieth, trees a third. With ``--plot``, cost against length.
+Ours and theirs in the same run, same threads, medians. Bounds are a share of their processor time: a chain's
+log-partition with its gradient an eighth, its sample and 3 best a twentieth, trees a third. With ``--plot``, cost
+against length.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.harness import Row, milliseconds, report
+from benchmarks.harness import Row, measure, report, settings
 from torch import Tensor
 
 from structgrad.structures import Alignment, Constituency, DagPath, LinearChain, ProjectiveTree, SemiMarkov
@@ -54,8 +55,8 @@ def their_trees(scores: Tensor) -> Call:
 
 def against(what: str, size: str, share: float, ours: Call, theirs: Call) -> Row:
     """One line."""
-    their_time = milliseconds(theirs, repeats=7, warmup=2)
-    return Row(what, size, milliseconds(ours), "torch-struct", their_time, bound=their_time / share)
+    their_time = measure(theirs, repeats=7, warmup=2)
+    return Row(what, size, measure(ours), "torch-struct", their_time, bound=their_time.processor / share)
 
 
 def rows() -> list[Row]:
@@ -118,14 +119,14 @@ def plot(out: Path) -> None:
         times = []
         for n in lengths:
             structure, scores = make(n)
-            times.append(milliseconds(lambda x=structure, s=scores: x.marginals(s), repeats=3, warmup=1))
+            times.append(measure(lambda x=structure, s=scores: x.marginals(s), repeats=3, warmup=1).processor)
         axes.plot(lengths, times, "o-", color=f"C{number}", label=name)
         print(name, [round(t, 2) for t in times], flush=True)
         if name in theirs:
-            times = [milliseconds(theirs[name](n), repeats=3, warmup=1) for n in lengths]
+            times = [measure(theirs[name](n), repeats=3, warmup=1).processor for n in lengths]
             axes.plot(lengths, times, "s:", color=f"C{number}", label=f"{name}, torch-struct")
             print(name, "torch-struct", [round(t, 2) for t in times], flush=True)
-    axes.set(xscale="log", yscale="log", xlabel="length n", ylabel="milliseconds", xticks=lengths)
+    axes.set(xscale="log", yscale="log", xlabel="length n", ylabel="milliseconds of the processor", xticks=lengths)
     axes.set_xticklabels([str(n) for n in lengths])
     axes.minorticks_off()
     axes.set_title(f"Marginals, batch {batch}, {torch.get_num_threads()} threads", fontsize="medium")
@@ -146,7 +147,7 @@ def main() -> None:
     if options.plot:
         plot(options.plot)
     else:
-        report("dynamic_programs", rows())
+        report("dynamic_programs", [row for _ in settings() for row in rows()])
 
 
 if __name__ == "__main__":

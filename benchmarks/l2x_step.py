@@ -1,6 +1,6 @@
 """A training step of learning to explain at the paper's sizes: its time, and the share of structure and estimator.
 
-Run from the root of the checkout, nothing else running: ``python -m benchmarks.l2x_step``.
+Run from the root of the checkout: ``python -m benchmarks.l2x_step``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import tempfile
 from functools import partial
 
 import torch
-from benchmarks.harness import Row, matmul_rate, measure, report
+from benchmarks.harness import Row, Time, matmul_rate, measure, report, settings, training_step
 from benchmarks.stopwatch import Stopwatch
 
 from structgrad.data import Batch
@@ -29,34 +29,27 @@ def flops(encoder: str) -> float:
     return 3 * 2 * networks * BATCH * WORDS * 3 * FILTERS * (SIZE + FILTERS)
 
 
-def times(task: L2X, batch: Batch) -> tuple[float, float]:
-    """Seconds of a training step, and of structure and estimator in it."""
+def times(task: L2X, batch: Batch) -> tuple[Time, Time]:
+    """Of a training step, and of structure and estimator in it."""
     assert task.estimator is not None
-    optimizer, watch, steps = torch.optim.Adam(task.parameters(), lr=1e-3), Stopwatch(task.estimator), 0
-
-    def step() -> None:
-        nonlocal steps
-        steps += 1
-        optimizer.zero_grad()
-        task.step(batch).loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
+    optimizer, watch = torch.optim.Adam(task.parameters(), lr=1e-3), Stopwatch(task.estimator)
+    step = training_step(optimizer, lambda: task.step(batch).loss)
     step()  # compiles the kernels
-    watch.seconds, steps = 0.0, 0
-    seconds = measure(step, repeats=5, warmup=1)
-    return seconds, watch.seconds / steps
+    watch.restart()
+    return measure(step, repeats=5, warmup=1), watch.mean()
 
 
 def main() -> None:
     """Simple and complex encoder, plain and correlated subsets."""
     tune_allocator()
-    rows, shares, fractions = [], {}, {}
+    rows = []
+    cases = [(e, s) for e in ("simple", "complex") for s in (KSubset(K), CorrelatedKSubset(K))]
     with tempfile.TemporaryDirectory() as cache:
         data = PlantedReviews(cache=cache, words=WORDS, train=BATCH, val=1, test=1, fillers=VOCABULARY - 37)
         data.prepare()
-        rate = matmul_rate()
-        for encoder in ("simple", "complex"):
-            for structure in (KSubset(K), CorrelatedKSubset(K)):
+        for _ in settings():
+            product = matmul_rate()
+            for encoder, structure in cases:
                 torch.manual_seed(0)
                 task = L2X(
                     structure=structure,
@@ -70,20 +63,14 @@ def main() -> None:
                 )
                 task.configure_model()
                 batch = next(iter(task.batches("train")))
-                seconds, own = times(task, batch)
-                what = f"{encoder} encoder, {structure.name}"
+                whole, own = times(task, batch)
+                share = round(whole.rate(flops(encoder)) / product, 2)
                 size = f"{BATCH} x {WORDS}, k={K}"
-                rows.append(Row(f"step, {what}", size, 1e3 * seconds))
-                rows.append(Row("  of it structure and estimator (mean)", size, 1e3 * own, bound=1e3 * SHARE * seconds))
-                shares[what] = round(own / seconds, 3)
-                fractions[what] = round(flops(encoder) / seconds / rate, 2)
-    report(
-        "l2x_step",
-        rows,
-        structure_share=shares,
-        fraction_of_matmul_rate=fractions,
-        matmul_gflop_per_second=round(rate / 1e9, 1),
-    )
+                rows += [
+                    Row(f"step, {encoder} encoder, {structure.name}", size, whole, share=share),
+                    Row("  of it structure and estimator (mean)", size, own, bound=SHARE * whole.processor),
+                ]
+    report("l2x_step", rows)
 
 
 if __name__ == "__main__":

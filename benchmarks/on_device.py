@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from benchmarks.harness import Row, machine, milliseconds, report
+from benchmarks.harness import Row, Time, machine, measure, report
 from benchmarks.launches import ROWS, built
 from torch import Tensor
 
@@ -54,12 +54,12 @@ PRIMITIVES: list[tuple[Structure, tuple[int, ...], tuple[str, ...]]] = [
 _SMOOTH = ("log_partition", "marginals", "project")
 
 
-def primitives(device: torch.device) -> Iterator[tuple[str, str, Callable[[torch.device], float]]]:
-    """Title, size, and what measures it on a device, in milliseconds."""
+def primitives(device: torch.device) -> Iterator[tuple[str, str, Callable[[torch.device], Time]]]:
+    """Title, size, and what measures it on a device."""
     for structure, shape, oracles in PRIMITIVES:
         for oracle in oracles:
 
-            def measured(where: torch.device, s: Structure = structure, o: str = oracle, n: Any = shape) -> float:
+            def measured(where: torch.device, s: Structure = structure, o: str = oracle, n: Any = shape) -> Time:
                 torch.manual_seed(0)
                 scores = torch.randn(n).to(where)
                 function = getattr(s, o)
@@ -67,20 +67,20 @@ def primitives(device: torch.device) -> Iterator[tuple[str, str, Callable[[torch
                     scores = scores.exp()
                 arguments = (8,) if o == "top_k" else ()
                 if o not in _SMOOTH:
-                    return milliseconds(lambda: function(scores, *arguments))
+                    return measure(lambda: function(scores, *arguments))
                 scores.requires_grad_()
                 upstream = torch.randn_like(function(scores))
 
                 def both_ways() -> Tensor:
                     return torch.autograd.grad(function(scores), scores, upstream)[0]
 
-                return milliseconds(both_ways)
+                return measure(both_ways)
 
             yield f"{structure.name}.{oracle}", "x".join(map(str, shape)), measured
 
 
-def training_step(overrides: list[str], where: torch.device, compiler: str | None = None) -> float:
-    """Milliseconds of a training step."""
+def training_step(overrides: list[str], where: torch.device, compiler: str | None = None) -> Time:
+    """Of a training step."""
     task = built(overrides)
     task.to(where).train()
     if compiler is not None:
@@ -94,7 +94,7 @@ def training_step(overrides: list[str], where: torch.device, compiler: str | Non
         (task.compiled_step or task.step)(next(next_batch)).loss.backward()
         optimizer.step()
 
-    return milliseconds(step, warmup=6, repeats=21 if where.type != "cpu" else 5)
+    return measure(step, warmup=6, repeats=21 if where.type != "cpu" else 5)
 
 
 def main() -> None:
@@ -110,8 +110,9 @@ def main() -> None:
     rows = []
     for title, size, measured in primitives(device):
         if options.only in title:
-            rows.append(Row(title, size, measured(device), "the CPU", measured(cpu)))
-            print(f"{rows[-1].what} {rows[-1].size}: {rows[-1].ours:.3f} ms, CPU {rows[-1].theirs:.3f} ms", flush=True)
+            ours, theirs = measured(device), measured(cpu)
+            rows.append(Row(title, size, ours, "the CPU", theirs))
+            print(f"{title} {size}: {ours.wall:.3f} ms, CPU {theirs.wall:.3f} ms", flush=True)
     for title, overrides in ROWS.items():
         if options.only not in title:
             continue
@@ -120,8 +121,9 @@ def main() -> None:
         except MissingDataError as error:
             print(f"{title}: {str(error).splitlines()[0]}")
             continue
-        rows.append(Row(title, "training step", ours, "the CPU", training_step(overrides, cpu)))
-        print(f"{title}: {ours:.2f} ms, CPU {rows[-1].theirs:.2f} ms", flush=True)
+        theirs = training_step(overrides, cpu)
+        rows.append(Row(title, "training step", ours, "the CPU", theirs))
+        print(f"{title}: {ours.wall:.2f} ms, CPU {theirs.wall:.2f} ms", flush=True)
         for compiler in options.compile:
             torch._dynamo.reset()
             try:
@@ -129,7 +131,7 @@ def main() -> None:
             except RunError as error:
                 print(error)
     name = re.sub(r"\W+", "_", str(machine()["device"])).strip("_").lower()
-    report(f"gpu/{name}", rows)
+    report(f"gpu/{name}", rows, of_wall=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     RECORD=1 python -m benchmarks.scaling    measure; without RECORD only print
     python scripts/scaling_figure.py         pictures and table of docs/scaling.md from what was recorded
 
-Ours and the best opponent at hand. A line ends where one call is expected to take longer than ``--limit`` seconds, so
-the whole takes minutes.
+Ours and the best opponent at hand, one thread. A line ends where one call is expected to take longer than ``--limit``
+seconds, so the whole takes minutes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Call = Callable[[], Any]
 
 @dataclass
 class Point:
-    """One measurement: median milliseconds of a call on ``batch`` examples of size ``n``."""
+    """One measurement: median milliseconds of processor time of a call on ``batch`` examples of size ``n``."""
 
     line: str
     axis: str
@@ -172,10 +172,9 @@ def sweep(line: Line, axis: str, limit: float) -> list[Point]:
             if prepare is None or before is None or before > limit:
                 times[who] = last[who] = None
                 continue
-            seconds = measure(prepare(scores), repeats=3, warmup=1)
-            times[who] = 1e3 * seconds
+            times[who] = milliseconds = measure(prepare(scores), repeats=3, warmup=1).processor
             # n doubles and cost is up to cubic in it, or the batch grows eightfold: expect eight times this.
-            last[who] = seconds * 8
+            last[who] = 8e-3 * milliseconds
         if times["ours"] is not None or times["theirs"] is not None:
             found.append(Point(line.name, axis, batch, n, times["ours"], times["theirs"], line.opponent))
     return found
@@ -187,6 +186,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=1.0, help="no call longer than this many seconds")
     parser.add_argument("--only", default="", help="lines whose name contains this; such a part is never recorded")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     points = []
     for line in lines():
         if options.only in line.name:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import torch
+from benchmarks.harness import Time
 from torch import Tensor
 
 from structgrad.estimators.base import Estimate, Estimator, Objective
@@ -30,14 +31,11 @@ class Stopwatch:
 
     Args:
         estimator: one that differentiates the objective in its vertices; its ``forward`` is replaced.
-
-    Attributes:
-        seconds: so far.
     """
 
     def __init__(self, estimator: Estimator) -> None:
-        self.seconds = 0.0
-        self._start = 0.0
+        self.restart()
+        self._start = 0.0, 0.0
         forward = estimator.forward
 
         def timed(scores: Tensor, objective: Objective, **options: Any) -> Estimate:
@@ -47,6 +45,7 @@ class Stopwatch:
                 self._begin()
                 return losses
 
+            self._calls += 1
             self._begin()
             estimate = forward(_CallBack.apply(scores, self._end), watched, **options)
             self._end()
@@ -54,8 +53,18 @@ class Stopwatch:
 
         estimator.forward = timed  # type: ignore[method-assign]
 
+    def restart(self) -> None:
+        """Forget what was measured."""
+        self._wall = self._processor = 0.0
+        self._calls = 0
+
+    def mean(self) -> Time:
+        """Of a call, forward and backward."""
+        return Time(1e3 * self._wall, 1e3 * self._processor) / self._calls
+
     def _begin(self) -> None:
-        self._start = time.perf_counter()
+        self._start = time.perf_counter(), time.process_time()
 
     def _end(self) -> None:
-        self.seconds += time.perf_counter() - self._start
+        self._wall += time.perf_counter() - self._start[0]
+        self._processor += time.process_time() - self._start[1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from benchmarks.harness import Row, milliseconds, report
+from benchmarks.harness import Row, measure, report, settings
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -36,11 +36,9 @@ def item_rows(structure: Structure, batch: int, n: int, bound: float | None, pub
     log_prob = both_ways(lambda s: structure.trace_log_prob(trace, s), scores)
     conditional = both_ways(lambda s: structure.conditional(trace, s), scores)
     return [
-        Row(
-            f"{name} trace", size, milliseconds(lambda: structure.trace(exponentials)), bound=bound, published=published
-        ),
-        Row(f"{name} trace log-prob, fwd + bwd", size, milliseconds(log_prob)),
-        Row(f"{name} conditional, fwd + bwd", size, milliseconds(conditional)),
+        Row(f"{name} trace", size, measure(lambda: structure.trace(exponentials)), bound=bound, published=published),
+        Row(f"{name} trace log-prob, fwd + bwd", size, measure(log_prob)),
+        Row(f"{name} conditional, fwd + bwd", size, measure(conditional)),
     ]
 
 
@@ -48,12 +46,12 @@ def matching_rows(batch: int, n: int) -> list[Row]:
     """The exact argmax against a loop over scipy; Sinkhorn and the greedy trace."""
     scores = torch.randn(batch, n, n)
     matching, size, arrays = Matching(), f"B {batch}, n {n}", scores.numpy()
-    theirs = milliseconds(lambda: [linear_sum_assignment(a, maximize=True) for a in arrays])
-    ours = milliseconds(lambda: matching.argmax(scores))
+    theirs = measure(lambda: [linear_sum_assignment(a, maximize=True) for a in arrays])
+    ours = measure(lambda: matching.argmax(scores))
     return [
-        Row("Matching argmax", size, ours, "scipy.linear_sum_assignment, loop", theirs, bound=theirs),
-        Row("Matching trace", size, milliseconds(lambda: matching.trace(scores.exp()))),
-        Row("Matching sinkhorn, fwd + bwd", size, milliseconds(both_ways(matching.sinkhorn, scores), repeats=5)),
+        Row("Matching argmax", size, ours, "scipy.linear_sum_assignment, loop", theirs, bound=theirs.processor),
+        Row("Matching trace", size, measure(lambda: matching.trace(scores.exp()))),
+        Row("Matching sinkhorn, fwd + bwd", size, measure(both_ways(matching.sinkhorn, scores), repeats=5)),
     ]
 
 
@@ -66,11 +64,11 @@ def sparse_rows(structure: Structure, batch: int, *shape: int) -> list[Row]:
     def mean(s: Tensor) -> Tensor:
         return project(structure, s)
 
-    ours = milliseconds(both_ways(mean, scores), repeats=5, warmup=1)
-    theirs = milliseconds(both_ways(structure.project, scores)) if closed else None
+    ours = measure(both_ways(mean, scores), repeats=5, warmup=1)
+    theirs = measure(both_ways(structure.project, scores)) if closed else None
     rows = [Row(f"active set: project {structure.name}, f+b", size, ours, closed and "its closed form", theirs)]
-    ours = milliseconds(lambda: sparsemap(structure, scores), repeats=5, warmup=1)
-    theirs = milliseconds(lambda: structure.sparsemap(scores)) if closed else None
+    ours = measure(lambda: sparsemap(structure, scores), repeats=5, warmup=1)
+    theirs = measure(lambda: structure.sparsemap(scores)) if closed else None
     return [*rows, Row(f"active set: sparsemap {structure.name}", size, ours, closed and "its closed form", theirs)]
 
 
@@ -85,8 +83,8 @@ def oracle_row(structure: Structure, batch: int, *shape: int) -> Row:
             return super().argmax(utility, mask)
 
     project(Recorded(), scores)
-    ours = milliseconds(lambda: project(structure, scores), repeats=3, warmup=1)
-    theirs = milliseconds(lambda: [structure.argmax(utility) for utility in asked], repeats=3, warmup=1)
+    ours = measure(lambda: project(structure, scores), repeats=3, warmup=1)
+    theirs = measure(lambda: [structure.argmax(utility) for utility in asked], repeats=3, warmup=1)
     size = f"B {batch}, {'x'.join(map(str, shape))}"
     return Row(f"active set: project {structure.name}, fwd", size, ours, f"its {len(asked)} argmaxes", theirs)
 
@@ -100,8 +98,9 @@ def support(structure: Structure, batch: int, *shape: int) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
-    rows = [
+def rows() -> list[Row]:
+    """All of them."""
+    return [
         *item_rows(BinaryTree(), 128, 20, 2.0, 55.0),
         *item_rows(Permutation(), 128, 20, None, None),
         *matching_rows(128, 10),
@@ -111,4 +110,8 @@ if __name__ == "__main__":
         *sparse_rows(Arborescence(), 32, 8, 8),
         oracle_row(Matching(), 2, 48, 48),
     ]
-    report("structures_other", rows, support={"Subset D 32": support(Subset(), 64, 32)})
+
+
+if __name__ == "__main__":
+    found = [row for _ in settings() for row in rows()]
+    report("structures_other", found, support={"Subset D 32": support(Subset(), 64, 32)})

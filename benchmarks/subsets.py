@@ -1,4 +1,4 @@
-"""Subset-like structures against entmax and lp-sparsemap: medians, two cores, float32.
+"""Subset-like structures against entmax and lp-sparsemap: medians, float32.
 
 python -m benchmarks.subsets
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import entmax
 import torch
-from benchmarks.harness import Row, milliseconds, report
+from benchmarks.harness import Row, measure, report, settings
 from torch import Tensor
 
 from structgrad.structures import BudgetSubset, CorrelatedKSubset, KSubset, OneHot, Subset
@@ -38,27 +38,25 @@ def through_sparse(fn: Callable[[Tensor], SparseDistribution], *shape: int) -> C
     return run
 
 
-def main() -> None:
-    """Measure everything."""
+def measured() -> list[Row]:
+    """All lines."""
     torch.manual_seed(0)
     rows: list[Row] = []
     one_hot = OneHot()
     for batch, bound in ((64, 0.47), (4096, 17.0)):
-        theirs = milliseconds(through(lambda s: entmax.sparsemax(s, dim=-1), batch, 256))
-        ours = milliseconds(through(one_hot.project, batch, 256))
-        rows.append(
-            Row("sparsemax, fwd + bwd", f"{batch} x 256", ours, "entmax", theirs, min(bound, max(bound, theirs)))
-        )
+        theirs = measure(through(lambda s: entmax.sparsemax(s, dim=-1), batch, 256))
+        ours = measure(through(one_hot.project, batch, 256))
+        rows.append(Row("sparsemax, fwd + bwd", f"{batch} x 256", ours, "entmax", theirs, bound))
     for d, bound, public in ((32, 2.0, 20.0), (128, 8.0, 165.0)):
         for method in ("nested", "systematic"):
-            ours = milliseconds(through_sparse(lambda s, m=method: Subset().sparsemap(s, method=m), 64, d))
+            ours = measure(through_sparse(lambda s, m=method: Subset().sparsemap(s, method=m), 64, d))
             rows.append(
                 Row(f"SparseMAP bit vectors, {method}, fwd + bwd", f"B 64, D {d}", ours, bound=bound, published=public)
             )
     for d, bound, public in ((32, 3.0, 23.0), (128, 12.0, 230.0)):
         structure = BudgetSubset(d // 2)
         for method in ("systematic", "sorted"):
-            ours = milliseconds(through_sparse(lambda s, m=method, x=structure: x.sparsemap(s, method=m), 64, d))
+            ours = measure(through_sparse(lambda s, m=method, x=structure: x.sparsemap(s, method=m), 64, d))
             rows.append(
                 Row(
                     f"SparseMAP budget D/2, {method}, fwd + bwd",
@@ -70,16 +68,16 @@ def main() -> None:
             )
     for d, bound, public in ((32, 1.0, 0.12), (128, 4.0, 0.46)):
         scores = torch.randn(64, d)
-        ours = milliseconds(lambda s=scores: Subset().top_k(s, 10))
+        ours = measure(lambda s=scores: Subset().top_k(s, 10))
         rows.append(Row("top-10 bit vectors", f"B 64, D {d}", ours, bound=bound, published=public))
-        ours = milliseconds(lambda s=scores, d=d: BudgetSubset(d // 2).top_k(s, 10))
+        ours = measure(lambda s=scores, d=d: BudgetSubset(d // 2).top_k(s, 10))
         rows.append(Row("top-10 bit vectors, budget D/2", f"B 64, D {d}", ours))
     k_subset = KSubset(10)
     rows.append(
         Row(
             "k-subset marginals, fwd + bwd",
             "B 100, n 350, k 10",
-            milliseconds(through(k_subset.marginals, 100, 350)),
+            measure(through(k_subset.marginals, 100, 350)),
             bound=15.0,
             published=143.0,
         )
@@ -88,7 +86,7 @@ def main() -> None:
         Row(
             "k-subset marginals, fwd + bwd",
             "B 100, n 350, k 50",
-            milliseconds(through(KSubset(50).marginals, 100, 350)),
+            measure(through(KSubset(50).marginals, 100, 350)),
         )
     )
     correlated = CorrelatedKSubset(10)
@@ -96,32 +94,32 @@ def main() -> None:
         Row(
             "correlated k-subset marginals, fwd + bwd",
             "B 100, n 350, k 10",
-            milliseconds(through(correlated.marginals, 100, 699)),
+            measure(through(correlated.marginals, 100, 699)),
         )
     )
     for name in ("euclidean", "categorical", "binary", "softsub"):
-        ours = milliseconds(through(lambda s, r=name: k_subset.relax(r, s), 100, 350))
+        ours = measure(through(lambda s, r=name: k_subset.relax(r, s), 100, 350))
         rows.append(Row(f"k-subset {name}, fwd + bwd", "B 100, n 350, k 10", ours))
-    rows.append(Row("k-subset l2x, fwd + bwd", "B 100, n 350, k 10", milliseconds(through(k_subset.l2x, 10, 100, 350))))
+    rows.append(Row("k-subset l2x, fwd + bwd", "B 100, n 350, k 10", measure(through(k_subset.l2x, 10, 100, 350))))
     scores, noise = torch.randn(100, 350), torch.rand(100, 350)
-    rows.append(Row("k-subset exact sample", "B 100, n 350, k 10", milliseconds(lambda: k_subset.sample(scores))))
+    rows.append(Row("k-subset exact sample", "B 100, n 350, k 10", measure(lambda: k_subset.sample(scores))))
     trace = k_subset.trace(noise)
     rows.append(
         Row(
             "k-subset trace log-prob, fwd + bwd",
             "B 100, n 350, k 10",
-            milliseconds(through(lambda s: k_subset.trace_log_prob(trace, s), 100, 350)),
+            measure(through(lambda s: k_subset.trace_log_prob(trace, s), 100, 350)),
         )
     )
     rows.append(
         Row(
             "k-subset conditional, fwd + bwd",
             "B 100, n 350, k 10",
-            milliseconds(through(lambda s: k_subset.conditional(trace, s), 100, 350)),
+            measure(through(lambda s: k_subset.conditional(trace, s), 100, 350)),
         )
     )
-    report("subsets", rows)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    report("subsets", [row for _ in settings() for row in measured()])

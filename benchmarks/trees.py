@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import networkx as nx
 import torch
-from benchmarks.harness import Row, milliseconds, report
+from benchmarks.harness import Row, measure, report, settings
 from torch import Tensor
 
 from structgrad.structures import Arborescence, SpanningTree
@@ -57,30 +57,28 @@ def row(structure: Structure, oracle: str, batch: int, n: int, bound: float, pub
     directed = isinstance(structure, Arborescence)
     size = f"B {batch}, n {n}"
     if oracle == "argmax":
-        ours = milliseconds(lambda: structure.argmax(scores))
+        ours = measure(lambda: structure.argmax(scores))
         theirs = None
         if loop:
             some = min(batch, 20)
-            theirs = milliseconds(networkx_trees(scores[:some], directed), repeats=3, warmup=1) * batch / some
+            theirs = measure(networkx_trees(scores[:some], directed), repeats=3, warmup=1) * batch / some
         return Row(f"{structure.name} argmax", size, ours, "networkx", theirs, bound, published)
     if oracle == "marginals":
-        ours = milliseconds(forward_backward(structure.marginals, scores))
+        ours = measure(forward_backward(structure.marginals, scores))
         # torch-struct has no root among the tokens: n - 1 of them, the root's scores on the diagonal.
-        theirs = milliseconds(forward_backward(torch_struct_marginals, scores[:, 1:, 1:])) if directed else None
+        theirs = measure(forward_backward(torch_struct_marginals, scores[:, 1:, 1:])) if directed else None
         return Row(f"{structure.name} marginals, fwd + bwd", size, ours, "torch-struct", theirs, bound, published)
     trace = structure.trace(torch.empty_like(scores).exponential_() * torch.exp(-scores))
     function = getattr(structure, oracle)
-    ours = milliseconds(forward_backward(lambda s: function(trace, s), scores))
+    ours = measure(forward_backward(lambda s: function(trace, s), scores))
     return Row(f"{structure.name} {oracle}, fwd + bwd", size, ours, bound=bound, published=published)
 
 
 def main() -> None:
     """Print the table, and record it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-opponents", dest="opponents", action="store_false", help="leave networkx out")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     lines: list[tuple[Structure, str, int, int, float, float]] = [
         (SpanningTree(), "argmax", 128, 10, 0.7, 3.3),
@@ -95,7 +93,7 @@ def main() -> None:
         (Arborescence(), "trace_log_prob", 100, 50, 15, 112),
         (Arborescence(), "conditional", 100, 50, 25, 219),
     ]
-    report("trees", [row(*line, loop=arguments.opponents) for line in lines])
+    report("trees", [row(*line, loop=arguments.opponents) for _ in settings() for line in lines])
 
 
 if __name__ == "__main__":

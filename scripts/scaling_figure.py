@@ -102,7 +102,7 @@ def main() -> None:
     pictures = {
         name: picture(
             {title: [p for p in points if structure(p) in names] for title, names in rows.items()},
-            "milliseconds a call",
+            "milliseconds of processor time a call",
             lambda p: p["ours"],
         )
         for name, rows in families.items()
@@ -114,7 +114,7 @@ def main() -> None:
         figure.savefig(ROOT / "docs" / "images" / f"scaling_{name}.png", dpi=110)
     held = next(p["batch"] for p in opposed if p["axis"] == "n")
     caption = (
-        f"Their time / ours, {held} examples; medians of one run on {machine['cores']} cores of {machine['device']}, "
+        f"Their time / ours, {held} examples; medians of processor time of one thread on {machine['device']}, "
         f"torch {machine['torch']}. `-`: a call of one of the two would take too long to be measured."
     )
     insert(ROOT / "docs" / "scaling.md", "scaling", f"{table(opposed)}\n\n{caption}")
