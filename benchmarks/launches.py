@@ -52,7 +52,7 @@ ROWS: dict[str, list[str]] = {
                 "independent edges, SST": ["structure=independent_directed"],
                 "top edges, SST": ["structure=top_edges"],
                 "spanning tree, SST": ["structure=spanning_tree"],
-                "spanning tree, T-REINFORCE": ["structure=spanning_tree", "estimator=t_reinforce_loo"],
+                "spanning tree, T-REINFORCE": ["structure=spanning_tree", "estimator=t_reinforce_plus"],
             },
         ),
         (

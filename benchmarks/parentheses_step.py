@@ -15,7 +15,7 @@ from benchmarks.harness import Row, measure, report, settings, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.estimators import Reinforce, Relax
+from structgrad.estimators import RELAX, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import BinaryTree, GroundTruth, NoStructure, Structure
 from structgrad.tasks.parentheses import Parentheses, ParenthesesData, trees
@@ -120,7 +120,7 @@ def measured() -> list[Row]:
     orders: dict[str, tuple[Structure, Estimator | None, int]] = {
         "left to right": (NoStructure(), None, BATCH),
         "smart": (GroundTruth(), None, BATCH),
-        "RELAX": (tree, Relax(tree), BATCH),
+        "RELAX": (tree, RELAX(tree), BATCH),
         f"T-REINFORCE+, K = {SAMPLES}": (tree, Reinforce(tree, "T", "loo", n_samples=SAMPLES), BATCH // SAMPLES),
     }
     rows = []

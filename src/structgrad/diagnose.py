@@ -14,11 +14,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators.base import Estimator, Law, PerturbAndMap
+from structgrad.estimators.base import Estimator, PerturbAndMap, VertexDistribution
 from structgrad.estimators.utilities import Gumbel, NegExponential, Utility, make_utility
 from structgrad.structures import Structure
 
-#: Laws that are enumerated, see :data:`structgrad.estimators.base.Law`.
+#: Those that are enumerated, see :data:`structgrad.estimators.base.VertexDistribution`.
 Distribution = Literal["gibbs", "trace"]
 
 #: Features of the context that problems have.
@@ -196,25 +196,26 @@ class Problem:
             total = total + probabilities @ self.decoder(vertices, rows)
         return total
 
-    def perturbed(self, law: PerturbAndMap, samples: int, chunk: int = 2000) -> Tensor:
+    def perturb_and_map(self, distribution: PerturbAndMap, samples: int, chunk: int = 2000) -> Tensor:
         """Gradients of the expected objective under perturb-and-MAP: ``[samples // chunk, D]``.
 
         Each row is a mean of ``chunk`` estimates. For the scores these are score-function estimates (the action is the
         utility), less a constant known from a first batch; where the noise has no density, central differences at the
         same noise, whose bias is of the order of the squared step.
         """
+        utility, scale = distribution.utility, distribution.scale
         estimates, baseline = [], torch.zeros(len(self.scores), 1, dtype=torch.float64)
         for step in range(samples // chunk + 1):
             scores = torch.where(self.structure.parts(self.scores, self.mask), self.scores, 0.0)
             scores = scores[:, None].expand(-1, chunk, *scores.shape[1:])
             moves = self.structure.parts(scores, self.mask[:, None])
-            if not law.everywhere:
+            if not distribution.everywhere:
                 moves = moves & self.structure.noisy_parts(scores)
             fixed = scores.detach()
-            utilities = torch.where(moves, law.scale * law.utility.sample(fixed / law.scale), fixed)
+            utilities = torch.where(moves, scale * utility.sample(fixed / scale), fixed)
             losses = self._losses(utilities)
-            if isinstance(law.utility, Utility):
-                density = law.utility.log_prob(utilities / law.scale, scores / law.scale)
+            if isinstance(utility, Utility):
+                density = utility.log_prob(utilities / scale, scores / scale)
                 log_prob = torch.where(moves, density, 0.0).flatten(2).sum(-1)
                 value = ((losses.detach() - baseline) * log_prob + losses).mean(1).sum()
                 baseline = losses.detach().mean(1, keepdim=True)
@@ -255,25 +256,25 @@ class Problem:
 # --- what an estimator is measured against --------------------------------------------------------------------------
 
 
-def target(estimator: Estimator) -> Law:
-    """The law of hard vertices whose expected objective the estimator is about.
+def target(estimator: Estimator) -> VertexDistribution:
+    """The distribution over hard vertices whose expected objective the estimator's gradient targets.
 
-    The estimator's own (:attr:`Estimator.law`), enumerated where perturb-and-MAP is the Gibbs distribution or that of
-    the trace.
+    The estimator's own (:attr:`Estimator.vertex_distribution`), enumerated where perturb-and-MAP is the Gibbs
+    distribution or that of the trace.
     """
-    structure, law = estimator.structure, estimator.law
-    if not isinstance(law, PerturbAndMap) or law.scale != 1 or law.everywhere:
-        return law
-    utility = law.utility
+    structure, distribution = estimator.structure, estimator.vertex_distribution
+    if not isinstance(distribution, PerturbAndMap) or distribution.scale != 1 or distribution.everywhere:
+        return distribution
+    utility = distribution.utility
     if structure.noise is not None and type(make_utility(structure.noise)) is type(utility):
         return "gibbs"
     if not {"trace", "trace_log_prob"} <= structure.oracles:
-        return law
+        return distribution
     # Gumbel utilities have the order of negative exponential ones.
     if isinstance(utility, Gumbel) and structure.is_ordinal:
         return "trace"
     costs = isinstance(utility, NegExponential) and utility.rate == "exp"
-    return "trace" if costs and structure.trace_is_argmax else law
+    return "trace" if costs and structure.trace_is_argmax else distribution
 
 
 @dataclass
@@ -314,7 +315,7 @@ def diagnose(
     estimator: Estimator,
     problem: Problem,
     samples: int = 2000,
-    truth: Law | None = None,
+    truth: VertexDistribution | None = None,
     reference_samples: int = 200_000,
 ) -> Diagnosis:
     """Measure an estimator.
@@ -329,7 +330,7 @@ def diagnose(
     """
     truth = target(estimator) if truth is None else truth
     if isinstance(truth, PerturbAndMap):
-        reference = problem.perturbed(truth, reference_samples)
+        reference = problem.perturb_and_map(truth, reference_samples)
         exact, doubt = reference.mean(0), reference.var(0) / len(reference)
         scale = "" if truth.scale == 1 else f" times {truth.scale:g}"
         name = f"perturb-and-MAP, {type(truth.utility).__name__}{scale}, {reference_samples} samples"

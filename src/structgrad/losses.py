@@ -254,8 +254,8 @@ def _as_distribution(scores: Tensor, target: Tensor, mask: Tensor | None) -> Ten
         outside = (target < 0) | (target >= scores.shape[-1])
         refuse(outside, f"has a target that is none of the {scores.shape[-1]} classes")
         if mask is not None:
-            known = OneHot().parts(scores, mask).gather(-1, target.clamp(0, scores.shape[-1] - 1)[..., None])
-            refuse(~known[..., 0], "has a missing class as its target")
+            exists = OneHot().parts(scores, mask).gather(-1, target.clamp(0, scores.shape[-1] - 1)[..., None])
+            refuse(~exists[..., 0], "has a missing class as its target")
         return nn.functional.one_hot(target, scores.shape[-1]).to(scores.dtype)
     return target
 

@@ -409,9 +409,9 @@ class StructureContract:
             assert (again[~exists] == 1).all()
             assert torch.equal(case.structure.trace(again, mask).choices, trace.choices)
 
-    def test_conditional_law(self) -> None:
-        """T from E, then E | T, restores the law of E; and given the most frequent trace, E | T has the law of the
-        draws that led to it. Kolmogorov-Smirnov at a level of 1e-5 for every part.
+    def test_conditional_distribution(self) -> None:
+        """T from E, then E | T, restores the distribution of E. Given the most frequent trace, E | T is distributed as
+        the draws that led to it. Kolmogorov-Smirnov at a level of 1e-5 for every part.
         """
         draws = 20_000
         for case in self.each("trace", "conditional"):

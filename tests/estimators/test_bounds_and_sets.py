@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from structgrad.estimators import DisARM, Estimator, ImportanceWeighted, MuProp, Reinforce, Rodeo, WithoutReplacement
+from structgrad.estimators import RODEO, DisARM, Estimator, ImportanceWeighted, MuProp, Reinforce, WithoutReplacement
 from structgrad.estimators.without_replacement import log_prob_of_sets
 from structgrad.structures import BinaryTree, KSubset, OneHot, Subset
 from structgrad.structures.base import UnsupportedError
@@ -38,9 +38,9 @@ def test_disarm_beats_leave_one_out_with_as_many_evaluations() -> None:
 # --- RODEO ------------------------------------------------------------------------------------------------------------
 
 
-def scrambled(n_samples: int) -> Rodeo:
+def scrambled(n_samples: int) -> RODEO:
     """With a network that is neither zero nor trained."""
-    estimator = Rodeo(Subset(), n_samples, hidden_size=8).double()
+    estimator = RODEO(Subset(), n_samples, hidden_size=8).double()
     for parameter in estimator.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return estimator
@@ -58,7 +58,7 @@ def test_rodeo_is_unbiased_for_any_network(name: str, n_samples: int) -> None:
 def test_rodeo_starts_as_leave_one_out() -> None:
     case = problem("subset")
     torch.manual_seed(1)
-    ours = Rodeo(Subset())(case.scores, case.decoder, mask=case.mask)
+    ours = RODEO(Subset())(case.scores, case.decoder, mask=case.mask)
     losses = ours.objective * 2
     x = ours.vertices.detach().reshape(2, 2, -1)
     each = case.decoder(ours.vertices.detach(), ours.rows).detach().reshape(2, 2)
@@ -71,7 +71,7 @@ def test_rodeo_starts_as_leave_one_out() -> None:
 
 def test_rodeo_learns_to_have_less_variance() -> None:
     case = problem("subset")
-    estimator = Rodeo(Subset()).double()
+    estimator = RODEO(Subset()).double()
     before = measured_variance(estimator.requires_grad_(True), case)
     optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
     scores, mask = case.scores.detach().repeat(64, 1).requires_grad_(), case.mask.repeat(64, 1)
@@ -226,7 +226,7 @@ def test_importance_weighted_reports_elbo_and_bound() -> None:
     ("name", "estimator"),
     [
         ("subset", DisARM(Subset(), 2)),
-        ("subset", Rodeo(Subset(), 3)),
+        ("subset", RODEO(Subset(), 3)),
         ("one_hot", WithoutReplacement(OneHot(), 3)),
         ("one_hot", MuProp(OneHot())),
         ("k_subset", MuProp(KSubset(2))),
@@ -258,8 +258,8 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         WithoutReplacement(OneHot(), 1)
     with pytest.raises(UnsupportedError, match="independent bits"):
-        Rodeo(OneHot())
+        RODEO(OneHot())
     with pytest.raises(ValueError, match="n_samples must be at least 2"):
-        Rodeo(Subset(), 1)
+        RODEO(Subset(), 1)
     with pytest.raises(ValueError, match="n_pairs"):
         DisARM(Subset(), 0)

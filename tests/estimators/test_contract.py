@@ -15,16 +15,16 @@ from scipy import stats
 
 from structgrad.diagnose import Problem
 from structgrad.estimators import (
+    REBAR,
+    RELAX,
+    RODEO,
     SST,
     Deterministic,
     DisARM,
     ImportanceWeighted,
     Marginalize,
-    Rebar,
     Reinforce,
-    Relax,
-    Rodeo,
-    Surrogate,
+    SurrogateGradient,
 )
 from structgrad.estimators.base import Estimator
 from structgrad.structures import (
@@ -44,7 +44,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "estimator").glob("*.yaml") if path.stem != "none")
 #: Estimators without noise: they name no distribution.
 WITHOUT_KL = {
-    "straight_through",
+    "identity_st",
     "blackbox",
     "spigot",
     "sparsemax_attention",
@@ -164,7 +164,7 @@ def test_messages_show_the_shape() -> None:
         (LinearChain(3), "[batch, n - 1, C, C]"),
     ):
         with pytest.raises(ValueError, match=shape.replace("[", r"\[")):
-            Surrogate(structure)(
+            SurrogateGradient(structure)(
                 torch.zeros([6] * (structure.layout.ndim + 2)), lambda vertices, rows: vertices.flatten(1).sum(1)
             )
 
@@ -202,13 +202,13 @@ def test_weights_are_as_precise_as_the_vertices() -> None:
         assert estimate.weights.dtype == torch.float64
         losses = p.decoder(estimate.vertices, estimate.rows)
         torch.testing.assert_close(estimate.mean(losses).detach(), estimate.objective, rtol=0, atol=1e-12)
-    for estimator in (DisARM(Subset(), 3), Rodeo(Subset(), 3)):
+    for estimator in (DisARM(Subset(), 3), RODEO(Subset(), 3)):
         assert run(estimator.double(), problem("subset")).weights.dtype == torch.float64
 
 
 def test_graphs_without_nodes() -> None:
     scores = torch.zeros(2, 0, 0, requires_grad=True)
-    for estimator in (SST(Arborescence(), clip_range=15.0), Relax(Arborescence()), Rebar(Arborescence())):
+    for estimator in (SST(Arborescence(), clip_range=15.0), RELAX(Arborescence()), REBAR(Arborescence())):
         estimate = estimator(scores, lambda vertices, rows: vertices.flatten(1).sum(1))
         estimate.surrogate.sum().backward()
         assert estimate.objective.tolist() == [0, 0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from structgrad.estimators import Rebar, Reinforce, Relax
+from structgrad.estimators import REBAR, RELAX, Reinforce
 from structgrad.estimators.control_variates import ControlVariate
 from structgrad.structures import Arborescence, OneHot, Permutation, SpanningTree, Structure, Subset, UnsupportedError
 from structgrad.testing import Distribution, Problem, assert_unbiased
@@ -30,10 +30,10 @@ def train(estimator: ControlVariate, case: Problem, steps: int = 300, repeats: i
     case.decoder.zero_grad()
 
 
-def relax(name: str, critic: Any, **options: Any) -> Relax:
+def relax(name: str, critic: Any, **options: Any) -> RELAX:
     """RELAX with random critic parameters, so that the critic does something."""
     structure, shape, _ = CASES[name]
-    estimator = Relax(structure, critic, shape if critic == "flat" else None, **options).double()
+    estimator = RELAX(structure, critic, shape if critic == "flat" else None, **options).double()
     for parameter in estimator.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return estimator
@@ -53,7 +53,7 @@ def test_relax_is_unbiased_for_any_critic(name: str, critic: str) -> None:
     [("one_hot", "exp_family"), ("subset", "exp_family"), ("edges", "binary"), ("k_subset", "exp_family")],
 )
 def test_rebar_is_unbiased(name: str, relaxation: str) -> None:
-    estimator = Rebar(CASES[name][0], relaxation, n_samples=2 if name == "one_hot" else 1).double()
+    estimator = REBAR(CASES[name][0], relaxation, n_samples=2 if name == "one_hot" else 1).double()
     assert_unbiased(estimator, problem(name), TRUTH[name])
 
 
@@ -63,7 +63,7 @@ def test_relax_has_less_variance_once_trained(name: str) -> None:
     case = problem(name)
     with torch.no_grad():
         case.decoder.last += 2
-    estimator = Relax(case.structure, hidden_size=16).double()
+    estimator = RELAX(case.structure, hidden_size=16).double()
     plain = Reinforce(case.structure, action="X" if TRUTH[name] == "gibbs" else "T")
     before = measured_variance(plain, case, 4000)
     assert measured_variance(estimator, case, 4000) == pytest.approx(before, rel=0.2)
@@ -74,13 +74,13 @@ def test_relax_has_less_variance_once_trained(name: str) -> None:
 
 def test_rebar_learns() -> None:
     case = problem("one_hot")
-    estimator = Rebar(OneHot(), temperature=3.0, eta=0.1).double()
+    estimator = REBAR(OneHot(), temperature=3.0, eta=0.1).double()
     before = measured_variance(estimator, case, 4000)
     train(estimator, case)
     assert measured_variance(estimator, case, 4000) < 0.9 * before
     assert estimator.eta > 0.3
     assert estimator.log_temperature.exp() < 2.9
-    fixed = Rebar(OneHot(), learn_temperature=False).double()
+    fixed = REBAR(OneHot(), learn_temperature=False).double()
     train(fixed, case, steps=3)
     assert fixed.log_temperature.exp() == pytest.approx(0.5)
     assert fixed.eta != 1
@@ -155,7 +155,7 @@ def test_rebar_learns_the_right_thing(name: str, relaxation: str) -> None:
     case = problem(name)
     with torch.no_grad():
         case.decoder.last += 1
-    estimator = Rebar(case.structure, relaxation, temperature=0.8, n_samples=2).double()
+    estimator = REBAR(case.structure, relaxation, temperature=0.8, n_samples=2).double()
     for _, slope, difference in slopes_and_differences(estimator, case.scores, case.decoder, case.mask):
         assert slope == pytest.approx(difference, rel=1e-4, abs=1e-6)
 
@@ -186,7 +186,7 @@ def test_rebar_learns_the_right_thing_from_compiled_decoders(make: Any) -> None:
     """In float32, which is what the compiled code takes, against differences in float64, at the same noise."""
     structure, shape, (decoder, objective) = make()
     scores = torch.randn(3, *shape)
-    estimator = Rebar(structure, temperature=0.8)
+    estimator = REBAR(structure, temperature=0.8)
     torch.manual_seed(5)
     surrogate = estimator(scores, objective).surrogate.mean()
     slopes = torch.autograd.grad(surrogate, list(estimator.parameters()))
@@ -199,7 +199,7 @@ def test_rebar_learns_the_right_thing_from_compiled_decoders(make: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: relax("one_hot", "flat", n_samples=2), lambda: Rebar(OneHot(), n_samples=2).double()]
+    "make", [lambda: relax("one_hot", "flat", n_samples=2), lambda: REBAR(OneHot(), n_samples=2).double()]
 )
 def test_decoder_gradient_is_that_of_the_hard_samples(make: Any) -> None:
     case = problem("one_hot")
@@ -215,7 +215,7 @@ def test_decoder_gradient_is_that_of_the_hard_samples(make: Any) -> None:
 
 def test_evaluations() -> None:
     case = problem("one_hot")
-    for estimator, calls in ((relax("one_hot", "parts"), 1), (Rebar(OneHot()).double(), 3)):
+    for estimator, calls in ((relax("one_hot", "parts"), 1), (REBAR(OneHot()).double(), 3)):
         assert estimator(case.scores, case.decoder, mask=case.mask).metrics["decoder_calls"] == calls
         with torch.no_grad():
             out = estimator.eval()(case.scores, case.decoder, mask=case.mask)
@@ -241,20 +241,20 @@ def test_large_scores_and_missing_parts_in_float32(name: str) -> None:
 
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="critic must be one of"):
-        Relax(OneHot(), "transformer")  # type: ignore[arg-type]
+        RELAX(OneHot(), "transformer")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shape goes with critic flat"):
-        Relax(OneHot(), "flat")
+        RELAX(OneHot(), "flat")
     with pytest.raises(ValueError, match="shape goes with critic flat"):
-        Relax(OneHot(), "parts", [4])
+        RELAX(OneHot(), "parts", [4])
     with pytest.raises(ValueError, match="n_samples"):
-        Relax(OneHot(), n_samples=0)
+        RELAX(OneHot(), n_samples=0)
     with pytest.raises(ValueError, match="temperature must be positive"):
-        Rebar(OneHot(), temperature=0.0)
+        REBAR(OneHot(), temperature=0.0)
     with pytest.raises(UnsupportedError, match="sinkhorn"):
-        Rebar(OneHot(), "sinkhorn")
+        REBAR(OneHot(), "sinkhorn")
     case = problem("one_hot")
-    wrong = Relax(OneHot(), "flat", [5]).double()
+    wrong = RELAX(OneHot(), "flat", [5]).double()
     with pytest.raises(ValueError, match="built for 5 parts; got 4"):
         wrong(case.scores, case.decoder, mask=case.mask)
     for structure in (OneHot(), Subset(), Arborescence(), Permutation()):
-        Relax(structure)
+        RELAX(structure)

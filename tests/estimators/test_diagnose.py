@@ -10,15 +10,15 @@ import torch
 from structgrad.commands.diagnose import main
 from structgrad.diagnose import Problem, diagnose, target
 from structgrad.estimators import (
+    REBAR,
+    RELAX,
     SST,
     Marginalize,
     NegExponential,
     Perturbed,
-    Rebar,
     Reinforce,
-    Relax,
     SumOfGamma,
-    Surrogate,
+    SurrogateGradient,
 )
 from structgrad.estimators.base import PerturbAndMap
 from structgrad.estimators.utilities import Gumbel, Logistic
@@ -68,7 +68,7 @@ def test_expected_objective_by_hand() -> None:
 )
 def test_monte_carlo_truth_agrees_with_enumeration(structure, shape, utility, distribution) -> None:  # type: ignore[no-untyped-def]
     p = Problem.make(structure, shape)
-    assert_mean(p.perturbed(PerturbAndMap(utility), 80_000), p.gradient(p.expected(distribution)))
+    assert_mean(p.perturb_and_map(PerturbAndMap(utility), 80_000), p.gradient(p.expected(distribution)))
 
 
 def test_a_wrong_gradient_is_noticed() -> None:
@@ -87,20 +87,20 @@ def test_target() -> None:
         (SST(Arborescence()), Gumbel),
         (SST(Arborescence(), utility=NegExponential("softplus")), NegExponential),
         (SST(Matching(), "sinkhorn", "neg_exponential"), NegExponential),
-        (Surrogate(KSubset(2), "imle", step=1.0, utility=SumOfGamma(2)), SumOfGamma),
+        (SurrogateGradient(KSubset(2), "imle", step=1.0, utility=SumOfGamma(2)), SumOfGamma),
         (Perturbed(OneHot(), "gumbel", sigma=0.3), Gumbel),
     ):
-        law = target(estimator)
-        assert isinstance(law, PerturbAndMap)
-        assert isinstance(law.utility, utility)
-        assert law.scale == getattr(estimator, "sigma", 1.0)
+        distribution = target(estimator)
+        assert isinstance(distribution, PerturbAndMap)
+        assert isinstance(distribution.utility, utility)
+        assert distribution.scale == getattr(estimator, "sigma", 1.0)
     assert target(Reinforce(Matching(), "T")) == "trace"
     assert target(Reinforce(OneHot(), "X")) == "gibbs"
     assert target(Reinforce(KSubset(2), "U")) == "trace"
-    for control_variate in (Rebar, Relax):
+    for control_variate in (REBAR, RELAX):
         assert target(control_variate(KSubset(2))) == target(control_variate(SpanningTree())) == "trace"
         assert target(control_variate(Subset())) == "gibbs"
-    assert target(Surrogate(KSubset(2))) == target(Marginalize(KSubset(2))) == "gibbs"
+    assert target(SurrogateGradient(KSubset(2))) == target(Marginalize(KSubset(2))) == "gibbs"
 
 
 def test_vertices_are_listed() -> None:
@@ -119,13 +119,13 @@ def test_vertices_are_listed() -> None:
 
 
 def test_perturbed_is_measured_at_its_sigma() -> None:
-    """With Gumbel noise on categories the law at sigma is the softmax of the scores over sigma."""
+    """With Gumbel noise on categories the distribution at sigma is the softmax of the scores over sigma."""
     p = Problem.make(OneHot(), (4,))
     losses = torch.stack([p.decoder(torch.eye(4), torch.full((4,), b)) for b in range(2)])
     exact = p.gradient(((p.scores / 0.5).softmax(-1) * losses).sum())
-    law = target(Perturbed(OneHot(), "gumbel", sigma=0.5))
-    assert isinstance(law, PerturbAndMap)
-    assert_mean(p.perturbed(law, 80_000), exact)
+    distribution = target(Perturbed(OneHot(), "gumbel", sigma=0.5))
+    assert isinstance(distribution, PerturbAndMap)
+    assert_mean(p.perturb_and_map(distribution, 80_000), exact)
     assert diagnose(Perturbed(OneHot(), "gumbel", sigma=0.5), p, samples=40).truth.startswith(
         "perturb-and-MAP, Gumbel times 0.5"
     )
@@ -141,13 +141,13 @@ def test_noise_without_a_density() -> None:
             return Gumbel().sample(scores)
 
     p = Problem.make(KSubset(2), (4,))
-    rows = p.perturbed(PerturbAndMap(Hidden()), 400_000)  # type: ignore[arg-type]
+    rows = p.perturb_and_map(PerturbAndMap(Hidden()), 400_000)  # type: ignore[arg-type]
     exact = p.gradient(p.expected("trace"))
     error = (rows.var(0) / len(rows)).sum().sqrt()
     # The bias of the step is below 1 % of the gradient.
     assert (rows.mean(0) - exact).norm() < 4 * error + 0.01 * exact.norm()
     assert error < 0.1 * exact.norm()
-    imle = Surrogate(p.structure, "imle", step=1.0, utility=SumOfGamma(2)).double()
+    imle = SurrogateGradient(p.structure, "imle", step=1.0, utility=SumOfGamma(2)).double()
     found = diagnose(imle, p, samples=400, reference_samples=100_000)
     assert found.truth == "perturb-and-MAP, SumOfGamma, 100000 samples"
     assert found.decoder.bias < 4 * found.decoder.error

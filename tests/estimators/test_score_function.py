@@ -176,7 +176,7 @@ def test_other_utilities(utility: Any) -> None:
     """Against a long run of an independent implementation; a t-test of the difference at 0.1 %."""
     case = problem("k_subset")
     mine = gradients(Reinforce(case.structure, action="U", baseline="loo", n_samples=2, utility=utility), case)
-    other = case.perturbed(PerturbAndMap(make_utility(utility)), 60 * 400, 400)
+    other = case.perturb_and_map(PerturbAndMap(make_utility(utility)), 60 * 400, 400)
     assert_mean(mine - other[:60], torch.zeros(mine.shape[1], dtype=torch.float64))
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from structgrad.estimators.surrogate import SumOfGamma, Surrogate
+from structgrad.estimators.surrogate import SumOfGamma, SurrogateGradient
 from structgrad.estimators.utilities import Gumbel
 from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Structure, Subset
 from structgrad.structures.base import UnsupportedError
@@ -29,8 +29,8 @@ STRUCTURES: dict[str, tuple[Structure, tuple[int, ...]]] = {
     "matching": (Matching(), (4, 4)),
 }
 OPTIONS: list[dict[str, Any]] = [
-    {"method": "straight_through"},
-    {"method": "straight_through", "utility": "logistic"},
+    {"method": "identity"},
+    {"method": "identity", "utility": "logistic"},
     {"method": "spigot", "step": 0.8},
     {"method": "blackbox", "step": 20.0},
     {"method": "imle", "step": 2.0},
@@ -69,7 +69,7 @@ def definition(p: Problem, options: dict[str, Any], seed: int) -> tuple[Tensor, 
         if p.structure.layout.name == "undirected":
             v[tuple(index)] += entries[(b, *reversed(part))]
     step = options.get("step")
-    if options["method"] == "straight_through":
+    if options["method"] == "identity":
         gradient = v
     elif options["method"] == "spigot":
         gradient = x - p.structure.project(x - step * v, p.mask)
@@ -86,7 +86,7 @@ def test_gradient_is_as_defined(name: str, options: dict[str, Any]) -> None:
     for seed in range(5):
         vertex, expected = definition(p, options, seed)
         torch.manual_seed(seed)
-        estimate = Surrogate(p.structure, **options)(p.scores, p.decoder, mask=p.mask)
+        estimate = SurrogateGradient(p.structure, **options)(p.scores, p.decoder, mask=p.mask)
         assert torch.equal(estimate.vertices, vertex)
         assert estimate.vertices.requires_grad
         gradient = p.gradient(estimate.surrogate.sum())
@@ -105,7 +105,7 @@ def test_gradients_are_for_descent() -> None:
     scores = torch.tensor([[1.0, 0.5, 0.0]], requires_grad=True)
     losses = torch.tensor([2.0, -1.0, 0.0])
     for options in ({}, {"method": "spigot", "step": 1.0}, {"method": "blackbox", "step": 1.0}):
-        estimate = Surrogate(OneHot(), **options)(scores, lambda x, rows: x @ losses)  # type: ignore[arg-type]
+        estimate = SurrogateGradient(OneHot(), **options)(scores, lambda x, rows: x @ losses)  # type: ignore[arg-type]
         (gradient,) = torch.autograd.grad(estimate.surrogate.sum(), scores)
         assert gradient[0, 0] > gradient[0, 1]
 
@@ -114,7 +114,7 @@ def test_blackbox_by_hand() -> None:
     scores = torch.tensor([[1.0, 0.5, 0.0]], requires_grad=True)
     losses = torch.tensor([2.0, -1.0, 0.0])
     # s - 0.5 v = (0, 1, 0): the second category takes over.
-    estimate = Surrogate(OneHot(), "blackbox", step=0.5)(scores, lambda x, rows: x @ losses)
+    estimate = SurrogateGradient(OneHot(), "blackbox", step=0.5)(scores, lambda x, rows: x @ losses)
     (gradient,) = torch.autograd.grad(estimate.surrogate.sum(), scores)
     assert gradient.tolist() == [[2.0, -2.0, 0.0]]
 
@@ -122,7 +122,7 @@ def test_blackbox_by_hand() -> None:
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in list(o.values())[:2]))
 def test_evaluation_is_hard_without_gradient(options: dict[str, Any]) -> None:
     p = problem("spanning_tree")
-    estimate = Surrogate(p.structure, **options).eval()(p.scores, p.decoder, mask=p.mask)
+    estimate = SurrogateGradient(p.structure, **options).eval()(p.scores, p.decoder, mask=p.mask)
     assert not estimate.vertices.requires_grad
     assert ((estimate.vertices == 0) | (estimate.vertices == 1)).all()
 
@@ -132,7 +132,7 @@ def test_missing_scores_are_never_looked_at(options: dict[str, Any]) -> None:
     p = problem("arborescence")
     exists = p.structure.parts(p.scores, p.mask)
     scores = torch.where(exists, p.scores.detach(), math.nan).requires_grad_()
-    estimate = Surrogate(p.structure, **options)(scores, p.decoder, mask=p.mask)
+    estimate = SurrogateGradient(p.structure, **options)(scores, p.decoder, mask=p.mask)
     (gradient,) = torch.autograd.grad(estimate.surrogate.sum(), scores)
     assert gradient.isfinite().all()
     assert (gradient[~exists] == 0).all()
@@ -140,7 +140,7 @@ def test_missing_scores_are_never_looked_at(options: dict[str, Any]) -> None:
 
 def test_samples_are_averaged() -> None:
     p = problem("k_subset")
-    estimate = Surrogate(p.structure, "imle", step=1.0, n_samples=4)(p.scores, p.decoder, mask=p.mask)
+    estimate = SurrogateGradient(p.structure, "imle", step=1.0, n_samples=4)(p.scores, p.decoder, mask=p.mask)
     assert estimate.rows.tolist() == [0] * 4 + [1] * 4
     assert estimate.metrics["decoder_calls"] == 4
     torch.testing.assert_close(estimate.surrogate, p.decoder(estimate.vertices, estimate.rows).reshape(2, 4).mean(1))
@@ -150,7 +150,7 @@ def test_correlations_are_not_perturbed() -> None:
     # All items equal and one pair preferred beyond any noise of the items: perturbed correlations would hide it.
     scores = torch.zeros(500, 5)
     scores[:, 3:] = torch.tensor([-1000.0, -1000.0])
-    vertices = Surrogate(CorrelatedKSubset(2), "imle", step=1.0)(scores, lambda x, rows: x.sum(1)).vertices
+    vertices = SurrogateGradient(CorrelatedKSubset(2), "imle", step=1.0)(scores, lambda x, rows: x.sum(1)).vertices
     assert (vertices[:, :3] == torch.tensor([1.0, 0.0, 1.0])).all()
 
 
@@ -158,9 +158,11 @@ def test_kl() -> None:
     p = problem("spanning_tree")
     parts = p.structure.parts(p.scores, p.mask)
     expected = torch.where(parts, Gumbel().kl(p.scores), 0.0).sum((1, 2))
-    torch.testing.assert_close(Surrogate(p.structure, "imle", step=1.0)(p.scores, p.decoder, mask=p.mask).kl, expected)
+    torch.testing.assert_close(
+        SurrogateGradient(p.structure, "imle", step=1.0)(p.scores, p.decoder, mask=p.mask).kl, expected
+    )
     for options in ({}, {"method": "imle", "step": 1.0, "utility": SumOfGamma(3)}):
-        estimator = Surrogate(p.structure, **options)  # type: ignore[arg-type]
+        estimator = SurrogateGradient(p.structure, **options)  # type: ignore[arg-type]
         assert estimator.kl_over is None
         assert estimator(p.scores, p.decoder, mask=p.mask).divergence is None
 
@@ -175,8 +177,8 @@ def test_sums_of_gamma_are_gumbel() -> None:
     ("options", "message"),
     [
         ({"method": "identity"}, "method must be one of"),
-        ({"method": "blackbox"}, "step goes with every method but straight_through"),
-        ({"step": 1.0}, "step goes with every method but straight_through"),
+        ({"method": "blackbox"}, "step goes with every method but identity"),
+        ({"step": 1.0}, "step goes with every method but identity"),
         ({"method": "spigot", "step": 0.0}, "step must be positive"),
         ({"n_samples": 2}, "n_samples must be at least 1, and 1 without noise"),
         ({"method": "imle", "step": 1.0, "utility": "cauchy"}, "utility must be one of"),
@@ -184,11 +186,11 @@ def test_sums_of_gamma_are_gumbel() -> None:
 )
 def test_impossible_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Surrogate(OneHot(), **options)
+        SurrogateGradient(OneHot(), **options)
 
 
 def test_impossible_structures() -> None:
     with pytest.raises(UnsupportedError, match="needs vertices with one entry a score, which BinaryTree lacks"):
-        Surrogate(BinaryTree())
+        SurrogateGradient(BinaryTree())
     with pytest.raises(ValueError, match="k, terms and scale must be positive"):
         SumOfGamma(0)

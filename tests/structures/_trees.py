@@ -116,7 +116,7 @@ class TreeContract(StructureContract):
         # Level 1e-4; the seed is fixed.
         assert stats.chisquare(observed[keep].numpy(), pooled[keep].numpy()).pvalue > 1e-4
 
-    def test_conditional_law(self) -> None:
+    def test_conditional_distribution(self) -> None:
         draws, n = 20_000, 5
         log_rates = torch.randn(n, n, dtype=torch.float64).expand(draws, n, n)
         mask = length_masks(n, 4)[0].expand(draws, n, n)
@@ -128,7 +128,7 @@ class TreeContract(StructureContract):
             parts = self.structure.parts(fresh, m)[0]
             assert (fresh[:, ~parts] == 1).all()
             for i, j in parts.nonzero():
-                # E | T averaged over T has the law of E: exponential, of the right mean. Level 1e-5 for each of at
+                # E | T averaged over T is distributed as E: exponential, of the right mean. Level 1e-5 for each of at
                 # most twenty edges.
                 scaled = fresh[:, i, j] * log_rates[0, i, j].exp()
                 assert stats.kstest(scaled.numpy(), "expon").pvalue > 1e-5

@@ -112,8 +112,8 @@ class RecursionContract(StructureContract):
             assert (conditional[~mask] == 1).all()
             assert torch.equal(case.structure.trace(conditional, mask).choices, trace.choices)
 
-    def test_conditional_law(self) -> None:
-        """T from E, then E | T, restores the law of E: Kolmogorov-Smirnov on every item, each at a level of 1e-4."""
+    def test_conditional_distribution(self) -> None:
+        """T from E, then E | T, restores the distribution of E: Kolmogorov-Smirnov on every item at a level of 1e-4."""
         draws = 5000
         for case in self.cases:
             scores = torch.nan_to_num(self.scores(case, 1.5))
@@ -125,7 +125,7 @@ class RecursionContract(StructureContract):
                 for item in mask.nonzero().flatten().tolist():
                     rescaled = again[:, item] * scores[b, item].exp()
                     assert stats.kstest(rescaled.numpy(), "expon").pvalue > 1e-4
-                # Given one trace, by rejection: the same law as the conditional's.
+                # Given one trace, by rejection: the same distribution as the conditional's.
                 common = torch.unique(trace.choices, dim=0, return_counts=True)
                 chosen = common[0][common[1].argmax()]
                 kept = exponentials[(trace.choices == chosen).all(-1)]

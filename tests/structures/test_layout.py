@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from structgrad.estimators import SST, AdaptiveIMLE, Estimator, Rodeo, StraightThrough, Surrogate, Utility
+from structgrad.estimators import RODEO, SST, AdaptiveIMLE, Estimator, StraightThrough, SurrogateGradient, Utility
 from structgrad.structures import KSubset, Layout, Structure, Subset
 from structgrad.structures.layout import Directed, Matrix, Undirected, Vector, make_layout
 from structgrad.testing import Case, StructureContract
@@ -66,14 +66,14 @@ ESTIMATORS: dict[str, Callable[[Structure], Estimator]] = {
         for relaxation in ("exp_family", "euclidean")
         for backward in ("exact", "finite_difference")
     },
-    "identity": lambda s: Surrogate(s),
-    "spigot": lambda s: Surrogate(s, "spigot", 7.0),
-    "blackbox": lambda s: Surrogate(s, "blackbox", 20.0),
-    "imle": lambda s: Surrogate(s, "imle", 20.0, Fixed()),
+    "identity": lambda s: SurrogateGradient(s),
+    "spigot": lambda s: SurrogateGradient(s, "spigot", 7.0),
+    "blackbox": lambda s: SurrogateGradient(s, "blackbox", 20.0),
+    "imle": lambda s: SurrogateGradient(s, "imle", 20.0, Fixed()),
     "adaptive_imle": lambda s: AdaptiveIMLE(s, Fixed()),
     "softmax_st": lambda s: StraightThrough(s),
     "simple": lambda s: StraightThrough(s, forward="sample"),
-    "rodeo": lambda s: Rodeo(s, 3),
+    "rodeo": lambda s: RODEO(s, 3),
 }
 
 

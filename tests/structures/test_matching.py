@@ -192,8 +192,8 @@ class TestMatching(StructureContract):
             assert (conditional[~mask] == 1).all()
             assert torch.equal(Matching().trace(conditional, mask).choices, trace.choices)
 
-    def test_conditional_law(self) -> None:
-        """Kolmogorov-Smirnov on every entry at a level of 1e-4: marginal law restored, conditional right."""
+    def test_conditional_distribution(self) -> None:
+        """Kolmogorov-Smirnov on every entry at a level of 1e-4: marginal distribution restored, conditional right."""
         draws, scores = 6000, torch.tensor([[0.5, -1.0], [1.0, 0.3]], dtype=torch.float64)
         repeated = scores.expand(draws, 2, 2)
         exponentials = torch.empty_like(repeated).exponential_() / repeated.exp()

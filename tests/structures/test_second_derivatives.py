@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.derivatives import first_order_only
-from structgrad.estimators import Perturbed, Surrogate
+from structgrad.estimators import Perturbed, SurrogateGradient
 from structgrad.structures import (
     Alignment,
     Arborescence,
@@ -184,10 +184,10 @@ def test_what_has_a_first_derivative_only_says_so() -> None:
     parameter = torch.ones((), dtype=torch.float64, requires_grad=True)
     for estimator in (
         Perturbed(OneHot()),
-        Surrogate(OneHot()),
-        Surrogate(OneHot(), "spigot", step=1.0),
-        Surrogate(OneHot(), "blackbox", step=1.0),
-        Surrogate(OneHot(), "imle", step=1.0),
+        SurrogateGradient(OneHot()),
+        SurrogateGradient(OneHot(), "spigot", step=1.0),
+        SurrogateGradient(OneHot(), "blackbox", step=1.0),
+        SurrogateGradient(OneHot(), "imle", step=1.0),
     ):
         estimate = estimator(scores * parameter, lambda x, rows: (parameter * x).square().sum(1))
         (gradient,) = torch.autograd.grad(estimate.surrogate.sum(), scores, create_graph=True)

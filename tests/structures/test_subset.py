@@ -36,7 +36,7 @@ def test_conditional_utilities_mix_to_the_logistic(score: float) -> None:
     utility = structure.conditional_utility(vertex, scores)
     assert torch.equal(structure.argmax(utility), vertex)
     assert stats.kstest(utility.detach()[:, 0].numpy(), stats.logistic(loc=score).cdf).pvalue > 1e-4
-    # Reparameterised: at a fixed quantile F(u | x; s) of the truncated law, du/ds = -(dF/ds) / (dF/du).
+    # Reparameterised: at a fixed quantile F(u | x; s) of the truncated distribution, du/ds = -(dF/ds) / (dF/du).
     (slope,) = torch.autograd.grad(utility.sum(), scores)
     a, m = (2 * vertex - 1) * score, utility.detach().abs()
     expected = 1 - (-a).sigmoid() / (m - a).sigmoid()

@@ -1,4 +1,4 @@
-"""What structures over bit vectors share: compiled and plain versions agree, traces have their law, sizes are exact."""
+"""What structures over bit vectors share: compiled and plain versions agree, distributions and sizes are right."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from structgrad.data import Batch, Batches
-from structgrad.estimators import SST, Deterministic, Estimator, Marginalize, Relax, Surrogate
+from structgrad.estimators import RELAX, SST, Deterministic, Estimator, Marginalize, SurrogateGradient
 from structgrad.structures import Matching, OneHot, Structure, Subset, UnsupportedError
 from structgrad.tasks.base import Split, StepOutput, Task
 
@@ -38,14 +38,14 @@ class Tiny(Task):
 
 
 def test_estimators_have_a_group_of_their_own_without_weight_decay() -> None:
-    estimator = Relax(OneHot())
+    estimator = RELAX(OneHot())
     optimizer = Tiny(OneHot(), estimator, weight_decay=0.3).configure_optimizers()
     model, own = optimizer.param_groups
     assert (model["weight_decay"], own["weight_decay"]) == (0.3, 0.0)
     assert model["lr"] == own["lr"] == 1e-3
     assert [p.shape for p in model["params"]] == [(3, 2), (3,)]
     assert {id(p) for p in own["params"]} == {id(p) for p in estimator.parameters()}
-    assert len(Tiny(OneHot(), Surrogate(OneHot())).configure_optimizers().param_groups) == 1
+    assert len(Tiny(OneHot(), SurrogateGradient(OneHot())).configure_optimizers().param_groups) == 1
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
@@ -54,7 +54,7 @@ def test_one_kernel_updates_all_parameters(kind: type[torch.optim.Optimizer]) ->
     steps: dict[bool | None, list[torch.Tensor]] = {}
     for fused in (None, False):
         torch.manual_seed(3)
-        task = Tiny(OneHot(), Relax(OneHot()))
+        task = Tiny(OneHot(), RELAX(OneHot()))
         task.make_optimizer = partial(kind, lr=0.1, weight_decay=0.01, fused=fused)
         optimizer = task.configure_optimizers()
         assert [group["fused"] for group in optimizer.param_groups] == [fused is None] * 2
@@ -72,7 +72,7 @@ def test_one_kernel_updates_all_parameters(kind: type[torch.optim.Optimizer]) ->
 
 def test_a_point_mass_stands_in_for_a_missing_kl() -> None:
     scores, mask = torch.randn(2, 3), torch.tensor([[True] * 3, [True, True, False]])
-    for estimator in (Surrogate(OneHot()), Deterministic(OneHot()).eval()):
+    for estimator in (SurrogateGradient(OneHot()), Deterministic(OneHot()).eval()):
         task = Tiny(OneHot(), estimator)
         estimate = estimator(scores, lambda vertices, rows: vertices.sum(1), mask=mask)
         expected = torch.tensor([math.log(3), math.log(2)])

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from structgrad.data import Batches
-from structgrad.estimators import SST, Reinforce, Relax, Surrogate
+from structgrad.estimators import RELAX, SST, Reinforce, SurrogateGradient
 from structgrad.estimators.base import Estimator
 from structgrad.structures import CorrelatedKSubset, KSubset, NoStructure, Subset
 from structgrad.structures.base import Structure
@@ -166,7 +166,7 @@ def test_error_is_of_rated_and_precision_of_annotated_reviews(planted: PlantedRe
     parts["ratings"][7:] = torch.nan
     parts["annotated"][:7] = False
     structure = KSubset(3)
-    task = make(structure, Surrogate(structure, "straight_through"), planted)
+    task = make(structure, SurrogateGradient(structure, "identity"), planted)
     task.configure_model()
     trainer = quiet_trainer()
     task.batches = lambda split: Batches(parts, 5)  # type: ignore[method-assign]
@@ -195,8 +195,8 @@ ROWS: dict[str, Callable[[], Estimator]] = {
     "e_reinforce_plus": lambda: Reinforce(KSubset(3), "E", "loo", 2),
     "t_reinforce_plus": lambda: Reinforce(KSubset(3), "T", "loo", 2),
     "nvil": lambda: Reinforce(CorrelatedKSubset(3), "X", "nvil", context_size=6),
-    "relax": lambda: Relax(KSubset(3)),
-    "imle": lambda: Surrogate(KSubset(3), "imle", step=1000.0),
+    "relax": lambda: RELAX(KSubset(3)),
+    "imle": lambda: SurrogateGradient(KSubset(3), "imle", step=1000.0),
 }
 
 
@@ -227,7 +227,7 @@ def test_references_learn_a_decoder_only(encoder: str, planted: PlantedReviews) 
     structure = KSubset(3)
     estimator: Estimator = Reinforce(structure, "X")
     if encoder == "linear_weights":
-        estimator = Surrogate(structure, "straight_through")
+        estimator = SurrogateGradient(structure, "identity")
     task = make(structure, estimator, planted, encoder=encoder)
     task.configure_model()
     assert task.encoder is not None

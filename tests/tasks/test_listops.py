@@ -9,7 +9,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from structgrad.estimators import SST, Deterministic, Estimator, Surrogate
+from structgrad.estimators import SST, Deterministic, Estimator, SurrogateGradient
 from structgrad.structures import (
     Arborescence,
     GroundTruth,
@@ -65,7 +65,7 @@ def test_a_weight_needs_a_divergence(data: ListOpsData) -> None:
     data.prepare()
     tree = Arborescence()
     with pytest.raises(ValueError, match="kl_weight weighs a KL"):
-        make(tree, data, Surrogate(tree), kl_weight=0.1)
+        make(tree, data, SurrogateGradient(tree), kl_weight=0.1)
     with pytest.raises(ValueError, match="kl_weight weighs a KL"):
         make(NoStructure(), data, kl_weight=0.1)
     task = make(tree, data, Deterministic(tree), kl_weight=0.1)

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.estimators import SST, Reinforce, Relax
+from structgrad.estimators import RELAX, SST, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import Arborescence, BinaryTree, GroundTruth, NoStructure
 from structgrad.structures.base import Structure
@@ -211,7 +211,7 @@ TREE = BinaryTree()
 ORDERS: dict[str, tuple[Structure, Estimator | None]] = {
     "left_to_right": (NoStructure(), None),
     "smart": (GroundTruth(), None),
-    "relax": (TREE, Relax(TREE)),
+    "relax": (TREE, RELAX(TREE)),
     "t_reinforce_plus": (TREE, Reinforce(TREE, "T", "loo", n_samples=2)),
     "e_reinforce": (TREE, Reinforce(TREE, "E", "ema")),
 }
@@ -254,7 +254,7 @@ def test_likelihoods_of_fixed_orders(data: ParenthesesData) -> None:
 
 
 def test_a_share_comes_with_the_smart_tree_in_training_only(data: ParenthesesData) -> None:
-    task = make(data, TREE, Relax(TREE), labelled=0.25)
+    task = make(data, TREE, RELAX(TREE), labelled=0.25)
     sizes = [(len(b["labelled"]), len(b["unlabelled"])) for b in task.batches("train")]
     assert sum(a for a, _ in sizes) == 50
     assert all(a + b == 20 for a, b in sizes)
@@ -352,20 +352,20 @@ def test_impossible_combinations(data: ParenthesesData) -> None:
     with pytest.raises(ValueError, match="binary tree"):
         make(data, arborescence, Reinforce(arborescence, "T"))
     with pytest.raises(ValueError, match="takes no estimator"):
-        make(data, NoStructure(), Relax(TREE))
+        make(data, NoStructure(), RELAX(TREE))
     with pytest.raises(ValueError, match="takes an estimator"):
         make(data, TREE)
     with pytest.raises(ValueError, match="labelled"):
-        make(data, TREE, Relax(TREE), labelled=1.5)
+        make(data, TREE, RELAX(TREE), labelled=1.5)
     with pytest.raises(ValueError, match="needs relaxation 'exp_family', which BinaryTree lacks") as caught:
         SST(TREE, temperature=1.0)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="Gumbel utilities, not Gaussian"):
         make(data, TREE, Reinforce(TREE, "U", utility="gaussian"))
     make(data, TREE, Reinforce(TREE, "U"))
-    relaxing = Relax(TREE)
+    relaxing = RELAX(TREE)
     relaxing.needs_differentiable_objective = True  # type: ignore[misc]
-    with pytest.raises(ValueError, match="no relaxation; Relax evaluates relaxed ones") as caught:
+    with pytest.raises(ValueError, match="no relaxation; RELAX evaluates relaxed ones") as caught:
         make(data, TREE, relaxing)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="=7 would cut off"):
@@ -375,7 +375,7 @@ def test_impossible_combinations(data: ParenthesesData) -> None:
 
 
 def test_learns(data: ParenthesesData) -> None:
-    task = make(data, TREE, Relax(TREE), labelled=0.5)
+    task = make(data, TREE, RELAX(TREE), labelled=0.5)
     optimizer = torch.optim.Adam(task.parameters(), lr=0.03)
     losses = []
     for _ in range(3):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from structgrad.estimators import SST, Reinforce, Relax
+from structgrad.estimators import RELAX, SST, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import (
     Alignment,
@@ -110,7 +110,7 @@ def estimator(kind: str, name: str) -> Estimator:
     """An estimator with three samples a step."""
     structure = STRUCTURES[name]
     if kind == "relax":
-        return Relax(structure, "flat", [5] if name == "binary_tree" else [5, 5], n_samples=3)
+        return RELAX(structure, "flat", [5] if name == "binary_tree" else [5, 5], n_samples=3)
     if kind == "sst":
         relaxation: Any = "sinkhorn" if name == "matching" else "exp_family"
         return SST(

@@ -23,6 +23,12 @@ WRONG: list[tuple[str, str]] = [
     ("task=listop", "nearest: listops,"),
     ("task=null", "task"),
     ("task=3", "task=3: no such choice"),
+    (f"{LISTOPS} estimator=straight_through", "estimator=straight_through: is now called identity_st"),
+    (
+        f"{LISTOPS} estimator._target_=structgrad.estimators.Relax",
+        "estimator._target_: cannot import structgrad.estimators.Relax: structgrad.estimators.Relax is now called "
+        "structgrad.estimators.RELAX",
+    ),
     ("tsk=listops", "task"),
     (f"{LISTOPS} foo", "foo: missing EQUAL at '<EOF>'; expected key=value"),
     (f"{LISTOPS} seed=0,1", "-m makes a run of each, seed=[0,1] is a list"),

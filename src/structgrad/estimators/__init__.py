@@ -1,5 +1,8 @@
 """Gradient estimators: relaxation, surrogate gradients, score function, marginalisation."""
 
+from typing import NoReturn
+
+from structgrad.common import renamed
 from structgrad.estimators.antithetic import DisARM
 from structgrad.estimators.base import (
     Divergence,
@@ -12,16 +15,16 @@ from structgrad.estimators.base import (
     pathwise,
     utility_divergence,
 )
-from structgrad.estimators.control_variates import Rebar, Relax
+from structgrad.estimators.control_variates import REBAR, RELAX
 from structgrad.estimators.importance_weighted import ImportanceWeighted
 from structgrad.estimators.marginalization import Marginalize, SumAndSample
 from structgrad.estimators.muprop import MuProp
 from structgrad.estimators.quantization import VectorQuantization
 from structgrad.estimators.relaxation import SST, Deterministic, ExponentialSchedule, Perturbed
 from structgrad.estimators.score_function import Reinforce
-from structgrad.estimators.stein import Rodeo
+from structgrad.estimators.stein import RODEO
 from structgrad.estimators.straight_through import GappedStraightThrough, GumbelRao, ReinMax, StraightThrough
-from structgrad.estimators.surrogate import AdaptiveIMLE, Surrogate
+from structgrad.estimators.surrogate import AdaptiveIMLE, SurrogateGradient
 from structgrad.estimators.utilities import (
     Gaussian,
     Gumbel,
@@ -34,6 +37,9 @@ from structgrad.estimators.utilities import (
 from structgrad.estimators.without_replacement import WithoutReplacement
 
 __all__ = [
+    "REBAR",
+    "RELAX",
+    "RODEO",
     "SST",
     "AdaptiveIMLE",
     "Deterministic",
@@ -53,15 +59,12 @@ __all__ = [
     "NegExponential",
     "Objective",
     "Perturbed",
-    "Rebar",
     "ReinMax",
     "Reinforce",
-    "Relax",
-    "Rodeo",
     "StraightThrough",
     "SumAndSample",
     "SumOfGamma",
-    "Surrogate",
+    "SurrogateGradient",
     "Utility",
     "VectorQuantization",
     "WithoutReplacement",
@@ -72,3 +75,7 @@ __all__ = [
     "pathwise",
     "utility_divergence",
 ]
+
+
+def __getattr__(name: str) -> NoReturn:
+    renamed.missing(__name__, name)

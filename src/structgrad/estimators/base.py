@@ -38,7 +38,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class PerturbAndMap:
-    """The law of ``argmax_x <x, scores + scale * noise>``.
+    """The distribution of ``argmax_x <x, scores + scale * noise>``.
 
     Attributes:
         utility: the noise; anything with ``sample(scores)``.
@@ -53,7 +53,7 @@ class PerturbAndMap:
 
 #: Of hard vertices: the Gibbs distribution ``p(x) ~ exp <x, s>``, the vertex of the trace of ``E ~ Exp(exp(s))``, or
 #: the argmax of random utilities.
-Law = Literal["gibbs", "trace"] | PerturbAndMap
+VertexDistribution = Literal["gibbs", "trace"] | PerturbAndMap
 
 
 @dataclass
@@ -132,8 +132,9 @@ class Estimator(nn.Module, abc.ABC):
     #: where the vertices that are evaluated have no such distribution (a relaxation evaluated at its argmax).
     kl_over: Over | None
 
-    #: The law of the vertices whose expected objective this is about; estimators without noise stand for Gibbs.
-    law: Law = "gibbs"
+    #: The distribution over hard vertices whose expected objective the gradient targets. Estimators without noise are
+    #: compared with the Gibbs distribution.
+    vertex_distribution: VertexDistribution = "gibbs"
 
     #: Whether what an example gets depends on the others of its batch (baselines that average over them).
     mixes_examples: bool = False
@@ -284,11 +285,11 @@ __all__ = [
     "Divergence",
     "Estimate",
     "Estimator",
-    "Law",
     "Objective",
     "Over",
     "PerturbAndMap",
     "UnsupportedError",
+    "VertexDistribution",
     "each_once",
     "gibbs_divergence",
     "log_size",

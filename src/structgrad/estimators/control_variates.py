@@ -58,7 +58,7 @@ class ControlVariate(Estimator):
             structure.require("trace", "trace_log_prob", "conditional", by=by)
         self.n_samples = n_samples
         self.kl_over = "vertex" if self.explicit else "parts"
-        self.law = "gibbs" if self.explicit else "trace"
+        self.vertex_distribution = "gibbs" if self.explicit else "trace"
 
     @abc.abstractmethod
     def criticise(
@@ -285,7 +285,7 @@ def _zero(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-class Relax(ControlVariate):
+class RELAX(ControlVariate):
     """RELAX: T-REINFORCE with a learned control variate on the exponentials; see :class:`ControlVariate`.
 
     Args:
@@ -332,7 +332,7 @@ class Relax(ControlVariate):
         return losses, critic, vertices
 
 
-class Rebar(ControlVariate):
+class REBAR(ControlVariate):
     r"""REBAR: the critic is ``eta L(relaxed x(u / temperature))`` (Tucker et al. 2017); see
     :class:`ControlVariate`.
 

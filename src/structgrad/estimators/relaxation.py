@@ -199,7 +199,7 @@ class SST(Estimator):
                     f"({structure.name}: {structure.constant_size}) and utilities that are scores plus noise "
                     f"({type(self.utility).__name__}: {self.utility.is_location_family})"
                 )
-        self.law = PerturbAndMap(self.utility)
+        self.vertex_distribution = PerturbAndMap(self.utility)
         self.draws = found.draws
         if straight_through and self.draws is not None:
             raise ValueError(f"straight_through needs one utility a sample, and {relaxation} takes {self.draws}")
@@ -440,7 +440,7 @@ class Perturbed(Estimator):
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1; got {n_samples}")
         self.sigma, self.n_samples = sigma, n_samples
-        self.law = PerturbAndMap(self.utility, sigma, everywhere=True)
+        self.vertex_distribution = PerturbAndMap(self.utility, sigma, everywhere=True)
 
     def estimate(
         self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float

@@ -193,7 +193,7 @@ class Reinforce(Estimator):
         self.normalize_variance = normalize_variance
         self.kl_over = "vertex" if action == "X" else "parts"
         if action != "X":
-            self.law = PerturbAndMap(self.utility) if action == "U" else "trace"
+            self.vertex_distribution = PerturbAndMap(self.utility) if action == "U" else "trace"
         self.mixes_examples = baseline == "batch"
         if baseline in ("ema", "elbo", "nvil"):
             self.running = RunningMean(decay)

@@ -19,7 +19,7 @@ from structgrad.estimators.base import (
 from structgrad.structures.base import Structure
 
 
-class Rodeo(Estimator):
+class RODEO(Estimator):
     r"""RODEO: leave-one-out score function with two control variates of mean zero (Shi et al. 2022).
 
     A step of the Gibbs sampler leaves the distribution q of independent bits as it is, so that
@@ -152,4 +152,4 @@ class Rodeo(Estimator):
         return first, second
 
 
-__all__ = ["Rodeo"]
+__all__ = ["RODEO"]

@@ -139,7 +139,7 @@ class GumbelRao(Estimator):
             )
         self.relaxation, self.temperature, self.n_conditional = relaxation, temperature, n_conditional
         self.kl_over: Over | None = "vertex" if structure.noise == "gumbel" else "parts"
-        self.law = "trace"
+        self.vertex_distribution = "trace"
 
     def estimate(
         self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float

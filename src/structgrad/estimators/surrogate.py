@@ -20,14 +20,14 @@ from structgrad.estimators.base import (
 from structgrad.estimators.utilities import SumOfGamma, Utility, UtilityName, make_utility
 from structgrad.structures.base import Structure
 
-Method = Literal["straight_through", "spigot", "blackbox", "imle"]
+Method = Literal["identity", "spigot", "blackbox", "imle"]
 
 
 class _Surrogate(torch.autograd.Function):
     """``argmax_x <x, utility>`` with the surrogate's product of gradient and "Jacobian"."""
 
     @staticmethod
-    def forward(ctx: Any, utility: Tensor, mask: Tensor | None, estimator: Surrogate) -> Tensor:
+    def forward(ctx: Any, utility: Tensor, mask: Tensor | None, estimator: SurrogateGradient) -> Tensor:
         vertex = estimator.structure.argmax(utility, mask)
         ctx.save_for_backward(utility, mask, vertex)
         ctx.estimator = estimator
@@ -40,11 +40,11 @@ class _Surrogate(torch.autograd.Function):
         return first_order_only(gradient, "a surrogate gradient", gradients[0], utility), None, None
 
 
-class Surrogate(Estimator):
+class SurrogateGradient(Estimator):
     r"""The objective at the hard vertex ``x = argmax_x <x, u>``; with ``v`` its gradient there, that of u is defined
     as
 
-    - ``straight_through``: ``v``, the identity (Bengio et al. 2013);
+    - ``identity``: ``v``, straight-through (Bengio et al. 2013);
     - ``spigot``: ``x - proj(x - step v)``, the projection being on conv(X) (Peng et al. 2018; Niculae et al., 4.2);
     - ``blackbox``: ``(x - argmax(u - step v)) / step``, linear interpolation (Pogančić et al. 2020; Niculae et al.,
       4.3, there with the sign of an objective that is to be raised);
@@ -61,7 +61,7 @@ class Surrogate(Estimator):
     Args:
         structure: the set of vertices.
         method: see above.
-        step: size of the step (eta of spigot; lambda of blackbox and imle); not for ``straight_through``.
+        step: size of the step (eta of spigot; lambda of blackbox and imle); not for ``identity``.
         utility: noise by name or as an object, :class:`SumOfGamma` for k-subsets; None for none. ``imle`` without one
             takes Gumbel.
         n_samples: samples an example in training, with noise.
@@ -77,7 +77,7 @@ class Surrogate(Estimator):
     def __init__(
         self,
         structure: Structure,
-        method: Method = "straight_through",
+        method: Method = "identity",
         step: float | None = None,
         utility: UtilityName | Utility | SumOfGamma | None = None,
         n_samples: int = 1,
@@ -88,8 +88,8 @@ class Surrogate(Estimator):
         by = f"estimator {method}"
         structure.require("argmax", *(["project"] if method == "spigot" else []), by=by)
         structure.require_linear(by=by)
-        if (method == "straight_through") != (step is None):
-            raise ValueError(f"step goes with every method but straight_through; got {method}, step={step}")
+        if (method == "identity") != (step is None):
+            raise ValueError(f"step goes with every method but identity; got {method}, step={step}")
         if step is not None and not 0 < step < math.inf:
             raise ValueError(f"step must be positive and finite; got {step}")
         if method == "imle" and utility is None:
@@ -101,7 +101,7 @@ class Surrogate(Estimator):
         self.utility = utility if utility is None or isinstance(utility, SumOfGamma) else make_utility(utility)
         self.kl_over = "parts" if isinstance(self.utility, Utility) else None
         if self.utility is not None:
-            self.law = PerturbAndMap(self.utility)
+            self.vertex_distribution = PerturbAndMap(self.utility)
 
     def estimate(
         self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
@@ -144,7 +144,7 @@ class Surrogate(Estimator):
         return torch.where(exists, moved, 0.0)
 
 
-class AdaptiveIMLE(Surrogate):
+class AdaptiveIMLE(SurrogateGradient):
     r"""I-MLE whose step adapts to how much of the gradient it finds (Minervini, Franceschi and Niepert 2023).
 
     With ``v`` the gradient at the vertex, that of ``u = scores + noise`` is defined as the central difference
@@ -155,15 +155,15 @@ class AdaptiveIMLE(Surrogate):
     alpha and the average are buffers: they are saved and resumed. Backward passes move them.
 
     Args:
-        structure: see :class:`Surrogate`.
-        utility: see :class:`Surrogate`.
+        structure: see :class:`SurrogateGradient`.
+        utility: see :class:`SurrogateGradient`.
         n_samples: samples an example in training.
         target: non-zero entries of the gradient an example.
         rate: by which alpha moves.
         decay: of the moving average.
 
     Raises:
-        UnsupportedError: see :class:`Surrogate`.
+        UnsupportedError: see :class:`SurrogateGradient`.
         ValueError: for options out of range.
     """
 
@@ -187,7 +187,7 @@ class AdaptiveIMLE(Surrogate):
         self.register_buffer("found", torch.full((), target))
 
     def pull_back(self, gradient: Tensor, vertex: Tensor, utility: Tensor, mask: Tensor | None) -> Tensor:
-        """See :class:`Surrogate`; also moves alpha."""
+        """See :class:`SurrogateGradient`; also moves alpha."""
         exists = self.structure.parts(utility, mask)
         gradient = torch.where(exists, self.structure.layout.pull_back(gradient), 0.0)
         dims = tuple(range(-self.structure.layout.ndim, 0))

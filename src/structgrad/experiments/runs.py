@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from structgrad.common import renamed
 from structgrad.experiments.tables import Row, Table
 
 #: What a summary says of the groups that a row chooses from.
@@ -85,7 +86,7 @@ def read(file: Path) -> Summary:
         ValueError: if the file is none; names it.
     """
     try:
-        content = json.loads(file.read_text())
+        content = _with_new_names(json.loads(file.read_text()))
         keys = (*_GROUPS, "seed", "metrics")
         summary = Summary(**{key: content[key] for key in keys}, content=content)
         if not all(isinstance(value, int | float) for value in summary.metrics.values()):
@@ -93,6 +94,12 @@ def read(file: Path) -> Summary:
         return summary
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the summary of a run: {error!r}; delete it") from error
+
+
+def _with_new_names(content: dict[str, Any]) -> dict[str, Any]:
+    """A summary in which choices and classes have the names of today."""
+    groups = {key: names.get(content[key], content[key]) for key, names in renamed.CHOICES.items() if key in content}
+    return content | groups | {"config": renamed.with_new_names(content.get("config", {}))}
 
 
 def by_row(table: Table, summaries: Iterable[Summary]) -> dict[str, list[Summary]]:

@@ -31,7 +31,7 @@ class BinaryTree(ItemRecursion):
     layout = Vector()
     vertex_layout: ClassVar[Layout] = Directed()
 
-    def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:
+    def _recurse(self, keys: Tensor, exists: Tensor) -> Tensor:
         # The parent of a token is the deeper, that is larger, of the nearest smaller tokens on both sides.
         n = keys.shape[-1]
         if not n:
@@ -39,14 +39,14 @@ class BinaryTree(ItemRecursion):
         token = torch.arange(n, device=keys.device)
         before = token.unsqueeze(-1) > token
         own, other = keys.unsqueeze(-1), keys.unsqueeze(-2)
-        smaller = present.unsqueeze(-2) & torch.where(before, other <= own, other < own)
+        smaller = exists.unsqueeze(-2) & torch.where(before, other <= own, other < own)
         left = torch.where(smaller & before, token, -1).amax(-1)
         right = torch.where(smaller & ~before, token, n).amin(-1)
         above_left = torch.where(left >= 0, keys.gather(-1, left.clamp_min(0)), -torch.inf)
         above_right = torch.where(right < n, keys.gather(-1, right.clamp_max(n - 1)), -torch.inf)
         parent = torch.where(above_right >= above_left, right, left)
         parent = torch.where((left < 0) & (right == n), token, parent)
-        return torch.where(present, parent, -1)
+        return torch.where(exists, parent, -1)
 
     def _show(self, choices: Tensor) -> Tensor:
         token = torch.arange(choices.shape[-1], device=choices.device)

@@ -34,7 +34,7 @@ class ItemRecursion(Structure, abc.ABC):
     is_ordinal: ClassVar[bool] = True
 
     @abc.abstractmethod
-    def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:
+    def _recurse(self, keys: Tensor, exists: Tensor) -> Tensor:
         """The algorithm: choices ``[*batch, n]`` for finite ``keys`` ``[*batch, n]``, smallest first; ties in favour
         of the earlier item.
         """
@@ -62,9 +62,9 @@ class ItemRecursion(Structure, abc.ABC):
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """The outcome of the recursive algorithm, largest utility first: ``[*batch, n, n]``, 0/1, no gradient."""
         self.check(utility, mask)
-        present = self.parts(utility, mask)
-        keys = torch.where(present, -utility.detach(), 0.0)
-        return self._show(self._recurse(keys, present)).to(utility.dtype)
+        exists = self.parts(utility, mask)
+        keys = torch.where(exists, -utility.detach(), 0.0)
+        return self._show(self._recurse(keys, exists)).to(utility.dtype)
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
         """Run the recursive algorithm, smallest first, on ``exponentials`` ``[*batch, n]``.
@@ -73,8 +73,8 @@ class ItemRecursion(Structure, abc.ABC):
             the vertex ``[*batch, n, n]`` and the choices ``[*batch, n]``.
         """
         self.check(exponentials, mask)
-        present = self.parts(exponentials, mask)
-        choices = self._recurse(torch.where(present, exponentials.detach(), 0.0), present)
+        exists = self.parts(exponentials, mask)
+        choices = self._recurse(torch.where(exists, exponentials.detach(), 0.0), exists)
         return Trace(self._show(choices).to(exponentials.dtype), choices)
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -88,9 +88,9 @@ class ItemRecursion(Structure, abc.ABC):
         """Log-probability of the one trace that makes ``vertex`` ``[*batch, n, n]``: ``[*batch]``, differentiable."""
         self.check(scores, mask)
         self.check_vertex(vertex, scores, mask)
-        present = self.parts(scores, mask)
-        gain = torch.where(present, scores, 0.0) - self._log_totals(self._within(vertex), scores, present)
-        return torch.where(present, gain, 0.0).sum(-1)
+        exists = self.parts(scores, mask)
+        gain = torch.where(exists, scores, 0.0) - self._log_totals(self._within(vertex), scores, exists)
+        return torch.where(exists, gain, 0.0).sum(-1)
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """``log P(T = trace)`` (Struminsky et al., Algorithm 3), equal to :meth:`log_prob` of its vertex."""
@@ -104,16 +104,16 @@ class ItemRecursion(Structure, abc.ABC):
         The step of an item is that at which it is the smallest.
         """
         self.check(log_rates, mask)
-        present = self.parts(log_rates, mask)
+        exists = self.parts(log_rates, mask)
         least, _ = noise or self.conditional_noise(trace, log_rates)
-        within = self._within(trace.vertex) & present.unsqueeze(-1)
-        steps = least * (-self._log_totals(within, log_rates.double(), present)).exp()
+        within = self._within(trace.vertex) & exists.unsqueeze(-1)
+        steps = least * (-self._log_totals(within, log_rates.double(), exists)).exp()
         total = torch.where(within, steps.unsqueeze(-1), 0.0).sum(-2)
-        return torch.where(present, total, 1.0)
+        return torch.where(exists, total, 1.0)
 
-    def _log_totals(self, within: Tensor, scores: Tensor, present: Tensor) -> Tensor:
+    def _log_totals(self, within: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
         """``log sum_{i in S(v)} exp(scores_i)`` for every v: ``[*batch, n]``; of no meaning for missing v."""
-        known = torch.where(present, scores, 0.0).unsqueeze(-2)
+        finite = torch.where(exists, scores, 0.0).unsqueeze(-2)
         # A missing v has no items; a finite row keeps its gradient free of NaN.
-        counted = within & present.unsqueeze(-2) | ~present.unsqueeze(-1)
-        return torch.where(counted, known, -torch.inf).logsumexp(-1)
+        counted = within & exists.unsqueeze(-2) | ~exists.unsqueeze(-1)
+        return torch.where(counted, finite, -torch.inf).logsumexp(-1)

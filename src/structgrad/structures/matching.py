@@ -88,13 +88,13 @@ class Matching(KBest, ActiveSetProjection):
         n = utility.shape[-1]
         batch = utility.shape[:-2]
         size = batch.numel()
-        flat, known = utility.reshape(size, n, n), exists.reshape(size, n, n)
+        flat, flat_exists = utility.reshape(size, n, n), exists.reshape(size, n, n)
         if values_can_be_read(utility):
-            vertex, duals, feasible = assign_compiled(flat, known)
+            vertex, duals, feasible = assign_compiled(flat, flat_exists)
             if not bool(feasible.all()):
                 raise ValueError(f"example {int((~feasible).nonzero()[0])} has no perfect matching under its mask")
         else:
-            vertex, duals = assign(flat, known)
+            vertex, duals = assign(flat, flat_exists)
         return vertex.reshape(utility.shape), duals.reshape(*batch, 2, n)
 
     def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
@@ -162,10 +162,10 @@ class Matching(KBest, ActiveSetProjection):
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """``log P(T = trace)`` (Struminsky et al., Algorithm 3), O(n^2): ``[*batch]``, differentiable."""
         self.check(log_rates, mask)
-        known = torch.where(self.parts(log_rates, mask), log_rates, 0.0).flatten(-2)
+        finite = torch.where(self.parts(log_rates, mask), log_rates, 0.0).flatten(-2)
         happened = trace.choices >= 0
-        taken = known.gather(-1, trace.choices.clamp_min(0))
-        total = self._log_totals(self._dropped(trace, log_rates, mask), known, happened)
+        taken = finite.gather(-1, trace.choices.clamp_min(0))
+        total = self._log_totals(self._dropped(trace, log_rates, mask), finite, happened)
         return torch.where(happened, taken - total, 0.0).sum(-1)
 
     def conditional(
@@ -178,12 +178,12 @@ class Matching(KBest, ActiveSetProjection):
         """
         self.check(log_rates, mask)
         exists = self.parts(log_rates, mask).flatten(-2)
-        known = torch.where(exists, log_rates.flatten(-2), 0.0).double()
+        finite = torch.where(exists, log_rates.flatten(-2), 0.0).double()
         least, own = noise or self.conditional_noise(trace, log_rates)
         dropped = self._dropped(trace, log_rates, mask)
         happened = trace.choices >= 0
-        times = (least * (-self._log_totals(dropped, known, happened)).exp()).cumsum(-1)
-        own = own.flatten(-2) * (-known).exp()
+        times = (least * (-self._log_totals(dropped, finite, happened)).exp()).cumsum(-1)
+        own = own.flatten(-2) * (-finite).exp()
         taken = (trace.vertex > 0).flatten(-2)
         total = times.gather(-1, dropped.clamp_max(times.shape[-1] - 1)) + torch.where(taken, 0.0, own)
         return torch.where(exists, total, 1.0).reshape(log_rates.shape)
@@ -202,18 +202,18 @@ class Matching(KBest, ActiveSetProjection):
         return torch.where(self.parts(scores, mask), first, n).flatten(-2)
 
     @staticmethod
-    def _log_totals(dropped: Tensor, known: Tensor, happened: Tensor) -> Tensor:
+    def _log_totals(dropped: Tensor, finite: Tensor, happened: Tensor) -> Tensor:
         """Log of the total rate that is left at every step: ``[*batch, n]``; 0 where a step did not happen."""
         n = happened.shape[-1]
-        if takes_operator(known):
-            return log_totals(torch.where(dropped < n, dropped, -1), known, n)
+        if takes_operator(finite):
+            return log_totals(torch.where(dropped < n, dropped, -1), finite, n)
         # Entries dropped at one step, first among themselves, then summed over the later steps.
         shape = (*happened.shape[:-1], n + 1)
-        top = known.new_full(shape, -torch.inf).scatter_reduce(-1, dropped, known.detach(), "amax")
-        weight = (known - top.gather(-1, dropped)).exp()
-        sums = known.new_zeros(shape).scatter_add(-1, dropped, weight)[..., :n]
+        top = finite.new_full(shape, -torch.inf).scatter_reduce(-1, dropped, finite.detach(), "amax")
+        weight = (finite - top.gather(-1, dropped)).exp()
+        sums = finite.new_zeros(shape).scatter_add(-1, dropped, weight)[..., :n]
         by_step = torch.where(happened, sums, 1.0).log() + torch.where(happened, top[..., :n], 0.0)
-        later = torch.ones(n, n, dtype=torch.bool, device=known.device).triu()
+        later = torch.ones(n, n, dtype=torch.bool, device=finite.device).triu()
         counted = later & happened.unsqueeze(-2) | ~happened.unsqueeze(-1)
         return torch.where(happened, torch.where(counted, by_step.unsqueeze(-2), -torch.inf).logsumexp(-1), 0.0)
 

@@ -38,9 +38,9 @@ class Permutation(ItemRecursion):
         """Both have a Jacobian that is not square, and no regularizer."""
         return super().relaxations | {name: Relaxation(name) for name in ("neuralsort", "softsort")}
 
-    def _recurse(self, keys: Tensor, present: Tensor) -> Tensor:
-        order = torch.where(present, keys, torch.inf).sort(dim=-1, stable=True).indices
-        return torch.where(present.gather(-1, order), order, -1)
+    def _recurse(self, keys: Tensor, exists: Tensor) -> Tensor:
+        order = torch.where(exists, keys, torch.inf).sort(dim=-1, stable=True).indices
+        return torch.where(exists.gather(-1, order), order, -1)
 
     def _show(self, choices: Tensor) -> Tensor:
         return choices.unsqueeze(-1) == torch.arange(choices.shape[-1], device=choices.device)
@@ -57,14 +57,14 @@ class Permutation(ItemRecursion):
         in the utility already.
         """
         self.check(utility, mask)
-        present = self.parts(utility, mask)
-        items = torch.where(present, utility, 0.0)
+        exists = self.parts(utility, mask)
+        items = torch.where(exists, utility, 0.0)
         distance = (items.unsqueeze(-1) - items.unsqueeze(-2)).abs()
-        spread = torch.where(present.unsqueeze(-2), distance, 0.0).sum(-1)
-        count = present.sum(-1)[..., None, None]
+        spread = torch.where(exists.unsqueeze(-2), distance, 0.0).sum(-1)
+        count = exists.sum(-1)[..., None, None]
         place = torch.arange(1, utility.shape[-1] + 1, device=utility.device).unsqueeze(-1)
         logits = (count + 1 - 2 * place).to(utility.dtype) * items.unsqueeze(-2) - spread.unsqueeze(-2)
-        return self._rows(logits, present)
+        return self._rows(logits, exists)
 
     def softsort(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """SoftSort (Prillo and Eisenschlos 2020, equation 3): ``[*batch, n, n]``, differentiable, O(n^2).
@@ -73,18 +73,18 @@ class Permutation(ItemRecursion):
         utility already.
         """
         self.check(utility, mask)
-        present = self.parts(utility, mask)
-        items = torch.where(present, utility, 0.0)
-        order = torch.where(present, -items.detach(), torch.inf).sort(dim=-1, stable=True).indices
+        exists = self.parts(utility, mask)
+        items = torch.where(exists, utility, 0.0)
+        order = torch.where(exists, -items.detach(), torch.inf).sort(dim=-1, stable=True).indices
         ranked = items.gather(-1, order)
-        return self._rows(-(ranked.unsqueeze(-1) - items.unsqueeze(-2)).abs(), present)
+        return self._rows(-(ranked.unsqueeze(-1) - items.unsqueeze(-2)).abs(), exists)
 
     @staticmethod
-    def _rows(logits: Tensor, present: Tensor) -> Tensor:
+    def _rows(logits: Tensor, exists: Tensor) -> Tensor:
         """Softmax over the present items in as many rows as there are, zero elsewhere."""
-        place = torch.arange(present.shape[-1], device=present.device)
-        used = (place < present.sum(-1, keepdim=True)).unsqueeze(-1)
-        items = present.unsqueeze(-2)
+        place = torch.arange(exists.shape[-1], device=exists.device)
+        used = (place < exists.sum(-1, keepdim=True)).unsqueeze(-1)
+        items = exists.unsqueeze(-2)
         rows = torch.where(items | ~used, logits, -torch.inf).softmax(-1)
         return torch.where(used & items, rows, 0.0)
 

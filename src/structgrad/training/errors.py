@@ -9,6 +9,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from structgrad.common import renamed
 from structgrad.common.text import first_line, nearest
 from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR, EXIT_INTERRUPTED
 
@@ -60,6 +61,8 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
             return f"{argument}: no such choice; see --help"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if name in renamed.CHOICES.get(group, {}):
+            return f"{group}={name}: is now called {renamed.CHOICES[group][name]}"
         return f"{group}={name}: no such choice; nearest: {nearest(name, error.options)}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")

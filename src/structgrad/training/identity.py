@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from structgrad.common import renamed
 from structgrad.training import contract
 
 
@@ -37,6 +38,7 @@ def identity(config: DictConfig) -> str:
     """Ten hexadecimal digits that are equal for runs that compute the same thing."""
     content = portable(config)
     content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in contract.HARDWARE}
+    content = renamed.with_first_names(content)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
