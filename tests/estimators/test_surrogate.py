@@ -176,7 +176,7 @@ def test_sums_of_gamma_are_gumbel() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "identity"}, "method must be one of"),
+        ({"method": "itself"}, "method must be one of"),
         ({"method": "blackbox"}, "step goes with every method but identity"),
         ({"step": 1.0}, "step goes with every method but identity"),
         ({"method": "spigot", "step": 0.0}, "step must be positive"),
