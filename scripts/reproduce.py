@@ -15,7 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from structgrad.commands import CONFIGS, sweep
+from structgrad.commands import group, sweep
 from structgrad.common.text import duration
 from structgrad.experiments import reproduction, tables
 from structgrad.experiments.report import build
@@ -23,7 +23,6 @@ from structgrad.experiments.runs import of_sweeps
 from structgrad.training.contract import EXIT_AGAIN
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLES = CONFIGS / "table"
 
 
 def main() -> int:
@@ -37,7 +36,8 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="for the sweeps")
     options = parser.parse_args()
     limit = options.hours if options.hours is not None or shutil.which("nvidia-smi") else 24.0
-    everything = [tables.load(name, TABLES) for name in tables.names(TABLES)]
+    folders = group("table", options.overrides)
+    everything = [tables.load(name, *folders) for name in tables.names(*folders)]
     entries = reproduction.order(everything, limit)
     if options.list:
         for entry in entries:
@@ -58,12 +58,17 @@ def main() -> int:
 
 
 def write(everything: list[tables.Table], results: Path, page: Path) -> None:
-    """The page, from the summaries there are."""
+    """The page and its picture, from the summaries there are."""
     reports = []
     for table in everything:
         if table.budget == "paper":
             reports.append(build(table, of_sweeps(results, table.folder("paper")), "paper"))
-    page.write_text(reproduction.document(reports))
+    picture = page.parent / "images" / f"{page.stem}.png"
+    drawn = bool(reproduction.points(reports))
+    if drawn:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        reproduction.figure(reports).savefig(picture, dpi=150)
+    page.write_text(reproduction.document(reports, picture.relative_to(page.parent).as_posix() if drawn else ""))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import html
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ def example(tmp_path: Path) -> str:
     """ListOps at the paper's budget: five trials of most rows, made up; one of them from another machine."""
     generator = np.random.default_rng(0)
     table = tables.load("paulus_2", FOLDER)
+    table = replace(table, rows=tuple(replace(row, given={}) for row in table.rows))  # as a random search
     summaries = []
     for position, row in enumerate(table.rows[:-1]):
         for trial in range(5):

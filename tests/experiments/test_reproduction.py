@@ -8,54 +8,65 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from structgrad.experiments import reproduction, tables
 from structgrad.experiments.report import build
-from structgrad.experiments.runs import of_sweeps
+from structgrad.experiments.runs import Summary, of_sweeps
+from structgrad.experiments.tables import Table
 from tests.experiments.test_tables import FOLDER, ROOT, runs, small, summary
+
+#: A published number that is known well enough for a match.
+SURE = ("[80.0, 4.0]", "[80.0, 0.4]")
+
+
+def said(table: Table, *runs: Summary) -> str:
+    """The state of the row lstm."""
+    report = build(table, runs, "paper")
+    return str(reproduction.state(report, report.main().get("lstm"), table.row("lstm")))
 
 
 def test_states(tmp_path: Path) -> None:
-    table = small(tmp_path)
+    table = small(tmp_path, SURE)
+    close = [summary("lstm", seed, 0.8 + seed / 1000) for seed in range(3)]
+    assert said(table, *close) == "matched"
     report = build(table, runs(), "paper")
-    lines = report.main()
-    assert reproduction.state(report, lines["lstm"], table.row("lstm")) == "matched"
-    assert reproduction.state(report, lines["tree"], table.row("tree")) == "run; no published numbers"
-    far = build(table, [summary("lstm", seed, 0.6 + seed / 100) for seed in range(3)], "paper")
-    assert reproduction.state(far, far.main()["lstm"], table.row("lstm")) == "differs: Accuracy (%) by 9.1 s.e."
-    one = build(table, [summary("lstm", 0, 0.6)], "paper")
-    assert reproduction.state(one, one.main()["lstm"], table.row("lstm")).startswith("run; too few runs for an error")
-    nan = build(
-        table, [summary("lstm", s, 0.8, metrics={"val/accuracy": 1, "test/accuracy": math.nan}) for s in (0, 1)]
-    )
-    assert reproduction.state(nan, nan.main()["lstm"], table.row("lstm")).startswith("differs")
-    none = build(table, [summary("lstm", 0, 0.8, budget="quick")], "paper")
-    assert reproduction.state(none, none.main().get("lstm"), table.row("lstm")) == "not run"
+    assert str(reproduction.state(report, report.main()["tree"], table.row("tree"))) == "run; no published numbers"
+    far = [summary("lstm", seed, 0.6 + seed / 100) for seed in range(3)]
+    assert said(table, *far) == "differs: Accuracy (%) -19.0 [-21.5, -16.5]"
+    assert said(table, *runs()[:3]) == "open: Accuracy (%) +1.0 [-1.5, +3.5]"
+    # A small difference that is surely there is no less a match.
+    assert said(table, *[summary("lstm", seed, 0.81 + seed / 1e6) for seed in range(3)]) == "matched"
+    assert said(table, summary("lstm", 0, 0.6)) == "open: Accuracy (%) -20.0 (50.0 published errors)"
+    nan = {"val/accuracy": 1, "test/accuracy": math.nan}
+    assert said(table, *[summary("lstm", s, 0.8, metrics=nan) for s in (0, 1)]).startswith("differs")
+    assert said(table, summary("lstm", 0, 0.8, budget="quick")) == "not run"
     closed = small(tmp_path, ("[structure=none],", "[structure=none], unavailable: no such data,"))
-    assert reproduction.state(build(closed, []), None, closed.row("lstm")) == "data not to be had"
+    assert said(closed) == "data not to be had"
 
 
-def test_one_run_with_an_exact_column_matches_nothing(tmp_path: Path) -> None:
+def test_an_error_of_the_paper_makes_no_match(tmp_path: Path) -> None:
+    close = [summary("lstm", seed, 0.8 + seed / 1000) for seed in range(3)]
+    assert said(small(tmp_path, ("[80.0, 4.0]", "[80.0, 40.0]")), *close).startswith("open: ")
+
+
+def test_one_run_with_an_exact_column_matches_only_that(tmp_path: Path) -> None:
     table = small(tmp_path, ("{accuracy: [80.0, 4.0]}", "{accuracy: [80.0, 4.0], calls: 1}"))
     metrics = {"val/accuracy": 0.1, "test/accuracy": 0.1, "test/calls": 1.0}
-    report = build(table, [summary("lstm", 0, 0.1, metrics=metrics)])
-    found = reproduction.state(report, report.main()["lstm"], table.row("lstm"))
-    assert found == "run; too few runs for an error (without an error: Accuracy (%))"
+    assert said(table, summary("lstm", 0, 0.1, metrics=metrics)) == "open: Accuracy (%) -70.0 (17.5 published errors)"
 
 
-def test_numbers_without_any_spread_that_differ(tmp_path: Path) -> None:
+def test_numbers_without_any_spread(tmp_path: Path) -> None:
     table = small(tmp_path, ("[80.0, 4.0]", "[80.0, 0.0]"))
-    for accuracy, expected in ((0.5, "differs: Accuracy (%) by -30.0 without any spread"), (0.8, "matched")):
-        report = build(table, [summary("lstm", seed, accuracy) for seed in range(2)])
-        assert reproduction.state(report, report.main()["lstm"], table.row("lstm")) == expected
+    for accuracy, expected in ((0.5, "differs: Accuracy (%) -30.0 [-30.0, -30.0]"), (0.8, "matched")):
+        assert said(table, *[summary("lstm", seed, accuracy) for seed in range(2)]) == expected
 
 
 def test_runs_with_settings_of_the_user_are_no_reproduction(tmp_path: Path) -> None:
     made = {"table": "small", "row": "lstm", "parameters": {}, "extra": ["task.hidden=9"]}
     runs = [summary("lstm", seed, 0.8 + seed / 100, sweep=made | {"trial": seed}) for seed in range(2)]
     table = small(tmp_path)
-    report = build(table, runs)
-    found = reproduction.state(report, report.main()["lstm"], table.row("lstm"))
-    assert found == "run; with task.hidden=9, so not compared"
+    assert said(table, *runs) == "run; not compared: with task.hidden=9"
 
 
 def test_the_page_has_every_row(tmp_path: Path) -> None:
@@ -98,3 +109,30 @@ def test_runs_with_overrides_of_the_user_are_found_beside_the_others(tmp_path: P
         (tmp_path / folder / "x.json").write_text(json.dumps(content.content))
     assert [run.seed for run in of_sweeps(tmp_path, "small")] == [0, 1]
     assert of_sweeps(tmp_path, "none") == []
+
+
+def test_the_picture_has_a_point_a_row_with_both_errors(tmp_path: Path) -> None:
+    table = small(tmp_path)
+    report = build(table, runs(), "paper")
+    (point,) = reproduction.points([report])  # the other rows have no published number
+    assert (point.table, point.title, point.published) == ("small", "lstm: Accuracy (%)", 80.0)
+    assert point.ours == pytest.approx(81.0)
+    # Published: a standard deviation over four seeds; ours: three.
+    assert point.published_error == pytest.approx(3.182 * 2, rel=1e-3)
+    assert point.our_error == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    (axes,) = reproduction.figure([report]).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["small"]
+    diagonal = next(line for line in axes.lines if list(line.get_xdata()) == list(line.get_ydata()))
+    assert tuple(diagonal.get_xdata()) == axes.get_xlim() == axes.get_ylim()
+    page = reproduction.document([report], "images/x.png")
+    assert page.startswith("# Reproduction\n\n![Published numbers against ours](images/x.png)")
+
+
+def test_stand_in_data_are_grouped_under_their_name(tmp_path: Path) -> None:
+    stand_in = small(tmp_path, ("source: A paper", "stand_in: digits for clothes\nsource: A paper"))
+    page = reproduction.document([build(stand_in, runs(), "paper"), build(small(tmp_path), runs(), "paper")])
+    own, apart = page.split("## Stand-in data")
+    assert "## Small (`small`, A paper, Table 1)" in own
+    assert "### digits for clothes: Small" in apart
+    assert "Selection: mean and standard error; device cpu" in apart
+    assert not reproduction.points([build(stand_in, runs(), "paper")])

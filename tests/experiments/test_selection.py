@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from structgrad.experiments.selection import RULES, Cell, best_trial, bootstrap, difference, ranking
+from structgrad.experiments.selection import RULES, Cell, best_trial, bootstrap, ranking
 
 
 def closed_form(sorted_test: np.ndarray) -> tuple[float, float]:
@@ -62,9 +62,3 @@ def test_over_seeds() -> None:
     assert deviation.standard_error == pytest.approx(1 / 3**0.5)
     for rule in RULES.values():
         assert rule([1.0], [2.0]).show() == "2.0"
-
-
-def test_difference_in_combined_standard_errors() -> None:
-    assert difference(Cell(5.0, 3.0, 3.0), 10.0, 4.0) == (-5.0, 5.0, -1.0)
-    assert difference(Cell(5.0, None, None), 10.0, 4.0) == (-5.0, None, None)
-    assert difference(Cell(5.0, 0.0, 0.0), 10.0, 0.0) == (-5.0, 0.0, None)

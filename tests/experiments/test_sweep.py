@@ -69,8 +69,50 @@ def test_the_plan_does_not_depend_on_where_and_with_whom() -> None:
 
 
 def test_a_hyper_parameter_that_the_user_sets_is_not_searched() -> None:
-    (row,) = plan_of("table=paulus_2", "rows=lstm", "task.optimizer.lr=1e-3").rows
+    (row,) = plan_of("table=paulus_2", "rows=lstm", "budget=quick", "task.optimizer.lr=1e-3").rows
     assert set(row.space) == {"task.optimizer.weight_decay"}
+
+
+def test_given_settings_take_the_place_of_the_search() -> None:
+    lstm, tree = plan_of("table=paulus_2", "rows=lstm,arborescence").rows
+    assert (lstm.trials, lstm.space) == ((0,), {})
+    assert lstm.overrides[-2:] == ("task.optimizer.lr=0.001", "task.optimizer.weight_decay=1e-05")
+    assert (len(tree.trials), set(tree.space)) == (20, {"task.optimizer.lr", "estimator.temperature"})
+    assert tree.space["estimator.temperature"]["high"] == 1.0
+    assert tree.overrides[-1] == "task.optimizer.weight_decay=0.0001"
+    (own,) = plan_of("table=paulus_2", "rows=lstm", "task.optimizer.lr=0.1").rows
+    assert own.overrides[-1] == "task.optimizer.weight_decay=1e-05"
+
+
+OWN = """
+title: Own
+overrides: [task=listops, budget=quick]
+rows: {a: {title: A}}
+columns: {accuracy: {metric: test/accuracy, title: Accuracy}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("title: Own", "title: Own\nselection: {metric: val/loss, direction: minimize}"),
+         "own, a: selection: val/loss (minimize) is not what selects the checkpoint of this task; it is val/accuracy"),
+        (("title: Own", "title: Own\nselection: {metric: val/accuracy, direction: minimize}"),
+         "own, a: selection: val/accuracy (minimize) is not what selects"),
+        (("test/accuracy", "test/acuracy"), "no test is known to log test/acuracy; nearest: test/accuracy"),
+    ],
+)  # fmt: skip
+def test_a_wrong_metric_of_a_table_is_found_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str
+) -> None:
+    """In a table of the user's, on Hydra's search path."""
+    (tmp_path / "mine" / "table").mkdir(parents=True)
+    (tmp_path / "mine" / "table" / "own.yaml").write_text(OWN.replace(*change))
+    code = sweep.main(["table=own", f"hydra.searchpath=[file://{tmp_path / 'mine'}]", "workers=0"])
+    error = capsys.readouterr().err
+    assert (code, error.count("\n")) == (1, 1)
+    assert message in error
+    assert not (tmp_path / "runs").exists()
 
 
 def test_another_sampler_makes_a_sweep_of_its_own() -> None:

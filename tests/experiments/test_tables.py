@@ -14,11 +14,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
+from omegaconf import OmegaConf
 
 from structgrad.experiments import markdown, tables
 from structgrad.experiments.report import Report, build
 from structgrad.experiments.runs import Summary, load
 from structgrad.experiments.tables import TableError
+from structgrad.tasks.base import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "configs" / "table"
@@ -31,7 +33,7 @@ overrides: [task=listops]
 selection: {rule: mean_and_standard_error, metric: val/accuracy, direction: maximize, trials: 3}
 published: {error: standard_deviation, seeds: 4}
 columns:
-  accuracy: {metric: test/accuracy, title: Accuracy (%), direction: maximize, scale: 100}
+  accuracy: {metric: test/accuracy, title: Accuracy (%), direction: maximize, scale: 100, margin: 2}
   calls: {metric: test/calls, title: Calls, direction: minimize}
 rows:
   lstm: {title: LSTM, overrides: [structure=none], published: {accuracy: [80.0, 4.0]}}
@@ -79,37 +81,38 @@ def runs() -> list[Summary]:
 def test_rows_claims_and_differences(tmp_path: Path) -> None:
     report = build(small(tmp_path), runs())
     text = markdown.document(report)
-    # (81 - 80) / sqrt(0.577^2 + (4 / sqrt(4))^2)
-    assert "| LSTM | 3 | 81.0 ± 0.6 | 80.0 ± 4.0 | +1.0 (0.5 s.e.) | - |" in text
-    assert "ours less the published number and, in brackets, in combined standard errors" in text
+    # Welch: variances 1/3 and 4 with 2 and 3 degrees of freedom make 3.5, t = 2.943; that of 4 alone is 3.182 * 2.
+    assert "| LSTM | 3 | 81.0 ± 0.6 | 80.0 ± 4.0 | +1.0 [-5.4, +7.4] | - |" in text
+    assert "in brackets 95 % intervals: Student's t, Welch's for differences" in text
+    assert "differences are ours less the published number" in text
     assert "| **GNN** |  |  |  |  |  |" in text
     assert "| Tree | 3 | 91.0 ± 0.6 | - | - | - |" in text
     assert "| Hot tree | 1 | 50.0 | - | - | 3.0 |" in text
-    assert "*Trees win.* **Shown by these runs.** Accuracy (%): Tree (GNN) − LSTM = +10.0 ± 0.8 (12.2 s.e.)." in text
-    assert (
-        "*Hot trees are cheap.* **The reverse is shown by these runs.** Calls: Hot tree (GNN) 3.0, claimed ≤ 2." in text
-    )
+    # Twice the variance 1/3, four degrees of freedom: 2.776 * 0.816.
+    assert "*Trees win.* **Shown.** Accuracy (%): Tree − LSTM = +10.0 [+7.5, +12.5]." in text
+    assert "*Hot trees are cheap.* **Open.** Calls: Hot tree 3.0, claimed ≤ 2." in text
     assert "budget `paper`; device cpu; 1.7 min of training a run; commit 0123456789" in text
     assert "Not run" not in text
 
 
 def test_what_is_close_is_not_shown_and_one_run_decides_nothing(tmp_path: Path) -> None:
     close = [summary("lstm", s, 0.8 + s / 10) for s in range(3)] + [summary("tree", s, 0.85 + s / 10) for s in range(3)]
-    assert "**Not shown by these runs.** Accuracy (%): Tree (GNN) − LSTM = +5.0 ± 8.2 (0.6 s.e.)." in markdown.claims(
+    assert "**Open.** Accuracy (%): Tree − LSTM = +5.0 [-19.8, +29.8]." in markdown.claims(
         build(small(tmp_path), close)
     )
     single = [summary("lstm", 0, 0.8), summary("tree", 0, 0.9)]
-    assert "+10.0, without an error, for which more runs are needed" in markdown.claims(build(small(tmp_path), single))
+    text = markdown.claims(build(small(tmp_path), single))
+    assert "**Open.** Accuracy (%): Tree − LSTM = +10.0, without an interval, for which more runs are needed" in text
     reverse = [summary("lstm", s, 0.9 + s / 100) for s in range(3)] + [
         summary("tree", s, 0.8 + s / 100) for s in range(3)
     ]
-    assert "**The reverse is shown by these runs.**" in markdown.claims(build(small(tmp_path), reverse))
+    assert "**Contradicted.**" in markdown.claims(build(small(tmp_path), reverse))
 
 
 def test_missing_rows_come_with_the_command(tmp_path: Path) -> None:
     text = markdown.document(build(small(tmp_path), []))
     assert "- LSTM: `python sweep.py table=small rows=lstm budget=paper`" in text
-    assert "**Not checked.** No runs of Tree (GNN), LSTM." in text
+    assert "**Open.** No runs of Tree, LSTM." in text
     closed = build(small(tmp_path, ("[structure=none],", "[structure=none], unavailable: no such data,")), [])
     assert "- LSTM: no such data" in markdown.document(closed)
 
@@ -127,7 +130,7 @@ def test_what_cannot_be_compared_is_marked_and_never_mixed(tmp_path: Path) -> No
     for mark in ("[budget quick] | 1 | 10.0 |", "[device GPU] | 1 | 20.0 |", "[with task.hidden=9] | 1 | 30.0 |"):
         assert any(mark in line for line in lines)
     assert any("[other data: task.data.train=7] | 1 | 40.0 |" in line for line in lines)
-    assert "+10.0 ± 0.8" in markdown.claims(report)
+    assert "+10.0 [+7.5, +12.5]" in markdown.claims(report)
 
 
 def test_a_quick_run_does_not_stand_beside_published_numbers(tmp_path: Path) -> None:
@@ -166,9 +169,11 @@ def test_the_same_trials_under_other_conditions_stand_on_other_lines(tmp_path: P
 
 def configured(row: str, seed: int, accuracy: float, **changes: Any) -> Summary:
     """A run with a configuration of which the seed is a part."""
-    task = {"seed": seed, "data": {"train": 5}} | {k: v for k, v in changes.items() if k not in ("sweep", "name")}
+    task = {"seed": seed, "data": {"train": 5}} | {
+        k: v for k, v in changes.items() if k not in ("sweep", "name", "budget")
+    }
     config = {"seed": seed, "task": task, "estimator": {"temperature": 1.0}}
-    others = {k: v for k, v in changes.items() if k in ("sweep", "name")}
+    others = {k: v for k, v in changes.items() if k in ("sweep", "name", "budget")}
     return summary(row, seed, accuracy, config=config, **others)
 
 
@@ -190,9 +195,9 @@ def test_rows_on_other_data_are_not_compared(tmp_path: Path) -> None:
     tree = [configured("tree", seed, 0.9 + seed / 100, data={"train": 7}) for seed in range(3)]
     report = build(small(tmp_path), [*lstm, *tree])
     assert "| Tree [other data: task.data.train=7] | 3 |" in markdown.table(report)
-    assert "**Not checked.** No runs of Tree (GNN)." in markdown.claims(report)
+    assert "**Open.** No runs of Tree." in markdown.claims(report)
     rows = small(tmp_path, ("[structure=none]", "[structure=none, task.data.train=5]"))  # where rows differ in it
-    assert "**Shown by these runs.**" in markdown.claims(build(rows, [*lstm, *tree]))
+    assert "**Shown.**" in markdown.claims(build(rows, [*lstm, *tree]))
 
 
 def test_a_run_by_hand_with_an_experiment_is_of_a_row_with_it(tmp_path: Path) -> None:
@@ -206,7 +211,7 @@ def test_a_run_by_hand_with_an_experiment_is_of_a_row_with_it(tmp_path: Path) ->
 def test_what_is_not_a_number_shows_nothing(tmp_path: Path) -> None:
     bad = {"val/accuracy": 0.5, "test/accuracy": math.nan, "test/calls": math.nan}
     text = markdown.document(build(small(tmp_path), [summary("hot", 0, 0.5, metrics=bad)]))
-    assert "*Hot trees are cheap.* **Not shown by these runs.**" in text
+    assert "*Hot trees are cheap.* **Open.**" in text
     best = small(tmp_path, ("scale: 100}", "scale: 100, statistic: best}"))
     assert "| Hot tree | 1 | nan |" in markdown.table(build(best, [summary("hot", 0, 0.5, metrics=bad)]))
 
@@ -214,7 +219,7 @@ def test_what_is_not_a_number_shows_nothing(tmp_path: Path) -> None:
 def test_latex(tmp_path: Path) -> None:
     text = markdown.latex(build(small(tmp_path), runs()))
     assert r" & Runs & Accuracy (\%) & published & difference & Calls \\" in text
-    assert r"LSTM & 3 & 81.0 $\pm$ 0.6 & 80.0 $\pm$ 4.0 & +1.0 (0.5 s.e.) & - \\" in text
+    assert r"LSTM & 3 & 81.0 $\pm$ 0.6 & 80.0 $\pm$ 4.0 & +1.0 [-5.4, +7.4] & - \\" in text
     assert r"\multicolumn{6}{l}{\emph{GNN}} \\" in text
     made = swept("lstm", 0, "task.optimizer={lr: 1}", "~task.x^$")
     other = markdown.latex(build(small(tmp_path), [*runs(), summary("lstm", 3, 0.3, sweep=made)]))
@@ -225,7 +230,10 @@ def test_latex(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (("title: Small", "titel: Small"), "the table has no key titel; nearest: title"),
-        (("source: A paper, Table 1", ""), "the table lacks source"),
+        (("title: Small\n", ""), "the table lacks title"),
+        ((", direction: maximize, trials: 3", ""), "selection: metric and direction go together"),
+        (("[structure=none],", "[structure=none], search: {a: null}, given: {b: 1},"), "row lstm: given settings take"),
+        (("[structure=none],", "[structure=none], given: {b: {low: 1}},"), "row lstm: given: b is neither a value nor"),
         (("metric: test/calls, ", ""), "column calls lacks metric"),
         (("direction: minimize}\n", "direction: down}\n"), "column calls: direction: down is none of"),
         (("published: {accuracy", "published: {acuracy"), "row lstm: published: acuracy is none of accuracy, calls"),
@@ -234,6 +242,13 @@ def test_latex(tmp_path: Path) -> None:
         (("minimize}\nrows", "null}\nrows"), None),
         (("  lstm:", "  tree:"), "found duplicate key tree"),
         (("title: Small", "title: [Small"), "expected"),
+        (("better: tree", "not_worse: tree"), None),
+        (("scale: 100, margin: 2", "scale: 100"), None),
+        (("margin: 2", "margin: 0"), "column accuracy: margin 0 is no positive number"),
+        (
+            ("row: hot, at_most: 2", "not_worse: hot, than: tree"),
+            "claim 'Hot trees are cheap.': column calls has no margin",
+        ),
         (("mean_and_standard_error", "luck"), "selection: no rule luck; there are best_trial"),
     ],
 )
@@ -283,6 +298,100 @@ def test_every_row_composes(hydra: None, name: str, row: str) -> None:
     config = compose("config", [*overrides, f"budget={table.budget}"])
     assert config.trainer.max_steps > 0
     assert get_class(config.task._target_).monitor == table.selection.metric  # the one that summaries have
+
+
+def task_class(table: tables.Table, row: str) -> type[Task]:
+    overrides = (*table.overrides, *table.row(row).overrides)
+    task = next(o.split("=")[1] for o in overrides if o.startswith("task="))
+    found: type[Task] = get_class(OmegaConf.load(FOLDER.parent / "task" / f"{task}.yaml").task._target_)
+    return found
+
+
+@pytest.mark.parametrize("name", tables.names(FOLDER))
+def test_every_column_is_of_a_metric_that_a_test_logs(name: str) -> None:
+    table = tables.load(name, FOLDER)
+    for row in table.rows:
+        assert tables.check_metrics(table, task_class(table, row.name).logged_by_test()) == []
+
+
+def test_every_metric_of_the_recorded_runs_is_declared() -> None:
+    """What a task declares is what it logs."""
+    for file in sorted((ROOT / "results").glob("*/*.json")):
+        content = json.loads(file.read_text())
+        if "task" in content:
+            task = get_class(content["config"]["task"]["_target_"])
+            known = {f"test/{metric}" for metric in task.logged_by_test()} | {task.monitor}
+            assert set(content["metrics"]) <= known, file
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [("test/acuracy", "column accuracy: no test is known to log test/acuracy; nearest: test/accuracy"),
+     ("val/loss", "column accuracy: no test is known to log val/loss")],
+)  # fmt: skip
+def test_a_misspelt_column_is_found_before_training(tmp_path: Path, metric: str, message: str) -> None:
+    wrong = small(tmp_path, ("metric: test/accuracy", f"metric: {metric}"))
+    with pytest.raises(TableError, match=message):
+        tables.check_metrics(wrong, ("accuracy", "calls"))
+    own = small(tmp_path, ("metric: test/accuracy", "metric: test/fairness"))
+    assert tables.check_metrics(own, ("accuracy", "calls")) == [
+        "small: column accuracy: no test is known to log test/fairness"
+    ]
+
+
+GIVEN = ("[structure=none],", "[structure=none], given: {task.lr: 0.1, task.decay: {low: 1.0e-6, high: 1.0e-4}},")
+
+
+def test_runs_with_the_given_settings_count(tmp_path: Path) -> None:
+    """By a sweep or by hand; others stand on a line of their own."""
+    table = small(tmp_path, GIVEN)
+    right = [configured("lstm", s, 0.8, lr=0.1, decay=1e-5) for s in range(2)]
+    swept_before = configured("lstm", 2, 0.3, lr=0.2, decay=1e-5, sweep=swept("lstm", 2, **{"task.lr": 0.2}))
+    by_hand = configured("lstm", 3, 0.2, lr=0.1, decay=0.1)  # of no row
+    text = markdown.document(build(table, [*right, swept_before, by_hand]))
+    assert "| LSTM, settings given | 2 | 80.0 ± 0.0 |" in text
+    assert "| LSTM [other settings than given] | 1 | 30.0 |" in text
+    assert "20.0" not in text
+    assert "rows with “settings given” search nothing but ranges" in text
+    quick = markdown.document(build(table, [configured("lstm", 0, 0.8, lr=7, budget="quick")], "quick"))
+    assert "| LSTM | 1 | 80.0 |" in quick  # published for the other budget
+    assert table.row("lstm").trials(20) == 20
+    assert (
+        small(tmp_path, ("[structure=none],", "[structure=none], given: {task.lr: 0.1},")).row("lstm").trials(20) == 1
+    )
+
+
+MIXED = """
+title: Mixed
+rows:
+  parser: {title: Parser, overrides: [task=listops, structure=arborescence, estimator=sst]}
+  words: {title: Words, overrides: [task=l2x, structure=k_subset, estimator=sst]}
+columns:
+  accuracy: {metric: test/accuracy, title: Accuracy, direction: maximize, digits: 2}
+  mse: {metric: test/mse, title: MSE, direction: minimize, digits: 2}
+"""
+
+
+def test_a_table_of_ones_own_over_several_tasks(tmp_path: Path) -> None:
+    """No source, no selection, tasks with different monitors."""
+    (tmp_path / "mixed.yaml").write_text(MIXED)
+    table = tables.load("mixed", tmp_path)
+    words = [
+        summary("tree", s, 0, task="l2x", structure="k_subset", budget="quick", name=f"words-{s}",
+                metrics={"val/mse": 0.1 - s / 100, "test/mse": 0.2})
+        for s in range(3)
+    ]  # fmt: skip
+    parser = [summary("tree", s, 0.9 + s / 100, budget="quick", mode="max") for s in range(3)]
+    report = build(table, [*words, *parser])
+    text = markdown.document(report)
+    assert "| Parser | 3 | 0.91 ± 0.01 | - |" in text
+    assert "| Words | 3 | - | 0.20 ± 0.00 |" in text
+    assert "published" not in text
+    assert "budget `quick`; device cpu" in text
+    assert {name: line.chosen for name, line in report.main().items()} == {"parser": 2, "words": 2}
+    assert markdown.heading(report) == "Mixed"
+    without = small(tmp_path, ("metric: test/calls", "metric: test/val"))
+    assert without.selection.metric == "val/accuracy"
 
 
 def put(folder: Path, *summaries: Summary) -> None:

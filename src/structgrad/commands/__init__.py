@@ -1,6 +1,45 @@
 """The commands, one module each: ``main`` is what ``structgrad-<name>`` and, in a checkout, ``<name>.py`` call."""
 
+from collections.abc import Iterable
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 #: The configurations: part of an installed package, and in a checkout a link to ``configs/`` at its root.
 CONFIGS = Path(__file__).parents[1] / "configs"
+_SEARCHPATH = "hydra.searchpath="
+
+
+class SearchPathError(ValueError):
+    """A package of Hydra's search path is not there; the message is one line."""
+
+
+def places(searchpath: Iterable[str] | None = None) -> list[Traversable]:
+    """The folders of configurations: ours, then those of Hydra's search path, e.g. ``pkg://mylab.configs``.
+
+    Raises:
+        SearchPathError: for a package that is not there.
+    """
+    found: list[Traversable] = [CONFIGS]
+    for place in searchpath or ():
+        kind, _, where = place.rpartition("://")
+        try:
+            found.append(resources.files(where) if kind == "pkg" else Path(where))
+        except ModuleNotFoundError as error:
+            raise SearchPathError(
+                f"hydra.searchpath: no package {error.name} for {place}; is it on PYTHONPATH?"
+            ) from error
+    return found
+
+
+def group(name: str, arguments: Iterable[str] = ()) -> list[Traversable]:
+    """The folders of a group of configurations, with those that ``hydra.searchpath=[...]`` on a command line adds."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [argument for argument in arguments if argument.startswith(_SEARCHPATH)]
+    paths = [str(path) for item in OverridesParser.create().parse_overrides(given) for path in _listed(item.value())]
+    return [place / name for place in places(paths)]
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else [value]

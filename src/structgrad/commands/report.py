@@ -40,7 +40,7 @@ def main() -> None:
     try:
         reports = find(arguments.what)
         for report in reports:
-            print(f"% {report.table.name}" if arguments.latex else f"## {report.table.title} ({report.table.source})\n")
+            print(f"% {report.table.name}" if arguments.latex else f"## {markdown.heading(report)}\n")
             print(markdown.latex(report) if arguments.latex else markdown.document(report), end="\n\n")
             if arguments.into:
                 text = markdown.document(report, with_missing=False)

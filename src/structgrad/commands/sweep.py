@@ -43,7 +43,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from structgrad.commands import CONFIGS
+from structgrad.commands import CONFIGS, SearchPathError, group
 from structgrad.experiments import tables
 from structgrad.experiments.launching import launch
 from structgrad.experiments.planning import make_plan
@@ -78,17 +78,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     try:
         options, given = _split(arguments)
-        table = tables.load(options["table"], CONFIGS / "table")
+        table = tables.load(options["table"], *group("table", given))
         plan = make_plan(table, options, given, CONFIGS)
         return launch(table, plan, options, given)
-    except (SweepError, SpaceError, TableError) as error:
+    except (SweepError, SpaceError, TableError, SearchPathError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
 def _help() -> str:
     command = "python sweep.py" if Path(sys.argv[0]).name == "sweep.py" else "structgrad-sweep"
-    names = ", ".join(tables.names(CONFIGS / "table"))
+    names = ", ".join(tables.names(*group("table", sys.argv[1:])))
     assert __doc__ is not None
     return __doc__.replace("{command}", command).replace("{tables}", _wrapped(names, 24, 110))
 
@@ -111,7 +111,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         else:
             given.append(argument)
     if not options["table"]:
-        raise SweepError(f"table=... is missing; there are {', '.join(tables.names(CONFIGS / 'table'))}")
+        raise SweepError(f"table=... is missing; there are {', '.join(tables.names(*group('table', given)))}")
     return options, given
 
 

@@ -12,9 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from structgrad.commands import CONFIGS
+from structgrad.commands import CONFIGS, places
 from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR
 from structgrad.training.errors import (
     GROUPS,
@@ -75,14 +73,10 @@ def train(config: DictConfig) -> None:
 
 def choices(searchpath: Sequence[str] | None = None) -> str:
     """The groups that a user chooses from, one line each, those of other packages on the search path included."""
-    places: list[Traversable] = [CONFIGS]
-    for place in searchpath or ():
-        kind, _, where = place.rpartition("://")
-        places.append(resources.files(where) if kind == "pkg" else Path(where))
     lines = []
     for group in GROUPS:
         names: set[str] = set()
-        for folder in places:
+        for folder in places(searchpath):
             names |= {name for name in _names(folder / group, "") if not name.startswith("default/")}  # the budget's
         if names:
             lines.append(f"{group}: {', '.join(sorted(names))}")

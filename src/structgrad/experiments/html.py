@@ -32,7 +32,8 @@ th:first-child, td:first-child { text-align: left } td small { color: #777; disp
 tr.group th { text-align: left; padding-top: .9rem }
 tr.marked td { background: var(--soft); font-style: italic }
 .claims { padding-left: 1.1rem } .claims li { margin: .5rem 0 } .claims small { display: block; color: #777 }
-.verdict { font-weight: 600 } .shown { color: var(--good) } .not { color: var(--bad) } .unchecked { color: var(--open) }
+.verdict { font-weight: 600 }
+.shown { color: var(--good) } .contradicted { color: var(--bad) } .open { color: var(--open) }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
 figure { margin: 0 } figure img { width: 100%; background: #fff; border-radius: 4px } figcaption { font-size: .875rem }
 @media (max-width: 640px) {
@@ -67,7 +68,7 @@ def _section(report: Report, runs: Path) -> str:
     table = report.table
     parts = [
         f'<section id="{table.name}-{report.budget}"><h2>{escape(_heading(report))}</h2>',
-        f'<p class="source">{escape(table.source)} · <code>{table.name}</code></p>',
+        f'<p class="source">{escape(f"{table.source} · " if table.source else "")}<code>{table.name}</code></p>',
         _grid(report),
         f'<p class="note">{_code(markdown.caption(report))}</p>',
         _claims(report.verdicts),
@@ -90,7 +91,10 @@ def _grid(report: Report) -> str:
             rows.append(
                 f'<tr class="group"><th colspan="{len(columns) + 3}">{escape(group)}</th></tr>' if group else ""
             )
-        title = escape(line.row.title) + "".join(f"<small>{escape(mark)}</small>" for mark in line.marks)
+        title = escape(line.row.title) + (
+            "<small>settings given</small>" if markdown.settings_given(report, line) else ""
+        )
+        title += "".join(f"<small>{escape(mark)}</small>" for mark in line.marks)
         cells = [f"<td>{title}</td>", *(_cell(report, line, key) for key in columns)]
         cells.append(_td("runs", str(len(line.runs)) if line.runs else ""))
         cells.append(_td("time", duration(line.training_s) if line.runs else ""))
@@ -115,10 +119,9 @@ def _td(title: str, content: str) -> str:
 
 
 def _claims(verdicts: Iterable[Verdict]) -> str:
-    kinds = {"shown by these runs": "shown", "not checked": "unchecked"}
     items = [
         f"<li>{escape(v.claim.text)} "
-        f'<span class="verdict {kinds.get(v.word, "not")}">{escape(v.word.capitalize())}.</span>'
+        f'<span class="verdict {v.decision}">{markdown.WORDS[v.decision]}.</span>'
         f"<small>{escape(markdown.numbers(v))}</small></li>"
         for v in verdicts
     ]
@@ -159,7 +162,7 @@ def _curves(report: Report) -> Iterable[tuple[str, str]]:
             groups.setdefault(line.row.group, []).append((line.row.title, curve))
     for group, curves in groups.items():
         for start in range(0, len(curves), _LINES):
-            figure, axes = _axes("step", report.table.selection.metric)
+            figure, axes = _axes("step", report.table.selection.metric or "validation metric")
             for title, curve in curves[start : start + _LINES]:
                 axes.plot([step for step, _ in curve], [value for _, value in curve], label=title, linewidth=1.3)
             axes.legend(fontsize=7)
@@ -168,14 +171,13 @@ def _curves(report: Report) -> Iterable[tuple[str, str]]:
 
 def _sensitivity(report: Report) -> Iterable[tuple[str, str]]:
     """Validation metric of every trial against a hyper-parameter: a figure a hyper-parameter and group of rows."""
-    metric = report.table.selection.metric
     figures: dict[tuple[str, str], list[tuple[Line, list[Any]]]] = {}
     for line in report.main().values():
         for key, values in searched(line).items():
             figures.setdefault((key, line.row.group), []).append((line, values))
     for (key, group), lines in figures.items():
         for start in range(0, len(lines), _LINES):
-            figure, axes = _axes(key, metric)
+            figure, axes = _axes(key, report.table.selection.metric or "validation metric")
             numbers = [v for _, values in lines for v in values]
             if not all(isinstance(v, int | float) for v in numbers):
                 lines = [(line, list(map(str, values))) for line, values in lines]
@@ -183,7 +185,7 @@ def _sensitivity(report: Report) -> Iterable[tuple[str, str]]:
                 axes.set_xscale("log")
                 axes.xaxis.set_minor_formatter(NullFormatter())
             for index, (line, values) in enumerate(lines[start : start + _LINES]):
-                validation = [run.metrics[metric] for run in line.runs]
+                validation = [run.metrics[report.table.selection.metric or run.monitor] for run in line.runs]
                 axes.plot(values, validation, "o", color=f"C{index}", markersize=4, label=line.row.title, alpha=0.7)
                 assert line.chosen is not None
                 axes.plot(values[line.chosen], validation[line.chosen], "*", color=f"C{index}", markersize=12)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from structgrad.common.text import duration
 from structgrad.experiments.report import Line, Report, Verdict, against_published
+from structgrad.experiments.runs import Summary
 from structgrad.experiments.selection import count
+from structgrad.experiments.statistics import Decision
 from structgrad.experiments.tables import Column
 
 _ERRORS = {
-    "best_trial": "Trial with the best validation metric (`{metric}`) ± bootstrap standard error of the selection",
+    "best_trial": "Trial with the best validation metric ± bootstrap standard error of the selection",
     "mean_and_standard_error": "Mean ± standard error over runs with different seeds",
     "mean_and_standard_deviation": "Mean ± standard deviation over runs with different seeds",
 }
@@ -21,9 +24,19 @@ _PUBLISHED = {
 }
 
 
+def heading(report: Report) -> str:
+    """Title of the table and its source."""
+    return report.table.title + (f" ({report.table.source})" if report.table.source else "")
+
+
+def settings_given(report: Report, line: Line) -> bool:
+    """Whether the runs of a line have settings that the table gives, which it does for its own budget."""
+    return bool(line.row.given and line.runs) and not line.marks and report.budget == report.table.budget
+
+
 def table(report: Report) -> str:
-    """The table. Published numbers, and the distance from them, plain and in combined standard errors, stand beside
-    runs at the paper's budget only.
+    """The table. Published numbers, and the difference from them with its interval, stand beside runs at the paper's
+    budget only.
     """
     titles, lines = grid(report)
     text = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
@@ -49,7 +62,8 @@ def grid(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
     for line in report.lines:
         heading = line.row.group if line.row.group != group else ""
         group = line.row.group
-        title = line.row.title + "".join(f" [{mark}]" for mark in line.marks)
+        title = line.row.title + (", settings given" if settings_given(report, line) else "")
+        title += "".join(f" [{mark}]" for mark in line.marks)
         cells = [title, str(len(line.runs)) if line.runs else "-"]
         for key, column in columns.items():
             cells.append(line.cells[key].show(column.scale, column.digits) if key in line.cells else "-")
@@ -68,50 +82,70 @@ def published(number: tuple[float, float | None], column: Column) -> str:
 
 
 def difference(report: Report, line: Line, key: str) -> str:
-    """``+1.2 (0.8 s.e.)``."""
+    """``+1.2 [-0.3, +2.7]``."""
     found = against_published(report, line, key)
-    if found is None:
-        return "-"
-    gap, _, ratio = found
-    return f"{gap:+.{report.table.columns[key].digits}f}" + ("" if ratio is None else f" ({abs(ratio):.1f} s.e.)")
+    return "-" if found is None else found.show(report.table.columns[key].digits)
 
 
 def caption(report: Report) -> str:
     """What the numbers are, and how they were made; one paragraph."""
-    runs = report.runs
-    selection = report.table.selection
-    parts = [_ERRORS[selection.rule].format(metric=selection.metric)]
-    if any(column.statistic == "selected" for column in report.table.columns.values()):
-        parts.append(f"the selected run is the one with the best `{selection.metric}`")
-    if any(column.statistic == "best" for column in report.table.columns.values()):
-        parts.append("“max” is the best run in that metric")
+    runs, columns = report.runs, report.table.columns.values()
+    metric = report.table.selection.metric
+    parts = [_ERRORS[report.table.selection.rule]]
     parts.append(
-        f"budget `{report.budget}`"
-        + ("" if report.is_reproduction else ", not a reproduction of the published numbers")
+        f"each run is tested at the checkpoint with the best {f'`{metric}`' if metric else 'validation metric'}"
     )
+    if report.verdicts or report.is_reproduction:
+        parts.append("in brackets 95 % intervals: Student's t, Welch's for differences")
+    if any(column.statistic == "selected" for column in columns):
+        parts.append("the selected run is the one with the best validation metric")
+    if any(column.statistic == "best" for column in columns):
+        parts.append("“max” is the best run in that metric")
+    if any(settings_given(report, line) for line in report.lines):
+        parts.append("rows with “settings given” search nothing but ranges that are given with them")
+    published = any(row.published for row in report.table.rows)
+    quick = not report.is_reproduction and (published or report.table.source)
+    parts.append(f"budget `{report.budget}`" + (", not a reproduction of the published numbers" if quick else ""))
+    if report.stand_in and report.table.source:
+        parts.append(f"stand-in data: {report.stand_in}")
     if report.extra:
         parts.append(f"with `{' '.join(report.extra)}`")
     if runs:
         times = [float(run.content["training_s"]) for run in runs if "training_s" in run.content]
         commits = sorted({(run.content.get("commit") or "unknown")[:10] for run in runs})
-        parts.append(f"device {report.device}")
+        parts.append(
+            f"device {report.device or ' and '.join(sorted({run.content.get('device', '?') for run in runs}))}"
+        )
+        parts += [f"precision {' and '.join(found)}" for found in [precisions(runs)] if found]
         spread = dict.fromkeys((duration(min(times)), duration(max(times)))) if times else ()
         parts += [f"{' to '.join(spread)} of training a run"] if spread else []
         parts.append(f"commit {', '.join(commits)}")
-    if report.is_reproduction and any(row.published for row in report.table.rows):
+    if report.is_reproduction and published:
         parts.append(_PUBLISHED[report.table.published.error])
-        parts.append(
-            "differences are ours less the published number and, in brackets, in combined standard errors (s.e.)"
-        )
+        parts.append("differences are ours less the published number")
     text = "; ".join(parts) + "."
     return f"{text} {report.table.notes}" if report.table.notes else text
 
 
+def precisions(runs: Sequence[Summary]) -> list[str]:
+    """In which runs were trained: ``32-true``, with that of matrix products where it is lower."""
+    found = []
+    for run in runs:
+        products = run.settings.get("trainer.matmul_precision")
+        name = str(run.settings.get("trainer.precision", ""))
+        found.append(name + (f", products {products}" if products not in (None, "highest") else ""))
+    return sorted(set(filter(None, found)))
+
+
+#: What a decision on a claim is called.
+WORDS: dict[Decision, str] = {"shown": "Shown", "contradicted": "Contradicted", "open": "Open"}
+
+
 def claims(report: Report) -> str:
-    """One bullet a claim: what the paper says, and whether these runs show it."""
+    """One bullet a claim: what the paper says, whether these runs show it, and the numbers with their intervals."""
     lines = []
     for verdict in report.verdicts:
-        lines.append(f"- Claim: *{verdict.claim.text}* **{verdict.word.capitalize()}.** {numbers(verdict)}.")
+        lines.append(f"- Claim: *{verdict.claim.text}* **{WORDS[verdict.decision]}.** {numbers(verdict)}.")
     return "\n".join(lines)
 
 

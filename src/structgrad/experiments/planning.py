@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.experiments.queue import Plan, PlannedRow, SweepError, make_sampler
 from structgrad.experiments.space import Space, SpaceError, merged
-from structgrad.experiments.tables import Row, Table
+from structgrad.experiments.tables import Direction, Row, Table, TableError, check_metrics
 from structgrad.training.contract import BUDGETS, HARDWARE
 from structgrad.training.errors import explain
 
@@ -56,13 +57,17 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
     trials = _trials(table, options)
     rows = _rows(table, options["rows"], budget)
     with hydra.initialize_config_dir(str(configs), version_base="1.3"):
-        planned = tuple(_planned(table, row, trials, (f"budget={budget}", *common)) for row in rows)
+        planned, tasks = zip(*(_planned(table, row, trials, budget, common) for row in rows), strict=True)
+    monitors = _monitors(table, planned, tasks)
+    if len(set(monitors)) > 1:
+        planned = tuple(replace(row, monitor=found) for row, found in zip(planned, monitors, strict=True))
+    metric, direction = monitors[0]
     return Plan(
         name=name,
         table=table.name,
         rows=planned,
-        metric=table.selection.metric,
-        direction=table.selection.direction,
+        metric=metric,
+        direction=direction,
         folder=str(folder),
         results=str(Path(options["results"]) / name),
         storage=options["storage"] or f"sqlite:///{folder}/queue.db",
@@ -135,8 +140,19 @@ def _rows(table: Table, asked: str, budget: str) -> list[Row]:
     return rows
 
 
-def _planned(table: Table, row: Row, trials: tuple[int, ...], common: tuple[str, ...]) -> PlannedRow:
-    overrides = (*table.overrides, *row.overrides)
+def _planned(
+    table: Table, row: Row, trials: tuple[int, ...], budget: str, user: Sequence[str]
+) -> tuple[PlannedRow, str]:
+    """With the class of its task."""
+    common = (f"budget={budget}", *user)
+    fixed = {override.lstrip("+").split("=")[0] for override in common}
+    # Published settings are of the budget that the table is made for.
+    settings = row.fixed if budget == table.budget else {}
+    overrides = (
+        *table.overrides,
+        *row.overrides,
+        *(f"{key}={'null' if value is None else value}" for key, value in settings.items() if key not in fixed),
+    )
     config = _compose(table, row, [*overrides, *common])
     space: Space = {}
     given: dict[str, Any] = {}
@@ -144,13 +160,48 @@ def _planned(table: Table, row: Row, trials: tuple[int, ...], common: tuple[str,
         own = OmegaConf.to_container(config.search)
         assert isinstance(own, dict)
         space = merged({str(key): value for key, value in own.items()}, table.search, row.search)
-        fixed = {override.lstrip("+").split("=")[0] for override in common}
+        if row.given and budget == table.budget:
+            space = merged({key: value for key, value in row.given.items() if key not in row.fixed})
+            trials = trials if space else trials[:1]
         space = {key: value for key, value in space.items() if key not in fixed}
         for key in [*space, *(k for value in space.values() for k in value.get("when", {}))]:
             if OmegaConf.select(config, key, default=_ABSENT) is _ABSENT:
                 raise SpaceError(f"{table.name}, {row.name}: search.{key} is no key of the configuration")
         given = {k: OmegaConf.select(config, k) for v in space.values() for k in v.get("when", {}) if k not in space}
-    return PlannedRow(row.name, overrides, trials, space, given)
+    return PlannedRow(row.name, overrides, trials, space, given), str(config.task._target_)
+
+
+def _monitors(table: Table, rows: Sequence[PlannedRow], tasks: Sequence[str]) -> list[tuple[str, Direction]]:
+    """The metric by which the trials of every row are selected: the one that selects the checkpoints of its task.
+
+    Columns are checked as well, against what the tasks log; before anything is trained.
+
+    Raises:
+        TableError: in one line.
+    """
+    from hydra.utils import get_class  # and the tasks' own imports, which an error before this need not wait for
+
+    monitors: list[tuple[str, Direction]] = []
+    known: set[str] = set()
+    declared = True
+    for row, name in zip(rows, tasks, strict=True):
+        task: Any = get_class(name)
+        wanted = (table.selection.metric, table.selection.direction)
+        monitors.append((task.monitor, "maximize" if task.mode == "max" else "minimize"))
+        if wanted not in ((None, None), monitors[-1]):
+            raise TableError(
+                f"{table.name}, {row.name}: selection: {wanted[0]} ({wanted[1]}) is not what selects the checkpoint of "
+                f"this task; it is {' ('.join(monitors[-1])}), and no run has another validation metric"
+            )
+        declared &= bool(task.logged_by_test())
+        known |= task.logged_by_test()
+    every = {override for row in table.rows for override in (*table.overrides, *row.overrides)}
+    existing = {override for override in every if override.startswith("task=")}
+    planned = {override for row in rows for override in row.overrides if override.startswith("task=")}
+    if declared and existing <= planned:  # else some column may be of a task that nobody has asked
+        for warning in check_metrics(table, known):
+            print(f"warning: {warning}", file=sys.stderr)
+    return monitors
 
 
 _ABSENT = object()

@@ -54,6 +54,7 @@ class PlannedRow:
         trials: their indices, each also the seed of its run.
         space: what is searched; empty for rows over seeds.
         given: values of the configuration on which conditions of the space depend.
+        monitor: metric and direction that select among its trials, if they are not those of the plan.
     """
 
     name: str
@@ -61,6 +62,7 @@ class PlannedRow:
     trials: tuple[int, ...]
     space: Space = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
+    monitor: tuple[str, Direction] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Plan:
         name: of the sweep: table, budget, and a hash of further settings, if any.
         table: its name.
         rows: with their trials.
-        metric, direction: by which a trial is selected.
+        metric, direction: by which a trial is selected, of rows without a monitor of their own.
         folder: where the sweep keeps its logs and its default storage.
         results: folder of the finished runs' summaries.
         storage: URL, as SQLAlchemy has them.
@@ -107,12 +109,23 @@ class Plan:
         write_json(file, asdict(self))
         return file
 
+    def monitor(self, row: PlannedRow) -> tuple[str, Direction]:
+        """Metric and direction that select among the trials of a row."""
+        return row.monitor or (self.metric, self.direction)
+
     @classmethod
     def load(cls, file: Path) -> Plan:
         """What :meth:`save` wrote."""
         content = json.loads(file.read_text())
         rows = tuple(
-            PlannedRow(r["name"], tuple(r["overrides"]), tuple(r["trials"]), r["space"], r["given"])
+            PlannedRow(
+                r["name"],
+                tuple(r["overrides"]),
+                tuple(r["trials"]),
+                r["space"],
+                r["given"],
+                tuple(r["monitor"]) if r.get("monitor") else None,
+            )
             for r in content.pop("rows")
         )
         lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
@@ -164,7 +177,7 @@ class Queue:
         return optuna.create_study(
             storage=self.storage,
             study_name=f"{self.plan.name}/{row.name}",
-            direction=self.plan.direction,
+            direction=self.plan.monitor(row)[1],
             sampler=make_sampler(self.plan.sampler),
             load_if_exists=True,
         )
@@ -261,7 +274,7 @@ class Queue:
         export(self.plan, content)
         with _if_unfinished():
             trial.set_user_attr("summary", json.dumps(content))
-        value = content["metrics"][self.plan.metric]
+        value = content["metrics"][self.plan.monitor(row)[0]]
         self.studies[row.name].tell(trial, value, skip_if_finished=True)
 
     def fail(self, row: PlannedRow, trial: Trial, error: str) -> None:
@@ -365,7 +378,7 @@ class Progress:
             i: t.user_attrs["error"] for i, t in mine.items() if t.state == TrialState.FAIL and "error" in t.user_attrs
         }
         values = [t.value for t in done if t.value is not None]
-        best = (max if plan.direction == "maximize" else min)(values) if values else None
+        best = (max if plan.monitor(row)[1] == "maximize" else min)(values) if values else None
         times = [t.duration.total_seconds() for t in done if t.duration]
         running = sum(t.state == TrialState.RUNNING for t in mine.values())
         seconds = sum(times) / len(times) if times else None

@@ -9,16 +9,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from structgrad.experiments import selection
 from structgrad.experiments.runs import Summary, by_row
 from structgrad.experiments.selection import Cell
-from structgrad.experiments.tables import Claim, Column, Comparison, Row, Table
+from structgrad.experiments.statistics import Decision, Difference, difference, half_width
+from structgrad.experiments.tables import Claim, Column, Comparison, Direction, Row, Table
 from structgrad.training.contract import HARDWARE
 
-#: How many combined standard errors make a difference.
-MARGIN = 2.0
 _HARDWARE = {f"trainer.{key}" for key in HARDWARE}
 
 
@@ -33,6 +32,7 @@ class Condition:
         extra: overrides that the user gave to the sweep.
         data: the settings of the data set, but for those in which the rows of the table differ.
         settings: the whole configuration, but for what differs between trials.
+        given: whether the settings are those that the row gives, if it gives any.
     """
 
     budget: str
@@ -40,11 +40,12 @@ class Condition:
     extra: tuple[str, ...]
     data: frozenset[tuple[str, str]]
     settings: frozenset[tuple[str, str]]
+    given: bool = True
 
     @property
     def shared(self) -> tuple[Any, ...]:
         """What rows have in common."""
-        return self.budget, self.device, self.extra, self.data
+        return self.budget, self.device, self.extra, self.data, self.given
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,15 @@ class Outcome:
     """What runs say to a comparison.
 
     Attributes:
-        holds: None where a row is missing.
+        decision: ``open`` also where a row is missing.
         column: its title.
         text: the numbers.
-        reverse: whether they show the opposite.
         absent: titles of the rows that are missing.
     """
 
-    holds: bool | None
+    decision: Decision
     column: str
     text: str
-    reverse: bool = False
     absent: tuple[str, ...] = ()
 
 
@@ -98,15 +97,10 @@ class Verdict:
     outcomes: tuple[Outcome, ...]
 
     @property
-    def word(self) -> str:
-        """In three words."""
-        if any(o.holds is False for o in self.outcomes):
-            return (
-                "the reverse is shown by these runs"
-                if all(o.reverse for o in self.outcomes)
-                else "not shown by these runs"
-            )
-        return "not checked" if any(o.holds is None for o in self.outcomes) else "shown by these runs"
+    def decision(self) -> Decision:
+        """Shown if all comparisons are, contradicted if one is, else open."""
+        decisions = {outcome.decision for outcome in self.outcomes}
+        return "contradicted" if "contradicted" in decisions else "shown" if decisions == {"shown"} else "open"
 
 
 @dataclass(frozen=True)
@@ -141,6 +135,12 @@ class Report:
         """Row -> the line of comparable runs; without rows that have none."""
         return {line.row.name: line for line in self.lines if line.runs and not line.marks}
 
+    @property
+    def stand_in(self) -> str:
+        """The data that stand in for those of the paper: as the table says, or the set that the user has chosen."""
+        given = [item for item in self.extra if item.startswith("data=")]
+        return self.table.stand_in or " ".join(given)
+
     def command(self, row: Row) -> str:
         """That makes a row's runs."""
         parts = [f"table={self.table.name}", f"rows={row.name}", f"budget={self.budget}", *self.extra]
@@ -164,9 +164,9 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
     counts: Counter[tuple[Any, ...]] = Counter()
     for group in groups.values():
         for condition, runs in group.items():
-            if budget in (None, condition.budget):
+            if budget in (None, condition.budget) and condition.given:
                 counts[condition.shared] += len(runs)
-    main = counts.most_common(1)[0][0] if counts else (budget or table.budget, "", (), frozenset())
+    main = counts.most_common(1)[0][0] if counts else (budget or table.budget, "", (), frozenset(), True)
     lines = []
     for row in table.rows:
         found = sorted(groups[row.name].items(), key=lambda item: (-_alike(item[0], main), -len(item[1])))
@@ -174,20 +174,23 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
             lines.append(Line(row, (), {}))
         first: dict[tuple[Any, ...], Condition] = {}
         for condition, runs in found:
-            marks = _marks(condition, main)
+            marks = _marks(row, condition, main)
             if first.setdefault(condition.shared, condition) != condition:
                 changes = _changes(condition.settings, first[condition.shared].settings)
                 marks.append(f"other settings than above: {changes}")
             _check_once(table, row, runs)
             lines.append(_line(table, row, runs, tuple(marks)))
-    most, device, extra, _ = main
+    most, device, extra, *_ = main
     report = Report(table, most, device, extra, tuple(lines))
     return replace(report, verdicts=tuple(judge(report, claim) for claim in table.claims))
 
 
 def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[Condition, list[Summary]]]:
     """Row -> condition -> runs."""
-    settings = {name: [_flat(run.content.get("config", {})) for run in runs] for name, runs in rows.items()}
+    settings = {
+        name: [{key: json.dumps(value) for key, value in run.settings.items()} for run in runs]
+        for name, runs in rows.items()
+    }
     following = _following([s for found in settings.values() for s in found], {"seed"})
     of_rows = {override.lstrip("+").split("=")[0] for row in table.rows for override in row.overrides}
     searches = table.selection.rule == "best_trial"
@@ -208,20 +211,10 @@ def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[
                 extra,
                 frozenset({} if "data" in of_rows else data.items()),
                 frozenset(rest.items()),
+                run.budget != table.budget or table.row(name).admits(run.settings),
             )
             groups[name].setdefault(condition, []).append(run)
     return groups
-
-
-def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Dotted key -> value as JSON."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{key}.")
-        else:
-            flat[f"{above}{key}"] = json.dumps(value)
-    return flat
 
 
 def _following(settings: Sequence[Mapping[str, str]], varied: set[str]) -> set[str]:
@@ -255,8 +248,9 @@ def _alike(condition: Condition, main: tuple[Any, ...]) -> int:
     return sum(a == b for a, b in zip(condition.shared, main, strict=True))
 
 
-def _marks(condition: Condition, main: tuple[Any, ...]) -> list[str]:
-    marks = [] if condition.budget == main[0] else [f"budget {condition.budget}"]
+def _marks(row: Row, condition: Condition, main: tuple[Any, ...]) -> list[str]:
+    marks = [] if condition.given else ["other settings than given"]
+    marks += [] if condition.budget == main[0] else [f"budget {condition.budget}"]
     marks += [] if condition.device == main[1] else [f"device {condition.device}"]
     marks += [] if condition.extra == main[2] else [f"with {' '.join(condition.extra) or 'no other settings'}"]
     # Budgets and settings of the user's own bring data with them.
@@ -266,17 +260,37 @@ def _marks(condition: Condition, main: tuple[Any, ...]) -> list[str]:
 
 
 def _line(table: Table, row: Row, runs: list[Summary], marks: tuple[str, ...]) -> Line:
-    sign = 1.0 if table.selection.direction == "maximize" else -1.0
-    metric = table.selection.metric
-    without = [run.content.get("name", "a run") for run in runs if math.isnan(run.metrics.get(metric, math.nan))]
-    if without:
-        raise ValueError(f"{table.name}, {row.name}: {without[0]} has no {metric} to select by")
-    validation = [sign * run.metrics[metric] for run in runs]
+    validation = [score(table, row, run) for run in runs]
     cells = {}
     for key, column in table.columns.items():
         if all(column.metric in run.metrics for run in runs):
             cells[key] = _cell(table, column, validation, [run.metrics[column.metric] for run in runs])
     return Line(row, tuple(runs), cells, marks, int(selection.ranking(validation)[0]))
+
+
+def score(table: Table, row: Row, run: Summary) -> float:
+    """The validation metric that selects among runs, so that the greatest is the best.
+
+    Raises:
+        ValueError: if the run has none, or nothing says which values are better.
+    """
+    metric = table.selection.metric or run.monitor
+    value = run.metrics.get(metric, math.nan)
+    if math.isnan(value):
+        raise ValueError(
+            f"{table.name}, {row.name}: {run.content.get('name', 'a run')} has no {metric or 'metric'} to select by"
+        )
+    direction = table.selection.direction or direction_of(metric, run, table.columns.values())
+    if direction is None:
+        raise ValueError(f"{table.name}: nothing says which values of {metric} are better; write a selection")
+    return value if direction == "maximize" else -value
+
+
+def direction_of(metric: str, run: Summary, columns: Iterable[Column] = ()) -> Direction | None:
+    """Which values of a metric are better: as its task says, or a column of the same metric on test data."""
+    found = {"max": "maximize", "min": "minimize"}.get(run.content.get("mode", "")) if metric == run.monitor else None
+    named = [c.direction for c in columns if c.metric.split("/")[-1] == metric.split("/")[-1]]
+    return cast(Direction | None, found or next(iter(named), None))
 
 
 def _cell(table: Table, column: Column, validation: list[float], test: list[float]) -> Cell:
@@ -290,21 +304,12 @@ def _cell(table: Table, column: Column, validation: list[float], test: list[floa
     return selection.RULES[table.selection.rule](validation, test)
 
 
-def against_published(report: Report, line: Line, key: str) -> tuple[float, float | None, float | None] | None:
-    """Ours minus published in the units of the column, its standard error and their ratio; None where nothing is
-    published or measured.
-    """
+def against_published(report: Report, line: Line, key: str) -> Difference | None:
+    """Ours minus published in the units of the column; None where nothing is published or measured."""
     if key not in line.row.published or key not in line.cells:
         return None
-    scale = report.table.columns[key].scale
-    value, error = line.row.published[key]
-    cell = _scaled(line.cells[key], scale)
-    return selection.difference(cell, value, report.table.published.standard_error(error))
-
-
-def _scaled(cell: Cell, scale: float) -> Cell:
-    errors = [None if e is None else e * scale for e in (cell.standard_error, cell.shown)]
-    return Cell(cell.value * scale, *errors)
+    published = report.table.published.cell(*line.row.published[key])
+    return difference(line.cells[key].scaled(report.table.columns[key].scale), published)
 
 
 def judge(report: Report, claim: Claim) -> Verdict:
@@ -317,39 +322,45 @@ def _outcomes(table: Table, comparison: Comparison, lines: Mapping[str, Line]) -
     column = table.columns[comparison.column]
     subject = comparison.better or comparison.not_worse or comparison.row
     assert subject is not None
-    names = {row.name: _full_title(row) for row in table.rows}
     absent = [r for r in (subject, *comparison.than) if r not in lines or comparison.column not in lines[r].cells]
     if absent:
-        return [Outcome(None, column.title, "", absent=tuple(names[row] for row in absent))]
-    cell = _scaled(lines[subject].cells[comparison.column], column.scale)
+        return [Outcome("open", column.title, "", absent=tuple(full_title(table, row) for row in absent))]
+    cell = lines[subject].cells[comparison.column].scaled(column.scale)
+    name = full_title(table, subject)
     if comparison.row is not None:
-        limit, sign, symbol = (
-            (comparison.at_least, 1.0, "≥") if comparison.at_least is not None else (comparison.at_most, -1.0, "≤")
-        )
+        least = comparison.at_least is not None
+        limit = comparison.at_least if least else comparison.at_most
         assert limit is not None
-        holds = sign * (cell.value - limit) >= 0
-        text = f"{names[subject]} {cell.show(digits=column.digits)}, claimed {symbol} {limit:g}"
-        return [Outcome(holds, column.title, text, reverse=sign * (cell.value - limit) < 0)]
+        gap = Difference(cell.value - limit, half_width(cell))
+        text = f"{name} {interval(cell, column.digits)}, claimed {'≥' if least else '≤'} {limit:g}"
+        # The limit itself is allowed: numbers without any spread may lie on it.
+        exact = gap.half_width == 0.0 and gap.value == 0.0
+        return [Outcome("shown" if exact else gap.decide(0.0, 1.0 if least else -1.0), column.title, text)]
     sign = 1.0 if column.direction == "maximize" else -1.0
+    margin = 0.0 if comparison.better else column.margin
+    assert margin is not None
     outcomes = []
     for other in comparison.than:
-        theirs = _scaled(lines[other].cells[comparison.column], column.scale)
-        gap, error, ratio = selection.difference(cell, theirs.value, theirs.standard_error)
-        shown = f"{gap:+.{column.digits}f}" + ("" if error is None else f" ± {error:.{column.digits}f}")
-        text = f"{names[subject]} − {names[other]} = {shown}"
-        if error is None:
-            outcomes.append(Outcome(False, column.title, f"{text}, without an error, for which more runs are needed"))
-            continue
-        distance = sign * (ratio if ratio is not None else math.copysign(math.inf, gap) if gap else 0.0)
-        if math.isfinite(distance):
-            text += f" ({abs(distance):.1f} s.e.{' the other way' if distance < 0 else ''})"
-        holds = distance > MARGIN if comparison.better else distance > -MARGIN
-        outcomes.append(Outcome(holds, column.title, text, reverse=distance < -MARGIN))
+        gap = difference(cell, lines[other].cells[comparison.column].scaled(column.scale))
+        text = f"{name} − {full_title(table, other)} = {gap.show(column.digits)}"
+        text += f", margin {margin:g}" if margin else ""
+        text += ", without an interval, for which more runs are needed" if gap.half_width is None else ""
+        outcomes.append(Outcome(gap.decide(-margin, sign), column.title, text))
     return outcomes
 
 
-def _full_title(row: Row) -> str:
-    return f"{row.title} ({row.group})" if row.group else row.title
+def interval(cell: Cell, digits: int = 1) -> str:
+    """``1.2 [0.3, 2.1]``."""
+    width = half_width(cell)
+    value = f"{cell.value:.{digits}f}"
+    return value if width is None else f"{value} [{cell.value - width:.{digits}f}, {cell.value + width:.{digits}f}]"
+
+
+def full_title(table: Table, name: str) -> str:
+    """Of a row; with its group where another row has the same title."""
+    row = table.row(name)
+    alone = sum(other.title == row.title for other in table.rows) == 1
+    return row.title if alone or not row.group else f"{row.title} ({row.group})"
 
 
 def searched(line: Line) -> dict[str, list[Any]]:

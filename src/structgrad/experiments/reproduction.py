@@ -6,8 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from matplotlib.figure import Figure
+
 from structgrad.common.text import duration
-from structgrad.experiments.report import MARGIN, Line, Report, against_published
+from structgrad.experiments.markdown import precisions
+from structgrad.experiments.report import Line, Report, against_published
+from structgrad.experiments.statistics import half_width
 from structgrad.experiments.tables import Row, Table
 
 
@@ -30,73 +34,189 @@ def order(tables: Iterable[Table], limit: float | None = None) -> list[Entry]:
     entries = []
     for table in tables:
         for row in table.rows if table.budget == "paper" and not table.unavailable else ():
-            hours = None if row.hours is None else row.hours * table.selection.trials
+            hours = None if row.hours is None else row.hours * row.trials(table.selection.trials)
             if not row.unavailable and (limit is None or (hours is not None and hours <= limit)):
                 entries.append(Entry(table, row, hours))
     return sorted(entries, key=lambda entry: float("inf") if entry.hours is None else entry.hours)
 
 
-def state(report: Report, line: Line | None, row: Row) -> str:
-    """In a few words.
+@dataclass(frozen=True)
+class State:
+    """Of a row: a word, and the numbers that it rests on."""
 
-    ``matched``: all published numbers lie within two combined standard errors; a column without an error on either
-    side cannot tell, and is named.
+    word: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.detail}" if self.detail else self.word
+
+
+def state(report: Report, line: Line | None, row: Row) -> State:
+    """Whether the published numbers of a row are matched.
+
+    ``matched``: the 95 % interval of every difference lies within the margin of its column; ``differs``: that of one
+    excludes 0 and is not within its margin; ``open``: neither, so that more runs are needed. A larger error of ours
+    or of the paper's never makes a match.
     """
     if line is None:
-        return "data not to be had" if row.unavailable or report.table.unavailable else "not run"
+        others = [f for f in report.lines if f.row == row and f.runs and f.runs[0].budget == report.budget]
+        if others and report.is_reproduction:
+            return State("not comparable", others[0].marks[0])
+        return State("data not to be had" if row.unavailable or report.table.unavailable else "not run")
     if not row.published:
-        return "run; no published numbers"
+        return State("run; no published numbers")
     if report.extra:
-        return f"run; with {' '.join(report.extra)}, so not compared"
-    apart, untold, told = [], [], False
+        return State("run; not compared", f"with {' '.join(report.extra)}")
+    apart, unsure, matched = [], [], False
     for key in row.published:
-        found = against_published(report, line, key)
         column = report.table.columns[key]
-        gap, error, ratio = found or (math.nan, None, None)
-        if error is None:
-            untold += [column.title] if gap != 0 else []
-        elif ratio is None:  # no spread on either side
-            apart += [f"{column.title} by {gap:+.{column.digits}f} without any spread"] if gap else []
-        elif not abs(ratio) <= MARGIN:
-            apart.append(f"{column.title} by {abs(ratio):.1f} s.e.")
-        told |= error is not None
-    unsure = f" (without an error: {', '.join(untold)})" if untold else ""
-    if apart:
-        return f"differs: {', '.join(apart)}{unsure}"
-    return f"matched{unsure}" if told else f"run; too few runs for an error{unsure}"
+        gap = against_published(report, line, key)
+        if gap is None:
+            unsure.append(f"no {column.title}")
+            continue
+        within = -(column.margin or 0.0) <= gap.low and gap.high <= (column.margin or 0.0)
+        shown = f"{column.title} {gap.show(column.digits)}"
+        if not math.isfinite(gap.value) or (not within and (gap.low > 0 or gap.high < 0)):
+            apart.append(shown)
+        elif gap.half_width is None:
+            error = row.published[key][1]
+            unsure += [shown + (f" ({abs(gap.value) / error:.1f} published errors)" if error else "")] * bool(gap.value)
+        elif not within:
+            unsure.append(shown)
+        matched |= within
+    if apart or unsure:
+        return State("differs" if apart else "open", ", ".join(apart or unsure))
+    return State("matched" if matched else "open", "" if matched else "no interval")
 
 
-def document(reports: Sequence[Report]) -> str:
-    """The page, from one report at the paper's budget a table."""
-    parts = [_HEAD]
-    states = []
-    for report in reports:
-        lines = report.main() if report.is_reproduction else {}
-        rows = []
-        for row in report.table.rows:
-            line = lines.get(row.name)
-            found = state(report, line, row)
-            states.append(found.split(":")[0].split(" (")[0].split(";")[0])
-            trials = f"{len(line.runs) if line else 0} of {report.table.selection.trials}"
-            hours = "-" if row.hours is None else duration(row.hours * 3600)
-            title = f"{row.group}: {row.title}" if row.group else row.title
-            cells = (title.replace("|", r"\|"), found, trials, hours, f"`{report.command(row)}`")
-            rows.append("| " + " | ".join(cells) + " |")
-        head = ["| row | state | trials | a trial | command |", "|---|---|---|---|---|"]
-        reason = f"\n\nData: {report.table.unavailable}." if report.table.unavailable else ""
-        title = f"## {report.table.title} (`{report.table.name}`, {report.table.source})"
-        parts.append("\n".join([f"{title}{reason}\n", *head, *rows]))
+def document(reports: Sequence[Report], picture: str = "") -> str:
+    """The page, from one report at the paper's budget a table; tables on stand-in data come last, under their name.
+
+    Args:
+        reports: of all tables.
+        picture: path of :func:`figure`, relative to the page; empty: none.
+    """
+    parts, states = [], []
+    own = [report for report in reports if not report.stand_in]
+    for title, group in (("", own), ("## Stand-in data", [report for report in reports if report.stand_in])):
+        parts += [title] if title and group else []
+        for report in sorted(group, key=lambda report: report.stand_in):
+            section, found = _section(report)
+            parts.append(section)
+            states += found
     counts = "; ".join(f"{states.count(found)} {found}" for found in dict.fromkeys(sorted(states)))
-    parts.insert(1, f"{len(states)} rows: {counts}.")
-    return "\n\n".join(parts) + "\n"
+    shown = [f"![Published numbers against ours]({picture})", _PICTURE] if picture else []
+    return "\n\n".join(["# Reproduction", *shown, _HEAD, f"{len(states)} rows: {counts}.", *parts]) + "\n"
 
 
-_HEAD = """# Reproduction
+def _section(report: Report) -> tuple[str, list[str]]:
+    """Of a table, and the states of its rows."""
+    lines = report.main() if report.is_reproduction else {}
+    rows, states = [], []
+    for row in report.table.rows:
+        line = lines.get(row.name)
+        found = state(report, line, row)
+        states.append(found.word)
+        trials = f"{len(line.runs) if line else 0} of {row.trials(report.table.selection.trials)}"
+        trials += " (settings given)" if row.given else ""
+        hours = "-" if row.hours is None else duration(row.hours * 3600)
+        title = f"{row.group}: {row.title}" if row.group else row.title
+        cells = (title.replace("|", r"\|"), str(found), trials, hours, f"`{report.command(row)}`")
+        rows.append("| " + " | ".join(cells) + " |")
+    where = ", ".join(part for part in (f"`{report.table.name}`", report.table.source) if part)
+    title = f"{report.table.title} ({where})"
+    heading = f"### {report.stand_in}: {title}" if report.stand_in else f"## {title}"
+    text = [heading, ""]
+    if report.table.unavailable:
+        text += [f"Data: {report.table.unavailable}.", ""]
+    if report.runs:
+        text += [f"{_made(report)}.", ""]
+    head = ["| row | state | trials | a trial | command |", "|---|---|---|---|---|"]
+    return "\n".join([*text, *head, *rows]), states
 
-Written by `make reproduce`, which works through the rows whose data can be had at the paper's budget, cheapest
-first, and goes on where it was stopped. On a CPU it leaves out rows of more than a day; on a GPU it does all
+
+def _made(report: Report) -> str:
+    """What one has to know to believe the numbers of a table."""
+    parts = [f"Selection: {report.table.selection.rule.replace('_', ' ')}", f"device {report.device}"]
+    found = precisions(report.runs)
+    return "; ".join([*parts, f"precision {' and '.join(found)}"] if found else parts)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row's number in a column, in units of its published error or margin; the errors beside it are of the same."""
+
+    table: str
+    title: str
+    published: float
+    ours: float
+    published_error: float
+    our_error: float
+
+
+def points(reports: Sequence[Report]) -> list[Point]:
+    """One a row at the paper's budget on the paper's data: its first column that is published and measured."""
+    found = []
+    for report in reports:
+        for name, line in report.main().items() if report.is_reproduction and not report.stand_in else ():
+            key = next((k for k in report.table.columns if k in line.row.published and k in line.cells), None)
+            if key is None or report.extra:
+                continue
+            column = report.table.columns[key]
+            theirs = report.table.published.cell(*line.row.published[key])
+            ours = line.cells[key].scaled(column.scale)
+            errors = [half_width(cell) or 0.0 for cell in (theirs, ours)]
+            found.append(Point(report.table.name, f"{name}: {column.title}", theirs.value, ours.value, *errors))
+    return found
+
+
+def figure(reports: Sequence[Report]) -> Figure:
+    """Published against ours: one point a row, both 95 % intervals, coloured by table, with the diagonal.
+
+    A panel for each kind of number (percentages, the rest): they have no common axis.
+    """
+    every = points(reports)
+    tables = list(dict.fromkeys(point.table for point in every))
+    kinds = [("%", [p for p in every if "%" in p.title]), ("other units", [p for p in every if "%" not in p.title])]
+    panels = [(name, group) for name, group in kinds if group] or [("%", [])]
+    drawing = Figure(figsize=(4.6 * len(panels), 4.4), layout="constrained")
+    for axes, (name, group) in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for index, table in enumerate(tables):
+            mine = [point for point in group if point.table == table]
+            if not mine:
+                continue
+            axes.errorbar(
+                [p.published for p in mine],
+                [p.ours for p in mine],
+                xerr=[p.published_error for p in mine],
+                yerr=[p.our_error for p in mine],
+                fmt="osD^vP*X"[index % 8],
+                color=f"C{index % 10}",
+                label=table,
+                markersize=5,
+                capsize=2,
+                linewidth=1,
+            )
+        ends = [value for p in group for value in (p.published, p.ours)] or [0.0, 100.0]
+        pad = 0.08 * ((max(ends) - min(ends)) or 1.0)
+        span = (min(ends) - pad, max(ends) + pad)
+        axes.plot(span, span, color="0.6", linewidth=1, zorder=0)
+        axes.set(xlabel=f"published ({name})", ylabel=f"ours ({name})", xlim=span, ylim=span, aspect="equal")
+        axes.grid(alpha=0.3)
+        if group:
+            axes.legend(fontsize=8)
+    return drawing
+
+
+_PICTURE = """*One point a row at the paper's budget and on the paper's data: its first published number against ours.
+Bars are 95 % intervals of both; a point without an upright bar is of one run. On the diagonal the two agree. Rows
+without a published number are in the tables below only.*"""
+
+_HEAD = """Written by `make reproduce`, which works through the rows whose data can be had at the paper's budget,
+cheapest first, and goes on where it was stopped. On a CPU it leaves out rows of more than a day; on a GPU it does all
 (`python scripts/reproduce.py --help`).
 
-A row is *matched* if every published number lies within two combined standard errors of ours, *differs* otherwise;
-standard deviations over an unknown number of seeds count as standard errors. A trial's time is an estimate for two CPU
-cores, from the time of a training step."""
+A row is *matched* if the 95 % interval of every difference between our number and the published one lies within the
+column's margin ([tables](tables.md)). It *differs* if one interval excludes 0 and is not within its margin. Otherwise
+it is *open*: more runs are needed. Standard deviations over an unknown number of seeds count as standard errors. A
+trial's time is an estimate for two CPU cores, from the time of a training step."""

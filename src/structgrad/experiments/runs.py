@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,30 @@ class Summary:
         return made
 
     @property
+    def monitor(self) -> str:
+        """The validation metric that selected the checkpoint: the only one that a summary has."""
+        return next((name for name in self.metrics if name.startswith("val/")), "")
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, dotted key -> value."""
+        return flat(self.content.get("config", {}))
+
+    @property
     def folder(self) -> Path:
         """Of the run, within ``paths.runs`` of the machine that made it: summaries name no place of a machine."""
         return folder_of(self.content | {"task": self.task})
+
+
+def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted key -> value; a list is a value."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = value
+    return found
 
 
 def folder_of(summary: Mapping[str, Any]) -> Path:
@@ -106,8 +128,8 @@ def by_row(table: Table, summaries: Iterable[Summary]) -> dict[str, list[Summary
     """Row -> its runs, in the order of trials or seeds; rows without runs are there with an empty list.
 
     A sweep's run names its row. Another run belongs to the row whose overrides all hold in its configuration; to the
-    one with the most overrides, if several do. A summary that is there twice, e.g. of a run that a sweep has found
-    finished, counts once.
+    one with the most overrides, if several do. A row with given settings takes only runs with them. A summary that is
+    there twice, e.g. of a run that a sweep has found finished, counts once.
     """
     rows: dict[str, list[Summary]] = {row.name: [] for row in table.rows}
     for summary in summaries:
@@ -149,7 +171,7 @@ def _holds(table: Table, row: Row, summary: Summary) -> bool:
                 return False
         elif not _same(summary.content.get("config", {}), key, value):
             return False
-    return True
+    return summary.budget != table.budget or row.admits(summary.settings)
 
 
 def _same(config: dict[str, Any], key: str, value: str) -> bool:

@@ -25,16 +25,23 @@ class Cell:
         value: e.g. a mean.
         standard_error: of the value; None if one run cannot tell.
         shown: what stands behind the ±: the standard error, or a standard deviation where the paper gives that.
+        degrees: of freedom of the standard error: the number of runs less one, infinite where it is not known.
     """
 
     value: float
     standard_error: float | None
     shown: float | None
+    degrees: float = math.inf
 
     def show(self, scale: float = 1.0, digits: int = 1) -> str:
         """``value ± shown``."""
         value = f"{self.value * scale:.{digits}f}"
         return value if self.shown is None else f"{value} ± {self.shown * scale:.{digits}f}"
+
+    def scaled(self, scale: float) -> Cell:
+        """In other units."""
+        error, shown = (None if e is None else e * abs(scale) for e in (self.standard_error, self.shown))
+        return Cell(self.value * scale, error, shown, self.degrees)
 
 
 Rule = Callable[[ArrayLike, ArrayLike], Cell]
@@ -66,7 +73,7 @@ def best_trial(validation: ArrayLike, test: ArrayLike) -> Cell:
     if len(order) == 1:
         return Cell(float(sorted_test[0]), None, None)
     error = bootstrap(sorted_test, RESAMPLES, np.random.default_rng(0))
-    return Cell(float(sorted_test[0]), error, error)
+    return Cell(float(sorted_test[0]), error, error, len(order) - 1)
 
 
 def bootstrap(sorted_test: NDArray[np.float64], resamples: int, generator: np.random.Generator) -> float:
@@ -87,13 +94,13 @@ def mean_and_standard_error(validation: ArrayLike, test: ArrayLike) -> Cell:
     """Mean over runs (seeds), with its standard error. The validation metric is not used."""
     mean, deviation, n = _moments(test)
     error = None if deviation is None else deviation / math.sqrt(n)
-    return Cell(mean, error, error)
+    return Cell(mean, error, error, n - 1)
 
 
 def mean_and_standard_deviation(validation: ArrayLike, test: ArrayLike) -> Cell:
     """Mean and standard deviation over runs (seeds). The validation metric is not used."""
     mean, deviation, n = _moments(test)
-    return Cell(mean, None if deviation is None else deviation / math.sqrt(n), deviation)
+    return Cell(mean, None if deviation is None else deviation / math.sqrt(n), deviation, n - 1)
 
 
 def _moments(test: ArrayLike) -> tuple[float, float | None, int]:
@@ -108,18 +115,6 @@ def _moments(test: ArrayLike) -> tuple[float, float | None, int]:
 RULES: dict[str, Rule] = {
     rule.__name__: rule for rule in (best_trial, mean_and_standard_error, mean_and_standard_deviation)
 }
-
-
-def difference(ours: Cell, value: float, error: float | None) -> tuple[float, float | None, float | None]:
-    """Ours minus another number: the difference, its standard error, and how many of those it is.
-
-    The last two are None where either error is missing; the ratio is also None where both errors are 0.
-    """
-    gap = ours.value - value
-    if ours.standard_error is None or error is None:
-        return gap, None, None
-    combined = math.hypot(ours.standard_error, error)
-    return gap, combined, gap / combined if combined else None
 
 
 def count(runs: Sequence[object]) -> str:

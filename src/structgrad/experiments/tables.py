@@ -5,15 +5,18 @@ Nothing here knows a model: a row is a list of overrides for ``train.py``.
 
 from __future__ import annotations
 
+import difflib
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any, Literal, get_args
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from structgrad.common.text import nearest
-from structgrad.experiments.selection import RULES
+from structgrad.experiments.selection import RULES, Cell
 
 Direction = Literal["maximize", "minimize"]
 Statistic = Literal["value", "best", "selected"]
@@ -36,6 +39,8 @@ class Column:
         digits: after the point.
         statistic: ``value``: what the table's rule makes of the runs; ``best``: of the best run in this metric;
             ``selected``: of the run with the best validation metric.
+        margin: of equivalence: a difference that does not matter, in the units of the column. ``not_worse`` needs it,
+            and so does a match with a published number.
     """
 
     metric: str
@@ -44,6 +49,7 @@ class Column:
     scale: float = 1.0
     digits: int = 1
     statistic: Statistic = "value"
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,16 @@ class Selection:
 
     Attributes:
         rule: a function of :mod:`structgrad.experiments.selection`, by name.
-        metric: on validation data, as logged.
-        direction: which values of it are better.
+        metric: on validation data, as logged; None: the one that selects the checkpoint of each run, so that rows may
+            be of tasks with different ones.
+        direction: which values of it are better; given exactly with the metric.
         trials: how many runs a row has: draws of the hyper-parameters for ``best_trial``, seeds for the other rules.
     """
 
-    rule: str
-    metric: str
-    direction: Direction
-    trials: int
+    rule: str = "mean_and_standard_error"
+    metric: str | None = None
+    direction: Direction | None = None
+    trials: int = 3
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,11 @@ class Published:
     error: Spread = "unstated"
     seeds: int | None = None
 
-    def standard_error(self, error: float | None) -> float | None:
-        """Of a published mean. A standard deviation over an unknown number of runs is taken as it is: too large."""
-        if error is not None and self.error == "standard_deviation" and self.seeds:
-            return float(error / self.seeds**0.5)
-        return error
+    def cell(self, value: float, error: float | None) -> Cell:
+        """A published number. A standard deviation over an unknown number of runs is taken for a standard error."""
+        runs = self.seeds or 1
+        standard_error = error if error is None or self.error != "standard_deviation" else error / math.sqrt(runs)
+        return Cell(value, standard_error, error, self.seeds - 1 if self.seeds else math.inf)
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class Row:
         group: heading under which the row stands.
         published: column -> value and what stands behind the ±, if anything, in the units of the column.
         search: hyper-parameter -> distribution, beside those of the configuration; null takes one away.
+        given: hyper-parameter -> its value, or the distribution over a range, in the place of all others: settings that
+            somebody has published. A row without a range has one trial, and only runs with these settings count.
         unavailable: why the row cannot be run (data that cannot be had); empty if it can.
         hours: of one run at the paper's budget on two CPU cores, estimated from the time of a step; None if not known.
     """
@@ -103,8 +112,32 @@ class Row:
     group: str = ""
     published: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
     unavailable: str = ""
     hours: float | None = None
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The given hyper-parameters with one value."""
+        return {key: value for key, value in self.given.items() if not isinstance(value, dict)}
+
+    def trials(self, of_table: int) -> int:
+        """How many runs it has in a table that selects among so many."""
+        return 1 if self.given and self.fixed == self.given else of_table
+
+    def admits(self, config: Mapping[str, Any]) -> bool:
+        """Whether a configuration (dotted key -> value) has the given settings, if there are any."""
+        for key, wanted in self.given.items():
+            value = config.get(key)
+            if not isinstance(wanted, dict):
+                if value != wanted:
+                    return False
+            elif "values" in wanted:
+                if value not in wanted["values"]:
+                    return False
+            elif not isinstance(value, int | float) or not wanted["low"] <= value <= wanted["high"]:
+                return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -114,7 +147,7 @@ class Comparison:
     Attributes:
         column: key of the column.
         better: a row that is better ...
-        not_worse: or a row that is at least as good ...
+        not_worse: or a row that is at least as good, up to the column's margin, ...
         than: ... than each of these rows.
         row: a row whose value is ...
         at_least: ... at least this, in the units of the column,
@@ -140,35 +173,37 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table or figure, or one of ours.
+    """A published table or figure, or somebody's own.
 
     Attributes:
         name: of its file.
         title: one line.
-        source: where the published numbers stand.
-        overrides: of every row.
-        selection: how runs become numbers.
         columns: key -> column, left to right.
         rows: top to bottom.
+        source: where the published numbers stand; empty for a table without any.
+        overrides: of every row.
+        selection: how runs become numbers.
         published: what the published errors are.
         search: hyper-parameter -> distribution of every row, beside those of the configuration.
         budget: which budget it is made for.
         unavailable: why no row can be run; empty if some can.
+        stand_in: the data that stand in for those of the source, in a few words; empty for those of the source.
         claims: of the paper.
         notes: what a reader of the table has to know.
     """
 
     name: str
     title: str
-    source: str
-    overrides: tuple[str, ...]
-    selection: Selection
     columns: dict[str, Column]
     rows: tuple[Row, ...]
+    source: str = ""
+    overrides: tuple[str, ...] = ()
+    selection: Selection = field(default_factory=Selection)
     published: Published = field(default_factory=Published)
     search: dict[str, Any] = field(default_factory=dict)
     budget: str = "paper"
     unavailable: str = ""
+    stand_in: str = ""
     claims: tuple[Claim, ...] = ()
     notes: str = ""
 
@@ -188,23 +223,24 @@ class Table:
         raise TableError(f"table {self.name} has no row {name}; nearest: {nearest(name, [r.name for r in self.rows])}")
 
 
-def names(folder: Path) -> list[str]:
-    """Every table in ``<folder>``, i.e. in ``configs/table``."""
-    return sorted(file.stem for file in folder.glob("*.yaml"))
+def names(*folders: Traversable) -> list[str]:
+    """Every table in some folders, e.g. in ``configs/table``."""
+    found = [file.name for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    return sorted({name.removesuffix(".yaml") for name in found if name.endswith(".yaml")})
 
 
-def load(name: str, folder: Path) -> Table:
-    """Read and check ``<folder>/<name>.yaml``.
+def load(name: str, *folders: Traversable) -> Table:
+    """Read and check ``<name>.yaml`` in the first of some folders that has it.
 
     Raises:
         TableError: in one line: no such table, a key that does not exist or is missing, a published number of a column
             that the table does not have, a comparison between rows that it does not have.
     """
-    file = folder / f"{name}.yaml"
-    if not file.exists():
-        raise TableError(f"no table {name}; nearest: {nearest(name, names(folder))}")
+    file = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
+    if file is None:
+        raise TableError(f"no table {name}; nearest: {nearest(name, names(*folders))}")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file))  # refuses keys that stand twice
+        content = OmegaConf.to_container(OmegaConf.create(file.read_text()))  # refuses keys that stand twice
     except YAMLError as error:
         raise TableError(f"{file}: {' '.join(str(error).split())}") from error
     try:
@@ -213,14 +249,39 @@ def load(name: str, folder: Path) -> Table:
         raise TableError(f"{file}: {error}") from error
 
 
+def check_metrics(table: Table, known: Iterable[str]) -> list[str]:
+    """Whether the columns are of metrics that a test logs, before anything is trained.
+
+    Args:
+        table: whose columns.
+        known: metrics of all its tasks, without ``test/``.
+
+    Returns:
+        Lines of warning: columns of metrics that nobody has declared, e.g. of an estimator of the user's.
+
+    Raises:
+        TableError: for a metric that is nearly one of the known ones, so that it is misspelt.
+    """
+    logged, warnings = sorted({f"test/{name}" for name in known}), []
+    for key, column in table.columns.items():
+        if column.metric not in logged:
+            near = difflib.get_close_matches(column.metric, logged, n=1, cutoff=0.75)
+            text = f"{table.name}: column {key}: no test is known to log {column.metric}"
+            if near or not column.metric.startswith("test/"):
+                hint = f"nearest: {nearest(column.metric, logged)}"
+                raise TableError(f"{text}; {hint} (a task of your own declares it in `test_metrics`)")
+            warnings.append(text)
+    return warnings
+
+
 def _table(name: str, content: Any) -> Table:
     settings = _keys(Table, content, "the table", given=("name",))
     columns = {str(key): _column(key, value) for key, value in _mapping(settings["columns"], "columns").items()}
     rows = tuple(_row(str(key), value, columns) for key, value in _mapping(settings["rows"], "rows").items())
     settings |= {
         "name": name,
-        "overrides": tuple(settings["overrides"]),
-        "selection": Selection(**_keys(Selection, settings["selection"], "selection")),
+        "overrides": tuple(settings.get("overrides", ())),
+        "selection": Selection(**_keys(Selection, settings.get("selection", {}), "selection")),
         "published": Published(**_keys(Published, settings.get("published", {}), "published")),
         "columns": columns,
         "rows": rows,
@@ -228,7 +289,10 @@ def _table(name: str, content: Any) -> Table:
     }
     if settings["selection"].rule not in RULES:  # a sweep would search nothing, and not say so
         raise TableError(f"selection: no rule {settings['selection'].rule}; there are {', '.join(RULES)}")
-    _choice("selection.direction", settings["selection"].direction, get_args(Direction))
+    selection = settings["selection"]
+    _choice("selection.direction", selection.direction, (*get_args(Direction), None))
+    if (selection.metric is None) != (selection.direction is None):
+        raise TableError("selection: metric and direction go together")
     _choice("published.error", settings["published"].error, get_args(Spread))
     return Table(**settings)
 
@@ -237,6 +301,8 @@ def _column(key: Any, value: Any) -> Column:
     column = Column(**_keys(Column, value, f"column {key}"))
     _choice(f"column {key}: direction", column.direction, (*get_args(Direction), None))
     _choice(f"column {key}: statistic", column.statistic, get_args(Statistic))
+    if column.margin is not None and not (isinstance(column.margin, int | float) and 0 < column.margin < math.inf):
+        raise TableError(f"column {key}: margin {column.margin} is no positive number")
     return column
 
 
@@ -247,6 +313,12 @@ def _row(name: str, value: Any, columns: dict[str, Column]) -> Row:
         _choice(f"row {name}: published", key, tuple(columns))
         mean, error = number if isinstance(number, list) else (number, None)
         published[str(key)] = (float(mean), None if error is None else float(error))
+    given = settings.get("given", {})
+    for key, wanted in given.items():
+        if isinstance(wanted, dict) and not ({"low", "high"} <= set(wanted) or "values" in wanted):
+            raise TableError(f"row {name}: given: {key} is neither a value nor a distribution with its range")
+    if given and settings.get("search"):
+        raise TableError(f"row {name}: given settings take the place of a search; put its ranges there")
     return Row(**settings | {"name": name, "overrides": tuple(settings.get("overrides", ())), "published": published})
 
 
@@ -273,6 +345,8 @@ def _claim(value: Any, columns: dict[str, Column], rows: tuple[Row, ...]) -> Cla
             raise TableError(f"{where}: a comparison is `better, than`, `not_worse, than`, or `row, at_least/at_most`")
         if comparison.row is None and columns[comparison.column].direction is None:
             raise TableError(f"{where}: column {comparison.column} has no direction, so no row is better in it")
+        if comparison.not_worse is not None and columns[comparison.column].margin is None:
+            raise TableError(f"{where}: column {comparison.column} has no margin, below which a row is not worse")
         comparisons.append(comparison)
     if not comparisons:
         raise TableError(f"{where}: shown_by is empty")

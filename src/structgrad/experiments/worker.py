@@ -83,12 +83,13 @@ class Worker:
                 )
                 return
             summary = json.loads(max(summaries, key=lambda file: file.stat().st_mtime).read_text())
-            metric = summary["metrics"].get(plan.metric)
-            if metric is None or metric != metric:
-                queue.fail(row, trial, f"{plan.metric} is {metric}: nothing to select by")
+            metric, _ = plan.monitor(row)
+            value = summary["metrics"].get(metric)
+            if value is None or value != value:
+                queue.fail(row, trial, f"{metric} is {value}: nothing to select by")
                 return
             content = record(plan, row, index, parameters, summary)
-            content["sweep"]["curve"] = curve_of(summary, overrides(plan, row, index, parameters), plan.metric)
+            content["sweep"]["curve"] = curve_of(summary, overrides(plan, row, index, parameters), metric)
             queue.finish(row, trial, content)
         elif code in (EXIT_AGAIN, EXIT_INTERRUPTED) or self.stopped:
             queue.give_back(row, trial, "stopped")

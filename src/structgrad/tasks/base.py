@@ -23,6 +23,13 @@ Split = Literal["train", "val", "test"]
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]]], torch.optim.Optimizer]
 
 
+#: What a test logs of every task, and what estimators add.
+ESTIMATOR_METRICS = (
+    "loss", "decoder_calls", "training_calls", "certified", "temperature", "alpha", "bound", "code_perplexity",
+    "squared_gradient",
+)  # fmt: skip
+
+
 @dataclass
 class StepOutput:
     """What a task makes of a batch.
@@ -57,6 +64,9 @@ class Task(pl.LightningModule, abc.ABC):
     mode: ClassVar[Literal["min", "max"]]
     #: Metrics (without split prefix) that the progress bar shows beside the loss.
     progress: ClassVar[tuple[str, ...]] = ()
+    #: Metrics (without split prefix) that a test may log, beside those of estimators. A sweep checks the columns of a
+    #: table against them before it trains anything; empty: it cannot.
+    test_metrics: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, structure: Structure, estimator: Estimator | None, optimizer: OptimizerFactory) -> None:
         super().__init__()
@@ -98,6 +108,11 @@ class Task(pl.LightningModule, abc.ABC):
     def learning_rates(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
         """A schedule that advances with every training step, or None for a constant rate."""
         return None
+
+    @classmethod
+    def logged_by_test(cls) -> frozenset[str]:
+        """All metrics that a test may log, without the prefix; empty where the task does not declare its own."""
+        return frozenset((*cls.test_metrics, *ESTIMATOR_METRICS) if cls.test_metrics else ())
 
     # --- what tasks ask for when they are built, and the divergence from the prior ------------------------------------
 

@@ -118,6 +118,7 @@ def fit(
         **{group: choices[group] for group in _GROUPS if choices.get(group) is not None},
         "seed": config.seed,
         "metrics": {**metrics, task.monitor: float(best_score)},
+        "mode": task.mode,
         "best_step": _step_of(best.best_model_path),
         "steps": trainer.global_step,
         "training_s": round(training_s, 1),

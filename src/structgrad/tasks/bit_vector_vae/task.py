@@ -59,6 +59,7 @@ class BitVectorVAE(Task):
 
     monitor: ClassVar[str] = "val/elbo"
     mode: ClassVar[Literal["min", "max"]] = "max"
+    test_metrics: ClassVar[tuple[str, ...]] = ("elbo", "bits_per_dim", "distortion", "rate")
     progress: ClassVar[tuple[str, ...]] = ("rate", "distortion")
 
     def __init__(

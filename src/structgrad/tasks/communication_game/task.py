@@ -61,6 +61,13 @@ class CommunicationGame(CallsOverTime):
 
     monitor: ClassVar[str] = "val/success"
     mode: ClassVar[Literal["min", "max"]] = "max"
+    test_metrics: ClassVar[tuple[str, ...]] = (
+        "success",
+        "success_most_likely",
+        "entropy",
+        "objective",
+        "training_calls",
+    )
     progress: ClassVar[tuple[str, ...]] = ("success", "objective")
 
     def __init__(

@@ -54,6 +54,14 @@ class GraphLayout(Task):
 
     monitor: ClassVar[str] = "val/elbo"
     mode: ClassVar[Literal["min", "max"]] = "max"
+    test_metrics: ClassVar[tuple[str, ...]] = (
+        "elbo",
+        "kl",
+        "reconstruction",
+        "edge_precision",
+        "edge_recall",
+        "complement",
+    )
     progress: ClassVar[tuple[str, ...]] = ("elbo", "edge_precision")
 
     def __init__(

@@ -64,6 +64,7 @@ class L2X(Task):
 
     monitor: ClassVar[str] = "val/mse"
     mode: ClassVar[Literal["min", "max"]] = "min"
+    test_metrics: ClassVar[tuple[str, ...]] = ("mse", "precision", "words")
     progress: ClassVar[tuple[str, ...]] = ("mse", "precision")
 
     def __init__(

@@ -55,6 +55,7 @@ class ListOps(Task):
 
     monitor: ClassVar[str] = "val/accuracy"
     mode: ClassVar[Literal["min", "max"]] = "max"
+    test_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "cross_entropy", "precision", "recall")
     progress: ClassVar[tuple[str, ...]] = ("accuracy", "precision", "recall")
 
     def __init__(

@@ -91,6 +91,17 @@ class Parentheses(Task):
 
     monitor: ClassVar[str] = "val/perplexity"
     mode: ClassVar[Literal["min", "max"]] = "min"
+    test_metrics: ClassVar[tuple[str, ...]] = (
+        "perplexity",
+        "old",
+        "new_balanced",
+        "unbalanced",
+        "unique",
+        "nll",
+        "drawn",
+        "entropy",
+        "smart_parents",
+    )
     progress: ClassVar[tuple[str, ...]] = ("nll", "perplexity")
 
     def __init__(

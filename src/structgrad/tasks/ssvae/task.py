@@ -60,6 +60,7 @@ class SemiSupervisedVAE(CallsOverTime):
 
     monitor: ClassVar[str] = "val/elbo"
     mode: ClassVar[Literal["min", "max"]] = "max"
+    test_metrics: ClassVar[tuple[str, ...]] = ("elbo", "accuracy", "training_calls")
     progress: ClassVar[tuple[str, ...]] = ("elbo", "accuracy")
 
     def __init__(

@@ -35,6 +35,7 @@ class Toy(Task):
 
     monitor: ClassVar[str] = "val/objective"
     mode: ClassVar[Literal["min", "max"]] = "min"
+    test_metrics: ClassVar[tuple[str, ...]] = ("objective",)
     progress: ClassVar[tuple[str, ...]] = ("objective",)
 
     def __init__(
