@@ -10,7 +10,16 @@ import torch
 
 from structgrad.estimators import Marginalize, Reinforce, SumAndSample
 from structgrad.estimators.marginalization import sparsemax
-from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Structure, Subset, UnsupportedError
+from structgrad.structures import (
+    Arborescence,
+    BinaryTree,
+    BudgetSubset,
+    Matching,
+    OneHot,
+    Structure,
+    Subset,
+    UnsupportedError,
+)
 from structgrad.testing import Problem, assert_unbiased
 from tests.estimators.test_score_function import CASES, measured_variance, problem
 
@@ -269,6 +278,32 @@ def test_decompositions_differ_in_entropy_but_not_in_mean() -> None:
     )
     torch.testing.assert_close(nested.mean(nested.vertices), active.mean(active.vertices))
     assert (nested.kl < active.kl).all()
+
+
+def test_active_set_may_begin_with_a_random_vertex() -> None:
+    """The same mean; another distribution wherever the mean has several; two corners of the cube at its centre."""
+    torch.manual_seed(0)
+    scores = 0.5 + 0.2 * torch.randn(8, 16, dtype=torch.float64)
+    estimator = Marginalize(Subset(), "sparsemap", decomposition="active_set", start="random").eval()
+    found = [estimator(scores, lambda vertices, rows: vertices.sum(1)) for _ in range(2)]
+    for estimate in found:
+        torch.testing.assert_close(estimate.mean(estimate.vertices), scores.clamp(0, 1))
+    assert not torch.equal(found[0].kl, found[1].kl)
+    centre = torch.full((200, 3), 0.5)
+    estimate = estimator(centre, lambda vertices, rows: vertices.sum(1))
+    pairs = estimate.vertices.reshape(200, 2, 3)
+    assert (pairs.sum(1) == 1).all()
+    # Each of the 4 pairs of corners with probability 1/4: a chi-square of 3 degrees below its 99.9 % quantile.
+    counts = (pairs[:, 0] @ torch.tensor([1.0, 2.0, 4.0])).long().bincount(minlength=8)
+    assert float(((counts[:4] + counts[4:].flip(0) - 50.0) ** 2 / 50).sum()) < 16.27
+    budget = Marginalize(BudgetSubset(2), "sparsemap", decomposition="active_set", start="random")
+    out = budget(scores, lambda vertices, rows: vertices.sum(1))
+    assert (out.vertices.sum(1) <= 2).all()
+    torch.testing.assert_close(out.mean(out.vertices), BudgetSubset(2).project(scores))
+    with pytest.raises(ValueError, match="goes with decomposition active_set"):
+        Marginalize(Subset(), "sparsemap", start="random")
+    with pytest.raises(ValueError, match="one of argmax, random"):
+        Marginalize(Subset(), "sparsemap", decomposition="active_set", start="zero")  # type: ignore[arg-type]
 
 
 def test_options_of_sparsemap_are_refused_elsewhere() -> None:

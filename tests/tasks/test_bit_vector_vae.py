@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 import socket
 import time
@@ -24,10 +25,12 @@ from structgrad.data import DamagedDataError, MissingDataError
 from structgrad.data.images import prepare_images, read_images
 from structgrad.estimators import SST, Marginalize, Perturbed, Reinforce, SurrogateGradient
 from structgrad.estimators.base import Estimator
+from structgrad.experiments import tables
 from structgrad.structures import BudgetSubset, Subset, UnsupportedError
 from structgrad.structures.base import Structure
 from structgrad.tasks.bit_vector_vae import BitVectorVAE, ImageData, likelihood
 from structgrad.tasks.bit_vector_vae.likelihood import cross_entropy
+from structgrad.training.identity import identity
 from structgrad.training.run import assemble
 from tests.kernels import by_operators, compiled, needs_triton, quiet
 from tests.tasks.trainers import quiet_trainer
@@ -129,7 +132,11 @@ def test_download_without_network_fails_at_once(tiny: Path, tmp_path: Path, monk
     start = time.monotonic()
     with pytest.raises(MissingDataError, match=r"hub does not give it.*zalando-datasets/fashion_mnist, put them into"):
         prepare_images("zalando-datasets/fashion_mnist", tiny, tmp_path / "cache")
-    # The folder that the quick budget takes is no name on the hub.
+    # Folders that budgets take are no names on the hub.
+    with pytest.raises(
+        MissingDataError, match=r"zalando-datasets/fashion_mnist, or from Debian's package dataset-fashion"
+    ):
+        prepare_images("FashionMNIST/parquet", tiny, tmp_path / "cache")
     with pytest.raises(MissingDataError, match=r"datasets/ylecun/mnist, put .*task\.data\.source=ylecun/mnist"):
         prepare_images("MNIST/parquet", tiny, tmp_path / "cache")
     assert time.monotonic() - start < 15
@@ -419,11 +426,61 @@ def test_fits_tests_and_draws(name: str, tiny: Path, tmp_path: Path) -> None:
     task = make(structure, estimators(structure)[name], data, importance_samples=20, importance_images=7)
     trainer = quiet_trainer(max_steps=6, val_check_interval=3)
     trainer.fit(task)
-    assert {"val/elbo", "val/rate", "val/distortion", "val/decoder_calls"} <= set(trainer.callback_metrics)
+    assert {"val/varying_bits", "val/elbo", "val/rate", "val/distortion", "val/decoder_calls"} <= set(
+        trainer.callback_metrics
+    )
     (metrics,) = trainer.test(task, verbose=False)
+    # What the tables show in bits a dimension: the loss of a test is the negative ELBO.
+    assert metrics["test/loss"] == pytest.approx(-metrics["test/elbo"], rel=1e-6)
     # ELBO of the whole test against the bound on its first images only: both near log2(256) bits a pixel here.
     assert 5 < metrics["test/bits_per_dim"] < 12
     assert [p.name for p in task.pictures(tmp_path)] == ["reconstructions.png"]
+
+
+def test_colours_are_drawn(tmp_path: Path) -> None:
+    structure = Subset()
+    data = ImageData("unused", "unused", "unused", colour="channels")
+    data._loaded["test"] = torch.randint(0, 256, (12, 12), dtype=torch.uint8)
+    task = make(structure, Marginalize(structure), data, pixels=12)
+    assert [p.name for p in task.pictures(tmp_path)] == ["reconstructions.png"]
+
+
+def test_inputs_are_centred_on_the_mean_training_image(tiny: Path, tmp_path: Path) -> None:
+    """The mean training image itself gives the scores of no input at all; a run that is continued has it, too."""
+    structure = Subset()
+    data = ImageData("tiny", tiny, tmp_path / "cache", train=30, val=10, test=12)
+    task = make(structure, estimators(structure)["sparsemap"], data, centre_inputs=True)
+    quiet_trainer(max_steps=2, val_check_interval=1).fit(task)
+    mean = data.split("train").float().mean(0, keepdim=True)
+    expected = task.encoder.outer(task.encoder.inner(torch.zeros(1, 16)).relu())
+    torch.testing.assert_close(task.encoder(mean)[0], expected, rtol=1e-4, atol=1e-5)
+    assert "encoder.centre" in task.state_dict()
+    assert "encoder.centre" not in make(structure, estimators(structure)["sparsemap"], data).state_dict()
+
+
+def test_varying_bits_are_those_whose_likelier_value_differs_between_images() -> None:
+    structure = Subset()
+    scores = torch.tensor([[0.9, 0.4, -1.0, 2.0], [0.1, 0.3, -0.5, 0.6]])
+    for name, expected in (("sparsemap", 0.25), ("sfe", 0.0)):  # clip(s) > 1/2, and sigmoid(s) > 1/2
+        task = make(structure, estimators(structure)[name]).eval()
+        estimate = task.estimator(scores, lambda vertices, rows: vertices.sum(1))  # type: ignore[misc]
+        assert task._varying_bits(scores, estimate).item() == expected
+
+
+@pytest.mark.usefixtures("_configs")
+def test_kept_results_are_the_runs_of_the_same_commands() -> None:
+    """Options that came later are no part of the identity where they change nothing."""
+    files = sorted((ROOT / "results" / "bit_vector_vae_mnist").glob("*.json"))
+    table = tables.load("bit_vector_vae_mnist", ROOT / "configs" / "table")
+    assert files
+    for file in files:
+        summary = json.loads(file.read_text())
+        overrides = [*table.overrides, *table.row(summary["sweep"]["row"]).overrides]
+        config = compose("config", [*overrides, "budget=paper", "trainer=cpu", f"seed={summary['seed']}"])
+        assert summary["name"].endswith(identity(config)), file.name
+    assert identity(compose("config", ["task=bit_vector_vae", "task.centre_inputs=true"])) != identity(
+        compose("config", ["task=bit_vector_vae"])
+    )
 
 
 def test_images_that_are_not_square_are_not_drawn(tmp_path: Path) -> None:

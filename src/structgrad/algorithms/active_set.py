@@ -45,13 +45,20 @@ Argmax = Callable[[Tensor, Tensor], Tensor]
 
 
 def sparse_distribution(
-    target: Tensor, argmax: Argmax, *, max_iterations: int | None = None, tolerance: float = 1e-11
+    target: Tensor,
+    argmax: Argmax,
+    *,
+    start: Tensor | None = None,
+    max_iterations: int | None = None,
+    tolerance: float = 1e-11,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A sparse distribution over vertices whose mean is the nearest point to the target.
 
     Args:
         target: float64 ``[B, P]``.
         argmax: what the polytopes are known by.
+        start: float64 ``[B, P]``: the vertices that the active sets begin with; None: the argmax of the targets. Where
+            the mean has several sparse distributions, it decides between them.
         max_iterations: stop after so many calls of the argmax, with the best distribution so far; None: at the
             solution.
         tolerance: the solution is reached when no vertex is further in the direction of the residual than the mean,
@@ -64,7 +71,7 @@ def sparse_distribution(
 
     Waits for the device in every iteration.
     """
-    found = _minimise(target, argmax, max_iterations, tolerance)
+    found = _minimise(target, argmax, max_iterations, tolerance, start)
     weights = found.weights + found.direction(_moves(found, target))
     rows, slots = found.active.nonzero(as_tuple=True)
     return found.vertices(rows, slots, target.shape[-1]), rows, weights[rows, slots]
@@ -187,11 +194,13 @@ def _moves(found: _ActiveSet, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _minimise(target: Tensor, argmax: Argmax, max_iterations: int | None, tolerance: float) -> _ActiveSet:
+def _minimise(
+    target: Tensor, argmax: Argmax, max_iterations: int | None, tolerance: float, start: Tensor | None = None
+) -> _ActiveSet:
     """Wolfe's algorithm for a batch."""
     target, scale = target.detach(), _scale(target)
     rows = torch.arange(len(target), device=target.device)
-    now, size = _ActiveSet.of(argmax(target, rows)), target.shape[-1]
+    now, size = _ActiveSet.of(argmax(target, rows) if start is None else start), target.shape[-1]
     going = torch.ones_like(scale, dtype=torch.bool)
     finished: list[tuple[Tensor, _ActiveSet]] = []
     limit = _STEPS_A_PART * (target.shape[-1] + 1) if max_iterations is None else max_iterations

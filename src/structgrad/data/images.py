@@ -1,12 +1,14 @@
-"""Image data sets through Hugging Face ``datasets``, decoded once and cached as arrays."""
+"""Image data sets from parquet files, IDX files, folders of images or the Hugging Face hub, decoded once and cached."""
 
 from __future__ import annotations
 
+import gzip
 import math
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +21,31 @@ if TYPE_CHECKING:
     import PIL.Image
     import pyarrow as pa
 
+Colour = Literal["refused", "grey", "channels"]
+
 SPLITS = ("train", "test")
-#: Folders that budgets take -> the same images on the hub.
-_ON_THE_HUB = {"MNIST/parquet": "ylecun/mnist"}
+#: Folders that budgets take -> the same images on the hub, and other places that have them.
+_ELSEWHERE = {
+    "MNIST/parquet": ("ylecun/mnist", ""),
+    "FashionMNIST/parquet": (
+        "zalando-datasets/fashion_mnist",
+        ", or from Debian's package dataset-fashion-mnist, whose folder of IDX files is a source as it is",
+    ),
+}
+#: How the four IDX files of MNIST and its relatives begin, by split.
+_IDX = {"train": "train", "test": "t10k"}
+_IMAGE_FILES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 #: Part of the key of a cache; raise it when the same files would give other arrays.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Images:
-    """A set of labelled grey-level images.
+    """A set of labelled images.
 
     Attributes:
-        pixels: uint8 ``[n, height, width]``.
+        pixels: uint8 ``[n, height, width]``; with channels ``[n, height, 3 * width]``, the three values of a pixel side
+            by side.
         labels: int64 ``[n]``.
     """
 
@@ -39,30 +53,43 @@ class Images:
     labels: NDArray[np.int64]
 
 
-def prepare_images(source: str, data: str | Path, cache_folder: str | Path) -> Path:
+def prepare_images(source: str, data: str | Path, cache_folder: str | Path, colour: Colour = "grey") -> Path:
     """Decode a data set unless that has been done.
 
     Args:
-        source: a folder of parquet files (columns ``image`` and ``label``, files named after ``train`` and ``test``),
-            absolute or within ``data``, or else a name on the Hugging Face hub, e.g.
-            ``zalando-datasets/fashion_mnist``.
+        source: a folder, absolute or within ``data``, or else a name on the Hugging Face hub, e.g.
+            ``zalando-datasets/fashion_mnist``. A folder has one of
+
+            - parquet files (columns ``image`` and ``label``), named after ``train`` and ``test``;
+            - the four IDX files of MNIST, gzipped or not: ``train-images-idx3-ubyte.gz``,
+              ``train-labels-idx1-ubyte.gz``, and the same with ``t10k``;
+            - folders ``train`` and ``test``, each with one folder of image files for each label; labels are numbered in
+              the order of their names.
         data: ``paths.data``.
         cache_folder: ``paths.cache``.
+        colour: what becomes of images in colour: ``refused``; ``grey``: their luma (ITU-R 601-2); ``channels``: all
+            images have three channels.
 
     Returns:
         the folder of the decoded arrays, for :func:`read_images`.
 
     Raises:
         MissingDataError: if the source is neither here nor to be had.
-        DamagedDataError: if it holds anything but 8-bit images of one size with whole numbers as labels.
+        DamagedDataError: if it holds anything but 8-bit images of one size with whole numbers as labels, or images in
+            colour that are refused.
+        ValueError: for another ``colour``.
     """
+    if colour not in get_args(Colour):
+        raise ValueError(f"colour must be one of {', '.join(get_args(Colour))}; got {colour!r}")
     local = Path(data) / source  # an absolute source stays itself
     key: dict[str, Any] = {"version": _VERSION, "source": source}
     if local.is_dir():
-        files = sorted(local.glob("*.parquet"))
-        key = {"version": _VERSION, "files": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+        files = [(str(f.relative_to(local)), f.stat().st_size, f.stat().st_mtime_ns) for f in _files(local)]
+        key = {"version": _VERSION, "files": [list(file) for file in files]}
+    if colour != "grey":
+        key["colour"] = colour
     folder = cache.folder_of(cache_folder, "images", key)
-    cache.ensure(folder, key, lambda: {split: _decode_or_explain(source, local, split) for split in SPLITS})
+    cache.ensure(folder, key, lambda: {split: _decode_or_explain(source, local, split, colour) for split in SPLITS})
     return folder
 
 
@@ -78,21 +105,63 @@ def is_square(pixels: int) -> bool:
     return math.isqrt(pixels) ** 2 == pixels
 
 
-def _fetch(source: str, local: Path, split: str) -> datasets.Dataset:
+def _files(local: Path) -> list[Path]:
+    """The files of the one format that a folder has: parquet before IDX before image files."""
+    if found := sorted(local.glob("*.parquet")):
+        return found
+    if found := sorted(file for split in SPLITS for kind in ("images", "labels") for file in _idx(local, split, kind)):
+        return found
+    return sorted(file for split in SPLITS for _, file in _labelled_files(local / split))
+
+
+def _idx(local: Path, split: str, kind: str) -> list[Path]:
+    """IDX files under the names in use: ``train-images-idx3-ubyte``, ``train-images.idx3-ubyte``, and with ``.gz``."""
+    return sorted(local.glob(f"{_IDX[split]}-{kind}?idx[13]-ubyte*"))
+
+
+def _labelled_files(folder: Path) -> list[tuple[int, Path]]:
+    """The image files of a folder with one folder a label."""
+    names = sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
+    return [(n, f) for n, name in enumerate(names) for f in sorted(name.iterdir()) if f.suffix.lower() in _IMAGE_FILES]
+
+
+def _fetch(source: str, local: Path, split: str) -> tuple[Iterable[PIL.Image.Image | None], Iterable[Any]]:
+    """Images and labels."""
+    if local.is_dir():
+        files = _files(local)
+        if files and files[0].suffix == ".parquet":
+            return _columns(_read_parquet(source, local, split))
+        images, labels = _idx(local, split, "images"), _idx(local, split, "labels")
+        if images and labels:
+            return _read_idx(images[0], labels[0])
+        if images or labels:
+            reason = f"{local} has one of the two IDX files of the split {split!r}, {(images or labels)[0].name}"
+            raise MissingDataError(_advice(source, local, reason))
+        if labelled := _labelled_files(local / split):
+            return _opened(file for _, file in labelled), (label for label, _ in labelled)
+        raise MissingDataError(_advice(source, local, f"{local} has no images of the split {split!r}"))
+    if Path(source).is_absolute():
+        raise MissingDataError(_advice(source, local, f"there is no folder {local}"))
+    return _columns(_download(source, local, split))
+
+
+def _read_parquet(source: str, local: Path, split: str) -> datasets.Dataset:
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+    files = sorted(str(f) for f in local.glob(f"*{split}*.parquet"))
+    if not files:
+        raise MissingDataError(_advice(source, local, f"{local} has no parquet file of the split {split!r}"))
+    # Read as it is: ``from_parquet`` would leave a copy in the cache of Hugging Face.
+    return datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(map(pq.read_table, files))))
+
+
+def _download(source: str, local: Path, split: str) -> datasets.Dataset:
+    import datasets
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    if local.is_dir():
-        files = sorted(str(f) for f in local.glob(f"*{split}*.parquet"))
-        if not files:
-            raise MissingDataError(_advice(source, local, f"{local} has no parquet file of the split {split!r}"))
-        # Read as it is: ``from_parquet`` would leave a copy in the cache of Hugging Face.
-        return datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(map(pq.read_table, files))))
-    if Path(source).is_absolute():
-        raise MissingDataError(_advice(source, local, f"there is no folder {local}"))
     try:
         if not HF_HUB_OFFLINE:
             # Asks once; loading itself would first try six times, for half a minute, on a machine without network.
@@ -104,7 +173,7 @@ def _fetch(source: str, local: Path, split: str) -> datasets.Dataset:
 
 
 def _advice(source: str, local: Path, reason: str) -> str:
-    page = _ON_THE_HUB.get(source, source)
+    page, also = _ELSEWHERE.get(source, (source, ""))
     other = (
         f"task.data.source={page} downloads them here"
         if page != source
@@ -113,14 +182,61 @@ def _advice(source: str, local: Path, reason: str) -> str:
     return (
         f"The images {source!r} are not here and {reason}. "
         f"Download the parquet files of its splits train and test (columns image and label) on a machine with network "
-        f"access, from the page https://huggingface.co/datasets/{page}, put them into {local}, "
+        f"access, from the page https://huggingface.co/datasets/{page}{also}, put them into {local}, "
         f"and repeat the command; or {other}."
     )
 
 
-def _decode_or_explain(source: str, local: Path, split: str) -> pa.Table:
+def _columns(images: datasets.Dataset) -> tuple[Iterable[PIL.Image.Image | None], Iterable[Any]]:
+    import datasets
+
+    if missing := {"image", "label"} - set(images.column_names):
+        have = ", ".join(images.column_names)
+        raise ValueError(f"there is no column {' and no column '.join(sorted(missing))}; there are {have}")
+    images = images.cast_column("image", datasets.Image())
+    return _column(images, "image"), _column(images, "label")
+
+
+def _column(images: datasets.Dataset, name: str) -> Iterable[Any]:
+    return (row[name] for row in images.select_columns([name]))
+
+
+def _read_idx(images: Path, labels: Path) -> tuple[Iterable[PIL.Image.Image], Iterable[int]]:
+    import PIL.Image
+
+    pixels, found = _idx_array(images, 3), _idx_array(labels, 1)
+    if len(pixels) != len(found):
+        raise ValueError(f"{images.name} has {len(pixels)} images, {labels.name} {len(found)} labels")
+    return (PIL.Image.fromarray(image) for image in pixels), found.tolist()
+
+
+def _idx_array(file: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Magic ``0 0 8 dimensions``, big-endian sizes, bytes."""
     try:
-        return _decode(_fetch(source, local, split))
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            content = stream.read()
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"{file.name}: {error}") from error
+    start = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, 8, dimensions]):
+        raise ValueError(f"{file.name} is no IDX file of bytes with {dimensions} dimensions")
+    shape = np.frombuffer(content[4:start], dtype=">u4")
+    if len(shape) < dimensions or len(content) != start + math.prod(shape.tolist()):
+        raise ValueError(f"{file.name} has {len(content)} bytes, which its sizes {shape.tolist()} do not fill")
+    return np.frombuffer(content[start:], dtype=np.uint8).reshape(shape.tolist())
+
+
+def _opened(files: Iterable[Path]) -> Iterator[PIL.Image.Image]:
+    import PIL.Image
+
+    for file in files:
+        with PIL.Image.open(file) as image:
+            yield image
+
+
+def _decode_or_explain(source: str, local: Path, split: str, colour: Colour) -> pa.Table:
+    try:
+        return _decode(*_fetch(source, local, split), colour)
     except MissingDataError:
         raise
     except (OSError, ValueError, TypeError) as error:  # of pyarrow, Pillow and datasets
@@ -128,21 +244,16 @@ def _decode_or_explain(source: str, local: Path, split: str) -> pa.Table:
         raise DamagedDataError(f"the {split} images of {source!r} cannot be read: {reason}") from error
 
 
-def _decode(images: datasets.Dataset) -> pa.Table:
-    import datasets
+def _decode(images: Iterable[PIL.Image.Image | None], given: Iterable[Any], colour: Colour) -> pa.Table:
     import pyarrow as pa
 
-    if missing := {"image", "label"} - set(images.column_names):
-        have = ", ".join(images.column_names)
-        raise ValueError(f"there is no column {' and no column '.join(sorted(missing))}; there are {have}")
-    images = images.cast_column("image", datasets.Image())
-    if not len(images):
+    decoded = [_array(image, colour) for image in images]
+    if not decoded:
         raise ValueError("there are none")
-    grey = [_grey(image) for image in _column(images, "image")]
-    if len(shapes := {image.shape for image in grey}) > 1:
+    if len(shapes := {image.shape for image in decoded}) > 1:
         raise ValueError(f"they must be of one size; there are {', '.join(map(str, sorted(shapes)[:3]))}")
-    pixels = np.stack(grey)
-    labels = np.array([_whole(label) for label in _column(images, "label")], dtype=np.int64)
+    pixels = np.stack(decoded)
+    labels = np.array([_whole(label) for label in given], dtype=np.int64)
     height, width = pixels.shape[1:]
     ones = np.ones(len(pixels), dtype=np.int64)
     return pa.table(
@@ -155,11 +266,18 @@ def _decode(images: datasets.Dataset) -> pa.Table:
     )
 
 
-def _grey(image: PIL.Image.Image | None) -> NDArray[np.uint8]:
+def _array(image: PIL.Image.Image | None, colour: Colour) -> NDArray[np.uint8]:
     if image is None:
         raise ValueError("an image is missing")
     if image.mode.startswith(("I", "F")):  # Pillow would cut them off at 255
         raise ValueError(f"they must have 8 bits a channel; got Pillow's mode {image.mode}")
+    if colour == "channels":
+        return np.asarray(image.convert("RGB"), dtype=np.uint8).reshape(image.height, -1)
+    if colour == "refused" and image.mode not in ("1", "L", "LA"):
+        raise ValueError(
+            f"they are in colour (Pillow's mode {image.mode}), which task.data.colour refuses; grey takes their luma, "
+            "channels all three values of a pixel"
+        )
     return np.asarray(image.convert("L"), dtype=np.uint8)
 
 
@@ -167,7 +285,3 @@ def _whole(label: Any) -> int:
     if not isinstance(label, int):
         raise ValueError(f"labels must be whole numbers; got {label!r}")
     return label
-
-
-def _column(images: datasets.Dataset, name: str) -> Iterable[Any]:
-    return (row[name] for row in images.select_columns([name]))

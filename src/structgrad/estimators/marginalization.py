@@ -26,6 +26,7 @@ from structgrad.structures.derived import sparsemap as active_set
 
 Distribution = Literal["softmax", "sparsemax", "topk_sparsemax", "sparsemap"]
 Decomposition = Literal["structure", "active_set"]
+Start = Literal["argmax", "random"]
 
 
 def sparsemax(scores: Tensor) -> Tensor:
@@ -70,7 +71,8 @@ class Marginalize(Estimator):
     states, as in the paper's released code: this is the projection of ``(s + 1) / 2``, which is uniform at scores 0 and
     has a gradient within (-1, 1). Of the distributions with that mean, which is not unique, ``decomposition`` takes the
     structure's own (closed forms, where there are any), or that of the active-set method, as the paper does; they have
-    different entropies (``kl``) and numbers of decoder calls.
+    different entropies (``kl``) and numbers of decoder calls. The active-set method begins with the argmax of the
+    scores, or, as the released code does in training and test, with a uniformly random vertex.
 
     Args:
         structure: the set of vertices.
@@ -78,9 +80,10 @@ class Marginalize(Estimator):
         k: number of vertices of ``topk_sparsemax``, and of no other.
         centred: see above; for ``sparsemap``.
         decomposition: see above; for ``sparsemap``.
+        start: see above; for ``decomposition="active_set"``.
 
     Raises:
-        UnsupportedError: if the structure lacks the oracle.
+        UnsupportedError: if the structure lacks the oracle, or ``sample`` for a random start.
         ValueError: for an unknown distribution or a k that does not fit.
     """
 
@@ -91,6 +94,7 @@ class Marginalize(Estimator):
         k: int | None = None,
         centred: bool = False,
         decomposition: Decomposition = "structure",
+        start: Start = "argmax",
     ) -> None:
         super().__init__(structure)
         if distribution not in get_args(Distribution):
@@ -107,13 +111,19 @@ class Marginalize(Estimator):
             raise ValueError(
                 f"centred and decomposition go with distribution sparsemap and no other; got {distribution}"
             )
+        if start not in get_args(Start):
+            raise ValueError(f"start must be one of {', '.join(get_args(Start))}; got {start!r}")
+        if start != "argmax":
+            if decomposition != "active_set":
+                raise ValueError(f"start goes with decomposition active_set and no other; got {decomposition}")
+            structure.require("sample", by="estimator marginalize (start=random)")
         oracle = {"topk_sparsemax": "top_k", "sparsemap": "sparsemap"}.get(distribution, "enumerate")
         by = f"estimator marginalize (distribution={distribution})"
         structure.require(oracle, by=by)
         if oracle == "enumerate":
             structure.require_linear(by=by)
         self.distribution, self.k = distribution, k
-        self.centred, self.decomposition = centred, decomposition
+        self.centred, self.decomposition, self.start = centred, decomposition, start
         self.kl_over = "vertex" if oracle == "enumerate" or "log_partition" in structure.oracles else None
         self._vertices: dict[torch.Size, Tensor] = {}
 
@@ -145,8 +155,12 @@ class Marginalize(Estimator):
             log_count = log_size(self.structure, scores, mask) if self.kl_over else None
         if self.distribution == "sparsemap":
             scores = (scores + 1) / 2 if self.centred else scores
-            own = self.decomposition == "structure"
-            sparse = self.structure.sparsemap(scores, mask) if own else active_set(self.structure, scores, mask)
+            if self.decomposition == "structure":
+                sparse = self.structure.sparsemap(scores, mask)
+            else:
+                # The Gibbs distribution of scores 0 is the uniform one.
+                start = self.structure.sample(torch.zeros_like(scores), mask) if self.start == "random" else None
+                sparse = active_set(self.structure, scores, mask, start=start)
             return sparse, sparse.weights.log(), log_count, {}
         if self.k is not None:
             vertices, values = self.structure.top_k(scores, self.k, mask)

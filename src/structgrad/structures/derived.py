@@ -244,6 +244,7 @@ def sparsemap(
     scores: Tensor,
     mask: Tensor | None = None,
     *,
+    start: Tensor | None = None,
     max_iterations: int | None = None,
     tolerance: float = 1e-11,
 ) -> SparseDistribution:
@@ -253,6 +254,7 @@ def sparsemap(
         structure: anything with an ``argmax`` that is linear in the scores.
         scores: ``[*batch, *parts]``.
         mask: which parts exist.
+        start: vertices ``[*batch, *parts]`` that the active-set method begins with; None: those of the argmax.
         max_iterations: stop after so many calls of the argmax, with the best distribution so far; None: at the
             solution.
         tolerance: the solution is reached when no vertex is further in the direction of the residual than the mean,
@@ -267,8 +269,9 @@ def sparsemap(
     :mod:`structgrad.algorithms.active_set`.
     """
     target, argmax, show = _flat(structure, scores, mask)
+    first = None if start is None else structure.layout.flatten(start).reshape(target.shape).double()
     vertices, rows, weights = active_set.sparse_distribution(
-        target, argmax, max_iterations=max_iterations, tolerance=tolerance
+        target, argmax, start=first, max_iterations=max_iterations, tolerance=tolerance
     )
     return SparseDistribution(show(vertices).to(scores.dtype), rows, weights.to(scores.dtype))
 

@@ -3,6 +3,8 @@
 Sweeps and reports start runs and read what they leave; this module needs nothing but Python itself.
 """
 
+from typing import Any
+
 #: Exit codes of the commands: 0 finished, 1 an error, and two that mean that the same command continues.
 EXIT_ERROR = 1
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: preempted, or another process has the run
@@ -15,3 +17,11 @@ BUDGETS = ("paper", "quick", "smoke")
 IRRELEVANT = ("paths", "logger", "run", "search")
 #: Keys of ``trainer`` that say on which hardware, and how, the same computation is done.
 HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps")
+
+#: Options that came after results had been kept -> the value at which they change nothing. At that value they are no
+#: part of a run's identity and settings, so that those results stay the runs that the same commands make.
+NEUTRAL: dict[str, Any] = {
+    "task.centre_inputs": False,
+    "task.data.colour": "refused",
+    "estimator.start": "argmax",
+}

@@ -31,7 +31,15 @@ def portable(config: DictConfig) -> dict[str, Any]:
     # A task refers to the machine's folders only by interpolation of `paths`, which are the same for everyone here.
     elsewhere = OmegaConf.merge(config, {"paths": {str(key): f"<{key}>" for key in config.paths}})
     assert isinstance(elsewhere, DictConfig)
-    return {key: value for key, value in resolved(elsewhere).items() if key not in contract.IRRELEVANT}
+    content = {key: value for key, value in resolved(elsewhere).items() if key not in contract.IRRELEVANT}
+    for option, neutral in contract.NEUTRAL.items():
+        *above, name = option.split(".")
+        node: Any = content
+        for key in above:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict) and name in node and node[name] == neutral:
+            del node[name]
+    return content
 
 
 def identity(config: DictConfig) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from structgrad.data.images import prepare_images, read_images
+from structgrad.data.images import Colour, prepare_images, read_images
 from structgrad.tasks.base import Split
 
 
@@ -23,6 +23,8 @@ class ImageData:
         train: the first so many images of the training part.
         val: the last so many images of the training part.
         test: the first so many images of the test part.
+        colour: what becomes of images in colour, see :func:`~structgrad.data.images.prepare_images`; with ``channels``
+            each of the three values of a pixel counts as one of ``pixels``.
 
     Raises:
         ValueError: for a size below 1; from :meth:`prepare`, if there are not that many images.
@@ -34,6 +36,7 @@ class ImageData:
     train: int = 55_000
     val: int = 5_000
     test: int = 10_000
+    colour: Colour = "refused"
     _loaded: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -44,12 +47,12 @@ class ImageData:
 
     def prepare(self) -> None:
         """Decode the images, unless they are cached."""
-        prepare_images(self.source, self.data, self.cache)
+        prepare_images(self.source, self.data, self.cache, self.colour)
 
     def split(self, split: Split) -> Tensor:
         """Grey levels, uint8 ``[n, pixels]``."""
         if not self._loaded:
-            folder = prepare_images(self.source, self.data, self.cache)
+            folder = prepare_images(self.source, self.data, self.cache, self.colour)
             for name, size in (("train", self.train + self.val), ("test", self.test)):
                 pixels = torch.from_numpy(read_images(folder, name).pixels).flatten(1)
                 if len(pixels) < size:

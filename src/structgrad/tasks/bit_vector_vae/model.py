@@ -18,16 +18,26 @@ class Encoder(nn.Module):
         pixels: of an image.
         bits: D.
         hidden: units.
+        centred: subtract an image, :attr:`centre`, from those that come in.
+
+    Attributes:
+        centre: float32 ``[pixels]``, values 0 to 1; with ``centred`` only; 0 until it is set.
     """
 
-    def __init__(self, pixels: int, bits: int, hidden: int) -> None:
+    centre: Tensor
+
+    def __init__(self, pixels: int, bits: int, hidden: int, centred: bool = False) -> None:
         super().__init__()
         self.inner = nn.Linear(pixels, hidden)
         self.outer = nn.Linear(hidden, bits)
+        self.centred = centred
+        if centred:
+            self.register_buffer("centre", torch.zeros(pixels))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``[batch, bits]`` and features ``[batch, hidden]`` of uint8 images ``[batch, pixels]``."""
-        features = self.inner(images / 255).relu()
+        values = images / 255 - self.centre if self.centred else images / 255
+        features = self.inner(values).relu()
         return self.outer(features), features
 
 

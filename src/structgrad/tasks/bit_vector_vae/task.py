@@ -33,6 +33,8 @@ class BitVectorVAE(Task):
     that of a point mass, ``log |X|``: a rate of ``D log 2``. Metrics are means over images, in nats:
 
     - ``rate``; ``distortion``, the objective; ``elbo``, minus their sum;
+    - ``varying_bits``: the share of bits whose more likely value is not the same for all images of a batch; 0 where the
+      code says nothing of the image;
     - ``decoder_calls``; in training also its quartiles over the images of every epoch;
     - ``bits_per_dim``, at test: ``-log2 p(x)`` by :meth:`log_likelihood`, over the number of pixels.
 
@@ -47,6 +49,8 @@ class BitVectorVAE(Task):
         rank: features of a pixel in the decoder.
         batch_size: images in a training batch.
         eval_batch_size: images in a validation or test batch.
+        centre_inputs: subtract the mean training image from what the encoder sees, so that scores of different images
+            do not move together. The paper does not.
         importance_samples: for ``bits_per_dim``.
         importance_images: ``bits_per_dim`` is taken over the first so many test images.
         seed: of the order of training images.
@@ -73,6 +77,7 @@ class BitVectorVAE(Task):
         pixels: int = 784,
         hidden: int = 128,
         rank: int = 5,
+        centre_inputs: bool = False,
         batch_size: int = 64,
         eval_batch_size: int = 64,
         importance_samples: int = 1024,
@@ -97,7 +102,7 @@ class BitVectorVAE(Task):
         self.data, self.bits, self.pixels, self.seed = data, bits, pixels, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.importance_samples, self.importance_images = importance_samples, importance_images
-        self.encoder = Encoder(pixels, bits, hidden)
+        self.encoder = Encoder(pixels, bits, hidden, centred=centre_inputs)
         self.decoder = Decoder(pixels, bits, hidden, rank)
         log_size = float(structure.log_partition(torch.zeros(bits, dtype=torch.float64)))
         self.outside = bits * math.log(2) - log_size
@@ -106,6 +111,11 @@ class BitVectorVAE(Task):
     def prepare_data(self) -> None:
         """Decode the images, unless they are cached."""
         self.data.prepare()
+
+    def setup(self, stage: str) -> None:
+        """The mean training image, where the encoder subtracts it."""
+        if self.encoder.centred:
+            self.encoder.centre.copy_((self.data.split("train").double().mean(0) / 255).float())
 
     def batches(self, split: Split) -> Batches:
         """Grey levels and the number of each image within its split."""
@@ -134,9 +144,14 @@ class BitVectorVAE(Task):
             "rate": rate.detach().mean(),
             "distortion": estimate.objective.mean(),
             "elbo": -(estimate.objective + rate.detach()).mean(),
+            "varying_bits": self._varying_bits(scores.detach(), estimate),
             **estimate.metrics,
         }
         return StepOutput((estimate.surrogate + rate).mean(), len(images), metrics), scores, estimate
+
+    def _varying_bits(self, scores: Tensor, estimate: Estimate) -> Tensor:
+        ones = estimate.mean(estimate.vertices.detach()) > 0.5 if estimate.exact else self.structure.argmax(scores) > 0
+        return (ones.any(0) & ~ones.all(0)).float().mean()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; at the end of an epoch of the data, the quartiles of the decoder calls."""
@@ -212,14 +227,15 @@ class BitVectorVAE(Task):
         """A few test images, if they are square, and their reconstructions: the mean grey levels under the latent
         distribution.
         """
-        if not is_square(self.pixels):
+        channels = 3 if self.data.colour == "channels" else 1
+        if self.pixels % channels or not is_square(self.pixels // channels):
             return []
         assert self.estimator is not None
         images = self.data.split("test")[:10].to(self.device)
         scores, features = self.encoder(images)
         estimate = self.estimator(scores, lambda vertices, rows: self.decoder(vertices, images, rows), context=features)
         means = estimate.mean(self.decoder.mean(estimate.vertices))
-        return [draw_reconstructions(images, means, folder / "reconstructions.png")]
+        return [draw_reconstructions(images, means, channels, folder / "reconstructions.png")]
 
 
 def _contains(estimate: Estimate, vertices: Tensor) -> Tensor:
