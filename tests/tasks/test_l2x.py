@@ -447,7 +447,9 @@ def test_data_are_chosen_by_budget_or_by_hand() -> None:
 
 
 @pytest.mark.usefixtures("_configs")
-@pytest.mark.parametrize("data", ["beeradvocate", "sentiment_treebank", "planted_reviews"])
+@pytest.mark.parametrize(
+    "data", ["beeradvocate", "sentiment_treebank", "planted_reviews", "movie_rationales", "json_reviews"]
+)
 def test_every_data_set_fits(data: str) -> None:
     assert isinstance(assemble(composed(f"data={data}")), L2X)
 

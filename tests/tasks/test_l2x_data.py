@@ -16,7 +16,7 @@ import torch
 from structgrad.data import DamagedDataError, DataError, MissingDataError
 from structgrad.estimators import SST
 from structgrad.structures import KSubset
-from structgrad.tasks.l2x import L2X, BeerAdvocate, PlantedReviews, SentimentTreebank
+from structgrad.tasks.l2x import L2X, BeerAdvocate, JsonReviews, MovieRationales, PlantedReviews, SentimentTreebank
 from structgrad.tasks.l2x.data import PAD, ReviewData
 from tests.tasks.trainers import quiet_trainer
 
@@ -231,6 +231,115 @@ def test_the_treebank(shared_data: Path, tmp_path: Path) -> None:
     assert len(data.vocabulary.words) == 2 + 18280
     train = data.split("train")
     assert train.relevant.sum() / (train.tokens != PAD).sum() == pytest.approx(0.1415, abs=5e-5)
+
+
+# --- JSON lines ----------------------------------------------------------------------------------------------------
+
+LINES = {
+    "train": '{"text": "A fine film .\\n A  poor end", "rating": 1, "spans": [[0, 2]], "id": 7}\n\n'
+    '{"tokens": ["a", "poor", "film"], "rating": 0.25, "spans": []}\n',
+    "dev": '{"text": "a film", "rating": 0, "spans": null}\n',
+    "test": '{"text": "fine fine film", "rating": null, "spans": [[0, 1], [2, 3]]}\n{"text": "a end", "rating": 1.0}\n',
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., JsonReviews]:
+    """Files of one's own; options may replace the text of any."""
+
+    def make(zipped: bool = True, lines: dict[str, str] | None = None, **options: Any) -> JsonReviews:
+        for part, text in (LINES | (lines or {})).items():
+            file = tmp_path / "data" / "reviews" / f"{part}.jsonl"
+            if zipped:
+                pack(file.with_name(f"{part}.jsonl.gz"), text)
+            else:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text)
+        return JsonReviews(data=tmp_path / "data", cache=tmp_path / "cache", **{"words": 5, "least": 1} | options)
+
+    return make
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_reviews_of_ones_own_are_read(own: Callable[..., JsonReviews], zipped: bool) -> None:
+    data = prepared(own(zipped))
+    train, test = data.split("train"), data.split("test")
+    words = data.vocabulary.words
+    assert [[words[t] for t in row] for row in train.tokens.tolist()] == [
+        ["a", "fine", "film", ".", "a"],
+        ["a", "poor", "film", "<pad>", "<pad>"],
+    ]
+    assert train.ratings.tolist() == [1.0, 0.25]
+    assert train.relevant.tolist() == [[True, True, False, False, False], [False] * 5]
+    assert train.annotated.tolist() == [True, True]
+    assert data.split("val").annotated.tolist() == [False]
+    assert test.ratings.isnan().tolist() == [True, False]
+    assert test.relevant[0].tolist() == [True, False, True, False, False]
+    assert test.annotated.tolist() == [True, False]
+    assert data.words_of([0]) == [["fine", "fine", "film"]]
+    frequent = prepared(own(zipped, least=2)).vocabulary.words
+    assert frequent == ["<pad>", "<unk>", "a", "film", "poor"]
+
+
+def test_own_vectors_are_taken_of_words_that_occur(own: Callable[..., JsonReviews], tmp_path: Path) -> None:
+    (tmp_path / "vectors.txt").write_text("film 1 2\nzebra 5 6\nfine 3 4\n")
+    vocabulary = prepared(own(embeddings=str(tmp_path / "vectors.txt"))).vocabulary
+    assert vocabulary.words == ["<pad>", "film", "fine", "<unk>"]
+    assert vocabulary.vectors is not None
+    assert vocabulary.vectors.tolist() == [[0, 0], [1, 2], [3, 4], [0, 0]]
+    with pytest.raises(MissingDataError, match=r"put these files there: .*nowhere\.txt"):
+        own(embeddings="nowhere.txt").prepare()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("text", "expected an object with"),
+        ('["a"]', "expected an object with"),
+        ('{"rating": 1}', "expected an object with"),
+        ('{"text": 3, "rating": 1}', "expected an object with"),
+        ('{"tokens": ["a", 3], "rating": 1}', "tokens are strings"),
+        ('{"text": "a", "rating": "good"}', "expected an object with"),
+        ('{"text": "a"}', 'there is no "rating"'),
+        ('{"text": "a", "rating": 5}', r"within \[0, 1\]; got 5"),
+        ('{"text": "a", "rating": NaN}', r"within \[0, 1\]; got nan"),
+        ('{"text": "a b", "rating": 1, "spans": [[1, 3]]}', r"span \[1, 3\) does not lie within 2 words"),
+        ('{"text": "a b", "rating": 1, "spans": [1]}', "expected an object with"),
+    ],
+)
+def test_damaged_lines_are_named(own: Callable[..., JsonReviews], line: str, reason: str) -> None:
+    with pytest.raises(DamagedDataError, match=rf"train\.jsonl\.gz:2: .*{reason}") as caught:
+        own(lines={"train": '{"text": "a", "rating": 1}\n' + line + "\n"}).prepare()
+    assert "\n" not in str(caught.value)
+
+
+def test_own_reviews_train_a_model(own: Callable[..., JsonReviews]) -> None:
+    task = L2X(
+        structure=KSubset(2),
+        estimator=SST(KSubset(2)),
+        optimizer=partial(torch.optim.Adam, lr=1e-2),
+        data=prepared(own()),  # type: ignore[arg-type]
+        embedding_size=4,
+        filters=4,
+        hidden=4,
+        batch_size=2,
+    )
+    fitted = quiet_trainer(max_steps=2, val_check_interval=1)
+    fitted.fit(task)
+    (metrics,) = fitted.test(task, verbose=False)
+    assert 0 <= metrics["test/precision"] <= 1
+
+
+def test_movie_reviews(shared_data: Path, tmp_path: Path) -> None:
+    """Sizes and shares that ../shared/data/README.md states, of whole reviews."""
+    data = MovieRationales(data=shared_data, cache=tmp_path / "cache", words=2809)
+    data.prepare()
+    parts = {split: data.split(split) for split in ("train", "val", "test")}  # type: ignore[arg-type]
+    assert [len(part) for part in parts.values()] == [1600, 200, 199]
+    assert [float(part.ratings.mean()) for part in parts.values()] == pytest.approx([0.5, 0.5, 99 / 199])
+    lengths = (parts["test"].tokens != PAD).sum(1)
+    assert int(lengths.sum()) == 158_212
+    assert float((parts["test"].relevant.sum(1) / lengths).mean()) == pytest.approx(0.3139, abs=5e-5)
 
 
 # --- planted reviews -----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -132,12 +132,13 @@ def read_annotated(file: Path, aspect: int) -> Iterator[Text]:
         yield Text(where, tokens, float("nan"), relevant)
 
 
-def read_embeddings(file: Path, unknown: str | None) -> Vocabulary:
+def read_embeddings(file: Path, unknown: str | None, wanted: Container[str] | None = None) -> Vocabulary:
     """A word and its vector a line, separated by spaces.
 
     Args:
-        file: gzip.
+        file: text, gzip if its name ends in ``.gz``.
         unknown: see :class:`BeerAdvocate`.
+        wanted: words that are kept; None for all.
 
     Raises:
         DamagedDataError: for a line that is not that, or a second line for a word; names file and line.
@@ -147,6 +148,8 @@ def read_embeddings(file: Path, unknown: str | None) -> Vocabulary:
     seen = set(words)
     for where, line in lines_of(file):
         word, *numbers = line.rstrip(" ").split(" ")
+        if wanted is not None and word not in wanted and word != unknown:
+            continue
         try:
             vector = np.array([float(number) for number in numbers], np.float32)
         except ValueError:
