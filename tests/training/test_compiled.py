@@ -18,7 +18,7 @@ from structgrad.structures import OneHot
 from structgrad.tasks.base import Split, StepOutput, Task
 from structgrad.training.compiled import compiled_step
 from structgrad.training.errors import ConfigurationError, RunError
-from structgrad.training.identity import identity
+from structgrad.training.identity import identity, portable
 from tests.training.in_process import composed, go, metrics, run_folder, summary
 
 
@@ -147,4 +147,4 @@ def test_refused_before_anything_is_written(tmp_path: Path, choice: str, message
 
 def test_how_a_step_is_computed_is_not_who_a_run_is() -> None:
     plain, compiled = (composed("task=listops", *more)[0] for more in ((), ("trainer.compile=inductor",)))
-    assert identity(plain) == identity(compiled)
+    assert identity(portable(plain)) == identity(portable(compiled))

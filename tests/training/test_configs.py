@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_method
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ReadonlyConfigError
 
 from structgrad.experiments import tables
-from structgrad.training.identity import identity, resolved
-from structgrad.training.run import ConfigurationError, assemble
+from structgrad.training.identity import identity, portable, resolved
+from structgrad.training.run import ConfigurationError, Run, assemble
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BUDGETS = ("paper", "quick", "smoke")
@@ -39,7 +42,7 @@ def test_every_task_has_every_budget_and_assembles(task: str, budget: str) -> No
     assert (CONFIGS / "budgets" / task / f"{budget}.yaml").exists()
     assert config.budget.name == budget
     assemble(config)
-    assert len(identity(config)) == 10
+    assert len(identity(portable(config))) == 10
 
 
 @pytest.mark.parametrize("structure", choices("structure"))
@@ -133,3 +136,33 @@ def test_combinations_that_cannot_work_are_refused_in_one_line(overrides: list[s
         assemble(composed(*overrides))
     if isinstance(caught.value, ConfigurationError):
         assert "\n" not in str(caught.value)
+
+
+def test_runs_keep_their_identity() -> None:
+    """What the same commands gave when results were made: their runs are found again, not trained again."""
+    stored = json.loads((Path(__file__).parent / "identities.json").read_text())
+    assert len(stored) > 30
+    found = {}
+    for command in stored:
+        config = composed(*command.split())
+        if "structure=none" in command:
+            config.estimator = None
+        found[command] = identity(portable(config))
+    assert found == stored
+
+
+@pytest.mark.parametrize("structure", ["structure=none", "structure=arborescence"])
+def test_a_run_never_changes(tmp_path: Path, structure: str) -> None:
+    config = composed("task=listops", "budget=smoke", structure, f"paths.runs={tmp_path}")
+    before = OmegaConf.to_yaml(config)
+    choices = {"task": "listops", "structure": structure.split("=")[1], "estimator": "sst", "budget": "smoke"}
+    run = Run.compose(config, choices)
+    assert OmegaConf.to_yaml(config) == before
+    assert run.settings == OmegaConf.to_container(run.config, resolve=True)
+    assert run.config.run.name == run.name
+    with pytest.raises(ReadonlyConfigError):
+        run.config.seed = 1
+    with pytest.raises(FrozenInstanceError):
+        run.name = "another"  # type: ignore[misc]
+    assemble(run.config)
+    assert Run.compose(config, choices) == run

@@ -21,7 +21,7 @@ from structgrad.training.errors import ConfigurationError, RunError
 from structgrad.training.fit import evaluate
 from structgrad.training.folder import checkpoint_to_resume, held, is_sealed, seal
 from structgrad.training.loggers import MetricsFile, WandbSteps
-from structgrad.training.run import assemble, run, run_name
+from structgrad.training.run import Run, assemble, run
 from tests.training.in_process import OWN, SHORT, composed, go, metrics, run_folder, summary
 
 FAULTY = "task._target_=tests.training.faulty.Faulty"
@@ -91,9 +91,9 @@ def test_a_best_score_of_zero_is_a_number(tmp_path: Path) -> None:
 
 def test_whatever_decides_the_result_makes_another_run(finished: Path) -> None:
     """The name has the identity of the configuration in it."""
-    config, choices, _ = composed(*OWN, *SHORT, f"paths.runs={finished}", "task.hidden=17")
-
-    assert run_name(config, choices) != f"find_window/{run_folder(finished).name}"
+    this = Run.compose(*composed(*OWN, *SHORT, f"paths.runs={finished}", "task.hidden=17"))
+    assert this.folder.parent == run_folder(finished).parent
+    assert this.folder != run_folder(finished)
 
 
 # --- moved, damaged, foreign -------------------------------------------------------------------------------------
@@ -365,9 +365,9 @@ def test_wandb_counts_the_steps_of_the_training(tmp_path: Path) -> None:
 def test_the_tested_checkpoint_is_checked(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "copy")
     best = run_folder(tmp_path / "copy") / "checkpoints" / "best.ckpt"
-    config, _, _ = composed(*OWN, *SHORT)
-    found = evaluate(assemble(config), config, best)
+    this = Run.compose(*composed(*OWN, *SHORT))
+    found = evaluate(assemble(this.config), this, best)
     assert found["test/loss"] == summary(finished)["metrics"]["test/loss"]
     flip_a_bit(best)
     with pytest.raises(RunError, match=r"best.ckpt is damaged .*; delete the folder"):
-        evaluate(assemble(config), config, best)
+        evaluate(assemble(this.config), this, best)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
@@ -29,8 +27,9 @@ from structgrad.training.callbacks import (
 )
 from structgrad.training.checkpoints import BestAndLast, CheckedFiles
 from structgrad.training.compiled import compiled_step
+from structgrad.training.composition import Run
+from structgrad.training.environment import environment, seed_everything
 from structgrad.training.errors import RunError
-from structgrad.training.identity import environment, portable, resolved, seed_everything
 from structgrad.training.loggers import MetricsFile
 from structgrad.training.stopping import StopRequest
 
@@ -38,21 +37,12 @@ from structgrad.training.stopping import StopRequest
 _GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment")
 
 
-def fit(
-    config: DictConfig,
-    choices: Mapping[str, str],
-    task: Task,
-    folder: Path,
-    checkpoint: Path | None,
-    request: StopRequest,
-) -> dict[str, Any]:
+def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> dict[str, Any]:
     """Train a task from its start or from a checkpoint, test its best model, draw, and write the summary.
 
     Args:
-        config: of the run, with its name and folder filled in.
-        choices: group -> choice, for the summary.
+        run: whose folder nobody else writes to.
         task: newly built.
-        folder: of the run, which nobody else writes to.
         checkpoint: to continue from.
         request: that training stop.
 
@@ -61,10 +51,10 @@ def fit(
         Interrupted: once a request to stop has been followed.
         RunError: if a logger does not start or a file of the run is damaged.
     """
-    settings = resolved(config)
+    config, folder = run.config, run.folder
     metrics_file = MetricsFile(folder)
     metrics_file.rewind(0 if checkpoint is None else _step_of(checkpoint))
-    loggers: list[Logger] = [metrics_file, *_start_loggers(config)]
+    loggers: list[Logger] = [metrics_file, *_start_loggers(run)]
     best = BestAndLast(
         folder / "checkpoints",
         filename="best",
@@ -91,7 +81,7 @@ def fit(
             logger=loggers,
             callbacks=[
                 StopOnNonFiniteLoss(task.monitor),
-                Owner(settings["run"]["name"]),
+                Owner(run.name),
                 RandomState(),
                 timer,
                 best,
@@ -109,14 +99,14 @@ def fit(
         # The step that loggers get for the test; a run that was resumed after its last step would log it one too low.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         training_s = timer.time_elapsed("train")  # now: the test below restores the best checkpoint's callbacks
-        seed_everything(config.seed)
+        seed_everything(run.seed)
         (metrics,) = trainer.test(task, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
     best_score = best.best_model_score
     assert best_score is not None, "training ends with a validation"
     summary = {
-        "name": settings["run"]["name"],
-        **{group: choices[group] for group in _GROUPS if choices.get(group) is not None},
-        "seed": config.seed,
+        "name": run.name,
+        **{group: run.choices[group] for group in _GROUPS if run.choices.get(group) is not None},
+        "seed": run.seed,
         "metrics": {**metrics, task.monitor: float(best_score)},
         "mode": task.mode,
         "best_step": _step_of(best.best_model_path),
@@ -124,7 +114,7 @@ def fit(
         "training_s": round(training_s, 1),
         "device": torch.cuda.get_device_name() if trainer.accelerator.name() == "cuda" else "cpu",
         **environment(),
-        "config": portable(config),
+        "config": run.deciding,
     }
     if task.estimator is None:
         summary["estimator"] = "none"
@@ -133,23 +123,23 @@ def fit(
         write_json(folder / "summary.json", summary)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):  # the tab HParams sets the configuration against these
-            logger.log_hyperparams(settings, summary["metrics"], trainer.global_step)
+            logger.log_hyperparams(dict(run.settings), summary["metrics"], trainer.global_step)
         logger.finalize("success")
     return summary
 
 
-def evaluate(task: Task, config: DictConfig, checkpoint: Path) -> dict[str, float]:
+def evaluate(task: Task, run: Run, checkpoint: Path) -> dict[str, float]:
     """The metrics of a checkpoint on the test set of a task."""
     trainer = pl.Trainer(
-        accelerator=config.trainer.accelerator,
+        accelerator=run.config.trainer.accelerator,
         devices=1,
-        precision=config.trainer.precision,
+        precision=run.config.trainer.precision,
         logger=False,
         enable_model_summary=False,
         enable_progress_bar=False,
         plugins=[CheckedFiles()],
     )
-    seed_everything(config.seed)
+    seed_everything(run.seed)
     (metrics,) = trainer.test(task, ckpt_path=checkpoint, weights_only=True, verbose=False)
     return dict(metrics)
 
@@ -158,13 +148,13 @@ def _step_of(checkpoint: str | Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
 
 
-def _start_loggers(config: DictConfig) -> list[Logger]:
+def _start_loggers(run: Run) -> list[Logger]:
     loggers: list[Logger] = []
-    for name, node in config.logger.items():
+    for name, node in run.config.logger.items():
         try:
             logger = instantiate(node)
             # The first call opens a connection, where there is one.
-            logger.log_hyperparams(resolved(config))
+            logger.log_hyperparams(dict(run.settings))
         except OSError:
             raise
         except Exception as error:  # every tracking service has errors of its own

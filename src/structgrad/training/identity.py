@@ -1,18 +1,12 @@
-"""Who a run is: a hash of what decides its result, and the folder that it lives in."""
+"""Who a run is: a hash of what decides its result."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import random
-import subprocess
-from importlib import metadata
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from structgrad.common import renamed
@@ -42,42 +36,12 @@ def portable(config: DictConfig) -> dict[str, Any]:
     return content
 
 
-def identity(config: DictConfig) -> str:
-    """Ten hexadecimal digits that are equal for runs that compute the same thing."""
-    content = portable(config)
-    content["trainer"] = {key: value for key, value in content["trainer"].items() if key not in contract.HARDWARE}
-    content = renamed.with_first_names(content)
+def identity(deciding: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits that are equal for runs that compute the same thing.
+
+    Args:
+        deciding: see :func:`portable`.
+    """
+    trainer = {key: value for key, value in deciding["trainer"].items() if key not in contract.HARDWARE}
+    content = renamed.with_first_names({**deciding, "trainer": trainer})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generators of Python, numpy and torch, as Lightning's function of this name does."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, device and commit, for the run folder."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            root = Path(__file__).parent
-            run = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return run.stdout.strip()
-
-    # An installed package may lie in an environment inside somebody else's repository.
-    ours = git("ls-files", "--error-unmatch", Path(__file__).name) is not None
-    commit = git("rev-parse", "HEAD") if ours else None
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    packages = ("structgrad", "torch", "pytorch-lightning", "hydra-core", "numpy", "numba", "datasets")
-    return {
-        "commit": f"{commit}+changes" if commit and changes else commit,
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "machine": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }

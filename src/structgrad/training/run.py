@@ -15,110 +15,31 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.common.files import write_json
 from structgrad.common.text import first_line
 from structgrad.data import DataError, MissingDataError
-from structgrad.estimators.base import Estimator
-from structgrad.structures.base import Structure, UnsupportedError
+from structgrad.training.composition import Run, assemble, build_latent, build_task
+from structgrad.training.environment import environment, seed_everything
 from structgrad.training.errors import ConfigurationError, Interrupted, NonFiniteLossError, RunError, RunHeldError
 from structgrad.training.folder import checkpoint_to_resume, held, read_summary
-from structgrad.training.identity import environment, identity, resolved, seed_everything
-from structgrad.training.options import check_kinds, check_node, check_options
+from structgrad.training.identity import resolved
 from structgrad.training.stopping import StopRequest, stoppable
 
 if TYPE_CHECKING:
     from structgrad.tasks.base import Task
 
-__all__ = ["ConfigurationError", "Interrupted", "RunError", "RunHeldError", "assemble", "run", "run_name"]
+__all__ = ["ConfigurationError", "Interrupted", "Run", "RunError", "RunHeldError", "assemble", "run"]
 
 log = logging.getLogger("structgrad")
-
-
-def assemble(config: DictConfig, chosen: Mapping[str, str] | None = None) -> Task:
-    """Build structure, estimator and task; touches no data.
-
-    Args:
-        config: the composed configuration. For a structure that is not latent ``config.estimator`` is set to null:
-            the task's default estimator has nothing to estimate there.
-        chosen: what the user gave by hand, group or key -> choice or value.
-
-    Raises:
-        ConfigurationError: in one line, if the combination cannot work.
-    """
-    check_options(config, chosen or {})
-    structure, estimator = _assemble_latent(config, chosen or {})
-    return _assemble_task(config, structure, estimator)
-
-
-def _assemble_latent(config: DictConfig, chosen: Mapping[str, str]) -> tuple[Structure, Estimator | None]:
-    """What needs no task, and much less time to import."""
-    structure: Structure = _instantiate(config, "structure", Structure)
-    if not structure.is_latent:
-        asked = chosen.get("estimator", "none")
-        if asked != "none":
-            raise ConfigurationError(
-                f"estimator={asked}: {structure.name} has no latent variable to estimate a gradient for; "
-                "leave the estimator out"
-            )
-        config.estimator = None
-        return structure, None
-    if config.estimator is None:
-        raise ConfigurationError(f"estimator=none: {structure.name} is latent and needs an estimator")
-    return structure, _instantiate(config, "estimator", Estimator, structure=structure)
-
-
-def _assemble_task(config: DictConfig, structure: Structure, estimator: Estimator | None) -> Task:
-    task: Task = _instantiate(config, "task", object, structure=structure, estimator=estimator)
-    try:
-        task.make_optimizer(parameter for parameter in task.parameters() if parameter.requires_grad)
-    except (ValueError, TypeError) as error:  # its options are known only when it has parameters
-        raise ConfigurationError(f"task.optimizer: {first_line(error)}") from error
-    return task
-
-
-def _instantiate(config: DictConfig, key: str, kind: type, **objects: Any) -> Any:
-    try:
-        node = OmegaConf.to_container(config[key], resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise ConfigurationError(f"{key}: {first_line(error)}") from error
-    if not isinstance(node, dict) or "_target_" not in node:
-        raise ConfigurationError(f"{key} has no _target_; see --help for its choices")
-    check_node(key, node, objects)
-    try:
-        built = instantiate(config[key], **objects)
-    except InstantiationException as error:
-        # What a constructor refuses is the user's affair; any other error is a bug, and shows where it is.
-        if isinstance(error.__cause__, ValueError | UnsupportedError):
-            raise ConfigurationError(f"{key}: {first_line(error.__cause__)}") from error
-        raise error.__cause__ or error from None
-    if not isinstance(built, kind):
-        raise ConfigurationError(f"{key}._target_: {node['_target_']} makes no {kind.__name__}")
-    return built
-
-
-def _check_kinds_of_task(config: DictConfig) -> None:
-    node = OmegaConf.to_container(config.task, resolve=False)
-    if isinstance(node, dict) and "_target_" in node:
-        check_kinds("task", {str(key): value for key, value in node.items()})
-
-
-def run_name(config: DictConfig, choices: Mapping[str, str]) -> str:
-    """``<task>/<structure>-<estimator>-<budget>-s<seed>-<identity>``."""
-    estimator = choices["estimator"] if config.estimator is not None else "none"
-    parts = (choices["structure"], estimator, choices["budget"], f"s{config.seed}", identity(config))
-    return f"{choices['task']}/{'-'.join(parts)}"
 
 
 def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Train, test and record a run, or continue it, or report it if it is finished.
 
     Args:
-        config: the composed configuration.
+        config: the composed configuration, which is left as it is.
         choices: group -> choice, for names and summaries.
         chosen: the part of them that the user chose by hand.
 
@@ -129,45 +50,31 @@ def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str
         ConfigurationError: before anything is written.
         RunError: if the run cannot go on; its folder keeps what it has.
     """
-    chosen = chosen or {}
-    check_options(config, chosen)
-    if config.run.name is not None or config.run.folder is not None:
-        raise ConfigurationError(
-            "run.name and run.folder follow from the configuration; paths.runs says where runs are"
-        )
-    test_file, config.paths.test_file = config.paths.test_file, None
-    tested = None if test_file is None else _task_of_file(config, choices, chosen, test_file)
-    seed_everything(config.seed)
-    structure, estimator = _assemble_latent(config, chosen)
-    try:
-        name = run_name(config, choices)
-    except OmegaConfBaseException as error:
-        # Options that refer to those of the data set fail first where it is that of another task.
-        _check_kinds_of_task(config)
-        raise ConfigurationError(first_line(error)) from error
-    folder = Path(config.paths.runs) / name
-    label = name.replace("/", "-")
-    OmegaConf.update(config, "run", {"name": label, "folder": str(folder)}, force_add=True)
+    this = Run.compose(config, choices, chosen)
+    test_file = config.paths.test_file
+    tested = None if test_file is None else _task_of_file(this, test_file)
+    seed_everything(this.seed)
+    structure, estimator = build_latent(this.config)
     with stoppable() as request:
-        summary = read_summary(folder, label)
+        summary = read_summary(this.folder, this.name)
         if summary is not None:
-            log.info("this run is finished: %s", folder)
-            _keep(summary, config)
-            _print_summary(summary, folder)
+            log.info("this run is finished: %s", this.folder)
+            _keep(summary, this)
+            _print_summary(summary, this.folder)
         else:
-            task = _assemble_task(config, structure, estimator)
-            _prepare(task, config.paths.data)
-            _make_folder(folder)
+            task = build_task(this.config, structure, estimator)
+            _prepare(task, this.config.paths.data)
+            _make_folder(this.folder)
             # Only the first of several processes that share the run, which waits for the others.
-            with held(folder) if _is_first_process() else nullcontext():
-                summary = read_summary(folder, label)
+            with held(this.folder) if _is_first_process() else nullcontext():
+                summary = read_summary(this.folder, this.name)
                 if summary is None:
-                    summary = _train_or_explain(config, choices, task, folder, request)
-                _keep(summary, config)
+                    summary = _train_or_explain(this, task, request)
+                _keep(summary, this)
             if _is_first_process():
-                _print_summary(summary, folder)
+                _print_summary(summary, this.folder)
         if tested is not None:
-            _test_on(tested, config, folder, Path(test_file))
+            _test_on(tested, this, Path(test_file))
     return summary
 
 
@@ -176,13 +83,13 @@ def _is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
 
 
-def _task_of_file(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str], test_file: str) -> Task:
+def _task_of_file(this: Run, test_file: str) -> Task:
     """The task with a published test file, which is read here, before anything is trained."""
-    with_file = OmegaConf.merge(config, {"paths": {"test_file": test_file}})
+    with_file = OmegaConf.merge(this.config, {"paths": {"test_file": test_file}})
     assert isinstance(with_file, DictConfig)
     if str(test_file) not in json.dumps(resolved(with_file)["task"]):
-        raise ConfigurationError(f"paths.test_file: task {choices['task']} reads no published test file")
-    task = assemble(with_file, chosen)
+        raise ConfigurationError(f"paths.test_file: task {this.choices['task']} reads no published test file")
+    task = build_task(with_file, *build_latent(with_file))
     try:
         task.batches("test")
     except (OSError, ValueError, DataError) as error:
@@ -204,17 +111,16 @@ def _prepare(task: Task, data: str) -> None:
         raise ConfigurationError(f"task: {first_line(error)}") from error
 
 
-def _train_or_explain(
-    config: DictConfig, choices: Mapping[str, str], task: Task, folder: Path, request: StopRequest
-) -> dict[str, Any]:
+def _train_or_explain(this: Run, task: Task, request: StopRequest) -> dict[str, Any]:
     from structgrad.training.fit import fit
 
-    checkpoint = checkpoint_to_resume(folder, config.run.name)
+    folder = this.folder
+    checkpoint = checkpoint_to_resume(folder, this.name)
     try:
         if _is_first_process():
-            OmegaConf.save(config, folder / "config.yaml", resolve=True)
+            OmegaConf.save(this.config, folder / "config.yaml", resolve=True)
             write_json(folder / "environment.json", environment())
-        return fit(config, choices, task, folder, checkpoint, request)
+        return fit(this, task, checkpoint, request)
     except NonFiniteLossError as error:
         best = folder / "checkpoints" / "best.ckpt"
         kept = f"the last good checkpoint is {best}" if best.exists() else "no checkpoint was written before"
@@ -236,11 +142,11 @@ def _make_folder(folder: Path) -> None:
         raise RunError(f"cannot write to {folder}: {error.strerror}; set paths.runs to a folder with space") from error
 
 
-def _keep(summary: dict[str, Any], config: DictConfig) -> None:
+def _keep(summary: dict[str, Any], this: Run) -> None:
     """Leave a copy in ``paths.results``."""
-    if not config.paths.results or not _is_first_process():
+    if not this.config.paths.results or not _is_first_process():
         return
-    results = Path(config.paths.results)
+    results = Path(this.config.paths.results)
     try:
         results.mkdir(parents=True, exist_ok=True)
         write_json(results / f"{summary['name']}.json", summary)
@@ -250,11 +156,12 @@ def _keep(summary: dict[str, Any], config: DictConfig) -> None:
         ) from error
 
 
-def _test_on(task: Task, config: DictConfig, folder: Path, file: Path) -> None:
+def _test_on(task: Task, this: Run, file: Path) -> None:
     """Test the finished model on a published file; files of equal names do not overwrite each other's results."""
     from structgrad.training.fit import evaluate
 
-    metrics = evaluate(task, config, folder / "checkpoints" / "best.ckpt")
+    folder = this.folder
+    metrics = evaluate(task, this, folder / "checkpoints" / "best.ckpt")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     out = folder / f"test-{file.stem}-{digest}.json"
     try:

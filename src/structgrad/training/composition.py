@@ -1,0 +1,167 @@
+"""From a configuration to a run: its name and folder, and the objects that it is made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from structgrad.common.text import first_line
+from structgrad.estimators.base import Estimator
+from structgrad.structures.base import Structure, UnsupportedError
+from structgrad.training.errors import ConfigurationError
+from structgrad.training.identity import identity, portable, resolved
+from structgrad.training.options import check_kinds, check_node, check_options
+
+if TYPE_CHECKING:
+    from structgrad.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it was composed. It is made once, and nothing of it changes afterwards.
+
+    Attributes:
+        config: the whole configuration, read-only, with the name and the folder of the run; objects are built of it.
+        choices: group -> choice, for summaries.
+        name: ``<task>-<structure>-<estimator>-<budget>-s<seed>-<identity>``; unique wherever runs are collected.
+        folder: where everything of the run lies, which need not exist yet.
+        settings: the configuration as plain dictionaries, interpolations resolved.
+        deciding: the part of the settings that decides the result; it names no folder of this machine.
+    """
+
+    config: DictConfig
+    choices: Mapping[str, str]
+    name: str
+    folder: Path
+    settings: Mapping[str, Any]
+    deciding: Mapping[str, Any]
+
+    @classmethod
+    def compose(cls, config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str] | None = None) -> Run:
+        """Check a configuration and name the run that it describes; touches no data and writes nothing.
+
+        Args:
+            config: the composed configuration, which is left as it is.
+            choices: group -> choice.
+            chosen: what the user gave by hand, group or key -> choice or value.
+
+        Raises:
+            ConfigurationError: in one line, if the configuration cannot work, as far as this is known without a task.
+        """
+        config = settled(config, chosen or {})
+        if config.run.name is not None or config.run.folder is not None:
+            raise ConfigurationError(
+                "run.name and run.folder follow from the configuration; paths.runs says where runs are"
+            )
+        estimator = choices["estimator"] if config.estimator is not None else "none"
+        try:
+            deciding = portable(config)
+        except OmegaConfBaseException as error:
+            # Options that refer to those of the data set fail first where it is that of another task.
+            _check_kinds_of_task(config)
+            raise ConfigurationError(first_line(error)) from error
+        parts = (choices["structure"], estimator, choices["budget"], f"s{config.seed}", identity(deciding))
+        task, rest = choices["task"], "-".join(parts)
+        name, folder = f"{task.replace('/', '-')}-{rest.replace('/', '-')}", Path(config.paths.runs) / task / rest
+        OmegaConf.update(config, "run", {"name": name, "folder": str(folder)}, force_add=True)
+        OmegaConf.update(config, "paths.test_file", None)  # tests the finished run, and is no part of it
+        OmegaConf.set_readonly(config, True)
+        settings = resolved(config)
+        return cls(config, MappingProxyType(dict(choices)), name, folder, settings, deciding)
+
+    @property
+    def seed(self) -> int:
+        """Of all random numbers."""
+        return int(self.config.seed)
+
+
+def settled(config: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
+    """A checked copy of a configuration, in which ``estimator`` is null where the structure is not latent.
+
+    The default estimator of a task has nothing to estimate there.
+
+    Raises:
+        ConfigurationError: in one line.
+    """
+    check_options(config, chosen)
+    config = copy.deepcopy(config)
+    OmegaConf.set_readonly(config, False)
+    structure: Structure = _instantiate(config, "structure", Structure)
+    if not structure.is_latent:
+        asked = chosen.get("estimator", "none")
+        if asked != "none":
+            raise ConfigurationError(
+                f"estimator={asked}: {structure.name} has no latent variable to estimate a gradient for; "
+                "leave the estimator out"
+            )
+        config.estimator = None
+    elif config.estimator is None:
+        raise ConfigurationError(f"estimator=none: {structure.name} is latent and needs an estimator")
+    return config
+
+
+def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:
+    """Structure and estimator of a settled configuration, which need no task and much less time to import."""
+    structure: Structure = _instantiate(config, "structure", Structure)
+    if not structure.is_latent:
+        return structure, None
+    return structure, _instantiate(config, "estimator", Estimator, structure=structure)
+
+
+def build_task(config: DictConfig, structure: Structure, estimator: Estimator | None) -> Task:
+    """The task over them; touches no data."""
+    task: Task = _instantiate(config, "task", object, structure=structure, estimator=estimator)
+    try:
+        task.make_optimizer(parameter for parameter in task.parameters() if parameter.requires_grad)
+    except (ValueError, TypeError) as error:  # its options are known only when it has parameters
+        raise ConfigurationError(f"task.optimizer: {first_line(error)}") from error
+    return task
+
+
+def assemble(config: DictConfig, chosen: Mapping[str, str] | None = None) -> Task:
+    """Check a configuration and build structure, estimator and task of it; touches no data.
+
+    Args:
+        config: the composed configuration, which is left as it is.
+        chosen: what the user gave by hand, group or key -> choice or value.
+
+    Raises:
+        ConfigurationError: in one line, if the combination cannot work.
+    """
+    config = settled(config, chosen or {})
+    return build_task(config, *build_latent(config))
+
+
+def _instantiate(config: DictConfig, key: str, kind: type, **objects: Any) -> Any:
+    try:
+        node = OmegaConf.to_container(config[key], resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigurationError(f"{key}: {first_line(error)}") from error
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigurationError(f"{key} has no _target_; see --help for its choices")
+    check_node(key, node, objects)
+    try:
+        built = instantiate(config[key], **objects)
+    except InstantiationException as error:
+        # What a constructor refuses is the user's affair; any other error is a bug, and shows where it is.
+        if isinstance(error.__cause__, ValueError | UnsupportedError):
+            raise ConfigurationError(f"{key}: {first_line(error.__cause__)}") from error
+        raise error.__cause__ or error from None
+    if not isinstance(built, kind):
+        raise ConfigurationError(f"{key}._target_: {node['_target_']} makes no {kind.__name__}")
+    return built
+
+
+def _check_kinds_of_task(config: DictConfig) -> None:
+    node = OmegaConf.to_container(config.task, resolve=False)
+    if isinstance(node, dict) and "_target_" in node:
+        check_kinds("task", {str(key): value for key, value in node.items()})
