@@ -30,7 +30,8 @@ from torch import Tensor
 from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import gradients, second_gradients
 from structgrad.algorithms.gpu import tl
-from structgrad.algorithms.threads import run, untraced
+from structgrad.algorithms.threads import run
+from structgrad.common.private import untraced
 
 _DONE, _GONE, _FRESH = -2, -3, -1
 _GPU_DONE, _GPU_GONE, _GPU_FRESH = (gpu.constant(name) for name in (_DONE, _GONE, _FRESH))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from structgrad.common.private import is_functorch_tensor
+
 
 def values_can_be_read(tensor: Tensor) -> bool:
     """Whether looking at the values of ``tensor`` is free: eager CPU code, outside ``vmap`` and ``torch.compile``."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu":
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not is_functorch_tensor(tensor)
 
 
 def refuse(bad: Tensor, what: str) -> None:
@@ -27,7 +29,7 @@ def refuse_transforms(scores: Tensor, name: str) -> None:
     """
     if torch.compiler.is_compiling() or scores.device.type != "cpu":
         return
-    if torch._C._functorch.is_functorch_wrapped_tensor(scores):
+    if is_functorch_tensor(scores):
         raise NotImplementedError(
             f"{name} does not run under torch.func transforms (vmap, grad) on the CPU; it takes leading batch "
             "dimensions, and torch.autograd gives its gradients"

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from structgrad.common.private import is_functorch_tensor
+
 __all__ = [
     "DEVICES",
     "block",
@@ -77,7 +79,7 @@ def takes(tensor: Tensor, size: int, largest: int) -> bool:
         size: of each example's problem.
         largest: that one program holds.
     """
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    if not torch.compiler.is_compiling() and is_functorch_tensor(tensor):
         return False  # operators have no rules for torch.func, plain torch does
     kind = tensor.device.type
     return kind in DEVICES and (triton is not None or kind == "meta") and size <= largest

@@ -37,7 +37,8 @@ from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import gradients, second_gradients
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.gradients import value_and_gradient
-from structgrad.algorithms.threads import run, untraced
+from structgrad.algorithms.threads import run
+from structgrad.common.private import untraced
 
 #: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
 _LOG_ZERO = -1e30

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
-from torch._compile import _disable_dynamo
+
+from structgrad.common.private import untraced
 
 #: Fewer elementary operations than this are done before a second thread has started.
 _WORTH_A_THREAD = 200_000
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -27,15 +23,6 @@ def _forget_pool() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_pool)
-
-
-def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """``torch.compiler.disable``, which imports the compiler at once for a second; this does when called."""
-
-    def call(*positional: P.args, **named: P.kwargs) -> R:
-        return function(*positional, **named)
-
-    return functools.wraps(function)(_disable_dynamo(call))
 
 
 @untraced

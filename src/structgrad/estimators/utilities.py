@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from structgrad.algorithms.noise import wide_exponentials
+from structgrad.common.private import standard_gamma
 
 UtilityName = Literal["gumbel", "gaussian", "logistic", "neg_exponential"]
 Rate = Literal["exp", "softplus"]
@@ -191,7 +192,7 @@ class SumOfGamma:
         """``scores`` plus noise, the shape of the scores."""
         index = torch.arange(1, self.terms + 1, device=scores.device, dtype=scores.dtype)
         shape = scores.new_full((), 1 / self.k).expand(*scores.shape, self.terms)
-        gammas = torch._standard_gamma(shape) * (self.k / index)
+        gammas = standard_gamma(shape) * (self.k / index)
         return scores + (gammas.sum(-1) - math.log(self.terms)) * (self.scale / self.k)
 
 

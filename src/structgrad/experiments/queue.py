@@ -33,6 +33,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from structgrad.common.files import write_json
+from structgrad.common.private import beat, enqueued_parameters
 from structgrad.common.text import first_line
 from structgrad.experiments.space import Space, draw, sample
 from structgrad.experiments.tables import Direction
@@ -247,7 +248,7 @@ class Queue:
                 if index is None or index in row.trials:
                     break
                 # Of another plan, with more trials of this row: to the end of the queue, so that ours comes next.
-                fixed = self.storage.get_trial_system_attrs(trial._trial_id).get("fixed_params", {})
+                fixed = enqueued_parameters(self.storage, trial)
                 study.enqueue_trial(fixed, user_attrs={"index": index})
                 trial.set_user_attr("copy", True)
                 study.tell(trial, state=TrialState.FAIL)
@@ -256,7 +257,7 @@ class Queue:
             if index is None:  # another process has taken the last one: Optuna has made a new one up
                 study.tell(trial, state=TrialState.FAIL)
                 return None
-            self.storage.record_heartbeat(trial._trial_id)
+            beat(self.storage, trial)
             trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
         others = [
             t
@@ -317,13 +318,13 @@ class Queue:
         """Show signs of life of a trial."""
         stop = threading.Event()
 
-        def beat() -> None:
+        def until_stopped() -> None:
             while not stop.wait(self.plan.heartbeat):
                 # A busy or unreachable database: the next beat may arrive.
                 with suppress(StorageInternalError):
-                    self.storage.record_heartbeat(trial._trial_id)
+                    beat(self.storage, trial)
 
-        thread = threading.Thread(target=beat, daemon=True)
+        thread = threading.Thread(target=until_stopped, daemon=True)
         thread.start()
         try:
             yield

@@ -12,6 +12,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from structgrad.common.files import write_bytes
+from structgrad.common.private import save_last
 from structgrad.training.errors import RunError
 from structgrad.training.folder import is_sealed, seal
 
@@ -48,8 +49,7 @@ class BestAndLast(ModelCheckpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The best first: the last state knows of it."""
         super().on_validation_end(trainer, pl_module)
-        if not self._should_skip_saving_checkpoint(trainer):  # as it is where this step has been saved
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        save_last(self, trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning's, without the folder."""

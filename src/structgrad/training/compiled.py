@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported, UserError
-from torch._inductor.compile_fx import compile_fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from structgrad.common.private import compiler_errors, compiling_whole_steps, with_captured_graphs
 from structgrad.common.text import first_line
 from structgrad.data import Batch
 from structgrad.tasks.base import StepOutput, Task
@@ -50,9 +49,9 @@ def compiled_step(task: Task, mode: str) -> Callable[[Batch], StepOutput]:
                 if (state := module.get_buffer(name)) is not place:
                     setattr(module, name, place.copy_(state))
         try:
-            with torch._dynamo.config.patch(allow_rnn=True), torch._inductor.config.patch(fallback_random=True):
+            with compiling_whole_steps():
                 out = program(batch)
-        except (Unsupported, UserError, FailOnRecompileLimitHit, BackendCompilerFailed) as error:
+        except compiler_errors() as error:
             reason = first_line(getattr(error, "inner_exception", error))
             raise RunError(
                 f"trainer.compile={mode}: this training step is no single program: {reason}{_where(error)}; "
@@ -69,7 +68,7 @@ def _captured(graph: fx.GraphModule, inputs: list[Tensor]) -> Any:
     for node in graph.graph.nodes:
         if free_unbacked_symbols(node.meta.get("example_value")):
             raise ValueError(f"what {node.name} returns depends on values, and a captured graph has fixed shapes")
-    return compile_fx(graph, inputs, config_patches=torch._inductor.list_mode_options("reduce-overhead"))
+    return with_captured_graphs(graph, inputs)
 
 
 def _where(error: Exception) -> str:

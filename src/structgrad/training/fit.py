@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
 from structgrad.common.files import write_json
+from structgrad.common.private import log_the_test_at_the_last_step
 from structgrad.common.text import first_line
 from structgrad.tasks.base import Task
 from structgrad.training.callbacks import (
@@ -96,8 +97,7 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
             default_root_dir=folder,
         )
         trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
-        # The step that loggers get for the test; a run that was resumed after its last step would log it one too low.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        log_the_test_at_the_last_step(trainer)
         training_s = timer.time_elapsed("train")  # now: the test below restores the best checkpoint's callbacks
         seed_everything(run.seed)
         (metrics,) = trainer.test(task, ckpt_path=best.best_model_path, weights_only=True, verbose=False)

@@ -1,0 +1,107 @@
+"""Parts of other libraries that these keep to themselves: all of our uses, one function each.
+
+Each has a test of its name in ``tests/common/test_private.py``; when a new version of a library breaks one, that test
+says which. What is not private stands where it is used.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:  # each function imports what it needs: nobody waits for a library that is not used
+    import pytorch_lightning as pl
+    from optuna.storages import RDBStorage
+    from optuna.trial import Trial
+    from pytorch_lightning.callbacks import ModelCheckpoint
+    from torch import Tensor, fx
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+def is_functorch_tensor(tensor: Tensor) -> bool:
+    """Whether a tensor is wrapped by ``torch.func`` (``vmap``, ``grad``, ...), so that its values cannot be read."""
+    import torch
+
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """``torch.compiler.disable``, which imports the compiler at once for a second; this does when called."""
+    from torch._compile import _disable_dynamo
+
+    def call(*positional: P.args, **named: P.kwargs) -> R:
+        return function(*positional, **named)
+
+    return functools.wraps(function)(_disable_dynamo(call))
+
+
+def standard_gamma(concentration: Tensor) -> Tensor:
+    """Draw from gamma distributions of rate 1, differentiably.
+
+    ``torch.distributions.Gamma`` also moves what it draws away from zero.
+    """
+    import torch
+
+    return torch._standard_gamma(concentration)
+
+
+def compiler_errors() -> tuple[type[Exception], ...]:
+    """What ``torch.compile`` raises for a function that it cannot compile as a whole."""
+    from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported, UserError
+
+    return BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported, UserError
+
+
+@contextmanager
+def compiling_whole_steps() -> Iterator[None]:
+    """Within, ``torch.compile`` traces recurrent networks and draws the random numbers of code that is not compiled."""
+    import torch
+
+    with torch._dynamo.config.patch(allow_rnn=True), torch._inductor.config.patch(fallback_random=True):
+        yield
+
+
+def with_captured_graphs(graph: fx.GraphModule, inputs: list[Tensor]) -> Any:
+    """A traced program, compiled for CUDA graphs, as ``torch.compile(mode="reduce-overhead")`` does."""
+    import torch
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(graph, inputs, config_patches=torch._inductor.list_mode_options("reduce-overhead"))
+
+
+# --- Lightning --------------------------------------------------------------------------------------------------------
+
+
+def log_the_test_at_the_last_step(trainer: pl.Trainer) -> None:
+    """Let loggers get ``trainer.global_step`` as the step of the test.
+
+    Lightning counts the steps of this process's batches instead: a run that was resumed after its last step would log
+    its test one step too low.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def save_last(checkpoint: ModelCheckpoint, trainer: pl.Trainer) -> None:
+    """Save the last state now, unless this step's has been saved."""
+    if not checkpoint._should_skip_saving_checkpoint(trainer):
+        checkpoint._save_last_checkpoint(trainer, checkpoint._monitor_candidates(trainer))
+
+
+# --- Optuna -----------------------------------------------------------------------------------------------------------
+
+
+def beat(storage: RDBStorage, trial: Trial) -> None:
+    """Record a heartbeat of a trial; Optuna's own thread for it belongs to ``Study.optimize``."""
+    storage.record_heartbeat(trial._trial_id)
+
+
+def enqueued_parameters(storage: RDBStorage, trial: Trial) -> dict[str, Any]:
+    """What ``Study.enqueue_trial`` was given for a trial."""
+    parameters: dict[str, Any] = storage.get_trial_system_attrs(trial._trial_id).get("fixed_params", {})
+    return parameters

@@ -1,0 +1,219 @@
+"""Parts of other libraries that these keep to themselves: a test each, which says what breaks with a new version."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import pytorch_lightning as pl
+import torch
+from optuna.storages import RDBStorage
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import structgrad
+from structgrad.common import private
+
+PACKAGE = Path(structgrad.__file__).parent
+
+
+def test_every_function_has_a_test_of_its_name() -> None:
+    functions = {n.name for n in ast.parse(Path(private.__file__).read_text()).body if isinstance(n, ast.FunctionDef)}
+    assert {f"test_{name}" for name in functions} <= set(globals())
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_private_is_used_elsewhere(path: Path) -> None:
+    """Of modules of other packages: ``torch._C``, ``from torch._dynamo import``, and of their objects by name."""
+    if path.name == "private.py":
+        return
+    tree = ast.parse(path.read_text())
+    foreign: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.module.startswith("structgrad") or "._" not in node.module, node.module
+        if isinstance(node, ast.Import):
+            foreign |= {(a.asname or a.name).split(".")[0] for a in node.names if not a.name.startswith("structgrad")}
+    objects = {"trainer", "trial", "study", "storage", "checkpoint", "logger", *foreign}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            root = node.value
+            while isinstance(root, ast.Attribute | ast.Call):
+                root = root.value if isinstance(root, ast.Attribute) else root.func
+            assert not (isinstance(root, ast.Name) and root.id in objects), f"line {node.lineno}: {ast.unparse(node)}"
+
+
+# --- torch ------------------------------------------------------------------------------------------------------------
+
+
+def test_is_functorch_tensor() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(private.is_functorch_tensor(x))
+        return x
+
+    look(torch.zeros(2))
+    torch.func.vmap(look)(torch.zeros(2))
+    assert seen == [False, True]
+
+
+def test_untraced() -> None:
+    """The compiler is imported when the function is called, and the function is not traced."""
+    code = (
+        "import sys, torch; from structgrad.common.private import untraced\n"
+        "f = untraced(lambda x: x + torch.compiler.is_compiling())\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "g = torch.compile(lambda x: f(x) + torch.compiler.is_compiling(), backend='eager')\n"
+        "print(g(torch.zeros(())).item())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout == "1.0\n"
+
+
+def test_standard_gamma() -> None:
+    """Mean and derivative of the mean are those of a gamma distribution, within five standard errors."""
+    torch.manual_seed(0)
+    concentration = torch.full((20_000,), 0.7, dtype=torch.float64, requires_grad=True)
+    drawn = private.standard_gamma(concentration)
+    (slope,) = torch.autograd.grad(drawn.sum(), concentration)
+    for found, expected in ((drawn.detach(), 0.7), (slope, 1.0)):
+        assert abs(found.mean() - expected) < 5 * found.std() / len(found) ** 0.5
+
+
+def test_compiler_errors() -> None:
+    """A function that looks at values is no single program."""
+
+    def looks(x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(private.compiler_errors()):
+        torch.compile(looks, backend="eager", fullgraph=True)(torch.zeros(3))
+
+
+def test_compiling_whole_steps() -> None:
+    layer = nn.LSTM(2, 3)
+    with private.compiling_whole_steps():
+        out, _ = torch.compile(layer, backend="eager", fullgraph=True)(torch.zeros(1, 1, 2))
+    torch.testing.assert_close(out, layer(torch.zeros(1, 1, 2))[0])
+
+
+def test_with_captured_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed to inductor; `tests/training/test_compiled.py` runs it on a GPU."""
+    from torch._inductor import compile_fx
+
+    called = inspect.signature(compile_fx.compile_fx)
+    monkeypatch.setattr(compile_fx, "compile_fx", lambda *p, **n: called.bind(*p, **n).arguments)
+    program = torch.fx.symbolic_trace(lambda x: (x * 2 + 1,))
+    handed = private.with_captured_graphs(program, [torch.ones(3)])
+    assert handed["model_"] is program
+    assert handed["config_patches"] == {"triton.cudagraphs": True}
+
+
+# --- Lightning --------------------------------------------------------------------------------------------------------
+
+
+class Line(pl.LightningModule):
+    """Two weights, a validation, a logged test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def training_step(self, batch: Tensor, index: int) -> Tensor:
+        return ((batch - self.weight) ** 2).sum()
+
+    def validation_step(self, batch: Tensor, index: int) -> None:
+        self.log("val/loss", torch.tensor(float(self.global_step)))  # the first is the best
+
+    def test_step(self, batch: Tensor, index: int) -> None:
+        self.log("test/loss", 1.0)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(torch.ones(4, 2), batch_size=None)  # type: ignore[arg-type]
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+def trainer(folder: Path, steps: int, **options: object) -> pl.Trainer:
+    return pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_log_the_test_at_the_last_step(tmp_path: Path) -> None:
+    """In a run that is resumed after its last step."""
+    first = trainer(tmp_path, 4, logger=False)
+    first.fit(Line())
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    logger = pl.loggers.CSVLogger(tmp_path)
+    steps = []
+    logger.log_metrics = lambda metrics, step: steps.append(step)  # type: ignore[method-assign, assignment, misc]
+    resumed, line = trainer(tmp_path, 4, logger=logger), Line()
+    resumed.fit(line, ckpt_path=tmp_path / "end.ckpt")
+    private.log_the_test_at_the_last_step(resumed)
+    resumed.test(line, verbose=False)
+    assert steps == [4]
+
+
+def test_save_last(tmp_path: Path) -> None:
+    """Also where it is not the best, and only once a step."""
+
+    class Always(ModelCheckpoint):
+        def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            super().on_validation_end(trainer, pl_module)
+            for _ in range(2):
+                private.save_last(self, trainer)
+
+    checkpoint = Always(tmp_path, filename="best", monitor="val/loss", save_last=True, save_on_train_epoch_end=False)
+    saved = []
+    fit = trainer(tmp_path, 4, logger=False, callbacks=[checkpoint], val_check_interval=2, num_sanity_val_steps=0)
+    save = fit.save_checkpoint
+    fit.save_checkpoint = lambda file, *rest: (saved.append(Path(file).stem), save(file, *rest))  # type: ignore[method-assign, assignment]
+    fit.fit(Line())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2
+    assert saved.count("best") == 1
+
+
+# --- Optuna -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> RDBStorage:
+    return RDBStorage(f"sqlite:///{tmp_path}/queue.db", heartbeat_interval=1, grace_period=2)
+
+
+def test_beat(storage: RDBStorage) -> None:
+    """What has not beaten for long enough is called dead."""
+    study = optuna.create_study(storage=storage)
+    alive, dead = study.ask(), study.ask()
+    for trial in (alive, dead):
+        private.beat(storage, trial)
+    for _ in range(6):
+        time.sleep(0.5)
+        private.beat(storage, alive)
+    optuna.storages.fail_stale_trials(study)
+    assert [t.state.name for t in study.get_trials()] == ["RUNNING", "FAIL"]
+
+
+def test_enqueued_parameters(storage: RDBStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    study.enqueue_trial({"x": 0.5})
+    assert private.enqueued_parameters(storage, study.ask()) == {"x": 0.5}
+    assert private.enqueued_parameters(storage, study.ask()) == {}
