@@ -13,35 +13,43 @@ An estimator: :func:`assert_unbiased` compares its gradients, of scores and deco
 values in what fails, let pytest rewrite the assertions: ``pytest.register_assert_rewrite("structgrad.testing")`` in
 ``conftest.py``.
 
+Every test of the contract runs on every path that computes (:data:`PATHS`), not only on the one that this machine would
+take: what a GPU is to be right about is tested without one.
+
 On another device: ``STRUCTGRAD_TEST_DEVICE=cuda`` in the environment. Problems and expected values stay on the CPU;
 what is asked of a structure or an estimator is computed there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 import torch
 from scipy import optimize, stats
 from torch import Tensor
 
+from structgrad.algorithms import eager, gpu
 from structgrad.diagnose import Distribution, Problem
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import ORACLES, Structure, Trace, UnsupportedError
 
 __all__ = [
     "DEVICE",
+    "PATHS",
     "Case",
     "Distribution",
     "Problem",
     "StructureContract",
     "assert_mean",
     "assert_unbiased",
+    "computing",
     "gradients",
     "length_masks",
     "moved",
@@ -82,6 +90,28 @@ class _Elsewhere:
             return moved(found(*moved(arguments, DEVICE), **named), torch.device("cpu"))
 
         return oracle
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+#: How oracles compute: ``native``, as on this device; ``plain``, in plain torch, without compiled code, kernels, and
+#: looks at values; ``kernels``, by the operators of a GPU, in Triton's interpreter where the device is the CPU.
+PATHS = ("native", "plain", "kernels")
+
+#: Whether the kernels run on CPU tensors.
+_INTERPRETED = gpu.triton is not None and os.environ.get("TRITON_INTERPRET") == "1" and not _ELSEWHERE
+
+
+#: Tests of what does not depend on the path, or happens where values may be looked at.
+_NATIVE_ONLY = ("test_autocast_changes_nothing", "test_bad_input_is_refused", "test_missing_oracles_say_so")
+
+
+@contextlib.contextmanager
+def computing(path: str) -> Iterator[None]:
+    """While it is entered, oracles compute by the path of that name (one of :data:`PATHS`)."""
+    hosts, devices = {"native": (eager.HOSTS, gpu.DEVICES), "plain": (set(), set()), "kernels": (set(), {"cpu"})}[path]
+    with mock.patch.object(eager, "HOSTS", hosts), mock.patch.object(gpu, "DEVICES", devices):
+        yield
 
 
 # --- structures -------------------------------------------------------------------------------------------------------
@@ -133,11 +163,41 @@ class StructureContract:
     cases: Sequence[Case]
     #: Largest absolute score at which float32 is compared with float64.
     extreme = 100.0
+    #: Which of :data:`PATHS` the test computes by.
+    path = "native"
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """The tests of the contract on every path; those of a subclass, which may draw any number, not by kernels."""
+        name = metafunc.function.__name__
+        if not hasattr(StructureContract, name) or name in _NATIVE_ONLY:
+            return
+        inherited = metafunc.function is getattr(StructureContract, name)
+        paths = [path for path in PATHS if path != "kernels" or (inherited and _INTERPRETED)]
+        metafunc.parametrize("_path", paths, indirect=True)
 
     @pytest.fixture(autouse=True)
-    def _seed(self) -> None:
-        """Every test starts from the same seed."""
+    def _path(self, request: pytest.FixtureRequest) -> Iterator[None]:
+        """Every test starts from the same seed, on its path."""
+        self.path = getattr(request, "param", "native")
         torch.manual_seed(0)
+        with computing(self.path):
+            if self.path == "kernels" and not self._has_kernels():
+                pytest.skip(f"{self.cases[0].structure.name} has no kernels")
+            yield
+
+    def _has_kernels(self) -> bool:
+        """Whether an oracle of the first case asks for a kernel."""
+        case = self.cases[0]
+        scores = torch.rand(1, *case.shape) + 1.0
+        with mock.patch.object(gpu, "takes", return_value=False) as asked:
+            for oracle in ("argmax", "marginals", "project", "trace"):
+                if oracle in case.structure.oracles:
+                    getattr(case.structure, oracle)(scores)
+        return asked.called
+
+    def fewer(self, count: int) -> int:
+        """``count`` on the native path, fewer on the others, which are slower."""
+        return count // {"native": 1, "plain": 10, "kernels": 200}[self.path]
 
     def vertices(self, case: Case, mask: Tensor) -> Tensor:
         """All vertices of one example under its mask: those of the full size that use no missing part.
@@ -149,8 +209,10 @@ class StructureContract:
         return every[((every == 0) | (exists > 0)).flatten(1).all(-1)]
 
     def each(self, *needs: str) -> list[Case]:
-        """The cases whose structure has the oracles; skips the test if there are none."""
+        """The cases whose structure has the oracles, fewer of them for kernels; skips the test if there are none."""
         found = [c for c in self.cases if set(needs) <= c.structure.oracles]
+        if self.path == "kernels":  # an interpreter is slow
+            found = [replace(c, masks=c.masks[::3]) for c in found[:1]]
         if not found:
             pytest.skip(f"{self.cases[0].structure.name} has no {', '.join(needs)}")
         return found
@@ -181,6 +243,15 @@ class StructureContract:
                 assert (vertices == best[b].double()).flatten(1).all(-1).any(), f"{case} example {b}: not a vertex"
                 value = self.values(case, best[b][None], scores[b], mask)[0]
                 torch.testing.assert_close(value, values.max(), rtol=1e-6, atol=1e-6)
+
+    def test_ties_do_not_depend_on_the_batch(self) -> None:
+        for case in self.each("argmax"):
+            scores = torch.nan_to_num(self.scores(case)).round()
+            scores, mask = torch.cat([scores, torch.zeros_like(scores)]), case.mask.repeat(2, *[1] * len(case.shape))
+            together = case.structure.argmax(scores, mask)
+            assert torch.equal(case.structure.argmax(scores.flip(0), mask.flip(0)).flip(0), together)
+            for alone, s, m in zip(together, scores, mask, strict=True):
+                assert torch.equal(case.structure.argmax(s, m), alone), f"{case}"
 
     @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
     def test_log_partition_and_marginals(self, scale: float) -> None:
@@ -221,7 +292,12 @@ class StructureContract:
             scores = torch.nan_to_num(self.scores(case)).requires_grad_()
             function = getattr(case.structure, oracle)
             assert torch.autograd.gradcheck(
-                lambda s, f=function, m=case.mask: f(s, m), scores, eps=1e-6, atol=1e-5, rtol=1e-4
+                lambda s, f=function, m=case.mask: f(s, m),
+                scores,
+                eps=1e-6,
+                atol=1e-5,
+                rtol=1e-4,
+                fast_mode=self.path != "native",
             )
 
     def test_entropy_and_log_prob(self) -> None:
@@ -300,7 +376,7 @@ class StructureContract:
         """Chi-squared against the Gibbs distribution, one test an example, each at a level of 1e-4; the seed is
         fixed.
         """
-        draws = 20_000
+        draws = self.fewer(20_000)
         for case in self.each("sample", "enumerate"):
             scores = self.scores(case)
             for b, mask in enumerate(case.mask):
@@ -330,6 +406,13 @@ class StructureContract:
                     torch.testing.assert_close(
                         self.values(case, found, scores[b], mask), expected, rtol=1e-7, atol=1e-7
                     )
+
+    def test_top_k_is_sorted(self) -> None:
+        """Also where values are equal up to the order in which they are summed."""
+        for case in self.each("top_k"):
+            scores = torch.nan_to_num(self.scores(case, 10.0, torch.float32)).round() / 10
+            _, values = case.structure.top_k(scores, 9, case.mask)
+            assert (values[:, :-1] >= values[:, 1:]).all(), f"{case}"
 
     @pytest.mark.parametrize("scale", [0.3, 1.0, 100.0])
     def test_project(self, scale: float) -> None:
@@ -377,10 +460,10 @@ class StructureContract:
         return torch.empty_like(log_rates).exponential_() / log_rates.exp()
 
     def test_trace_probabilities(self) -> None:
-        """Of all traces that 20,000 draws find: no more than one together, and equal to frequencies (chi-squared at a
+        """Of all traces that many draws find: no more than one together, and equal to frequencies (chi-squared at a
         level of 1e-4 an example, traces that were not found in one cell).
         """
-        draws = 20_000
+        draws = self.fewer(20_000)
         for case in self.each("trace", "trace_log_prob"):
             scores = torch.nan_to_num(self.scores(case))
             for b, mask in enumerate(case.mask):
@@ -400,7 +483,7 @@ class StructureContract:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_conditional_gives_the_trace_back(self, dtype: torch.dtype) -> None:
         for case in self.each("trace", "conditional"):
-            times = [200] + [1] * len(case.shape)
+            times = [self.fewer(200)] + [1] * len(case.shape)
             scores, mask = self.scores(case, 3.0, dtype).repeat(times), case.mask.repeat(times)
             trace = case.structure.trace(torch.rand_like(scores) + 0.1, mask)  # any trace, likely or not
             again = case.structure.conditional(trace, scores, mask)
@@ -413,7 +496,7 @@ class StructureContract:
         """T from E, then E | T, restores the distribution of E. Given the most frequent trace, E | T is distributed as
         the draws that led to it. Kolmogorov-Smirnov at a level of 1e-5 for every part.
         """
-        draws = 20_000
+        draws = self.fewer(20_000)
         for case in self.each("trace", "conditional"):
             scores = torch.nan_to_num(self.scores(case))
             for b, mask in enumerate(case.mask):
@@ -424,8 +507,9 @@ class StructureContract:
                 choices, counts = trace.choices.unique(dim=0, return_counts=True)
                 same = (trace.choices == choices[counts.argmax()]).flatten(1).all(-1)
                 one = int(same.int().argmax())
-                fixed = Trace(trace.vertex[[one] * 5000], trace.choices[[one] * 5000])
-                fresh = case.structure.conditional(fixed, repeated[:5000], many[:5000])
+                again_and_again = [one] * (draws // 4)
+                fixed = Trace(trace.vertex[again_and_again], trace.choices[again_and_again])
+                fresh = case.structure.conditional(fixed, repeated[: draws // 4], many[: draws // 4])
                 for part in case.structure.parts(scores[b], mask).nonzero().tolist():
                     at = (slice(None), *part)
                     rescaled = again[at] * scores[(b, *part)].exp()
@@ -444,8 +528,8 @@ class StructureContract:
                 torch.manual_seed(5)
                 return case.structure.conditional(trace, s, case.mask)
 
-            assert torch.autograd.gradcheck(log_prob, scores)
-            assert torch.autograd.gradcheck(conditional, scores)
+            assert torch.autograd.gradcheck(log_prob, scores, fast_mode=self.path != "native")
+            assert torch.autograd.gradcheck(conditional, scores, fast_mode=self.path != "native")
 
     # --- shapes and refusals --------------------------------------------------------------------------------------
 
@@ -464,6 +548,16 @@ class StructureContract:
                 assert batched.shape[:2] == (2, 3)
                 empty = function(scores[:0])
                 assert empty.shape[:2] == (0, 3)
+
+    def test_autocast_changes_nothing(self) -> None:
+        for case in self.cases:
+            scores = torch.nan_to_num(self.scores(case, dtype=torch.float32))
+            for oracle in ("argmax", "log_partition", "marginals", "entropy", "project"):
+                if oracle in case.structure.oracles:
+                    function = getattr(case.structure, oracle)
+                    with torch.autocast(DEVICE.type, torch.bfloat16):
+                        within = function(scores, case.mask)
+                    assert torch.equal(within, function(scores, case.mask)), f"{case} {oracle}"
 
     def test_bad_input_is_refused(self) -> None:
         if DEVICE.type != "cpu":

@@ -14,6 +14,7 @@ from structgrad.structures import (
     Arborescence,
     BinaryTree,
     BudgetSubset,
+    CorrelatedKSubset,
     Matching,
     OneHot,
     Structure,
@@ -57,6 +58,42 @@ def test_dense_is_the_expected_objective(name: str, masked: bool) -> None:
             _, p = case.probabilities(example, "gibbs")
             torch.testing.assert_close(out.kl[example], (p * (p * len(p)).log()).sum())
         assert out.kl.requires_grad
+
+
+@pytest.mark.parametrize("distribution", ["softmax", "sparsemax"])
+def test_a_vertex_whose_pair_is_masked_counts(distribution: Any) -> None:
+    """Three items of which two are chosen: without the first pair the items 0 and 1 are still there, less its score."""
+    structure, mask = CorrelatedKSubset(2), torch.tensor([True, True, True, False, True])
+    scores = torch.tensor([[0.3, 0.2, -0.1, torch.nan, 0.4]], dtype=torch.float64)
+    vertices = torch.tensor([[1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 1, 1, 0, 1]], dtype=torch.float64)
+    values = vertices @ scores[0].nan_to_num()
+    expected = values.softmax(0) if distribution == "softmax" else entmax.sparsemax(values[None], dim=-1)[0]
+    out = Marginalize(structure, distribution)(scores, lambda x, rows: x.sum(1), mask=mask)
+    assert torch.equal(out.vertices, vertices[expected > 0])
+    torch.testing.assert_close(out.weights, expected[expected > 0])
+    if distribution == "softmax":
+        log_z = structure.log_partition(scores, mask)
+        torch.testing.assert_close(out.weights.log(), values - log_z)
+        torch.testing.assert_close(out.kl, torch.tensor(3.0).double().log() - structure.entropy(scores, mask))
+
+
+@pytest.mark.parametrize("distribution", ["softmax", "sparsemax", "sparsemap"])
+def test_autocast_is_for_the_objective(distribution: Any) -> None:
+    """Weights and kl keep their digits; the objective computes as its caller does."""
+    scores, weight = torch.randn(4, 5), torch.randn(5, 3)
+    estimator, seen = Marginalize(Subset(), distribution), []
+
+    def objective(vertices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        product = vertices @ weight
+        seen.append(product.dtype)
+        return product.float().square().sum(1)
+
+    exact = estimator(scores, objective)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = estimator(scores, objective)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert torch.equal(rounded.weights, exact.weights)
+    assert torch.equal(rounded.kl, exact.kl)
 
 
 @pytest.mark.parametrize("scale", [0.3, 2.0, 100.0])

@@ -22,12 +22,14 @@ from structgrad.structures import (
     Matching,
     OneHot,
     Permutation,
+    ProjectiveTree,
     SemiMarkov,
     SpanningTree,
     Structure,
     Subset,
 )
 from structgrad.structures.base import ORACLES
+from structgrad.testing import computing
 from tests.structures.test_second_derivatives import CASES, mask_of
 
 
@@ -191,13 +193,27 @@ SMALL: dict[str, tuple[Structure, tuple[int, ...]]] = {
     "ordering of none": (Permutation(), (0,)),
     "binary tree of one": (BinaryTree(), (1,)),
     "binary tree of none": (BinaryTree(), (0,)),
+    "projective tree of one": (ProjectiveTree(), (1, 1)),
+    "projective tree of none": (ProjectiveTree(), (0, 0)),
+    "chain of one": (LinearChain(2), (0, 2, 2)),
+    "segments of one": (SemiMarkov(1, 2), (0, 2, 1, 1)),
+    "alignment of one": (Alignment(), (1, 1)),
+    "alignment of none": (Alignment(), (0, 0)),
+    "constituents of one": (Constituency(1), (1, 1, 1)),
+    "constituents of none": (Constituency(1), (0, 0, 1)),
 }
 
 
+@pytest.mark.parametrize("path", ["native", "plain"])
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize("name", SMALL)
-def test_small_sets(name: str, empty: bool) -> None:
+def test_small_sets(name: str, empty: bool, path: str) -> None:
     """As they are, and with everything masked where that leaves the empty vertex."""
+    with computing(path):
+        check_small(name, empty)
+
+
+def check_small(name: str, empty: bool) -> None:
     structure, shape = SMALL[name]
     if empty and isinstance(structure, OneHot | KSubset | CorrelatedKSubset):
         return
@@ -217,6 +233,8 @@ def test_small_sets(name: str, empty: bool) -> None:
             assert len(out) == (2 if "one bit" in name else 1)
         elif isinstance(out, Tensor):
             assert out.isfinite().all()
+            if scores.numel():
+                assert out.requires_grad or what not in ("log_partition", "marginals", "entropy", "log_prob", "project")
             if out.requires_grad and out.numel():
                 (gradient,) = torch.autograd.grad(out.sum(), scores, allow_unused=True)
                 assert gradient is None or gradient.isfinite().all()

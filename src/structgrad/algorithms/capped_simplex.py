@@ -281,6 +281,8 @@ def _warps(parts: int) -> int:
 
 def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
     """:func:`project_capped_simplex` by sorting, in plain torch."""
+    if not scores.shape[-1]:
+        return scores.clone()
     with torch.no_grad():
         wide = scores.double()
         floor = torch.where(exists, wide, math.inf).amin(-1, keepdim=True) - 1

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import gradients, second_gradients
+from structgrad.algorithms.eager import on_host
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 from structgrad.common.private import untraced
@@ -61,7 +62,7 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
     if gpu.takes(costs, costs.shape[-1], LARGEST):
         found: tuple[Tensor, Tensor, Tensor] = _arborescence_operator(costs, exists, root, sign)
         return found
-    if costs.device.type != "cpu":
+    if not on_host(costs):
         return torch_minimum_arborescence(costs, exists, root, sign)
     batch, n = costs.shape[:2]
     vertex = torch.zeros_like(costs)
@@ -150,7 +151,7 @@ def inside(choices: Tensor, n: int) -> Tensor:
     if gpu.takes(choices, n, LARGEST):
         members: Tensor = _inside_operator(choices, n)
         return members
-    if choices.device.type != "cpu":
+    if not on_host(choices):
         return torch_inside(choices, n)
     out = torch.empty(*choices.shape[:2], n, dtype=torch.bool)
     run(_inside_kernel, 2 * out.numel(), choices, out)
@@ -197,7 +198,7 @@ def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
     if gpu.takes(log_rates, log_rates.shape[-1], LARGEST):
         out = _log_entering_operator(log_rates, exists, choices, _inside_operator(choices, log_rates.shape[-1]))
         return out
-    if log_rates.device.type == "cpu":
+    if on_host(log_rates):
         out = _compiled_log_entering(log_rates, exists, choices)
         return out
     return torch_log_entering(log_rates, exists, choices)

@@ -109,6 +109,23 @@ class Chain:
         run(_argmax_pass, work, unary, pair, exists, self.low, self.high, self.states, bits)
         return bits.reshape(self.unary.shape)
 
+    def top_k(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k vectors of highest score: bool ``[*batch, k, n]``, best first, and which of them there are, bool
+        ``[*batch, k]``. Every state keeps a list of k: O(n k high); compiled on the CPU, elsewhere in plain torch.
+        """
+        unary, pair, exists = self._flat()
+        if self.pair is None:
+            pair = unary.new_zeros(len(unary), max(unary.shape[1] - 1, 0))
+        if values_can_be_read(unary):
+            bits = torch.zeros(len(unary), k, unary.shape[1], dtype=torch.bool)
+            real = torch.zeros(len(unary), k, dtype=torch.bool)
+            work = 20 * k * unary.numel() * (self.high + 1)
+            run(_top_k_pass, work, unary, pair, exists, self.low, self.high, k, bits, real)
+        else:
+            bits, real = _top_k_in_torch(unary.detach(), pair.detach(), exists, self.low, self.high, k)
+        batch = self.unary.shape[:-1]
+        return bits.reshape(*batch, k, -1 if bits.numel() else self.unary.shape[-1]), real.reshape(*batch, k)
+
     def _flat(self) -> tuple[Tensor, Tensor, Tensor]:
         n = self.unary.shape[-1]
         batch = self.unary.numel() // n if n else math.prod(self.unary.shape[:-1])
@@ -326,6 +343,61 @@ def _argmax_pass(first, stride, unary, pair, exists, low, high, states, bits):  
                 bits[b, i] = 1.0
                 j += 1
             c = 1 if one_here and states == 2 else 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _merge(here, gain_here, there, gain_there, value, origin):  # type: ignore[no-untyped-def]
+    """The k best of two lists of k, which are in descending order, and where they come from."""
+    k = len(value)
+    i = 0
+    j = 0
+    for r in range(k):
+        if here[i] + gain_here >= there[j] + gain_there:
+            value[r], origin[r] = here[i] + gain_here, i
+            i += 1
+        else:
+            value[r], origin[r] = there[j] + gain_there, k + j
+            j += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _top_k_pass(first, stride, unary, pair, exists, low, high, k, bits, real):  # type: ignore[no-untyped-def]
+    """Left to right, the k best prefixes of every count and last bit; then back along their origins."""
+    batch, n = unary.shape
+    origin = np.zeros((n, high + 1, 2, k), dtype=np.int32)
+    value, after = np.empty((high + 1, 2, k)), np.full((high + 1, 2, k), -np.inf)
+    for b in range(first, batch, stride):
+        value[:] = -np.inf
+        value[0, 0, 0] = 0.0
+        for i in range(n):
+            gain = unary[b, i] if exists[b, i] else -np.inf
+            more = pair[b, i - 1] if i > 0 else 0.0
+            after[0, 1] = -np.inf
+            for j in range(min(i + 1, high) + 1):
+                _merge(value[j, 0], 0.0, value[j, 1], 0.0, after[j, 0], origin[i, j, 0])
+                if j > 0:
+                    _merge(value[j - 1, 0], gain, value[j - 1, 1], gain + more, after[j, 1], origin[i, j, 1])
+            value, after = after, value
+            after[:] = -np.inf
+        for rank in range(k):
+            best = -np.inf
+            count, last, place = -1, 0, 0
+            for j in range(low, high + 1):
+                for c in range(2):
+                    for r in range(k):
+                        if value[j, c, r] > best:
+                            best = value[j, c, r]
+                            count, last, place = j, c, r
+            if count < 0:
+                break
+            value[count, last, place] = -np.inf
+            real[b, rank] = True
+            for i in range(n - 1, -1, -1):
+                source = origin[i, count, last, place]
+                if last == 1:
+                    bits[b, rank, i] = True
+                    count -= 1
+                last, place = source // k, source % k
 
 
 # --- GPU: one program an example, one lane a count --------------------------------------------------------------------
@@ -666,6 +738,32 @@ def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tenso
 
 def _sample_in_torch(chain: Chain) -> Tensor:
     return _follow(chain, _tree(chain, log_sum), lambda a: (a - wide_exponentials(a).log()).argmax(-1))
+
+
+def _top_k_in_torch(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, k: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_top_k_pass`, of all examples and counts at once."""
+    batch, n = unary.shape
+    value = unary.new_full((batch, high + 1, 2, k), -torch.inf)
+    value[:, 0, 0, 0] = 0
+    gains = torch.where(exists, unary, -torch.inf)
+    origins = []
+    for i in range(n):
+        gain = gains[:, i].reshape(batch, 1, 1, 1)
+        more = pair[:, i - 1].reshape(batch, 1, 1) if i else 0.0
+        one = torch.cat([value.new_full((batch, 1, 2, k), -torch.inf), value[:, :-1] + gain], 1)
+        one = torch.stack([one[:, :, 0], one[:, :, 1] + more], 2)
+        value, origin = torch.stack([value.flatten(2), one.flatten(2)], 2).topk(k, dim=-1)
+        origins.append(origin)
+    value, place = value[:, low:].flatten(1).topk(k, dim=1)
+    count, last, rank = low + place // (2 * k), place // k % 2, place % k
+    rows = torch.arange(batch, device=unary.device)[:, None]
+    bits = torch.zeros(batch, k, n, dtype=torch.bool, device=unary.device)
+    for i in reversed(range(n)):
+        source = origins[i][rows, count, last, rank]
+        bits[:, :, i] = last == 1
+        count, last, rank = (count - last).clamp_min(0), source // k, source % k
+    real = value > -torch.inf
+    return bits & real[..., None], real
 
 
 def _argmax_in_torch(chain: Chain) -> Tensor:

@@ -7,10 +7,19 @@ from torch import Tensor
 
 from structgrad.common.private import is_functorch_tensor
 
+#: Types of devices whose tensors compiled (numba) code takes and whose values may be looked at. Tests take the CPU
+#: away, see :func:`structgrad.testing.computing`.
+HOSTS = {"cpu"}
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is where compiled (numba) code can take it."""
+    return tensor.device.type in HOSTS
+
 
 def values_can_be_read(tensor: Tensor) -> bool:
     """Whether looking at the values of ``tensor`` is free: eager CPU code, outside ``vmap`` and ``torch.compile``."""
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+    if torch.compiler.is_compiling() or not on_host(tensor):
         return False
     return not is_functorch_tensor(tensor)
 
@@ -27,7 +36,7 @@ def refuse_transforms(scores: Tensor, name: str) -> None:
     Raises:
         NotImplementedError: for a tensor on the CPU under ``torch.func.vmap``, ``grad`` and so on.
     """
-    if torch.compiler.is_compiling() or scores.device.type != "cpu":
+    if torch.compiler.is_compiling() or not on_host(scores):
         return
     if is_functorch_tensor(scores):
         raise NotImplementedError(

@@ -28,4 +28,6 @@ def value_and_gradient(function: Callable[..., Tensor], scores: Tensor, *others:
         if not value.requires_grad:  # nothing to sum over: no part was looked at
             return value, torch.zeros_like(inputs)
         (gradient,) = torch.autograd.grad(value.sum(), inputs, create_graph=tracked, materialize_grads=True)
+        if tracked and not gradient.requires_grad:  # a constant, as of a single vertex, whose derivative is 0
+            gradient = torch.where(torch.zeros_like(inputs, dtype=torch.bool), inputs, gradient)
     return (value, gradient) if tracked else (value.detach(), gradient)

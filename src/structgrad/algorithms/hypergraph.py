@@ -146,7 +146,8 @@ class Hypergraph:
         """
         batch = scores.shape[:-1]
         extended = torch.cat([scores, scores.new_zeros(*batch, 1)], -1)
-        value = torch.cat([scores.new_zeros(*batch, 1), scores.new_full((*batch, 1), IMPOSSIBLE)], -1)
+        # The 0 of the scores, so that the total of a graph without levels has a graph for autograd as well.
+        value = torch.cat([extended[..., -1:], scores.new_full((*batch, 1), IMPOSSIBLE)], -1)
         for left, right, part in self._on(scores.device)[1]:
             new = plus(_take(value, left) + _take(value, right) + _take(extended, part % extended.shape[-1]), -1)
             # Else sums of what is impossible would grow without bound.

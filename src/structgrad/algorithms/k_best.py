@@ -74,9 +74,31 @@ def k_best(
         value, keep = value.topk(min(left, value.shape[1]), dim=1)
         keep = keep[:, :, None].expand(*keep.shape, size)
         vertex, allowed, forced = (of.gather(1, keep) for of in (vertex, allowed, forced))
-    vertices = torch.cat(found, 1)
-    values = (vertices * known).sum(-1).masked_fill(~torch.cat(valid, 1), -torch.inf)
-    return vertices, values
+    return best_first(torch.cat(found, 1), torch.cat(valid, 1), known[:, 0])
+
+
+def best_first(vertices: Tensor, real: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Vertices with their values, in the order of these: the order in which they were found may differ by rounding.
+
+    Args:
+        vertices: bool ``[*batch, k, n]``.
+        real: bool ``[*batch, k]``, which of them there are.
+        scores: ``[*batch, n]``, finite.
+
+    Returns:
+        the vertices, those of equal value in the order in which they come, and their values ``[*batch, k]`` in the
+        dtype of the scores, differentiable, -inf where there are not that many.
+    """
+    values = torch.where(vertices, scores[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
+    values, order = values.sort(dim=-1, descending=True, stable=True)
+    return vertices.gather(-2, order[..., None].expand(vertices.shape)), values
+
+
+def largest(scores: Tensor, k: int) -> Tensor:
+    """Which entries of ``[*batch, n]`` are the k largest, of equal ones the first: bool, in O(n)."""
+    least = scores.topk(k, dim=-1).values[..., -1:]
+    above, equal = scores > least, scores == least
+    return above | equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True))
 
 
 def best_of_cardinality(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import second_gradients
+from structgrad.algorithms.eager import on_host
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 
@@ -43,7 +44,7 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
     if gpu.takes(costs, costs.shape[-1], LARGEST):
         found: tuple[Tensor, Tensor, Tensor] = _spanning_tree_operator(costs, exists, sign)
         return found
-    if costs.device.type != "cpu":
+    if not on_host(costs):
         return torch_minimum_spanning_tree(costs, exists, sign)
     batch, n = costs.shape[:2]
     vertex = torch.zeros_like(costs)
@@ -96,7 +97,7 @@ def joined_at(choices: Tensor, n: int) -> Tensor:
     if gpu.takes(choices, n, LARGEST):
         joined: Tensor = _joined_at_operator(choices, n)
         return joined
-    if choices.device.type != "cpu":
+    if not on_host(choices):
         return torch_joined_at(choices, n)
     out = torch.empty(len(choices), n, n, dtype=torch.int64)
     run(_joined_at_kernel, 3 * out.numel(), choices.contiguous(), n, out)

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import gradients, second_gradients
+from structgrad.algorithms.eager import on_host
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.threads import run
@@ -699,7 +700,7 @@ def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     if gpu.takes(scores, scores.shape[-1], LARGEST):
         logz, _ = _eliminate_operator(scores, exists, root)
         return logz
-    if scores.device.type == "cpu":
+    if on_host(scores):
         logz = _compiled_log_partition(scores, exists, root)
         return logz
     return torch_log_partition(scores, exists, root)
@@ -711,7 +712,7 @@ def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     if gpu.takes(scores, scores.shape[-1], LARGEST):
         mean = _marginals_operator(scores, exists, root)
         return mean
-    if scores.device.type == "cpu":
+    if on_host(scores):
         mean = _compiled_marginals(scores, exists, root)
         return mean
     return torch_marginals(scores, exists, root)
@@ -736,7 +737,7 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: 
         _, factors = _eliminate_operator(scores, exists, root)
         tree: Tensor = _sample_operator(scores, exists, root, factors, uniform)
         return tree
-    if scores.device.type != "cpu":
+    if not on_host(scores):
         return torch_sample(scores, exists, root, uniform)
     out, hard = torch.zeros_like(scores), torch.empty(len(scores), dtype=torch.bool)
     _run(_sample_kernel, _weights(scores, exists)[0], exists, root, uniform, out, hard)

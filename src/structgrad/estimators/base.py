@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from structgrad.algorithms.autocast import under_autocast_of, without_autocast
 from structgrad.estimators.utilities import SumOfGamma, Utility
 from structgrad.structures.base import Structure, UnsupportedError
 
@@ -182,7 +183,8 @@ class Estimator(nn.Module, abc.ABC):
         if scores.dtype in (torch.float16, torch.bfloat16):  # mixed precision
             scores = scores.float()
         self.structure.check(scores, mask)
-        return self.estimate(scores, self._checked(objective), mask, context, kl_weight)
+        objective = self._checked(under_autocast_of(scores, objective))
+        return without_autocast(self.estimate)(scores, objective, mask, context, kl_weight)
 
     @abc.abstractmethod
     def estimate(

@@ -188,21 +188,20 @@ class Marginalize(Estimator):
         shape = scores.shape[1:]
         if shape not in self._vertices or self._vertices[shape].device != scores.device:
             self._vertices[shape] = self.structure.enumerate(*shape).to(scores.device)
-        vertices = self._vertices[shape].to(scores.dtype)
+        vertices, there = self.structure.restrict(self._vertices[shape].to(scores.dtype), scores, mask)
         flatten = self.structure.layout.flatten
-        exists = flatten(self.structure.parts(scores, mask))
+        known = torch.where(flatten(self.structure.parts(scores, mask)), flatten(scores), 0.0)
         flat = flatten(vertices)
-        values = torch.where(exists, flatten(scores), 0.0) @ flat.T
+        values = known @ flat.T if flat.dim() == 2 else (flat @ known.unsqueeze(-1)).squeeze(-1)
         if mask is not None:
-            missing = (~exists).to(flat) @ flat.T > 0
-            values = torch.where(missing, -math.inf, values)
-            none = missing.all(-1)
+            values = torch.where(there, values, -math.inf)
+            none = ~there.any(-1)
             if values_can_be_read(none) and bool(none.any()):
                 raise ValueError(
                     f"example {int(none.nonzero()[0])} has no vertex of full size under its mask; "
                     f"{self.structure.name} cannot be enumerated at smaller sizes in the same batch"
                 )
-        return vertices.expand(scores.shape[0], *vertices.shape), values
+        return vertices.expand(*values.shape, *scores.shape[1:]), values
 
 
 def _select(vertices: Tensor, weights: Tensor, keep: Tensor) -> SparseDistribution:

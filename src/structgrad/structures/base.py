@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.autocast import without_autocast
 from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures.layout import Layout
@@ -161,6 +162,13 @@ class Structure:
         """How vertices are shown; differs from :attr:`layout` only where a vertex is not linear in the scores."""
         return self.layout
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Every oracle is exempt from autocast."""
+        super().__init_subclass__(**options)
+        for oracle in ORACLES:
+            if oracle in vars(cls):
+                setattr(cls, oracle, without_autocast(vars(cls)[oracle]))
+
     # --- what the structure has -----------------------------------------------------------------------------------
 
     @property
@@ -263,6 +271,7 @@ class Structure:
         lacks = " and ".join(what for what, holds in asked.items() if not holds(found[name]))
         raise UnsupportedError(f"{by} needs a relaxation {lacks}, and {name!r} of {self.name} is none; it has {have}")
 
+    @without_autocast
     def relax(
         self, relaxation: str, utility: Tensor, mask: Tensor | None = None, temperature: float | Tensor = 1.0
     ) -> Tensor:
@@ -309,6 +318,25 @@ class Structure:
     def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Which entries of the scores are parts that exist, each counted once: bool ``[*batch, *parts]``."""
         return self.layout.parts(scores, mask)
+
+    def restrict(self, vertices: Tensor, scores: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Which of the vertices of :meth:`enumerate` are left under a mask, and how they are shown there.
+
+        Those that use no missing part, unless the structure says otherwise; vertices that must cover what exists
+        (trees of fewer nodes) are not among them.
+
+        Args:
+            vertices: ``[V, *parts]``, of the full size.
+            scores: ``[*batch, *parts]``; only shape and device are used.
+            mask: which parts exist.
+
+        Returns:
+            vertices, broadcastable to ``[*batch, V, *parts]``, and bool ``[*batch, V]``.
+        """
+        exists, flat = self.layout.flatten(self.parts(scores, mask)), self.layout.flatten(vertices)
+        if mask is None:
+            return vertices, exists.new_ones(()).expand(*exists.shape[:-1], len(flat))
+        return vertices, (~exists).to(flat) @ flat.T == 0
 
     def inner(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``<x, scores>`` over existing parts, each counted once: ``[*batch]``."""
@@ -392,7 +420,12 @@ class Structure:
         )
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """A vertex of highest utility, exact: ``[*batch, *parts]``, 0/1 in the dtype of ``utility``, no gradient."""
+        """A vertex of highest utility, exact: ``[*batch, *parts]``, 0/1 in the dtype of ``utility``, no gradient.
+
+        Ties are decided by the indices of the parts alone, in favour of earlier ones where vertices are subsets: equal
+        utilities have the same vertex, whatever other examples are in the batch. (Utilities that a network computes may
+        themselves depend on the batch, by rounding.)
+        """
         raise self._lacks()
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from structgrad.algorithms.capped_simplex import decompose_by_size, project_budget
 from structgrad.algorithms.counted_bits import Chain
-from structgrad.algorithms.k_best import best_of_cardinality
+from structgrad.algorithms.k_best import best_first, best_of_cardinality, largest
 from structgrad.structures.base import SparseDistribution
 from structgrad.structures.family_subsets import Counted
 from structgrad.structures.layout import Layout, LayoutName, make_layout
@@ -45,10 +45,10 @@ class BudgetSubset(Counted):
         return Chain(flat.double(), None, exists, 0, min(self.budget, flat.shape[-1]))
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The B largest of the positive utilities: ``[*batch, *parts]``."""
+        """The B largest of the positive utilities, of equal ones the first: ``[*batch, *parts]``."""
         flat, _ = self._read(utility.detach(), mask)
-        value, index = flat.topk(min(self.budget, flat.shape[-1]), dim=-1)
-        return self._show(torch.zeros_like(flat).scatter(-1, index, (value > 0).to(flat.dtype)), utility)
+        chosen = largest(flat, min(self.budget, flat.shape[-1])) & (flat > 0)
+        return self._show(chosen.to(flat.dtype), utility)
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k best subsets, exact: see :func:`best_of_cardinality`."""
@@ -56,7 +56,7 @@ class BudgetSubset(Counted):
         most = min(self.budget, flat.shape[-1])
         size = (exists & (flat > 0)).sum(-1).clamp(max=most)
         vertices, real = best_of_cardinality(flat, exists, k, size, most, exact=False)
-        values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
+        vertices, values = best_first(vertices, real, flat)
         return self._show(vertices.to(flat.dtype), scores), values
 
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:

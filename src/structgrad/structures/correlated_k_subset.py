@@ -10,11 +10,12 @@ from torch import Tensor
 
 from structgrad.algorithms.counted_bits import Chain
 from structgrad.algorithms.eager import refuse
-from structgrad.structures.derived import Gibbs, KBest
+from structgrad.algorithms.k_best import best_first
+from structgrad.structures.derived import Gibbs
 from structgrad.structures.layout import Vector
 
 
-class CorrelatedKSubset(Gibbs, KBest):
+class CorrelatedKSubset(Gibbs):
     """k-hot vectors of n items, with indicators of neighbouring ones (Paulus et al. 2020, B.5, eq. 44).
 
     Parts are ``[x_1 .. x_n, x_1 x_2 .. x_{n-1} x_n]``, 2n - 1 of them; vertices, scores and masks have that shape. The
@@ -61,6 +62,12 @@ class CorrelatedKSubset(Gibbs, KBest):
         """The items: random utilities leave the pairs alone (Paulus et al. 2020, B.5)."""
         return torch.arange(scores.shape[-1], device=scores.device) < (scores.shape[-1] + 1) // 2
 
+    def restrict(self, vertices: Tensor, scores: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Those whose items exist; pairs that do not are shown as 0."""
+        exists = self.parts(scores, mask).unsqueeze(-2)
+        n = (scores.shape[-1] + 1) // 2
+        return vertices * exists, ~((vertices[..., :n] > 0) & ~exists[..., :n]).any(-1)
+
     def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Chain, Tensor, Tensor]:
         """The chain, checked scores (0 where a part is missing) in float64, and which parts exist."""
         self.check(scores, mask)
@@ -80,6 +87,17 @@ class CorrelatedKSubset(Gibbs, KBest):
         """The best vertex by the max-sum dynamic program, O(n k): ``[*batch, 2n - 1]``."""
         chain, _, exists = self._read(utility.detach(), mask)
         return self._with_pairs(chain.argmax(), utility, exists)
+
+    def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best vertices, exact, by the same program with lists of k, O(n k) for each: ``[*batch, k, 2n - 1]`` and
+        ``[*batch, k]``.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1; got {k}")
+        chain, wide, exists = self._read(scores, mask)
+        items, real = chain.top_k(k)
+        vertices, values = best_first(self._with_pairs(items, items, exists.unsqueeze(-2)) > 0, real, wide)
+        return vertices.to(scores.dtype), values.to(scores.dtype)
 
     def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[*batch]``, O(n k)."""

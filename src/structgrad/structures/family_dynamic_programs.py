@@ -10,6 +10,7 @@ from torch import Tensor
 from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.hypergraph import Hypergraph, known
+from structgrad.algorithms.k_best import best_first
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram
 
@@ -79,16 +80,14 @@ class Derivations(DynamicProgram, ActiveSetProjection):
             values, vertices = graph.top_k(flat, goal, k)
             self._known(values[:, 0], scores)
         else:
-            found = [
+            each = [
                 value_and_gradient(lambda s, g, r=r: graph.best_totals(s, g, k)[:, r], flat, goal) for r in range(k)
             ]
-            values, vertices = torch.stack([v for v, _ in found], 1), torch.stack([x for _, x in found], 1)
-        real = values > IMPOSSIBLE / 2
-        batch, parts = self._split(scores)
-        shown = torch.where(real[..., None], vertices, 0.0).reshape(*batch, k, *parts).to(scores.dtype)
-        gains = torch.where(self.parts(scores, mask), scores, 0.0)[(..., None, *[slice(None)] * len(parts))]
-        inner = (shown * gains).flatten(-len(parts)).sum(-1)
-        return shown, inner.masked_fill(~real.reshape(*batch, k), -torch.inf)
+            values, vertices = torch.stack([v for v, _ in each], 1), torch.stack([x for _, x in each], 1)
+        real, (batch, parts) = values > IMPOSSIBLE / 2, self._split(scores)
+        known = torch.where(self.parts(scores, mask), scores, 0.0).reshape(flat.shape)
+        found, values = best_first((vertices > 0) & real[..., None], real, known)
+        return found.reshape(*batch, k, *parts).to(scores.dtype), values.reshape(*batch, k)
 
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if not values_can_be_read(scores):

@@ -33,8 +33,9 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
 
     def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
         costs, open_ = self._constrained(scores, allowed, forced)
-        vertex, _, _ = self._solve(costs.flatten(0, 1).contiguous(), open_.flatten(0, 1), -1.0)
-        return vertex.reshape(allowed.shape)
+        vertex, _, reached = self._solve(costs.flatten(0, 1).contiguous(), open_.flatten(0, 1), -1.0)
+        # Where there is no tree, the edges that were chosen may be as many as one has, but have a cycle.
+        return (vertex * reached[:, None, None]).reshape(allowed.shape)
 
     def _branches(self, shape: torch.Size) -> int:
         return max(shape[-1] - 1, 0)  # as many as a tree has edges

@@ -13,7 +13,7 @@ from structgrad.algorithms.capped_simplex import binary_multiplier, decompose_by
 from structgrad.algorithms.counted_bits import Chain
 from structgrad.algorithms.derivatives import implicit
 from structgrad.algorithms.eager import refuse
-from structgrad.algorithms.k_best import best_of_cardinality
+from structgrad.algorithms.k_best import best_first, best_of_cardinality, largest
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional, plackett_luce_terms
 from structgrad.structures.base import Noise, SparseDistribution, Trace
 from structgrad.structures.family_subsets import Counted
@@ -86,16 +86,16 @@ class KSubset(Counted):
         return Chain(flat.double(), None, exists, self.k, self.k)
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The k largest: ``[*batch, *parts]``."""
+        """The k largest, of equal ones the first: ``[*batch, *parts]``."""
         flat, exists = self._read(utility.detach(), mask)
-        return self._show(torch.zeros_like(flat).scatter(-1, self._largest(flat, exists), 1.0), utility)
+        return self._show(largest(flat.masked_fill(~exists, -math.inf), self.k).to(flat.dtype), utility)
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k best subsets (of ``self.k`` parts each), exact: see :func:`best_of_cardinality`."""
         flat, exists = self._read(scores, mask)
         size = torch.full(flat.shape[:-1], self.k, device=flat.device)
         vertices, real = best_of_cardinality(flat, exists, k, size, self.k, exact=True)
-        values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
+        vertices, values = best_first(vertices, real, flat)
         return self._show(vertices.to(flat.dtype), scores), values
 
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:

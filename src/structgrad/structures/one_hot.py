@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.capped_simplex import project_capped_simplex
-from structgrad.algorithms.eager import refuse
+from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.entmax import entmax
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional
@@ -111,18 +111,25 @@ class OneHot(Gibbs):
         return project_capped_simplex(scores, self.parts(scores, mask), 1)
 
     def entmax(self, scores: Tensor, alpha: float | Tensor = 1.5, mask: Tensor | None = None) -> Tensor:
-        """``argmax_p <p, scores> + H_alpha(p)``: ``[*batch, K]`` (Peters et al. 2019), by the package ``entmax``.
+        """``argmax_p <p, scores> + H_alpha(p)``: ``[*batch, K]`` (Peters et al. 2019).
 
         Args:
             scores: ``[*batch, K]``.
-            alpha: 1 is softmax, 2 sparsemax; a tensor, broadcastable to ``[*batch, 1]``, may be learnt (above 1).
+            alpha: 1 is softmax, 2 sparsemax; a tensor, broadcastable to ``[*batch, 1]``, may be learnt.
             mask: which categories exist.
+
+        Raises:
+            ValueError: for an alpha below 1 (of a tensor: in eager CPU code).
         """
         if not isinstance(alpha, Tensor):
+            if not 1 <= alpha < math.inf:
+                raise ValueError(f"alpha must be at least 1; got {alpha}")
             if alpha == 1:
                 return self.marginals(scores, mask)
             if alpha == 2:
                 return self.project(scores, mask)
+        elif values_can_be_read(alpha) and not bool(((alpha >= 1) & alpha.isfinite()).all()):
+            raise ValueError(f"alpha must be at least 1; got {alpha.tolist()}")
         scores, _ = self._read(scores, mask)
         return entmax(scores, alpha, self.parts(scores, mask))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.capped_simplex import nested_decomposition, systematic_decomposition
+from structgrad.algorithms.k_best import best_first
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures.base import SparseDistribution
 from structgrad.structures.derived import Gibbs
@@ -82,7 +83,7 @@ class Subset(Flat, Gibbs):
             flipped = torch.zeros(*total.shape, cost.shape[-1], dtype=torch.bool, device=flat.device)
             flipped = flipped.scatter(-1, bit[..., None, :].expand_as(flips), flips)
             vertices = ((flat > 0)[..., None, :] ^ flipped) & real[..., None]
-        values = torch.where(vertices, flat[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
+        vertices, values = best_first(vertices, real, flat)
         return self._show(vertices.to(flat.dtype), scores), values
 
     def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
