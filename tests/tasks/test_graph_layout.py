@@ -13,6 +13,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from structgrad.estimators import SST
+from structgrad.experiments import tables
 from structgrad.structures import GroundTruth, NoStructure
 from structgrad.tasks.graph_layout import GraphLayout, GraphLayoutData
 from structgrad.tasks.graph_layout import model as models
@@ -20,6 +22,7 @@ from structgrad.tasks.graph_layout.data import force_step, generate, random_tree
 from structgrad.tasks.graph_layout.model import Decoder, Encoder
 from structgrad.tasks.graph_layout.rollout import rollout
 from structgrad.tasks.graph_layout.task import complement, edge_agreement
+from structgrad.training.run import assemble
 from tests.tasks.trainers import quiet_trainer
 
 # --- data ----------------------------------------------------------------------------------------------------------
@@ -317,6 +320,23 @@ def test_every_row_of_the_tables_trains_by_configuration_alone(
         out = task.step(next(iter(task.batches("val"))))
     assert {"elbo", "edge_precision", "edge_recall", "complement_edge_precision", "kl"} <= out.metrics.keys()
     torch.testing.assert_close(out.metrics["elbo"], -(out.metrics["reconstruction"] + out.metrics["kl"]))
+
+
+def test_searches_are_the_papers(root: Path) -> None:
+    """The authors' ranges for spanning trees; the step of the finite differences of top edges (D.4.3)."""
+    with initialize_config_dir(str(root / "configs"), version_base="1.3"):
+        search = compose("config", ["task=graph_layout", "structure=spanning_tree"]).search
+        assert search["task.optimizer.lr"] == {"distribution": "log_uniform", "low": 1e-4, "high": 1e-2}
+        assert search["estimator.temperature"] == {"distribution": "log_uniform", "low": 0.1, "high": 10.0}
+        table = tables.load("paulus_1", root / "configs" / "table")
+        for steps in (10, 20):
+            row = table.row(f"top_edges_{steps}")
+            assert row.search == {
+                "estimator.epsilon": {"distribution": "choice", "values": [1.0, 0.1, 0.01, 0.001, 0.0001]}
+            }
+            task = assemble(compose("config", [*table.overrides, *row.overrides, "estimator.epsilon=0.1"]))
+            assert isinstance(task.estimator, SST)
+            assert (task.estimator.backward_by, task.estimator.epsilon) == ("finite_difference", 0.1)
 
 
 def test_kl_of_undirected_edges_counts_both_directions(root: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from structgrad.estimators import SST, Deterministic, Estimator, SurrogateGradient
 from structgrad.structures import (
@@ -25,6 +26,7 @@ from structgrad.tasks.listops import ListOps, ListOpsData
 from structgrad.tasks.listops.data import PAD, Expressions, generate, parse
 from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier
 from structgrad.tasks.listops.task import edge_metrics, true_edges
+from structgrad.training.run import assemble
 from tests.tasks.trainers import quiet_trainer
 
 
@@ -59,6 +61,16 @@ def test_structures_that_the_shortest_expression_cannot_hold(data: ListOpsData) 
     make(KSubset(6, "undirected"), data)  # 4 tokens: 6 pairs
     with pytest.raises(ValueError, match=r"KSubset has no vertex over expressions of 4 tokens: .* have fewer"):
         make(KSubset(7, "undirected"), data)
+
+
+@pytest.mark.parametrize("structure", ["arborescence", "spanning_tree"])
+@pytest.mark.parametrize("estimator", ["sst", "sst_gaussian", "sst_st"])
+def test_scores_of_all_trees_are_clipped(structure: str, estimator: str, root: Path) -> None:
+    """Paulus et al. (2020), D.2, whatever the utilities, as long as they are scores plus noise."""
+    with initialize_config_dir(str(root / "configs"), version_base="1.3"):
+        task = assemble(compose("config", ["task=listops", f"structure={structure}", f"estimator={estimator}"]))
+    assert isinstance(task.estimator, SST)
+    assert task.estimator.clip_range == 15
 
 
 def test_a_weight_needs_a_divergence(data: ListOpsData) -> None:

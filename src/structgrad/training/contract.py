@@ -24,4 +24,5 @@ NEUTRAL: dict[str, Any] = {
     "task.centre_inputs": False,
     "task.data.colour": "refused",
     "estimator.start": "argmax",
+    "estimator.epsilon": 0.01,
 }
