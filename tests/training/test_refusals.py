@@ -107,6 +107,8 @@ WRONG: list[tuple[str, str]] = [
         for key in ("max_steps", "val_every_n_steps", "log_every_n_steps")
         for value in ("null", "0", "-1", "1.5", "ten")
     ),
+    *((f"{LISTOPS} trainer.pause_at={v}", "trainer.pause_at must be a whole number") for v in ("0", "-1", "1.5", "x")),
+    (f"{LISTOPS} paths.progress=3", "paths.progress must be a path"),
     (f"{LISTOPS} trainer.max_steps=7", "trainer.val_every_n_steps=800 must lie between 1 and trainer.max_steps=7"),
     # --- paths ---
     *((f"{LISTOPS} paths.{p}=null", f"paths.{p} must be a path") for p in ("data", "cache", "runs")),

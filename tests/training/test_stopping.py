@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from structgrad.training.errors import EXIT_AGAIN, EXIT_INTERRUPTED, Interrupted, RunHeldError
+from structgrad.training.errors import EXIT_AGAIN, EXIT_INTERRUPTED, Interrupted, Paused, RunHeldError
 from structgrad.training.folder import held
 from tests.training.in_process import ROOT, At, go, metrics, run_folder, summary
 
@@ -57,6 +58,23 @@ def test_sigterm_saves_between_two_steps(
     assert not (run_folder(tmp_path) / "summary.json").exists()
     go(tmp_path)
     same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_a_run_pauses_and_is_continued_by_the_same_command(undisturbed: Path, tmp_path: Path, step: int) -> None:
+    """Where it pauses is no part of its identity, and it says how far it is."""
+    progress = tmp_path / "elsewhere" / "progress.json"
+    given = (f"trainer.pause_at={step}", f"paths.progress={progress}")
+    for _ in range(2):  # the second time it has nothing left to do
+        with pytest.raises(Paused, match=f"paused at step {step}; the same command without trainer.pause_at={step}"):
+            go(tmp_path / "runs", *given)
+        followed = json.loads(progress.read_text())
+        assert followed["step"] == step // 4 * 4 or followed["step"] == step
+        assert [at for at, _ in followed["curve"]] == list(range(3, step, 4))
+    go(tmp_path / "runs", *given[1:])
+    same(tmp_path / "runs", undisturbed)
+    assert json.loads(progress.read_text())["step"] == 12
+    go(tmp_path / "runs", *given)  # which is finished
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

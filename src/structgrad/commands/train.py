@@ -27,6 +27,7 @@ from structgrad.training.errors import (
     GROUPS,
     ConfigurationError,
     Interrupted,
+    Paused,
     RunError,
     explain,
 )
@@ -63,7 +64,9 @@ def train(config: DictConfig) -> None:
         _unfinished.append((" ".join(overrides), str(error), code))
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        sys.exit(stop.exit_code)
+        if not several or not isinstance(stop, Paused):
+            sys.exit(stop.exit_code)
+        _unfinished.append((" ".join(overrides), str(stop), stop.exit_code))
     except Exception as bug:
         if not several:
             raise

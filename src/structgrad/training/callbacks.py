@@ -14,9 +14,10 @@ import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
 
+from structgrad.common.files import write_json
 from structgrad.common.text import duration
 from structgrad.data import Batch, Steps
-from structgrad.training.errors import Interrupted, NonFiniteLossError
+from structgrad.training.errors import Interrupted, NonFiniteLossError, Paused
 from structgrad.training.stopping import StopRequest
 
 
@@ -170,10 +171,11 @@ class StopBetweenSteps(pl.Callback):
     Args:
         request: which receives the signals.
         checkpoint: where to save.
+        pause_at: the step at which to do the same without a request, with :class:`Paused`.
     """
 
-    def __init__(self, request: StopRequest, checkpoint: Path) -> None:
-        self.request, self.checkpoint = request, checkpoint
+    def __init__(self, request: StopRequest, checkpoint: Path, pause_at: int | None = None) -> None:
+        self.request, self.checkpoint, self.pause_at = request, checkpoint, pause_at
         self._saved: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -182,6 +184,8 @@ class StopBetweenSteps(pl.Callback):
         steps = trainer.train_dataloader
         assert isinstance(steps, Steps)
         steps.between = lambda: self._look(trainer)
+        if self._pauses(trainer):  # it has been there before
+            raise Paused(trainer.global_step)
         self.request.deferred = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -200,15 +204,53 @@ class StopBetweenSteps(pl.Callback):
         """Remember the step: Lightning's loops could not tell two checkpoints of one step apart."""
         self._saved = trainer.global_step
 
+    def _pauses(self, trainer: pl.Trainer) -> bool:
+        return self.pause_at is not None and trainer.global_step >= self.pause_at
+
     def _look(self, trainer: pl.Trainer) -> None:
         asked = self.request.number is not None
         if trainer.world_size > 1:  # a signal need not reach all processes, nor in the same step
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if not asked:
+        if not asked and not self._pauses(trainer):
             return
         if self._saved != trainer.global_step:
             trainer.save_checkpoint(self.checkpoint)
+        if not asked:
+            raise Paused(trainer.global_step)
         raise Interrupted(self.request.number or signal.SIGTERM, trainer.global_step)
+
+
+class ProgressFile(pl.Callback):
+    """Keeps a file that says how far a run is, for whoever waits for it, e.g. a sweep.
+
+    After every validation it has ``step``, the number of steps done, and ``curve``, the steps and values of the
+    selecting metric as they stand in ``metrics.csv``.
+
+    Args:
+        file: where; its folder is made.
+        metrics: the run's ``metrics.csv``.
+        monitor: name of that metric.
+    """
+
+    def __init__(self, file: Path, metrics: Path, monitor: str) -> None:
+        self.file, self.metrics, self.monitor = file, metrics, monitor
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that continues may have nothing left to do before it pauses."""
+        self._write(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The loggers have the metric by now."""
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        lines = self.metrics.read_text().splitlines()[1:] if self.metrics.exists() else []
+        found = [line.rsplit(",", 2) for line in lines]
+        curve = [[int(step), float(value)] for step, name, value in found if name == self.monitor]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.file, {"step": trainer.global_step, "curve": curve})
 
 
 class RandomState(pl.Callback):

@@ -15,8 +15,8 @@ BUDGETS = ("paper", "quick", "smoke")
 
 #: Top-level keys that do not decide a result: where things are, who is told, what a sweep would try.
 IRRELEVANT = ("paths", "logger", "run", "search")
-#: Keys of ``trainer`` that say on which hardware, and how, the same computation is done.
-HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps")
+#: Keys of ``trainer`` that say on which hardware, how, and how far for now, the same computation is done.
+HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps", "pause_at")
 
 #: Options that came after results had been kept -> the value at which they change nothing. At that value they are no
 #: part of a run's identity and settings, so that those results stay the runs that the same commands make.

@@ -52,6 +52,16 @@ class Interrupted(BaseException):
         self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
 
 
+class Paused(Interrupted):
+    """Training got to ``trainer.pause_at``."""
+
+    def __init__(self, step: int) -> None:
+        BaseException.__init__(
+            self, f"paused at step {step}; the same command without trainer.pause_at={step} continues"
+        )
+        self.exit_code = EXIT_AGAIN
+
+
 def explain(error: HydraException | OmegaConfBaseException | ValueError, arguments: Sequence[str]) -> str:
     """One line for what Hydra has against a command line, with what was perhaps meant."""
     for argument in arguments:  # which Hydra does not name

@@ -21,6 +21,7 @@ from structgrad.tasks.base import Task
 from structgrad.training.callbacks import (
     Owner,
     ProgressBar,
+    ProgressFile,
     ProgressLines,
     RandomState,
     StopBetweenSteps,
@@ -67,6 +68,8 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
     )
     if config.trainer.compile is not None:
         task.compiled_step = compiled_step(task, config.trainer.compile)
+    progress = config.paths.get("progress")
+    followed = [ProgressFile(Path(progress), metrics_file.file, task.monitor)] if progress else []
     timer = Timer()  # its time is part of the checkpoint, so a resumed run reports its whole training time
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*(num_workers|Checkpoint directory|isinstance\\(treespec|dataloader).*")
@@ -86,7 +89,8 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
                 RandomState(),
                 timer,
                 best,
-                StopBetweenSteps(request, folder / "checkpoints" / "last.ckpt"),
+                *followed,
+                StopBetweenSteps(request, folder / "checkpoints" / "last.ckpt", config.trainer.get("pause_at")),
                 ProgressBar(refresh_rate=20) if sys.stderr.isatty() else ProgressLines(),
             ],
             plugins=[CheckedFiles()],

@@ -43,8 +43,16 @@ _TRAINER = (
     "val_every_n_steps",
     "gradient_clip_val",
     "log_every_n_steps",
+    "pause_at",
 )
-_PATHS = {"data": False, "cache": False, "runs": False, "results": True, "test_file": True}  # may it be null?
+_PATHS = {
+    "data": False,
+    "cache": False,
+    "runs": False,
+    "results": True,
+    "progress": True,
+    "test_file": True,
+}  # may it be null?
 _TOP = ("seed", "paths", "run", "search", "task", "structure", "estimator", "budget", "trainer", "logger")
 
 
@@ -96,6 +104,8 @@ def _check_trainer(trainer: DictConfig) -> None:
             f"trainer.val_every_n_steps={every} must lie between 1 and trainer.max_steps={steps}: "
             "the test uses the best validated model"
         )
+    if trainer.get("pause_at") is not None:
+        _whole("trainer.pause_at", trainer.pause_at, 1)
     clip = trainer.get("gradient_clip_val")
     if clip is not None and (not _is_number(clip) or clip <= 0):
         raise ConfigurationError(f"trainer.gradient_clip_val must be a positive number or null; got {clip!r}")
