@@ -6,14 +6,11 @@ import ast
 import inspect
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import optuna
 import pytest
 import pytorch_lightning as pl
 import torch
-from optuna.storages import RDBStorage
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -189,31 +186,3 @@ def test_save_last(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2
     assert saved.count("best") == 1
-
-
-# --- Optuna -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> RDBStorage:
-    return RDBStorage(f"sqlite:///{tmp_path}/queue.db", heartbeat_interval=1, grace_period=2)
-
-
-def test_beat(storage: RDBStorage) -> None:
-    """What has not beaten for long enough is called dead."""
-    study = optuna.create_study(storage=storage)
-    alive, dead = study.ask(), study.ask()
-    for trial in (alive, dead):
-        private.beat(storage, trial)
-    for _ in range(6):
-        time.sleep(0.5)
-        private.beat(storage, alive)
-    optuna.storages.fail_stale_trials(study)
-    assert [t.state.name for t in study.get_trials()] == ["RUNNING", "FAIL"]
-
-
-def test_enqueued_parameters(storage: RDBStorage) -> None:
-    study = optuna.create_study(storage=storage)
-    study.enqueue_trial({"x": 0.5})
-    assert private.enqueued_parameters(storage, study.ask()) == {"x": 0.5}
-    assert private.enqueued_parameters(storage, study.ask()) == {}

@@ -3,7 +3,7 @@ milliseconds and without torch.
 
 Usage: ``python fake_run.py key=value ...``; it does ``steps`` steps of ``step_s`` seconds, goes on until the file
 ``gate`` exists, keeps a checkpoint after each, and writes a line to ``starts.log`` and to ``steps.log`` of its run's
-folder, so that tests can count what was done twice.
+folder, so that tests can count what was done twice. With ``every`` it is validated after so many steps.
 """
 
 from __future__ import annotations
@@ -18,9 +18,25 @@ import time
 from pathlib import Path
 
 
+def value_at(settings: dict[str, str], step: int) -> float:
+    """The validation metric after a number of steps: better with time and with ``x``, in the same order at all."""
+    return float(settings.get("x", 0.0)) + step / 1000
+
+
+def follow(progress: Path, settings: dict[str, str], step: int, every: int) -> None:
+    curve = [[at - 1, value_at(settings, at)] for at in range(every, step + 1, every)]
+    progress.parent.mkdir(parents=True, exist_ok=True)
+    partial = progress.with_suffix(".partial")
+    partial.write_text(json.dumps({"step": step, "curve": curve}))
+    os.replace(partial, progress)
+
+
 def main() -> None:
     settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
     results = Path(settings.pop("paths.results"))
+    progress = Path(settings.pop("paths.progress", "/dev/null"))
+    pause_at = int(settings.pop("trainer.pause_at", 0))
+    every = int(settings.pop("every", 0))
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(settings["paths.runs"]) / "fake" / identity
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,8 +58,10 @@ def main() -> None:
     checkpoint = folder / "checkpoint"
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
     gate = Path(settings.get("gate", folder))
+    if every:
+        follow(progress, settings, step, every)
     while step < int(settings.get("steps", 1)) or not gate.exists():
-        if stop:
+        if stop or (pause_at and step >= pause_at):
             sys.exit(75)
         time.sleep(float(settings.get("step_s", 0.0)))
         step += 1
@@ -52,7 +70,11 @@ def main() -> None:
         os.replace(partial, checkpoint)
         with (folder / "steps.log").open("a") as log:
             log.write(f"{step}\n")
+        if every and step % every == 0:
+            follow(progress, settings, step, every)
     value = float(settings.get("x", 0.0)) + int(settings["seed"])
+    if every:
+        value = value_at(settings, step)
     summary = {
         "name": f"fake-{identity}", "task": "fake", "structure": settings["row"], "estimator": "none",
         "budget": "quick", "seed": int(settings["seed"]), "metrics": {"val/score": value, "test/score": 2 * value},

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from structgrad.experiments.queue import Plan, PlannedRow, Queue, SweepError, make_sampler
+from structgrad.experiments.queue import Plan, PlannedRow, Queue, SweepError, check_sampler, make_sampler
 from structgrad.experiments.worker import Worker, explain
 from structgrad.training.contract import EXIT_AGAIN
 
@@ -107,7 +107,10 @@ def test_more_trials_later_and_nothing_twice(tmp_path: Path) -> None:
 
 
 def test_fewer_trials_than_wait_are_those_that_are_asked_for(tmp_path: Path) -> None:
-    Queue(make(tmp_path, row("a", 4, "x"))).refill()  # as `workers=0` does
+    stopped = Queue(make(tmp_path, row("a", 4, "x")))
+    taken = stopped.take()
+    assert taken is not None
+    stopped.give_back(taken, "stopped")
     few = make(tmp_path, PlannedRow("a", ("row=a",), (2, 1), row("a", 1, "x").space))
     work(few)
     assert list(results(few)) == ["a-1.json", "a-2.json"]
@@ -133,7 +136,7 @@ def test_what_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert list(results(plan)) == ["good-0.json"]
     work(plan)  # does not try again ...
     assert Counter(map(len, (f.read_text().split() for f in (tmp_path / "runs").glob("**/starts.log")))) == {1: 3}
-    queue.refill(retry=True)  # ... unless asked to
+    queue.retry()  # ... unless asked to
     assert queue.progress()["bad"].open == 2
 
 
@@ -143,7 +146,7 @@ def test_a_run_that_keeps_dying_fails(tmp_path: Path) -> None:
         queue = work(plan)
         assert queue.progress()["a"].errors == {0: "killed by SIGKILL (out of memory?)"}
         assert [len(f.read_text().split()) for f in (tmp_path / "runs").glob("**/starts.log")] == [starts]
-        queue.refill(retry=True)
+        queue.retry()
 
 
 def test_a_stopped_worker_saves_its_run_and_gives_it_back(tmp_path: Path) -> None:
@@ -235,7 +238,7 @@ def test_workers_killed_ten_times_lose_nothing_and_count_nothing_twice(tmp_path:
     assert results(plan) == results(calm)
     assert len(results(plan)) == 13
     for planned in rows:
-        complete = [t for t in queue.studies[planned.name].trials if t.state.name == "COMPLETE"]
+        complete = [t for t in queue.entries(planned) if t.state.name == "COMPLETE"]
         assert sorted(t.user_attrs["index"] for t in complete) == list(planned.trials)
     folders = list((tmp_path / "runs" / "wild" / "fake").iterdir())
     steps = [(f / "steps.log").read_text().split() for f in folders]
@@ -258,6 +261,44 @@ def test_unknown_samplers_and_storages_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(SweepError, match="storage=") as error:
             Queue(make(tmp_path, storage=storage))
         assert "\n" not in str(error.value)
+
+
+def test_a_sampler_is_tried_on_the_space_before_anything_starts() -> None:
+    choices = {"a": {"distribution": "choice", "values": [1, 2]}, "b": {"distribution": "choice", "values": [1, 2]}}
+    check_sampler("bruteforce", [PlannedRow("x", (), tuple(range(4)), choices)])
+    with pytest.raises(SweepError, match="the search space of x has only 4 points; type trials=4"):
+        check_sampler("bruteforce", [PlannedRow("x", (), tuple(range(5)), choices)])
+    with pytest.raises(SweepError, match=r"sampler=bruteforce cannot search x: .*; type sampler=tpe or sampler=random"):
+        check_sampler("bruteforce", [row("x", 1, "lr")])
+    for name in ("tpe", "qmc", "nsgaii"):
+        check_sampler(name, [row("x", 20, "lr", "momentum")])
+
+
+def test_all_points_are_tried_by_brute_force(tmp_path: Path) -> None:
+    values = {"x": {"distribution": "choice", "values": [1, 2, 3]}}
+    plan = make(tmp_path, PlannedRow("a", ("row=a",), (0, 1, 2), values), sampler="BruteForceSampler")
+    work(plan)
+    assert {entry[1]["x"] for entry in results(plan).values()} == {1, 2, 3}
+
+
+def test_an_error_of_the_worker_itself_is_an_attempt(tmp_path: Path) -> None:
+    """Results that cannot be written, as on a full disk: it does not train the same trial for ever."""
+    plan = make(tmp_path, row("a", 1))
+    Path(plan.results).parent.mkdir(parents=True)
+    Path(plan.results).write_text("no folder")
+    for attempt in range(3):
+        assert Queue(plan).progress()["a"].open == 1
+        worker = start(plan)
+        _, errors = worker.communicate(timeout=60)
+        assert worker.returncode == 1
+        assert errors.startswith("error: [Errno 17] File exists: "), (attempt, errors)
+        assert errors.count("\n") == 1
+    reason = Queue(plan).progress()["a"].errors[0]
+    assert reason.startswith("its worker ended: [Errno 17] File exists: ")
+    Path(plan.results).unlink()
+    queue = Queue(plan)
+    queue.retry()
+    assert work(plan).progress()["a"].done == 1
 
 
 def test_other_samplers_learn_from_the_trials(tmp_path: Path) -> None:

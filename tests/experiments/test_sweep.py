@@ -117,7 +117,7 @@ def test_a_wrong_metric_of_a_table_is_found_before_training(
 
 def test_another_sampler_makes_a_sweep_of_its_own() -> None:
     """Its trials must not be taken for independent ones: they learn from each other."""
-    names = {plan_of("table=paulus_2", f"sampler={name}").name for name in ("tpe", "TPESampler", "cmaes", "random")}
+    names = {plan_of("table=paulus_2", f"sampler={name}").name for name in ("tpe", "TPESampler", "qmc", "random")}
     assert len(names) == 3
     plan = plan_of("table=paulus_2", "sampler=tpe")
     assert plan.extra == ("sampler=TPESampler",)
@@ -148,6 +148,15 @@ def test_a_table_over_seeds_searches_nothing() -> None:
         (["table=paulus_2", "launcher=ssh"], "launcher=ssh: there are local, slurm, submitit"),
         (["table=paulus_2", "retry=yes"], "retry=yes: there are false, true"),
         (["table=paulus_2", "sampler=best"], "sampler=best: Optuna has"),
+        (
+            ["table=paulus_2", "rows=lstm", "sampler=cmaes"],
+            "sampler=cmaes: no package cmaes; pip install cmaes, or type",
+        ),
+        (
+            ["table=paulus_2", "rows=lstm", "sampler=bruteforce"],
+            "sampler=bruteforce cannot search lstm: FloatDistribut",
+        ),
+        (["table=paulus_2", "sampler=grid"], "GridSampler needs arguments that a sweep cannot give; type sampler=tpe"),
         (["table=struminsky_3", "sampler=tpe"], "sampler: struminsky_3 searches nothing"),
         (["table=paulus_2", "heartbeat=10", "grace=15"], "grace=15 must be at least twice heartbeat=10"),
         (["table=paulus_2", "workers=-1", "rows=lstm"], "workers=-1 must be"),
@@ -264,6 +273,41 @@ def test_a_sweep_in_which_all_fail_says_so(tmp_path: Path) -> None:
     done = subprocess.run(run, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "failed: lstm-0: it cannot work\nfailed: lstm-1: it cannot work\nerror: all 2 trials failed" in done.stderr
+
+
+def test_results_that_cannot_be_written_are_found_before_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for option in ("results", "folder"):
+        assert sweep.main(["table=paulus_2", "rows=lstm", "budget=smoke", f"{option}=file/x"]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: cannot write to file/x/paulus_2_smoke: Not a directory; ")
+        assert error.endswith(f"{option}=<folder> names another\n")
+
+
+def test_what_ends_workers_three_times_ends_the_sweep_with_its_line(tmp_path: Path) -> None:
+    run = command("paulus_2", "rows=lstm", "trials=2", "budget=smoke")
+    # The results vanish when the sweep has begun.
+    run[2] = run[2].replace(
+        "sweep.make_plan = make_plan",
+        "sweep.make_plan = make_plan\n"
+        "from structgrad.experiments import launching\n"
+        "begin = launching._start\n"
+        "def spoiled(file, logs, place, add):\n"
+        "    import pathlib, shutil\n"
+        "    folder = pathlib.Path('runs/tables/paulus_2_smoke')\n"
+        "    if folder.is_dir():\n"
+        "        shutil.rmtree(folder); folder.touch()\n"
+        "    return begin(file, logs, place, add)\n"
+        "launching._start = spoiled\n",
+    )
+    done = subprocess.run(run, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    line = "[Errno 17] File exists: 'runs/tables/paulus_2_smoke'"
+    assert f"worker 0 ended: {line}; it is started again" in done.stdout  # on the screen
+    assert done.stderr.startswith(f"error: {line} (this ended workers 3 times; see ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_stopped_sweep_says_again_and_goes_on(tmp_path: Path) -> None:

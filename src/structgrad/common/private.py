@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:  # each function imports what it needs: nobody waits for a library that is not used
     import pytorch_lightning as pl
-    from optuna.storages import RDBStorage
-    from optuna.trial import Trial
     from pytorch_lightning.callbacks import ModelCheckpoint
     from torch import Tensor, fx
 
@@ -91,17 +89,3 @@ def save_last(checkpoint: ModelCheckpoint, trainer: pl.Trainer) -> None:
     """Save the last state now, unless this step's has been saved."""
     if not checkpoint._should_skip_saving_checkpoint(trainer):
         checkpoint._save_last_checkpoint(trainer, checkpoint._monitor_candidates(trainer))
-
-
-# --- Optuna -----------------------------------------------------------------------------------------------------------
-
-
-def beat(storage: RDBStorage, trial: Trial) -> None:
-    """Record a heartbeat of a trial; Optuna's own thread for it belongs to ``Study.optimize``."""
-    storage.record_heartbeat(trial._trial_id)
-
-
-def enqueued_parameters(storage: RDBStorage, trial: Trial) -> dict[str, Any]:
-    """What ``Study.enqueue_trial`` was given for a trial."""
-    parameters: dict[str, Any] = storage.get_trial_system_attrs(trial._trial_id).get("fixed_params", {})
-    return parameters

@@ -8,23 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from omegaconf import OmegaConf
 
-from structgrad.common.text import first_line
 from structgrad.experiments.planning import whole_number
 from structgrad.experiments.queue import Plan, Queue, SweepError
 from structgrad.experiments.screen import Screen
 from structgrad.experiments.tables import Table
-from structgrad.experiments.worker import Worker, die_with_parent
+from structgrad.experiments.worker import Worker, die_with_parent, explain
 from structgrad.training.contract import EXIT_AGAIN
 
 
 def launch(table: Table, plan: Plan, options: Mapping[str, str], given: Sequence[str]) -> int:
-    """Fill the queue of a plan, start its workers, and wait for them. Returns the exit code of the command.
+    """Open the queue of a plan, start its workers, and wait for them. Returns the exit code of the command.
 
     Args:
         table: of the plan.
@@ -39,8 +40,10 @@ def launch(table: Table, plan: Plan, options: Mapping[str, str], given: Sequence
     if not shutil.which(plan.command[0]):
         raise SweepError(f"no {plan.command[0]}")
     file = plan.save()
+    _check_writable(Path(plan.results))
     queue = Queue(plan)
-    queue.refill(retry=options["retry"] == "true")
+    if options["retry"] == "true":
+        queue.retry()
     queue.export_finished()
     print(f"sweep {plan.name}: {plan.folder} (queue, output of the runs), {plan.results} (results)")
     if environments == [] and options["launcher"] == "local":
@@ -82,9 +85,27 @@ def _gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
+#: Deaths of workers by one and the same error of theirs, with no trial finished between them, that end a sweep.
+_DEATHS = 3
+
+
+def _check_writable(results: Path) -> None:
+    """Before anything is trained: a worker that cannot write what it has would train it again."""
+    probe = results / f".{os.getpid()}.partial"
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SweepError(f"cannot write to {results}: {error.strerror}; results=<folder> names another") from error
+
+
 def _work_here(table: Table, queue: Queue, file: Path, environments: list[dict[str, str]]) -> int:
     """Start local workers, replace those that die, and wait until they have nothing left to do; 75 if we are asked
     to stop.
+
+    Raises:
+        SweepError: if an error of the workers' own, which it shows, ends them again and again.
     """
     asked: list[int] = []
 
@@ -95,41 +116,63 @@ def _work_here(table: Table, queue: Queue, file: Path, environments: list[dict[s
     logs = Path(queue.plan.folder) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     workers = {place: _start(file, logs, place, add) for place, add in enumerate(environments)}
-    started, told, early = dict.fromkeys(workers, time.monotonic()), False, 0
+    told, deaths, done = False, Counter[str](), 0
     try:
         with Screen(table, len(environments), queue.plan.metric) as screen:
             while workers:
-                screen.show(queue.progress())
+                progress = queue.progress()
+                screen.show(progress)
+                if (now := sum(p.done for p in progress.values())) > done:
+                    done, deaths = now, Counter()
                 if asked and not told:
                     told = True
                     print("stopping: runs save themselves; the same command continues", file=sys.stderr)
                     for worker in workers.values():
-                        worker.terminate()
+                        worker.process.terminate()
                 for place, worker in list(workers.items()):
-                    code = worker.poll()
+                    code = worker.process.poll()
                     if code is None:
                         continue
                     if code in (0, EXIT_AGAIN) or asked:
                         del workers[place]
                         continue
-                    early = early + 1 if time.monotonic() - started[place] < 10 else 0
-                    if early >= 3:
-                        raise SweepError(f"workers end at once (exit code {code}); see {logs / f'worker-{place}.log'}")
+                    line = worker.reason(code)
+                    # A signal comes from outside, and may come often in a long sweep, but not at once.
+                    if code > 0 or time.monotonic() - worker.started < 10:
+                        deaths[line] += 1
+                    if deaths[line] >= _DEATHS:
+                        raise SweepError(f"{line} (this ended workers {_DEATHS} times; see {worker.log})")
+                    screen.note(f"worker {place} ended: {line}; it is started again")
                     workers[place] = _start(file, logs, place, environments[place])
-                    started[place] = time.monotonic()
                 time.sleep(0.5)
             screen.show(queue.progress())
     finally:
         for worker in workers.values():
-            worker.terminate()
+            worker.process.terminate()
         for number, handler in before.items():
             signal.signal(number, handler)
     return EXIT_AGAIN if asked else 0
 
 
-def _start(file: Path, logs: Path, place: int, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    with (logs / f"worker-{place}.log").open("ab") as log:
-        return subprocess.Popen(
+@dataclass(frozen=True)
+class _Local:
+    """A worker on this machine; ``begin`` is where its part of the log begins."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    begin: int
+    started: float
+
+    def reason(self, code: int) -> str:
+        """The one line that says why it ended."""
+        return explain(code, self.log, self.begin)
+
+
+def _start(file: Path, logs: Path, place: int, environment: dict[str, str]) -> _Local:
+    path = logs / f"worker-{place}.log"
+    with path.open("ab") as log:
+        begin = log.tell()
+        process = subprocess.Popen(
             [sys.executable, "-m", "structgrad.experiments.worker", str(file)],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -138,6 +181,7 @@ def _start(file: Path, logs: Path, place: int, environment: dict[str, str]) -> s
             start_new_session=True,  # Ctrl-C reaches workers through us, once
             preexec_fn=die_with_parent(),
         )
+    return _Local(process, path, begin, time.monotonic())
 
 
 def _work_in_jobs(table: Table, queue: Queue, file: Path, workers: int, launcher: str, given: Sequence[str]) -> int:
@@ -159,7 +203,7 @@ def _work_in_jobs(table: Table, queue: Queue, file: Path, workers: int, launcher
     try:
         executor.update_parameters(**{"name": queue.plan.name, "timeout_min": 24 * 60} | parameters)
     except (NameError, TypeError, ValueError) as error:
-        raise SweepError(f"slurm: {first_line(error)}") from error
+        raise SweepError(f"slurm: {str(error).splitlines()[0]}") from error
     jobs = [executor.submit(Worker(file.resolve())) for _ in range(workers)]
     print("jobs: " + ", ".join(job.job_id for job in jobs) + f" (their output: {Path(queue.plan.folder) / 'jobs'})")
     try:

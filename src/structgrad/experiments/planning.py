@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from structgrad.experiments.queue import Plan, PlannedRow, SweepError, make_sampler
+from structgrad.experiments.queue import Plan, PlannedRow, SweepError, check_sampler, make_sampler
 from structgrad.experiments.space import Space, SpaceError, merged
 from structgrad.experiments.tables import Direction, Row, Table, TableError, check_metrics
 from structgrad.training.contract import BUDGETS, HARDWARE
@@ -62,6 +62,8 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
     if len(set(monitors)) > 1:
         planned = tuple(replace(row, monitor=found) for row, found in zip(planned, monitors, strict=True))
     metric, direction = monitors[0]
+    if sampler != "RandomSampler":
+        check_sampler(options["sampler"], planned)
     return Plan(
         name=name,
         table=table.name,

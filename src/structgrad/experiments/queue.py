@@ -1,11 +1,13 @@
-"""The queue of a sweep: Optuna studies in a relational storage, one a row, one entry a trial.
+"""The queue of a sweep: Optuna studies in a relational storage, one a row, one entry each time a trial is begun.
 
-A trial is known by its index in the row. Optuna deals trials out; what counts is decided here, by index:
+A trial is known by its index in the row. What is true of it is decided here, by index, from its entries:
 
-- A worker that dies stops its heartbeat; any other worker then fails the entry and :func:`refill` queues the trial
-again. The run of the
-  trial has an identity and a lock, so that the next worker continues it, and two workers never write it.
-- Whoever finds a trial twice (two processes may queue it at the same time) drops the later entry.
+- It is finished when an entry is complete, has failed when the last one says why, and is being worked on while one is
+  running. Else anybody may begin it, by one more entry: nothing waits in the database.
+- A worker that dies stops its heartbeat; any other worker then fails the entry, so that the trial is open again. Its
+  run has an identity and a lock, so that the next worker continues it, and two workers never write it.
+- With successive halving an entry goes to a rung and is pruned there, in Optuna's words. A trial that goes on from
+  there is one more entry, with the next rung.
 
 So a trial may be started more than once, but is finished and counted once.
 """
@@ -14,35 +16,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import socket
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
-from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from structgrad.common.files import write_json
-from structgrad.common.private import beat, enqueued_parameters
 from structgrad.common.text import first_line
+from structgrad.experiments.halving import promoted
 from structgrad.experiments.space import Space, draw, sample
+from structgrad.experiments.storage import Storage, SweepError
 from structgrad.experiments.tables import Direction
 
-_LIVE = (TrialState.WAITING, TrialState.RUNNING)
-
-
-class SweepError(RuntimeError):
-    """A sweep cannot go on; the message is one line."""
+__all__ = ["Plan", "PlannedRow", "Progress", "Queue", "SweepError", "Taken", "make_sampler", "record"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class PlannedRow:
         space: what is searched; empty for rows over seeds.
         given: values of the configuration on which conditions of the space depend.
         monitor: metric and direction that select among its trials, if they are not those of the plan.
+        rungs: steps at which its trials pause, ascending, see :mod:`structgrad.experiments.halving`; empty: nowhere.
     """
 
     name: str
@@ -64,6 +65,7 @@ class PlannedRow:
     space: Space = field(default_factory=dict)
     given: dict[str, Any] = field(default_factory=dict)
     monitor: tuple[str, Direction] | None = None
+    rungs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,15 @@ class Plan:
         metric, direction: by which a trial is selected, of rows without a monitor of their own.
         folder: where the sweep keeps its logs and its default storage.
         results: folder of the finished runs' summaries.
-        storage: URL, as SQLAlchemy has them.
+        storage: URL, as SQLAlchemy has them, without a password.
         command: what runs a trial, without overrides.
         common: overrides of every trial, e.g. the budget.
         extra: those of them that the user gave and that decide results.
         sampler: class in ``optuna.samplers``.
         heartbeat, grace: seconds between signs of life, and after how many without one a worker counts as dead.
-        attempts: how often a run may be killed by a signal of its own before it counts as failed.
+        attempts: how often a run may be killed by a signal of its own, or end its worker by an error, before it counts
+            as failed.
+        reduction: one in so many trials goes on from a rung; 0: there are none.
     """
 
     name: str
@@ -101,40 +105,66 @@ class Plan:
     heartbeat: int = 30
     grace: int = 120
     attempts: int = 3
+    reduction: int = 0
 
     def save(self) -> Path:
-        """Into its folder, whole or not at all; other plans of the same sweep, e.g. of other rows, stay as they are."""
+        """Into its folder, whole or not at all; other plans of the same sweep, e.g. of other rows, stay as they are.
+
+        Raises:
+            SweepError: if the folder cannot be written to.
+        """
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
         file = Path(self.folder) / f"plan-{digest}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, asdict(self))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, asdict(self))
+        except OSError as error:
+            raise SweepError(
+                f"cannot write to {file.parent}: {error.strerror}; folder=<folder> names another"
+            ) from error
         return file
 
     def monitor(self, row: PlannedRow) -> tuple[str, Direction]:
         """Metric and direction that select among the trials of a row."""
         return row.monitor or (self.metric, self.direction)
 
+    def best(self, row: PlannedRow, values: Iterable[float]) -> float | None:
+        """In that direction; None without values."""
+        return (max if self.monitor(row)[1] == "maximize" else min)(values, default=None)
+
     @classmethod
     def load(cls, file: Path) -> Plan:
         """What :meth:`save` wrote."""
         content = json.loads(file.read_text())
         rows = tuple(
-            PlannedRow(
-                r["name"],
-                tuple(r["overrides"]),
-                tuple(r["trials"]),
-                r["space"],
-                r["given"],
-                tuple(r["monitor"]) if r.get("monitor") else None,
-            )
+            PlannedRow(**{key: tuple(value) if isinstance(value, list) else value for key, value in r.items()})
             for r in content.pop("rows")
         )
         lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
         return cls(**content | lists, rows=rows)
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A trial that is being worked on.
+
+    Attributes:
+        row: which it is of.
+        index: in the row.
+        until: the step at which it pauses; None: it is to be finished.
+        parameters: hyper-parameter -> value.
+        entry: of the database.
+    """
+
+    row: PlannedRow
+    index: int
+    until: int | None
+    parameters: dict[str, Any]
+    entry: int
+
+
 class Queue:
-    """The storage of a plan.
+    """What is done and what is to be done of a plan.
 
     Raises:
         SweepError: in one line, if the storage cannot be opened.
@@ -142,189 +172,285 @@ class Queue:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        url = plan.storage.replace("postgresql://", "postgresql+psycopg://", 1)
-        local = url.startswith("sqlite:///")
-        # SQLite lets two processes take one entry from the queue, and two that start at once on an empty PostgreSQL
-        # database both create its tables: one process at a time opens, fills and takes from a queue.
-        self._lock: AbstractContextManager[Any] = nullcontext()
-        if local:
-            self._lock = FileLock(url.removeprefix("sqlite:///") + ".lock")
-        elif url.startswith("postgresql+psycopg://"):
-            self._lock = _AdvisoryLock(url.replace("+psycopg", "", 1))
-        if local:
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.filterwarnings("ignore", category=ExperimentalWarning)
-        # Optuna's heartbeat thread is part of `optimize`, which makes new trials up when the queue is empty; ours is
-        # `alive`.
-        warnings.filterwarnings("ignore", message="Heartbeat of storage")
-        options: dict[str, Any] = {"connect_args": {"timeout": 60}} if local else {"pool_pre_ping": True}
-        try:
-            with self._lock:
-                self.storage = RDBStorage(url, options, heartbeat_interval=plan.heartbeat, grace_period=plan.grace)
-                self.studies = {row.name: self._study(row) for row in plan.rows}
-        except ModuleNotFoundError as error:
-            raise SweepError(
-                f"storage={plan.storage}: no package {error.name}; pip install structgrad[postgresql]"
-            ) from error
-        except ImportError as error:
-            raise SweepError(f"storage={plan.storage}: {first_line(error.__cause__ or error)}") from error
-        except Exception as error:  # every database has errors of its own
-            if type(error).__module__.split(".")[0] not in ("sqlalchemy", "optuna", "psycopg", "alembic"):
-                raise
-            raise SweepError(f"storage={plan.storage}: {first_line(error.__cause__ or error)}") from error
+        self.storage = Storage(plan.storage, plan.heartbeat, plan.grace)
+        self._studies = self.storage.studies
+        self._ids = {row.name: self._id(row) for row in plan.rows}
+        #: What could be begun when we last looked, by row; others may have begun it since.
+        self._open: dict[str, list[tuple[int, int | None]]] = {}
+        self._looked = -math.inf
 
-    def _study(self, row: PlannedRow) -> optuna.Study:
-        return optuna.create_study(
-            storage=self.storage,
-            study_name=f"{self.plan.name}/{row.name}",
-            direction=self.plan.monitor(row)[1],
-            sampler=make_sampler(self.plan.sampler),
-            load_if_exists=True,
-        )
+    def _id(self, row: PlannedRow) -> int:
+        with suppress(KeyError):
+            return self._studies.get_study_id_from_name(self.name(row))
+        with self.storage.alone("opening"):
+            metric, direction = self.plan.monitor(row)
+            study = optuna.create_study(
+                storage=self._studies, study_name=self.name(row), direction=direction, load_if_exists=True
+            )
+            study.set_metric_names([metric])
+        return self._studies.get_study_id_from_name(self.name(row))
 
-    def trials(self, row: str) -> dict[int, FrozenTrial]:
-        """Index -> the entry that counts: a live or finished one, else the latest that was not dropped as a copy."""
-        chosen: dict[int, FrozenTrial] = {}
-        for trial in self.studies[row].get_trials(deepcopy=False):
-            index = trial.user_attrs.get("index")
-            if index is None or "copy" in trial.user_attrs:
-                continue
-            best = chosen.get(index)
-            if best is None or _precedence(trial) >= _precedence(best):
-                chosen[index] = trial
-        return chosen
+    def name(self, row: PlannedRow) -> str:
+        """Of the study of a row."""
+        return f"{self.plan.name}/{row.name}"
 
-    def refill(self, retry: bool = False) -> None:
-        """Queue every trial of the plan that is not there, was given back, or has lost its worker.
+    def entries(self, row: PlannedRow) -> list[FrozenTrial]:
+        """All that was ever begun, in this order."""
+        return self._studies.get_all_trials(self._ids[row.name], deepcopy=False)
 
-        Args:
-            retry: also those that failed.
+    def trials(self, row: PlannedRow) -> dict[int, FrozenTrial]:
+        """Index -> the entry that counts: the complete one, else of those to the last rung a running one, else the
+        latest.
         """
-        with self._lock:
-            for row in self.plan.rows:
-                self._refill(row, retry)
+        return _counting(self.entries(row))
 
-    def _refill(self, row: PlannedRow, retry: bool = False) -> None:
-        study = self.studies[row.name]
-        optuna.storages.fail_stale_trials(study)
-        found = self.trials(row.name)
-        for trial in found.values():
-            # Killed between being taken and the first heartbeat, which Optuna never calls stale.
-            if (
-                trial.state == TrialState.RUNNING
-                and "worker" not in trial.user_attrs
-                and _older(trial, self.plan.grace)
-            ):
-                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        found = self.trials(row.name)
-        for index in row.trials:
-            known = found.get(index)
-            lost = known is not None and known.state == TrialState.FAIL and (retry or "error" not in known.user_attrs)
-            if known is None or lost:
-                study.enqueue_trial(self._fixed(row, index), user_attrs={"index": index})
+    def take(self) -> Taken | None:
+        """Begin the next trial of the plan, whichever row it is of; None if there is none to begin now."""
+        with self.storage.alone(self.plan.name):
+            found = self._choose()
+            if found is None:
+                return None
+            row, index, until, known = found
+            template = self._template(row, index, until, known)
+            entry = self._studies.create_new_trial(self._ids[row.name], template)
+        self.storage.record_heartbeat(entry)
+        self._studies.set_trial_user_attr(entry, "worker", f"{socket.gethostname()}:{os.getpid()}")
+        if not self.storage.is_exclusive and self._is_copy(row, index, entry):
+            self._studies.set_trial_user_attr(entry, "copy", True)
+            self._end(entry, TrialState.FAIL)
+            return None
+        return Taken(row, index, until, self._parameters(row, template, entry), entry)
 
-    def _fixed(self, row: PlannedRow, index: int) -> dict[str, Any]:
-        return (
-            draw(row.space, row.given, self.plan.table, row.name, index) if self.plan.sampler == "RandomSampler" else {}
+    def _choose(self) -> tuple[PlannedRow, int, int | None, FrozenTrial | None] | None:
+        """What to begin next: the lowest rung first, then the lowest index, then the first row; read from the
+        database, as others begin trials too.
+        """
+        if time.monotonic() - self._looked > self.plan.heartbeat or not any(self._open.values()):
+            self._look()
+        while True:
+            waiting = [
+                (_rung(self._open[row.name][0][1]), self._open[row.name][0][0], position)
+                for position, row in enumerate(self.plan.rows)
+                if self._open[row.name]
+            ]
+            if not waiting:
+                return self._promote()
+            row = self.plan.rows[min(waiting)[2]]
+            trials = self.trials(row)
+            self._open[row.name] = self._to_begin(row, trials)
+            if self._open[row.name]:
+                index, until = self._open[row.name].pop(0)
+                return row, index, until, trials.get(index)
+
+    def _look(self) -> None:
+        """Call the entries of dead workers failed, and see what is to be begun."""
+        for row in self.plan.rows:
+            study = optuna.load_study(study_name=self.name(row), storage=self._studies)
+            optuna.storages.fail_stale_trials(study)
+            running = [trial for trial in self.entries(row) if trial.state == TrialState.RUNNING]
+            for trial in running:
+                # Its worker was killed before the first heartbeat: Optuna never calls it stale.
+                if "worker" not in trial.user_attrs and _older(trial, self.plan.grace):
+                    self._end(self._studies.get_trial_id_from_study_id_trial_number(self._ids[row.name], trial.number))
+            self._open[row.name] = self._to_begin(row, self.trials(row))
+        self._looked = time.monotonic()
+
+    def _to_begin(self, row: PlannedRow, trials: Mapping[int, FrozenTrial]) -> list[tuple[int, int | None]]:
+        """Index and rung of trials that were never begun, were given back, or have lost their worker."""
+        first = row.rungs[0] if row.rungs else None
+        new = [(index, first) for index in row.trials if index not in trials]
+        lost = [(i, _until(trials[i])) for i in row.trials if i in trials and _is_lost(trials[i])]
+        return sorted(new + lost, key=lambda item: (_rung(item[1]), item[0]))
+
+    def _promote(self) -> tuple[PlannedRow, int, int | None, FrozenTrial | None] | None:
+        for row in self.plan.rows if self.plan.reduction else ():
+            trials = self.trials(row)
+            for index, rung in self._promoted(row, trials):
+                return row, index, (*row.rungs, None)[rung + 1], trials[index]
+        return None
+
+    def _promoted(self, row: PlannedRow, trials: Mapping[int, FrozenTrial]) -> list[tuple[int, int]]:
+        """Index and rung of those that rest and may go on."""
+        mine = {index: trial for index, trial in trials.items() if index in row.trials}
+        sign = 1.0 if self.plan.monitor(row)[1] == "maximize" else -1.0
+        values: list[dict[int, float]] = [
+            {
+                index: sign * best
+                for index, trial in mine.items()
+                if _has_reached(trial, step) and (best := self.plan.best(row, _until_step(trial, step))) is not None
+            }
+            for step in row.rungs
+        ]
+        finished = {index: 0.0 for index, trial in mine.items() if trial.state == TrialState.COMPLETE}
+        places = {step: place for place, step in enumerate(row.rungs)}
+        resting = {
+            index: places[step]
+            for index, trial in mine.items()
+            if trial.state == TrialState.PRUNED and (step := _until(trial)) is not None and step in places
+        }
+        settled = all(
+            i in mine and (i in resting or i in finished or "error" in mine[i].user_attrs) for i in row.trials
+        )
+        return promoted([*values, finished], resting, self.plan.reduction, settled)
+
+    def _template(self, row: PlannedRow, index: int, until: int | None, known: FrozenTrial | None) -> FrozenTrial:
+        """The entry of a trial that begins, or goes on with the hyper-parameters and the curve that it had."""
+        attributes: dict[str, Any] = {"index": index} | ({} if until is None else {"until": until})
+        if self.plan.sampler == "RandomSampler":
+            parameters = draw(row.space, row.given, self.plan.table, row.name, index)
+            distributions = {key: _distribution(row.space[key]) for key in parameters}
+        else:
+            parameters, distributions = (known.params, known.distributions) if known else ({}, {})
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=parameters,
+            distributions=distributions,
+            user_attrs=attributes,
+            intermediate_values=known.intermediate_values if known else {},
         )
 
-    def take(self) -> tuple[PlannedRow, Trial, dict[str, Any]] | None:
-        """The next trial of the plan, whichever row it is of, with its hyper-parameters; None if none waits."""
-        with self._lock:
-            waiting = []
-            for position, row in enumerate(self.plan.rows):
-                self._refill(row)
-                found = self.trials(row.name)
-                mine = [i for i in row.trials if i in found and found[i].state == TrialState.WAITING]
-                waiting += [(min(mine), position, row)] if mine else []
-            if not waiting:
-                return None
-            row = min(waiting, key=lambda item: item[:2])[2]
-            study = self.studies[row.name]
-            for _ in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-                trial = study.ask()
-                index = trial.user_attrs.get("index")
-                if index is None or index in row.trials:
-                    break
-                # Of another plan, with more trials of this row: to the end of the queue, so that ours comes next.
-                fixed = enqueued_parameters(self.storage, trial)
-                study.enqueue_trial(fixed, user_attrs={"index": index})
-                trial.set_user_attr("copy", True)
-                study.tell(trial, state=TrialState.FAIL)
-            else:
-                return None
-            if index is None:  # another process has taken the last one: Optuna has made a new one up
-                study.tell(trial, state=TrialState.FAIL)
-                return None
-            beat(self.storage, trial)
-            trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
-        others = [
-            t
-            for t in study.get_trials(deepcopy=False)
-            if t.user_attrs.get("index") == index and t.number != trial.number
-        ]
-        if any(t.state == TrialState.COMPLETE or (t.state in _LIVE and t.number < trial.number) for t in others):
-            trial.set_user_attr("copy", True)
-            study.tell(trial, state=TrialState.FAIL)
-            return None
-        return row, trial, sample(row.space, row.given, _suggest(trial))
+    def _parameters(self, row: PlannedRow, template: FrozenTrial, entry: int) -> dict[str, Any]:
+        if self.plan.sampler == "RandomSampler":
+            return dict(template.params)
+        study = optuna.load_study(
+            study_name=self.name(row), storage=self._studies, sampler=make_sampler(self.plan.sampler)
+        )
+        return sample(row.space, row.given, _suggest(Trial(study, entry)))
 
-    def finish(self, row: PlannedRow, trial: Trial, content: dict[str, Any]) -> None:
-        """Record a finished run: its file in the results, then its value in the storage."""
-        export(self.plan, content)
+    def _is_copy(self, row: PlannedRow, index: int, entry: int) -> bool:
+        number = self._studies.get_trial_number_from_id(entry)
+        others = [t for t in self.entries(row) if t.user_attrs.get("index") == index and t.number != number]
+        return any(
+            t.state == TrialState.COMPLETE or (t.state == TrialState.RUNNING and t.number < number) for t in others
+        )
+
+    def report(self, taken: Taken, curve: Iterable[tuple[int, float]]) -> None:
+        """Record values of the selecting metric by step, as far as they are known."""
         with _if_unfinished():
-            trial.set_user_attr("summary", json.dumps(content))
-        value = content["metrics"][self.plan.monitor(row)[0]]
-        self.studies[row.name].tell(trial, value, skip_if_finished=True)
+            for step, value in curve:
+                self._studies.set_trial_intermediate_value(taken.entry, int(step), float(value))
 
-    def fail(self, row: PlannedRow, trial: Trial, error: str) -> None:
+    def finish(self, taken: Taken, content: dict[str, Any]) -> None:
+        """Record a finished run: its file in the results, its summary and its value in the storage."""
+        export(self.plan, content)
+        self.storage.keep(self.name(taken.row), taken.index, content)
+        with _if_unfinished():
+            for name, value in content["metrics"].items():
+                self._studies.set_trial_user_attr(taken.entry, name, value)
+        self._end(taken.entry, TrialState.COMPLETE, [content["metrics"][self.plan.monitor(taken.row)[0]]])
+        self._export_rungs(taken.row)
+
+    def rest(self, taken: Taken, curve: Sequence[tuple[int, float]]) -> None:
+        """Record a run that has got to its rung."""
+        self.report(taken, curve)
+        best = self.plan.best(taken.row, (value for _, value in curve))
+        self._end(taken.entry, TrialState.PRUNED, None if best is None else [best])
+        self._export_rungs(taken.row)
+
+    def fail(self, taken: Taken, error: str) -> None:
         """Record that a run failed, and why; it is not tried again."""
         with _if_unfinished():
-            trial.set_user_attr("error", error)
-        self.studies[row.name].tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            self._studies.set_trial_user_attr(taken.entry, "error", error)
+        self._end(taken.entry)
 
-    def give_back(self, row: PlannedRow, trial: Trial, why: str) -> None:
+    def give_back(self, taken: Taken, why: str) -> None:
         """Let any worker go on with it."""
         with _if_unfinished():
-            trial.set_user_attr("given_back", why)
-        self.studies[row.name].tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        self.refill()
+            self._studies.set_trial_user_attr(taken.entry, "given_back", why)
+        self._end(taken.entry)
+
+    def _end(self, entry: int, state: TrialState = TrialState.FAIL, values: list[float] | None = None) -> None:
+        with _if_unfinished():
+            self._studies.set_trial_state_values(entry, state, values)
+
+    def retry(self) -> None:
+        """Let workers begin again what has failed."""
+        for row in self.plan.rows:
+            for index, trial in self.trials(row).items():
+                if index in row.trials and trial.state == TrialState.FAIL and "error" in trial.user_attrs:
+                    attributes = {k: v for k, v in trial.user_attrs.items() if k in ("index", "until")}
+                    again = create_trial(
+                        state=TrialState.FAIL,
+                        params=trial.params,
+                        distributions=trial.distributions,
+                        user_attrs={**attributes, "given_back": "retry"},
+                        intermediate_values=trial.intermediate_values,
+                    )
+                    self._studies.create_new_trial(self._ids[row.name], again)
+        self._open = {}
 
     def crashes(self, row: PlannedRow, index: int) -> int:
-        """How often the run of a trial was killed by a signal that its worker did not send, since it last failed."""
-        trials = self.studies[row.name].get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        mine = [t for t in trials if t.user_attrs.get("index") == index]
-        failed = max((t.number for t in mine if "error" in t.user_attrs), default=-1)
-        return sum(t.user_attrs.get("given_back") == "crash" for t in mine if t.number > failed)
+        """How often the run of a trial was killed by a signal that its worker did not send, or ended its worker by an
+        error, since it was last tried anew.
+        """
+        mine = [t for t in self.entries(row) if t.user_attrs.get("index") == index]
+        anew = max((t.number for t in mine if t.user_attrs.get("given_back") == "retry"), default=-1)
+        return sum(t.user_attrs.get("given_back") == "crash" for t in mine if t.number > anew)
 
     def settled(self) -> bool:
-        """Whether every trial of the plan is finished or has failed."""
+        """Whether every trial of the plan is finished, has failed, or rests for good."""
         return all(p.open == 0 for p in self.progress().values())
 
     def progress(self) -> dict[str, Progress]:
         """Row -> how far its trials are."""
-        return {row.name: Progress.of(row, self.trials(row.name), self.plan) for row in self.plan.rows}
+        found = {}
+        for row in self.plan.rows:
+            trials = self.trials(row)
+            goes_on = len(self._promoted(row, trials)) if row.rungs else 0
+            found[row.name] = Progress.of(row, trials, self.plan, goes_on)
+        return found
 
     def export_finished(self) -> None:
         """Write the files of all finished trials that are not there, e.g. of workers on machines with other disks."""
         for row in self.plan.rows:
-            for index, trial in self.trials(row.name).items():
+            for index, trial in self.trials(row).items():
                 if trial.state == TrialState.COMPLETE and not record_file(self.plan, row.name, index).exists():
-                    export(self.plan, json.loads(trial.user_attrs["summary"]))
+                    content = self.storage.kept(self.name(row), index)
+                    if content is None and "summary" in trial.user_attrs:  # of an earlier version
+                        content = json.loads(trial.user_attrs["summary"])
+                    if content is not None:
+                        export(self.plan, content)
+            self._export_rungs(row)
+
+    def _export_rungs(self, row: PlannedRow) -> None:
+        """Write who got how far, for reports: those that rest have no summary."""
+        if not row.rungs:
+            return
+        trials = self.trials(row)
+        content = {
+            "table": self.plan.table,
+            "row": row.name,
+            "reduction": self.plan.reduction,
+            "rungs": list(row.rungs),
+            "trials": [
+                {
+                    "trial": index,
+                    "parameters": trials[index].params,
+                    "curve": sorted(trials[index].intermediate_values.items()),
+                    "rungs": sum(_has_reached(trials[index], step) for step in row.rungs),
+                    "finished": trials[index].state == TrialState.COMPLETE,
+                    **{key: trials[index].user_attrs[key] for key in ("error",) if key in trials[index].user_attrs},
+                }
+                for index in row.trials
+                if index in trials
+            ],
+        }
+        file = Path(self.plan.results) / "halving" / f"{row.name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, content)
 
     @contextmanager
-    def alive(self, trial: Trial) -> Iterator[None]:
+    def alive(self, taken: Taken) -> Iterator[None]:
         """Show signs of life of a trial."""
         stop = threading.Event()
 
-        def until_stopped() -> None:
+        def beat() -> None:
             while not stop.wait(self.plan.heartbeat):
                 # A busy or unreachable database: the next beat may arrive.
                 with suppress(StorageInternalError):
-                    beat(self.storage, trial)
+                    self.storage.record_heartbeat(taken.entry)
 
-        thread = threading.Thread(target=until_stopped, daemon=True)
+        thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         try:
             yield
@@ -333,28 +459,10 @@ class Queue:
             thread.join()
 
 
-class _AdvisoryLock:
-    """Of a PostgreSQL server, which frees it when the connection ends, however it ends."""
-
-    _KEY = int.from_bytes(hashlib.sha256(b"structgrad sweeps").digest()[:7])
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def __enter__(self) -> None:
-        import psycopg
-
-        self._connection = psycopg.connect(self.url, autocommit=True)
-        self._connection.execute("SELECT pg_advisory_lock(%s)", (self._KEY,))
-
-    def __exit__(self, *arguments: object) -> None:
-        self._connection.close()
-
-
 @dataclass(frozen=True)
 class Progress:
     """Of a row: numbers of trials, the best validation metric so far, seconds a finished trial took, errors by
-    index.
+    index, how many rest at a rung, how many have got to each rung.
     """
 
     trials: int
@@ -364,37 +472,39 @@ class Progress:
     best: float | None
     seconds: float | None
     errors: dict[int, str]
+    resting: int = 0
+    reached: dict[int, int] = field(default_factory=dict)
 
     @property
     def open(self) -> int:
-        """Trials that are neither finished nor failed."""
-        return self.trials - self.done - self.failed
+        """Trials that are to be worked on: neither finished nor failed, nor at rest."""
+        return self.trials - self.done - self.failed - self.resting
 
     @classmethod
-    def of(cls, row: PlannedRow, trials: Mapping[int, FrozenTrial], plan: Plan) -> Progress:
-        """From the entries that count."""
+    def of(cls, row: PlannedRow, trials: Mapping[int, FrozenTrial], plan: Plan, going_on: int = 0) -> Progress:
+        """From the entries that count; ``going_on`` of those that rest have only to be begun again."""
         mine = {index: trial for index, trial in trials.items() if index in row.trials}
         done = [t for t in mine.values() if t.state == TrialState.COMPLETE]
         errors = {
             i: t.user_attrs["error"] for i, t in mine.items() if t.state == TrialState.FAIL and "error" in t.user_attrs
         }
         values = [t.value for t in done if t.value is not None]
-        best = (max if plan.monitor(row)[1] == "maximize" else min)(values) if values else None
+        best = plan.best(row, values)
         times = [t.duration.total_seconds() for t in done if t.duration]
         running = sum(t.state == TrialState.RUNNING for t in mine.values())
         seconds = sum(times) / len(times) if times else None
-        return cls(len(row.trials), len(done), running, len(errors), best, seconds, errors)
+        resting = sum(t.state == TrialState.PRUNED for t in mine.values()) - going_on
+        reached = {step: sum(_has_reached(t, step) for t in mine.values()) for step in row.rungs}
+        return cls(len(row.trials), len(done), running, len(errors), best, seconds, errors, resting, reached)
 
 
-def record(
-    plan: Plan, row: PlannedRow, index: int, parameters: Mapping[str, Any], summary: dict[str, Any]
-) -> dict[str, Any]:
+def record(plan: Plan, taken: Taken, summary: dict[str, Any]) -> dict[str, Any]:
     """A run's summary with the key ``sweep``: table, row, trial, hyper-parameters, and the user's own settings."""
     made = {
         "table": plan.table,
-        "row": row.name,
-        "trial": index,
-        "parameters": dict(parameters),
+        "row": taken.row.name,
+        "trial": taken.index,
+        "parameters": dict(taken.parameters),
         "extra": list(plan.extra),
     }
     return {**summary, "sweep": made}
@@ -425,12 +535,49 @@ def make_sampler(name: str) -> BaseSampler:
     }
     found = known.get(name.lower().removesuffix("sampler"))
     if found is None:
-        raise SweepError(f"sampler={name}: Optuna has {', '.join(sorted(known))}")
+        raise SweepError(f"sampler={name}: Optuna has no such sampler; type one of {', '.join(sorted(known))}")
     try:
-        sampler: BaseSampler = getattr(optuna.samplers, found)()
-    except (TypeError, ImportError) as error:
-        raise SweepError(f"sampler={name}: {first_line(error)}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            sampler: BaseSampler = getattr(optuna.samplers, found)()
+    except TypeError as error:
+        reason = f"Optuna's {found} needs arguments that a sweep cannot give"
+        raise SweepError(f"sampler={name}: {reason}; type sampler=tpe or sampler=random") from error
+    except ImportError as error:
+        raise SweepError(f"sampler={name}: {first_line(error)}; type sampler=tpe or sampler=random") from error
     return sampler
+
+
+def check_sampler(name: str, rows: Iterable[PlannedRow]) -> None:
+    """Try a sampler on the spaces of some rows, in memory, with made-up values.
+
+    Raises:
+        SweepError: if it cannot search them, lacks a package, or has fewer points than there are trials.
+    """
+    for row in rows:
+        sampler = make_sampler(name)
+        study = optuna.create_study(sampler=sampler)
+        # Some samplers begin at random and show what they need only after ten trials.
+        exhaustive = isinstance(sampler, optuna.samplers.BruteForceSampler)
+        tried = len(row.trials) if exhaustive else 12
+        for number in range(tried):
+            trial = study.ask()
+            try:
+                sample(row.space, row.given, _suggest(trial))
+            except ImportError as error:
+                other = "type sampler=tpe or sampler=random"
+                raise SweepError(
+                    f"sampler={name}: no package {error.name}; pip install {error.name}, or {other}"
+                ) from error
+            except Exception as error:  # every sampler has errors of its own
+                reason = f"sampler={name} cannot search {row.name}: {first_line(error)}"
+                raise SweepError(f"{reason.rstrip('.')}; type sampler=tpe or sampler=random") from error
+            try:
+                study.tell(trial, float(number))
+            except RuntimeError:  # it has seen everything
+                if number + 1 < tried:
+                    only = f"the search space of {row.name} has only {number + 1} points"
+                    raise SweepError(f"sampler={name}: {only}; type trials={number + 1}") from None
 
 
 def _suggest(trial: Trial) -> Any:
@@ -442,9 +589,52 @@ def _suggest(trial: Trial) -> Any:
     return suggest
 
 
-def _precedence(trial: FrozenTrial) -> int:
-    order = {TrialState.COMPLETE: 3, TrialState.RUNNING: 2, TrialState.WAITING: 1}
-    return order.get(trial.state, 0)
+def _distribution(value: Mapping[str, Any]) -> BaseDistribution:
+    if value["distribution"] == "choice":
+        return CategoricalDistribution(value["values"])
+    return FloatDistribution(value["low"], value["high"], log=value["distribution"] == "log_uniform")
+
+
+def _counting(entries: Iterable[FrozenTrial]) -> dict[int, FrozenTrial]:
+    chosen: dict[int, FrozenTrial] = {}
+    for trial in entries:
+        index = trial.user_attrs.get("index")
+        if index is None or "copy" in trial.user_attrs:
+            continue
+        best = chosen.get(index)
+        if best is None or _precedence(trial) >= _precedence(best):
+            chosen[index] = trial
+    return chosen
+
+
+def _precedence(trial: FrozenTrial) -> tuple[bool, float, bool]:
+    return trial.state == TrialState.COMPLETE, _rung(_until(trial)), trial.state == TrialState.RUNNING
+
+
+def _until(trial: FrozenTrial) -> int | None:
+    return trial.user_attrs.get("until")
+
+
+def _rung(until: int | None) -> float:
+    """To sort by."""
+    return math.inf if until is None else until
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    """Whether nobody works on it, though it has neither ended nor failed of its own; queues of earlier versions also
+    have entries that wait.
+    """
+    failed = trial.state == TrialState.FAIL and "error" not in trial.user_attrs
+    return failed or trial.state == TrialState.WAITING
+
+
+def _has_reached(trial: FrozenTrial, step: int) -> bool:
+    """Whether a trial that has not failed was validated after ``step`` steps; curves number steps from 0."""
+    return "error" not in trial.user_attrs and any(at >= step - 1 for at in trial.intermediate_values)
+
+
+def _until_step(trial: FrozenTrial, step: int) -> list[float]:
+    return [value for at, value in trial.intermediate_values.items() if at < step]
 
 
 def _older(trial: FrozenTrial, seconds: float) -> bool:

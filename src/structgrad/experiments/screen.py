@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table as Grid
+from rich.text import Text
 
 from structgrad.common.text import duration
 from structgrad.experiments.queue import Progress
@@ -33,7 +34,8 @@ class Screen:
         self.metric = metric
         self.console = console or Console()
         self._live: Live | None = None
-        self._last: tuple[tuple[int, int], float] = ((-1, -1), 0.0)
+        self._last: tuple[tuple[int, ...], float] = ((), 0.0)
+        self._note = ""
 
     def __enter__(self) -> Screen:
         if self.console.is_terminal:
@@ -45,12 +47,19 @@ class Screen:
         if self._live:
             self._live.stop()
 
+    def note(self, text: str) -> None:
+        """Say what has happened: once, and on a terminal until something else has."""
+        self._note = f"{time.strftime('%H:%M:%S')} {text}"
+        if not self._live:
+            self.console.print(self._note, soft_wrap=True, highlight=False, markup=False)
+
     def show(self, progress: Mapping[str, Progress]) -> None:
         """Draw what there is now."""
         if self._live:
             self._live.update(self.grid(progress), refresh=True)
             return
-        ended = (sum(p.done for p in progress.values()), sum(p.failed for p in progress.values()))
+        counts = [(p.done, p.failed, p.resting) for p in progress.values()]
+        ended = tuple(sum(column) for column in zip(*counts, strict=True))
         if ended != self._last[0] or time.monotonic() - self._last[1] > _EVERY_S:
             self._last = ended, time.monotonic()
             self.console.print(f"{time.strftime('%H:%M:%S')} {self.line(progress)}", soft_wrap=True, highlight=False)
@@ -61,21 +70,26 @@ class Screen:
         trials, done, running, failed = (sum(column) for column in zip(*numbers, strict=True))
         left = time_left(progress, self.workers)
         text = f"{done} of {trials} trials done, {running} running, {failed} failed"
+        if any(p.reached for p in progress.values()):
+            text += f", {sum(p.resting for p in progress.values())} resting"
         return text + (f", about {duration(left)} left" if left else "")
 
     def grid(self, progress: Mapping[str, Progress]) -> Grid:
         """A row of the table a line."""
-        grid = Grid(title=f"{self.table.title} ({self.table.name})", caption=self.line(progress), expand=False)
+        caption = self.line(progress) + (f"\n{self._note}" if self._note else "")
+        grid = Grid(title=f"{self.table.title} ({self.table.name})", caption=Text(caption), expand=False)
         grid.add_column("row")
-        for title in ("done", "running", "failed", "waiting", f"best {self.metric}", "a trial"):
+        halves = any(p.reached for p in progress.values())
+        rests = ("resting",) if halves else ()
+        for title in ("done", "running", "failed", "waiting", *rests, f"best {self.metric}", "a trial"):
             grid.add_column(title, justify="right")
         titles = {row.name: f"{row.title}, {row.group}" if row.group else row.title for row in self.table.rows}
         for name, p in progress.items():
             best = "-" if p.best is None else f"{p.best:.4g}"
             seconds = "-" if p.seconds is None else duration(p.seconds)
-            counts = (p.done, p.running, p.failed, p.open - p.running)
             failed = f"[red]{p.failed}[/red]" if p.failed else "0"
-            cells = [str(counts[0]), str(counts[1]), failed, str(counts[3])]
+            cells = [str(p.done), str(p.running), failed, str(p.open - p.running)]
+            cells += [str(p.resting)] if halves else []
             grid.add_row(titles[name].replace("[", r"\["), *cells, best, seconds)
         return grid
 

@@ -13,13 +13,19 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
+
+from structgrad.common.text import first_line
 from structgrad.experiments import runs
-from structgrad.experiments.queue import Plan, PlannedRow, Queue, SweepError, record
+from structgrad.experiments.queue import Plan, Queue, SweepError, Taken, record
+from structgrad.experiments.storage import PASSWORD, masked
 from structgrad.training.contract import EXIT_AGAIN, EXIT_INTERRUPTED
 
 
@@ -45,9 +51,8 @@ class Worker:
         while not self.stopped:
             taken = queue.take()
             if taken is not None:
-                row, trial, parameters = taken
-                with queue.alive(trial):
-                    self._work(queue, row, trial, parameters)
+                with queue.alive(taken):
+                    self._work_or_tell(queue, taken)
             elif queue.settled():
                 return 0
             else:
@@ -63,45 +68,71 @@ class Worker:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True
 
-    def _work(self, queue: Queue, row: PlannedRow, trial: Any, parameters: dict[str, Any]) -> None:
-        plan, index = queue.plan, int(trial.user_attrs["index"])
-        name = f"{row.name}-{index}"
-        finished = Path(plan.folder) / "finished" / name
-        command = [*plan.command, *overrides(plan, row, index, parameters), f"paths.results={finished}"]
-        logs = Path(plan.folder) / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+    def _work_or_tell(self, queue: Queue, taken: Taken) -> None:
+        """An error of our own is an attempt of the trial, so that no trial can end workers for ever."""
         try:
-            code = self._run(command, logs / name, group=f"{plan.name}/{row.name}")
+            self._work(queue, taken)
+        except Exception as error:
+            line = f"its worker ended: {_line(error)}"
+            with suppress(Exception):  # the database may be what is wrong
+                if queue.crashes(taken.row, taken.index) + 1 < queue.plan.attempts:
+                    queue.give_back(taken, "crash")
+                else:
+                    queue.fail(taken, line)
+            raise
+
+    def _work(self, queue: Queue, taken: Taken) -> None:
+        plan, name = queue.plan, f"{taken.row.name}-{taken.index}"
+        folder = Path(plan.folder)
+        finished, logs, progress = folder / "finished" / name, folder / "logs", folder / "progress" / f"{name}.json"
+        given = overrides(plan, taken)
+        places = [f"paths.results={finished}", f"paths.progress={progress}"]
+        pause = [] if taken.until is None else [f"trainer.pause_at={taken.until}"]
+        for place in (logs, progress.parent):
+            place.mkdir(parents=True, exist_ok=True)
+        try:
+            code = self._run(
+                [*plan.command, *given, *places, *pause],
+                logs / name,
+                group=f"{plan.name}/{taken.row.name}",
+                look=_Curve(progress, lambda curve: queue.report(taken, curve)),
+            )
         except SystemExit:  # of submitit's handler, when a job is preempted
-            queue.give_back(row, trial, "stopped")
+            queue.give_back(taken, "stopped")
             raise
         if code == 0:
-            summaries = sorted(finished.glob("*.json"))
-            if not summaries:
-                queue.fail(
-                    row, trial, f"the run ended without a summary in {finished}; its output is {logs / name}.log"
-                )
-                return
-            summary = json.loads(max(summaries, key=lambda file: file.stat().st_mtime).read_text())
-            metric, _ = plan.monitor(row)
-            value = summary["metrics"].get(metric)
-            if value is None or value != value:
-                queue.fail(row, trial, f"{metric} is {value}: nothing to select by")
-                return
-            content = record(plan, row, index, parameters, summary)
-            content["sweep"]["curve"] = curve_of(summary, overrides(plan, row, index, parameters), metric)
-            queue.finish(row, trial, content)
+            self._record(queue, taken, finished, f"{logs / name}.log", given)
+        elif code == EXIT_AGAIN and taken.until is not None and _step(progress) >= taken.until:
+            queue.rest(taken, _curve(progress))
         elif code in (EXIT_AGAIN, EXIT_INTERRUPTED) or self.stopped:
-            queue.give_back(row, trial, "stopped")
+            queue.give_back(taken, "stopped")
             if not self.stopped:  # another process has the run
                 time.sleep(self.pause)
-        elif code < 0 and queue.crashes(row, index) + 1 < plan.attempts:
-            queue.give_back(row, trial, "crash")
+        elif code < 0 and queue.crashes(taken.row, taken.index) + 1 < plan.attempts:
+            queue.give_back(taken, "crash")
         else:
-            queue.fail(row, trial, explain(code, logs / f"{name}.err"))
+            queue.fail(taken, explain(code, logs / f"{name}.err"))
 
-    def _run(self, command: Sequence[str], log: Path, group: str) -> int:
-        environment = os.environ | {"WANDB_RUN_GROUP": group}
+    def _record(self, queue: Queue, taken: Taken, finished: Path, log: str, given: Sequence[str]) -> None:
+        plan = queue.plan
+        summaries = sorted(finished.glob("*.json"))
+        if not summaries:
+            queue.fail(taken, f"the run ended without a summary in {finished}; its output is {log}")
+            return
+        summary = json.loads(max(summaries, key=lambda file: file.stat().st_mtime).read_text())
+        metric, _ = plan.monitor(taken.row)
+        value = summary["metrics"].get(metric)
+        if value is None or value != value:
+            queue.fail(taken, f"{metric} is {value}: nothing to select by")
+            return
+        content = record(plan, taken, summary)
+        content["sweep"]["curve"] = curve_of(summary, given, metric)
+        queue.report(taken, content["sweep"]["curve"])
+        queue.finish(taken, content)
+
+    def _run(self, command: Sequence[str], log: Path, group: str, look: Callable[[], None]) -> int:
+        environment = {key: value for key, value in os.environ.items() if key != PASSWORD}
+        environment["WANDB_RUN_GROUP"] = group
         with (
             log.with_suffix(log.suffix + ".log").open("ab") as out,
             log.with_suffix(log.suffix + ".err").open("wb") as errors,
@@ -121,18 +152,54 @@ class Worker:
                     if self.stopped and not asked:
                         asked = True
                         process.terminate()
+                    look()
                     time.sleep(0.1)
-            except SystemExit:
+            except BaseException:
                 process.terminate()
                 process.wait()
                 raise
         return code
 
 
-def overrides(plan: Plan, row: PlannedRow, index: int, parameters: dict[str, Any]) -> list[str]:
-    """What ``train.py`` is called with for a trial, but for where its summary goes."""
-    drawn = [f"{key}={'null' if value is None else value}" for key, value in parameters.items()]
-    return [*row.overrides, *plan.common, *drawn, f"seed={index}"]
+class _Curve:
+    """Hands on what a run has measured so far, whenever there is more of it; not more often than once a second."""
+
+    def __init__(self, file: Path, report: Callable[[list[tuple[int, float]]], None]) -> None:
+        self.file, self.report = file, report
+        self._known = 0
+        self._next = 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + 1.0
+        curve = _curve(self.file)
+        if len(curve) > self._known:
+            with suppress(StorageInternalError):  # a busy or unreachable database: all of it comes at the end
+                self.report(curve[self._known :])
+                self._known = len(curve)
+
+
+def _progress(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
+
+
+def _step(file: Path) -> int:
+    return int(_progress(file).get("step", 0))
+
+
+def _curve(file: Path) -> list[tuple[int, float]]:
+    return [(int(step), float(value)) for step, value in _progress(file).get("curve", [])]
+
+
+def overrides(plan: Plan, taken: Taken) -> list[str]:
+    """What ``train.py`` is called with for a trial, but for where it leaves things and where it pauses."""
+    drawn = [f"{key}={'null' if value is None else value}" for key, value in taken.parameters.items()]
+    return [*taken.row.overrides, *plan.common, *drawn, f"seed={taken.index}"]
 
 
 def curve_of(summary: dict[str, Any], given: Sequence[str], metric: str) -> list[tuple[int, float]]:
@@ -141,9 +208,10 @@ def curve_of(summary: dict[str, Any], given: Sequence[str], metric: str) -> list
     return runs.curve(Path(root) / runs.folder_of(summary), metric)
 
 
-def explain(code: int, errors: Path) -> str:
-    """The one line that says why a run failed."""
-    lines = [line.strip() for line in errors.read_text(errors="replace").splitlines() if line.strip()]
+def explain(code: int, errors: Path, begin: int = 0) -> str:
+    """The one line that says why a run failed, from what it wrote after the first ``begin`` bytes of a file."""
+    written = errors.read_bytes()[begin:].decode(errors="replace")
+    lines = [line.strip() for line in written.splitlines() if line.strip()]
     if code < 0:
         return f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
     marked = [line for line in lines if line.startswith("error: ")]
@@ -164,9 +232,17 @@ def main() -> int:
     """``python -m structgrad.experiments.worker <plan.json> [pause]``."""
     try:
         return Worker(sys.argv[1], *map(float, sys.argv[2:3]))()
-    except SweepError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if not isinstance(error, SweepError | OSError):
+            print(masked(traceback.format_exc()), file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         return 1
+
+
+def _line(error: Exception) -> str:
+    """What the sweep shows of an error of ours."""
+    kind = "" if isinstance(error, SweepError | OSError) else f"{type(error).__name__}: "
+    return kind + masked(first_line(error))
 
 
 if __name__ == "__main__":
