@@ -149,11 +149,7 @@ def test_a_table_over_seeds_searches_nothing() -> None:
         (["table=paulus_2", "retry=yes"], "retry=yes: there are false, true"),
         (["table=paulus_2", "sampler=best"], "sampler=best: Optuna has"),
         (
-            ["table=paulus_2", "rows=lstm", "sampler=cmaes"],
-            "sampler=cmaes: no package cmaes; pip install cmaes, or type",
-        ),
-        (
-            ["table=paulus_2", "rows=lstm", "sampler=bruteforce"],
+            ["table=paulus_2", "rows=lstm", "budget=quick", "sampler=bruteforce"],
             "sampler=bruteforce cannot search lstm: FloatDistribut",
         ),
         (["table=paulus_2", "sampler=grid"], "GridSampler needs arguments that a sweep cannot give; type sampler=tpe"),
@@ -183,6 +179,13 @@ def test_refusals_are_one_line_and_write_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("**/*.db"))
+
+
+def test_a_sampler_without_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)  # an import of it fails
+    assert sweep.main(["table=paulus_2", "rows=lstm", "budget=smoke", "sampler=cmaes"]) == 1
+    line = "error: sampler=cmaes: no package cmaes; pip install cmaes, or type sampler=tpe or sampler=random\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="Slurm is here")

@@ -63,7 +63,9 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
         planned = tuple(replace(row, monitor=found) for row, found in zip(planned, monitors, strict=True))
     metric, direction = monitors[0]
     if sampler != "RandomSampler":
-        check_sampler(options["sampler"], planned)
+        if not any(row.space for row in planned):
+            raise SweepError(f"sampler={options['sampler']}: nothing is searched on this budget; leave sampler= out")
+        check_sampler(options["sampler"], [row for row in planned if row.space])
     return Plan(
         name=name,
         table=table.name,

@@ -135,13 +135,13 @@ class Plan:
     @classmethod
     def load(cls, file: Path) -> Plan:
         """What :meth:`save` wrote."""
+
+        def listed(mapping: dict[str, Any]) -> dict[str, Any]:
+            return {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
+
         content = json.loads(file.read_text())
-        rows = tuple(
-            PlannedRow(**{key: tuple(value) if isinstance(value, list) else value for key, value in r.items()})
-            for r in content.pop("rows")
-        )
-        lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
-        return cls(**content | lists, rows=rows)
+        rows = tuple(PlannedRow(**listed(row)) for row in content.pop("rows"))
+        return cls(**listed(content), rows=rows)
 
 
 @dataclass(frozen=True)
