@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from structgrad.estimators import SST, ExponentialSchedule, Marginalize, Perturbed, Reinforce, SumAndSample
 from structgrad.estimators.base import Estimator
 from structgrad.structures import KSubset, OneHot
-from structgrad.tasks.ssvae import SemiSupervisedImages, SemiSupervisedVAE, WarmStart
+from structgrad.tasks.ssvae import SemiSupervisedImages, SemiSupervisedVAE, WarmStart, warm_start
 from structgrad.tasks.ssvae.data import published_split, resample
 from structgrad.tasks.ssvae.model import CLASSIFICATION_LOSSES, Encoder, Networks
 from structgrad.training.callbacks import RandomState
@@ -347,7 +347,7 @@ def test_warm_start_is_made_once_and_again_after_it_was_killed(
     other.setup("fit")
     torch.testing.assert_close(vector(other), vector(task), rtol=0, atol=0)
     assert trained == 1
-    for options in ({"classification_loss": "sparsemax"}, {"warm_start": WarmStart(epochs=3, batch_size=10)}):
+    for options in ({"classification_loss": "sparsemax"}, {"warm_start": WarmStart(epochs=2, batch_size=10, lr=2e-3)}):
         another = make(estimators()["dense"], data, **options)
         another.setup("fit")
         assert (vector(another) != vector(task)).any()
@@ -362,6 +362,34 @@ def test_other_images_of_the_same_name_have_a_warm_start_of_their_own(data: Semi
     other = task._warm_start()
     data._loaded["labelled"] = (images, (labels + 1) % 4)
     assert len({first, other, task._warm_start()}) == 3
+
+
+def test_warm_start_takes_the_epoch_of_the_best_validation_elbo(
+    data: SemiSupervisedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four epochs with given ELBO the second; that of the networks is the ELBO of the exact sum."""
+
+    def start(epochs: int, select: str) -> SemiSupervisedVAE:
+        options = {"epochs": epochs, "batch_size": 10, "select": select}
+        task = make(estimators()["dense"], data, warm_start=WarmStart(**options))
+        task.setup("fit")
+        return task
+
+    values = iter([1.0, 3.0, 2.0, 2.5])
+    with monkeypatch.context() as patched:
+        patched.setattr(warm_start, "_elbo", lambda *_: next(values))
+        best = start(4, "best")
+    torch.testing.assert_close(vector(best), vector(start(2, "last")), rtol=0, atol=0)
+    assert not torch.equal(vector(best), vector(start(4, "last")))
+    with pytest.raises(ValueError, match="one of best, last"):
+        WarmStart(select="first")  # type: ignore[arg-type]
+
+    validation = data.split("val")
+    torch.manual_seed(0)
+    expected = best.eval().step(validation).metrics["elbo"]
+    torch.manual_seed(0)
+    found = warm_start._elbo(best.networks, "cross_entropy", validation)
+    assert found == pytest.approx(float(expected), rel=1e-5)  # type: ignore[arg-type]
 
 
 def test_warm_start_learns_the_labels(data: SemiSupervisedImages) -> None:

@@ -134,8 +134,8 @@ class SemiSupervisedVAE(CallsOverTime):
             self._warm_start()
 
     def _warm_start(self) -> Path:
-        labelled = self.data.split("labelled")
-        return self.warm_start.prepare(self.sizes, self.classification_loss, labelled, str(self.data.cache))
+        labelled, validation = self.data.split("labelled"), self.data.split("val")
+        return self.warm_start.prepare(self.sizes, self.classification_loss, labelled, validation, str(self.data.cache))
 
     def setup(self, stage: str) -> None:
         """Start from the warm start; a checkpoint that is resumed overwrites it."""

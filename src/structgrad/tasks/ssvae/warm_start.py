@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal, get_args
 
 import pyarrow as pa
 import torch
@@ -13,13 +16,19 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from structgrad.data import Batch, Batches, cache
+from structgrad.estimators import Marginalize
+from structgrad.structures import OneHot
 from structgrad.tasks.ssvae.data import resample
 from structgrad.tasks.ssvae.model import Networks
+
+Select = Literal["best", "last"]
 
 log = logging.getLogger("structgrad")
 
 #: Part of the key of a cache; raise it when the same configuration would give other parameters.
 _VERSION = 1
+#: Images whose ELBO is taken at once.
+_AT_ONCE = 500
 
 
 @dataclass
@@ -27,7 +36,8 @@ class WarmStart:
     """Training on labelled images alone, as a stage before the run (Correia et al. 2020, released code).
 
     One start serves all seeds of a run and all estimators with the same classification loss. It is stored whole or
-    not at all: one that was killed is done again.
+    not at all: one that was killed is done again. The networks are those of the epoch with the best ELBO of the
+    validation images, the sum over all classes under the classifier's distribution, or those of the last epoch.
 
     Args:
         epochs: over the labelled images; 0 starts from random parameters.
@@ -35,6 +45,7 @@ class WarmStart:
         lr: of Adam.
         weight_decay: of Adam.
         seed: of parameters, order and pixels.
+        select: ``best`` or ``last``, see above.
 
     Raises:
         ValueError: for numbers out of range.
@@ -45,6 +56,7 @@ class WarmStart:
     lr: float = 1e-3
     weight_decay: float = 1e-5
     seed: int = 0
+    select: Select = "best"
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -52,24 +64,29 @@ class WarmStart:
             raise ValueError(
                 f"warm_start needs epochs >= 0 and batch_size >= 1; got {self.epochs} and {self.batch_size}"
             )
+        if self.select not in get_args(Select):
+            raise ValueError(f"warm_start.select must be one of {', '.join(get_args(Select))}; got {self.select!r}")
         if not (self.lr > 0 and self.weight_decay >= 0):
             raise ValueError(f"warm_start needs lr > 0 and weight_decay >= 0; got {self.lr} and {self.weight_decay}")
 
-    def prepare(self, sizes: dict[str, int], loss: str, labelled: Batch, folder: str) -> Path:
+    def prepare(self, sizes: dict[str, int], loss: str, labelled: Batch, validation: Batch, folder: str) -> Path:
         """Train and store, unless that has been done.
 
         Args:
             sizes: of :class:`~structgrad.tasks.ssvae.model.Networks`.
             loss: classification loss, see there.
             labelled: ``images`` uint8 ``[n, pixels]``, ``labels`` ``[n]``.
+            validation: ``images``.
             folder: ``paths.cache``.
 
         Returns:
             the folder of the parameters, for :meth:`load`.
         """
         key = {"version": _VERSION, "loss": loss, "data": _digest(labelled), **sizes, **vars(self)}
+        if self.select == "best":
+            key["validation"] = _digest(validation)
         place = cache.folder_of(folder, "ssvae_warm_start", key)
-        cache.ensure(place, key, lambda: {"parameters": self._train(sizes, loss, labelled)})
+        cache.ensure(place, key, lambda: {"parameters": self._train(sizes, loss, labelled, validation)})
         return place
 
     @staticmethod
@@ -79,7 +96,7 @@ class WarmStart:
         vector = torch.tensor(table["value"].to_numpy(), dtype=torch.float32)
         vector_to_parameters(vector.to(next(networks.parameters()).device), networks.parameters())
 
-    def _train(self, sizes: dict[str, int], loss: str, labelled: Batch) -> pa.Table:
+    def _train(self, sizes: dict[str, int], loss: str, labelled: Batch, validation: Batch) -> pa.Table:
         """On the CPU, so that every device starts from the same; the caller's random numbers are left alone."""
         log.info("warm start: %d epochs on %d labelled images", self.epochs, len(labelled["labels"]))
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -87,6 +104,7 @@ class WarmStart:
             networks = Networks(**sizes)
             optimizer = torch.optim.Adam(networks.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
             batches = Batches(labelled, self.batch_size, shuffle=True, seed=self.seed)
+            best, parameters = -math.inf, parameters_to_vector(networks.parameters()).detach()
             for _ in range(self.epochs):
                 for batch in batches:
                     images = resample(batch["images"])
@@ -95,12 +113,29 @@ class WarmStart:
                     optimizer.zero_grad()
                     value.backward()
                     optimizer.step()
-            return pa.table({"value": parameters_to_vector(networks.parameters()).detach().numpy()})
+                elbo = math.inf if self.select == "last" else _elbo(networks, loss, validation)
+                if elbo >= best:
+                    best, parameters = elbo, parameters_to_vector(networks.parameters()).detach()
+            return pa.table({"value": parameters.numpy()})
+
+
+@torch.no_grad()
+def _elbo(networks: Networks, loss: str, validation: Batch) -> float:
+    """Mean over the images, the class summed out."""
+    distribution = Marginalize(OneHot(), "sparsemax" if loss == "sparsemax" else "softmax").eval()
+    total = 0.0
+    for batch in Batches(validation, _AT_ONCE):
+        images = resample(batch["images"])
+        features = networks.encoder.image(images)
+        objective = partial(networks.negative_elbo, images, features)
+        estimate = distribution(networks.classifier(images), objective)
+        total -= float((estimate.objective + estimate.kl).sum())
+    return total / len(validation["images"])
 
 
 def _digest(labelled: Batch) -> str:
     """Of the images themselves: other images may come under the same name."""
     digest = hashlib.sha256()
-    for name in ("images", "labels"):
+    for name in sorted(labelled):
         digest.update(labelled[name].contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
