@@ -13,10 +13,11 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from structgrad.algorithms import bfloat16
 from structgrad.estimators import SST
 from structgrad.experiments import tables
 from structgrad.structures import GroundTruth, NoStructure
-from structgrad.tasks.graph_layout import GraphLayout, GraphLayoutData
+from structgrad.tasks.graph_layout import GraphLayout, GraphLayoutData, messages
 from structgrad.tasks.graph_layout import model as models
 from structgrad.tasks.graph_layout.data import force_step, generate, random_trees, simulate
 from structgrad.tasks.graph_layout.model import Decoder, Encoder
@@ -169,7 +170,7 @@ def test_decoder_is_its_definition(
     n: int, every: int, hard: bool, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "_launches_count", lambda device: on_gpu)
-    monkeypatch.setattr(models, "_CHUNK_EDGES", 3 * n * (n - 1))  # several chunks, the last one smaller
+    monkeypatch.setattr(messages, "_TOGETHER", 3 * n * (n - 1))  # several chunks, the last one smaller
     decoder = Decoder(7).double()
     positions = torch.randn(5, 6, n, 2, dtype=torch.float64, requires_grad=True)
     vertices = torch.rand(5, n, n, dtype=torch.float64)
@@ -185,6 +186,66 @@ def test_decoder_is_its_definition(
     grads = [torch.autograd.grad((r * weight).sum(), leaves) for r in results]
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def message_inputs(dtype: torch.dtype, hidden: int = 3, graphs: int = 5, n: int = 4) -> list[Tensor]:
+    """Sender, receiver, weight, bias."""
+    shapes = (2, graphs, n, hidden), (2, graphs, n, hidden), (2, hidden, hidden), (2, hidden)
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def test_messages_have_second_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_TOGETHER", 24)
+    torch.manual_seed(0)
+    inputs = message_inputs(torch.float64)
+    soft = torch.rand(5, 4, 3, dtype=torch.float64, requires_grad=True)
+
+    def of_soft(*leaves: Tensor) -> Tensor:
+        return messages.sum_messages(*leaves[:4], messages.Graphs(leaves[4]))
+
+    assert torch.autograd.gradcheck(of_soft, (*inputs, soft))
+    assert torch.autograd.gradgradcheck(of_soft, (*inputs, soft))
+    hard = messages.Graphs(soft.detach().round())
+    assert torch.autograd.gradcheck(lambda *leaves: messages.sum_messages(*leaves, hard), inputs)
+    assert torch.autograd.gradgradcheck(lambda *leaves: messages.sum_messages(*leaves, hard), inputs)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_messages_in_bfloat16_differ_by_its_rounding(hard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bfloat16, "has_units", lambda: True)
+    torch.manual_seed(0)
+    inputs = message_inputs(torch.float32, hidden=64, graphs=40, n=5)
+    edges = torch.rand(40, 5, 4).round() if hard else torch.rand(40, 5, 4, requires_grad=True)
+    leaves = [*inputs, *([] if hard else [edges])]
+    upstream = torch.randn(40, 5, 64)
+
+    def results() -> list[Tensor]:
+        heard = messages.sum_messages(*inputs, messages.Graphs(edges))
+        return [heard.detach(), *torch.autograd.grad(heard, leaves, upstream)]
+
+    exact = results()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        rounded = results()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert {t.dtype for t in rounded} == {torch.float32}
+    value, *gradients = (float((a - b).norm() / b.norm()) for a, b in zip(rounded, exact, strict=True))
+    assert 1e-4 < value < 1e-2  # bfloat16 has 8 bits; 0 would mean that it was not used
+    # A relu near 0 switches: of gradients a share is lost whose root is what this norm sees.
+    assert min(gradients) > 1e-4
+    assert max(gradients) < 0.1
+
+
+def test_messages_pass_a_nan_on() -> None:
+    inputs = message_inputs(torch.float32)
+    with torch.no_grad():
+        inputs[0][1, 2, 0, 0] = torch.nan
+    edges = torch.full((5, 4, 3), 0.5, requires_grad=True)
+    assert messages.sum_messages(*inputs, messages.Graphs(edges)).isnan().any((1, 2)).tolist() == [
+        g == 2 for g in range(5)
+    ]
 
 
 def test_rollout_has_second_derivatives_and_compiles() -> None:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from structgrad.algorithms.derivatives import gradients
-from structgrad.algorithms.eager import values_can_be_read
+from structgrad.tasks.graph_layout.messages import Graphs, sum_messages
 from structgrad.tasks.graph_layout.rollout import rollout
 
 
@@ -97,201 +96,6 @@ class _SumToSenders(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         return windows(upstream[0])
-
-
-# --- messages ------------------------------------------------------------------------------------------------------
-
-#: Edges whose messages are computed at once on a CPU: what one product writes is still in the cache when the next step
-#: reads it.
-_CHUNK_EDGES = 1440
-
-
-def _chunks(graphs: int, n: int) -> list[slice]:
-    size = max(1, _CHUNK_EDGES // (n * (n - 1)))
-    return [slice(first, min(first + size, graphs)) for first in range(0, graphs, size)]
-
-
-class _SoftMessages(torch.autograd.Function):
-    """Sum of weighted messages at each receiver, both edge types in one batched product.
-
-    Written out because autograd would keep and stream every intermediate ``[2, edges, hidden]`` through memory: here
-    only the messages themselves are kept, and all else happens chunk by chunk in the cache.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, keep: bool
-    ) -> Tensor:
-        graphs, n, hidden = receiver.shape[1:]
-        kept: list[Tensor] = []
-        out = receiver.new_empty(graphs, n, hidden)
-        for chunk in _chunks(graphs, n):
-            first = _first_layer(sender[:, chunk], receiver[:, chunk])
-            messages = torch.baddbmm(bias.unsqueeze(1), first, weight).relu_()
-            size = out[chunk].shape[0] * n
-            weighted = torch.bmm(
-                _both_types(edges[chunk]).view(2 * size, 1, n - 1), messages.view(2 * size, n - 1, hidden)
-            )
-            torch.sum(weighted.view(2, -1, n, hidden), 0, out=out[chunk])
-            if keep:
-                kept.append(messages)
-        ctx.save_for_backward(sender, receiver, weight, bias, edges, *kept)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sender, receiver, weight, bias, edges, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants second derivatives
-            return *gradients(_messages_in_torch, [sender, receiver, weight, bias, edges], [grad]), None
-        graphs, n, hidden = grad.shape
-        grad_sender, grad_receiver = torch.empty_like(receiver), torch.empty_like(receiver)
-        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(2, hidden)
-        grad_edges = torch.empty_like(edges) if ctx.needs_input_grad[4] else None
-        for chunk, messages in zip(_chunks(graphs, n), kept, strict=True):
-            at_receiver = grad[chunk].reshape(1, -1, 1, hidden)
-            shape = (2, at_receiver.shape[1], n - 1, hidden)
-            if grad_edges is not None:
-                difference = messages[1] - messages[0]
-                torch.sum(
-                    difference.view(shape[1:]).mul_(at_receiver[0]).view(-1, n, n - 1, hidden),
-                    -1,
-                    out=grad_edges[chunk],
-                )
-            grad_messages = (_both_types(edges[chunk]).view(*shape[:3], 1) * at_receiver).view(2, -1, hidden)
-            _through_relu(grad_messages, messages)
-            grad_bias += grad_messages.sum(1)
-            first = _first_layer(sender[:, chunk], receiver[:, chunk])
-            grad_weight.baddbmm_(first.mT, grad_messages)
-            grad_first = _through_relu(torch.bmm(grad_messages, weight.mT), first).view(2, -1, n, n - 1, hidden)
-            torch.sum(grad_first, 3, out=grad_receiver[:, chunk])
-            grad_sender[:, chunk] = sum_to_senders(grad_first)
-        return grad_sender, grad_receiver, grad_weight, grad_bias, grad_edges, None
-
-
-def _messages_in_torch(sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor, edges: Tensor) -> Tensor:
-    """What :class:`_SoftMessages` computes, in operations that autograd knows."""
-    first = (windows(sender) + receiver.unsqueeze(-2)).relu()
-    messages = (first @ weight[:, None, None] + bias[:, None, None, None]).relu()
-    return (_both_types(edges).unsqueeze(-1) * messages).sum((0, -2))
-
-
-def _both_types(edges: Tensor) -> Tensor:
-    """Weights of the types "no edge" and "edge": ``[2, *edges]``."""
-    return torch.stack((1 - edges, edges))
-
-
-def _first_layer(sender: Tensor, receiver: Tensor) -> Tensor:
-    """``relu(sender + receiver)``: two ``[2, graphs, n, hidden]`` -> ``[2, graphs * n * (n - 1), hidden]``."""
-    return torch.add(windows(sender), receiver.unsqueeze(-2)).relu_().view(2, -1, receiver.shape[-1])
-
-
-def _through_relu(grad: Tensor, output: Tensor) -> Tensor:
-    """``grad`` where ``output`` of a relu is positive, in place."""
-    masked: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, output, 0, grad_input=grad)
-    return masked
-
-
-class Route:
-    """Edges of hard graphs sorted by type, chunk by chunk, so that each edge meets only its own message network.
-
-    Args:
-        edges: ``[graphs, n, n - 1]``, 0 or 1.
-    """
-
-    def __init__(self, edges: Tensor) -> None:
-        graphs, n, degree = edges.shape
-        sends = senders(n, edges.device)
-        vertex, offset = torch.arange(n, device=edges.device)[:, None], torch.arange(degree, device=edges.device)
-        by_sender = (vertex - 1 - offset) % n * degree + offset  # where the edges of a sender lie
-        self.chunks = [_RoutedChunk(chunk, edges[chunk], sends, by_sender) for chunk in _chunks(graphs, n)]
-
-
-class _RoutedChunk:
-    """One chunk of a :class:`Route`; rows of "both" are type-major: ``[2, graphs, n]`` flattened."""
-
-    def __init__(self, where: slice, edges: Tensor, sends: Tensor, by_sender: Tensor) -> None:
-        graphs, n, degree = edges.shape
-        self.where = where
-        kind = edges.long()
-        order = kind.flatten().argsort(stable=True)
-        self.without = order.numel() - int(kind.sum())  # the first so many have type 0
-        base = n * torch.arange(graphs, device=edges.device)[:, None, None] + kind * (graphs * n)
-        vertex = torch.arange(n, device=edges.device)[:, None].expand_as(sends)
-        self.sender = (base + sends).flatten()[order]
-        self.receiver = (base + vertex).flatten()[order]
-        self.target = order // degree
-        self.position = torch.empty_like(order)
-        self.position[order] = torch.arange(order.numel(), device=order.device)
-        self.by_sender = self.position.view(graphs, n * degree)[:, by_sender.flatten()].flatten()
-        both = _both_types(edges).movedim(0, -2)  # [graphs, n, 2, n - 1]
-        self.types = both.reshape(graphs * n, 2, degree)
-        sent = edges.flatten(1)[:, by_sender.flatten()].view(graphs, n, degree)
-        self.sent_types = _both_types(sent).movedim(0, -2).reshape(graphs * n, 2, degree)
-
-    def first_layer(self, sender: Tensor, receiver: Tensor) -> Tensor:
-        """``relu(sender + receiver)`` of each edge's own type, sorted: ``[edges, hidden]``."""
-        hidden = receiver.shape[-1]
-        first = sender[:, self.where].reshape(-1, hidden).index_select(0, self.sender)
-        first += receiver[:, self.where].reshape(-1, hidden).index_select(0, self.receiver)
-        return first.relu_()
-
-    def by_type(self, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """Sorted edges split into those of type 0 and 1, views."""
-        return edges[: self.without], edges[self.without :]
-
-
-class _HardMessages(torch.autograd.Function):
-    """What :class:`_SoftMessages` computes for 0/1 edges without gradient, at half the arithmetic."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor, route: Route, keep: bool
-    ) -> Tensor:
-        graphs, n, hidden = receiver.shape[1:]
-        kept: list[Tensor] = []
-        out = receiver.new_empty(graphs, n, hidden)
-        for chunk in route.chunks:
-            first = chunk.first_layer(sender, receiver)
-            messages = torch.empty_like(first)
-            for kind, (x, y) in enumerate(zip(chunk.by_type(first), chunk.by_type(messages), strict=True)):
-                torch.addmm(bias[kind], x, weight[kind], out=y)
-            messages.relu_()
-            sorted_back = messages.index_select(0, chunk.position)
-            torch.sum(sorted_back.view(-1, n, n - 1, hidden), 2, out=out[chunk.where])
-            if keep:
-                kept.append(messages)
-        ctx.save_for_backward(sender, receiver, weight, bias, *kept)
-        ctx.route = route
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sender, receiver, weight, bias, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants second derivatives
-            edges = torch.cat([chunk.types[:, 1] for chunk in ctx.route.chunks]).view(*grad.shape[:2], -1)
-            found = gradients(_messages_in_torch, [sender, receiver, weight, bias, edges], [grad])
-            return *found, None
-        n, hidden = grad.shape[1:]
-        grad_sender, grad_receiver = torch.empty_like(receiver), torch.empty_like(receiver)
-        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(2, hidden)
-        for chunk, messages in zip(ctx.route.chunks, kept, strict=True):
-            grad_messages = grad[chunk.where].reshape(-1, hidden).index_select(0, chunk.target)
-            _through_relu(grad_messages, messages)
-            first = chunk.first_layer(sender, receiver)
-            grad_first = torch.empty_like(first)
-            parts = zip(*(chunk.by_type(t) for t in (first, grad_messages, grad_first)), strict=True)
-            for kind, (x, gy, gx) in enumerate(parts):
-                grad_bias[kind] += gy.sum(0)
-                grad_weight[kind].addmm_(x.mT, gy)
-                torch.mm(gy, weight[kind].mT, out=gx)
-            _through_relu(grad_first, first)
-            for into, position, types in (
-                (grad_receiver, chunk.position, chunk.types),
-                (grad_sender, chunk.by_sender, chunk.sent_types),
-            ):
-                per_vertex = torch.bmm(types, grad_first.index_select(0, position).view(-1, n - 1, hidden))
-                into[:, chunk.where] = per_vertex.view(-1, n, 2, hidden).movedim(2, 0)
-        return grad_sender, grad_receiver, grad_weight, grad_bias, None, None
 
 
 # --- networks ------------------------------------------------------------------------------------------------------
@@ -397,12 +201,12 @@ class Decoder(nn.Module):
             return states.view(len(positions), -1, *state.shape[2:])[:, :predictions]
         last = predictions - every * (state.shape[1] - 1)  # length of the rollout from the last start
         rolled: list[Tensor] = []
-        graph = self._graph(edges.expand(-1, state.shape[1], -1, -1))
+        graphs = Graphs(edges.expand(-1, state.shape[1], -1, -1).flatten(0, 1))
         for step in range(every):
             if step == last:
                 state = state[:, :-1]
-                graph = self._graph(edges.expand(-1, state.shape[1], -1, -1))
-            state = self._step(state, graph)
+                graphs = Graphs(edges.expand(-1, state.shape[1], -1, -1).flatten(0, 1))
+            state = self._step(state, graphs)
             rolled.append(state if step < last else F.pad(state, (0, 0, 0, 0, 0, 1)))
         return torch.stack(rolled, 2).flatten(1, 2)[:, :predictions]
 
@@ -411,21 +215,12 @@ class Decoder(nn.Module):
         first = self.message1.weight, self.message1.bias
         return [*first, self.message2, self.message2_bias, *self.update.parameters()]
 
-    def _graph(self, edges: Tensor) -> Tensor | Route:
-        edges = edges.flatten(0, 1)
-        # A compiler cannot know how many edges there are.
-        sparse = not edges.requires_grad and values_can_be_read(edges)
-        return Route(edges) if sparse else edges
-
-    def _step(self, state: Tensor, graph: Tensor | Route) -> Tensor:
+    def _step(self, state: Tensor, graphs: Graphs) -> Tensor:
         """One step from ``[N, starts, n, 2]``."""
         x = state.flatten(0, 1)
         both = self.message1.weight.view(2, self.hidden, 2, 2)  # type, unit, end, coordinate
         per_vertex = torch.einsum("gvc,tuec->etgvu", x, both)
         receiver = per_vertex[1] + self.message1.bias.view(2, 1, 1, self.hidden)
-        messages = _HardMessages if isinstance(graph, Route) else _SoftMessages
-        received = messages.apply(
-            per_vertex[0], receiver, self.message2, self.message2_bias, graph, torch.is_grad_enabled()
-        )
+        received = sum_messages(per_vertex[0], receiver, self.message2, self.message2_bias, graphs)
         change: Tensor = self.update(torch.cat((x, received), -1))
         return state + change.view_as(state)

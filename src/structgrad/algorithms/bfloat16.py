@@ -1,0 +1,70 @@
+"""Matrix products of bfloat16 numbers on a CPU, and these numbers in compiled (numba) kernels.
+
+numba knows no bfloat16: kernels see the 16 bits as a whole number, :func:`widen` what they read to float32 and
+:func:`narrow` what they write. Arrays of other types go through both unchanged, so that a kernel is written once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numba import types
+from numba.extending import overload
+from torch import Tensor
+
+
+@functools.cache
+def has_units() -> bool:
+    """Whether this processor multiplies bfloat16 numbers faster than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def products_in(tensor: Tensor) -> torch.dtype:
+    """The type of the factors of matrix products in own kernels: that of ``tensor``.
+
+    bfloat16 in the place of float32 on a CPU with units for it, where torch's precision of products is ``medium``.
+    """
+    medium = torch.get_float32_matmul_precision() == "medium"
+    lower = medium and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and has_units()
+    return torch.bfloat16 if lower else tensor.dtype
+
+
+def as_array(tensor: Tensor) -> Any:
+    """The tensor as an array for a kernel, the same memory."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def widen(entry: Any) -> Any:
+    """An entry of an array, as a number to compute with; in kernels only."""
+    raise NotImplementedError
+
+
+def narrow(value: Any, array: Any) -> Any:
+    """A number as an entry of ``array``, rounded to the nearest, ties to even; in kernels only."""
+    raise NotImplementedError
+
+
+@overload(widen, strict=False)  # type: ignore[untyped-decorator]
+def _widen(entry: Any) -> Callable[[Any], Any]:
+    if entry == types.uint16:
+        return lambda entry: np.uint32(np.uint32(entry) << np.uint32(16)).view(np.float32)
+    return lambda entry: entry
+
+
+@overload(narrow, strict=False)  # type: ignore[untyped-decorator]
+def _narrow(value: Any, array: Any) -> Callable[[Any, Any], Any]:
+    if array.dtype != types.uint16:
+        return lambda value, array: value
+
+    def rounded(value: Any, array: Any) -> Any:
+        bits = np.float32(value).view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        nearest = np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+        return np.uint16(0x7FC0) if value != value else nearest
+
+    return rounded
