@@ -50,7 +50,7 @@ def test_factors_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_float32_matmul_precision()
     try:
         for units in (True, False):
-            monkeypatch.setattr(bfloat16, "has_units", lambda units=units: units)
+            monkeypatch.setattr(bfloat16, "has_bfloat16_units", lambda units=units: units)
             for precision in ("highest", "high", "medium"):
                 torch.set_float32_matmul_precision(precision)
                 lower = units and precision == "medium"

@@ -85,6 +85,14 @@ def test_standard_gamma() -> None:
         assert abs(found.mean() - expected) < 5 * found.std() / len(found) ** 0.5
 
 
+def test_has_bfloat16_units() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("no /proc/cpuinfo to compare with")
+    flags = set(cpuinfo.read_text().split())
+    assert private.has_bfloat16_units() == bool(flags & {"avx512_bf16", "amx_tile"})
+
+
 def test_compiler_errors() -> None:
     """A function that looks at values is no single program."""
 

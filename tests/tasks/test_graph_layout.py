@@ -212,7 +212,7 @@ def test_messages_have_second_derivatives(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("hard", [False, True])
 def test_messages_in_bfloat16_differ_by_its_rounding(hard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfloat16, "has_units", lambda: True)
+    monkeypatch.setattr(bfloat16, "has_bfloat16_units", lambda: True)
     torch.manual_seed(0)
     inputs = message_inputs(torch.float32, hidden=64, graphs=40, n=5)
     edges = torch.rand(40, 5, 4).round() if hard else torch.rand(40, 5, 4, requires_grad=True)

@@ -6,7 +6,6 @@ numba knows no bfloat16: kernels see the 16 bits as a whole number, :func:`widen
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +15,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-
-@functools.cache
-def has_units() -> bool:
-    """Whether this processor multiplies bfloat16 numbers faster than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+from structgrad.common.private import has_bfloat16_units
 
 
 def products_in(tensor: Tensor) -> torch.dtype:
@@ -29,7 +24,7 @@ def products_in(tensor: Tensor) -> torch.dtype:
     bfloat16 in the place of float32 on a CPU with units for it, where torch's precision of products is ``medium``.
     """
     medium = torch.get_float32_matmul_precision() == "medium"
-    lower = medium and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and has_units()
+    lower = medium and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and has_bfloat16_units()
     return torch.bfloat16 if lower else tensor.dtype
 
 

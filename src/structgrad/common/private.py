@@ -49,6 +49,14 @@ def standard_gamma(concentration: Tensor) -> Tensor:
     return torch._standard_gamma(concentration)
 
 
+@functools.cache
+def has_bfloat16_units() -> bool:
+    """Whether this x86 processor has instructions for products of bfloat16 numbers (AVX-512 BF16 or AMX)."""
+    import torch
+
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def compiler_errors() -> tuple[type[Exception], ...]:
     """What ``torch.compile`` raises for a function that it cannot compile as a whole."""
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported, UserError
