@@ -235,7 +235,7 @@ class Builder:
             the numbers of the nodes, ``[H]``.
         """
         arrays = np.broadcast_arrays(*(np.asarray(a, np.int64) for a in (left, right, part)))
-        self._levels.append(Level(*(np.ascontiguousarray(a) for a in arrays)))
+        self._levels.append(Level(*(np.array(a) for a in arrays)))
         numbers = np.arange(self._size, self._size + len(arrays[0]))
         self._size += len(arrays[0])
         return numbers

@@ -11,10 +11,12 @@ from structgrad.structures.correlated_k_subset import CorrelatedKSubset
 from structgrad.structures.ctc import Ctc
 from structgrad.structures.dag_path import DagPath
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram, Gibbs, KBest
+from structgrad.structures.grammar import Grammar
 from structgrad.structures.hidden_markov import HiddenMarkov
 from structgrad.structures.k_subset import KSubset
 from structgrad.structures.layout import Directed, Layout, Matrix, Undirected, Vector
 from structgrad.structures.linear_chain import LinearChain
+from structgrad.structures.low_rank_grammar import LowRankGrammar
 from structgrad.structures.matching import Matching
 from structgrad.structures.one_hot import OneHot
 from structgrad.structures.permutation import Permutation
@@ -38,12 +40,14 @@ __all__ = [
     "Directed",
     "DynamicProgram",
     "Gibbs",
+    "Grammar",
     "GroundTruth",
     "HiddenMarkov",
     "KBest",
     "KSubset",
     "Layout",
     "LinearChain",
+    "LowRankGrammar",
     "Matching",
     "Matrix",
     "NoStructure",

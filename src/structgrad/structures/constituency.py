@@ -79,7 +79,7 @@ class Constituency(Derivations):
         if not n:
             return torch.zeros(1, *shape, dtype=torch.float64)
         found = []
-        for spans in _trees(0, n - 1):
+        for spans in binary_trees(0, n - 1):
             start, stop = torch.tensor(spans).T
             for labels in itertools.product(range(self.labels), repeat=len(spans)):
                 vertex = torch.zeros(shape, dtype=torch.float64)
@@ -88,12 +88,12 @@ class Constituency(Derivations):
         return torch.stack(found)
 
 
-def _trees(i: int, j: int) -> Iterator[list[tuple[int, int]]]:
+def binary_trees(i: int, j: int) -> Iterator[list[tuple[int, int]]]:
     """The spans of every tree over the positions i to j."""
     if i == j:
         yield [(i, j)]
     for k in range(i, j):
-        for left, right in itertools.product(_trees(i, k), _trees(k + 1, j)):
+        for left, right in itertools.product(binary_trees(i, k), binary_trees(k + 1, j)):
             yield [(i, j), *left, *right]
 
 
