@@ -22,7 +22,7 @@ lint: .venv/installed-dev
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[experiments]'
 	touch $@
 
 .venv/installed-dev: .venv/installed
@@ -67,13 +67,13 @@ docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@echo "see site/index.html"
 
-# Quick-budget tables of the README: several seeds of every row, then the table from the summaries.
+# Quick-budget tables of docs/results.md: several seeds of every row, then the table from the summaries.
 SEEDS := 0,1,2
 TABLE = $(PY) train.py -m budget=quick trainer=cpu logger=csv seed=$(SEEDS)
 
 table-listops: .venv/installed
 	$(TABLE) task=listops structure=none,ground_truth,independent_directed,arborescence paths.results=results/listops_quick
-	$(PY) report.py results/listops_quick --into README.md
+	$(PY) report.py results/listops_quick --into docs/results.md
 
 # Eight estimators, one of them over vectors with at most D/2 ones.
 table-bit-vector-vae: .venv/installed
@@ -81,7 +81,7 @@ table-bit-vector-vae: .venv/installed
 		estimator=sfe,sfe_plus,nvil,gumbel_softmax,st_gumbel,topk_sparsemax,sparsemap
 	$(TABLE) task=bit_vector_vae paths.results=results/bit_vector_vae_quick structure=budget_subset estimator=sparsemap
 	$(PY) scripts/rate_distortion.py
-	$(PY) report.py results/bit_vector_vae_quick --into README.md
+	$(PY) report.py results/bit_vector_vae_quick --into docs/results.md
 
 # Curves of the score functions and SST on four toy problems, into docs/images.
 toy: .venv/installed
@@ -89,21 +89,21 @@ toy: .venv/installed
 
 table-graph-layout: .venv/installed
 	$(TABLE) task=graph_layout structure=independent_directed,top_edges,spanning_tree paths.results=results/graph_layout_quick
-	$(PY) report.py results/graph_layout_quick --into README.md
+	$(PY) report.py results/graph_layout_quick --into docs/results.md
 
 # Three orders of generation, three numbers of types: shares of what they generate, into docs/images.
 figure-parentheses: .venv/installed
 	$(TABLE) task=parentheses task.data.types=10,30,50 structure=none,ground_truth,binary_tree \
 		paths.results=results/parentheses_quick
 	$(PY) scripts/parentheses_figure.py
-	$(PY) report.py results/parentheses_quick --into README.md
+	$(PY) report.py results/parentheses_quick --into docs/results.md
 
 # Which words decide? Real sentences, then generated reviews, where truth is known; and what the correlation buys.
 table-l2x: .venv/installed
 	$(PY) sweep.py table=l2x_quick trainer=cpu logger=csv results=results
 	$(PY) sweep.py table=l2x_planted_quick trainer=cpu logger=csv results=results
 	$(PY) report.py results/l2x_quick --into docs/tasks/l2x.md
-	$(PY) report.py results/l2x_planted_quick --into README.md
+	$(PY) report.py results/l2x_planted_quick --into docs/results.md
 
 .PHONY: sweep-paulus-2 sweep-correia-1 reproduce
 # Random search as in the papers, at the quick budget: five trials a row, the best by validation, and a page of it.
@@ -131,7 +131,7 @@ table-ssvae: .venv/installed
 figure-ssvae: .venv/installed
 	$(SWEEP) table=correia_figure_1 budget=paper seeds=0,1 task.data.source=MNIST/parquet
 	$(PY) scripts/ssvae_figure.py
-	$(PY) report.py table=correia_figure_1 budget=paper --into README.md
+	$(PY) report.py table=correia_figure_1 budget=paper --into docs/results.md
 	$(PY) report.py table=correia_figure_1 budget=paper --into docs/tasks/ssvae.md
 
 table-communication-game: .venv/installed

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from structgrad.common.installing import install
+
 
 @torch.no_grad()
 def image_features(folder: Path, network: nn.Module, transform: Any, batch_size: int = 32) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def main() -> None:
     try:
         from torchvision.models import VGG16_Weights, vgg16
     except ImportError:
-        sys.exit("error: this script needs torchvision: pip install 'structgrad[torchvision]'")
+        sys.exit(f"error: this script needs torchvision: {install('torchvision')}")
     if arguments.out.suffix != ".npz":
         sys.exit(f"error: the second argument is the file to write and ends in .npz; got {arguments.out}")
     weights = VGG16_Weights.IMAGENET1K_V1

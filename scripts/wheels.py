@@ -49,7 +49,8 @@ def main() -> int:
     options = parser.parse_args()
     environment = {"extra": "", "python_version": options.python, "platform_machine": "x86_64", "sys_platform": "linux"}
     wanted: set[str] = set()
-    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    own = project["dependencies"] + project["optional-dependencies"]["experiments"]
     for name in (*(Requirement(line).name for line in own), *TESTS):
         needed(name, environment, wanted)
     for name in THERE:

@@ -1,4 +1,4 @@
-"""What ``pip install structgrad`` gives: the library, the commands and the configurations, away from the checkout."""
+"""What an installed package gives: the library, the commands and the configurations, away from the checkout."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import sys
 import tomllib
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import structgrad
+from structgrad.common.installing import install
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -62,19 +66,68 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment with the plain package's dependencies and those of the extra ``testing``, no others."""
+    folder = tmp_path_factory.mktemp("bare") / "environment"
+    venv.create(folder, with_pip=False)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for name in _closure([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["testing"]], set()):
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
+            source = Path(str(distribution.locate_file(top)))
+            if source.exists() and not (site / top).exists():
+                (site / top).symlink_to(source)
+    (site / "structgrad").symlink_to(Path(structgrad.__file__).parent)
+    return folder / "bin" / "python"
+
+
+def _closure(requirements: list[str], found: set[str]) -> set[str]:
+    """The packages that these need, and what those need."""
+    for requirement in map(Requirement, requirements):
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        _closure(metadata.requires(name) or [], found)
+    return found
+
+
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
-def _run(program: Path, *arguments: str, folder: Path) -> str:
+def _run(program: Path, *arguments: str, folder: Path, path: str = str(ROOT / "examples" / "own_package")) -> str:
     """What the program prints when it runs in an empty folder of a user who has ``mylab`` and no checkout."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("STRUCTGRAD_", "WANDB", "PYTHON"))}
-    environment = kept | {"PYTHONPATH": str(ROOT / "examples" / "own_package"), "OMP_NUM_THREADS": "1"}
+    environment = kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([program, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def test_the_library_needs_no_laboratory(bare: Path, tmp_path: Path) -> None:
+    """In a bare environment the public rooms can be imported, and the example of the README runs."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    rooms = ("structures", "estimators", "losses", "testing", "diagnose")
+    code = "\n".join([*(f"import structgrad.{room}" for room in rooms), example, "import sys; print(*sys.modules)"])
+    modules = _run(bare, "-c", code, folder=tmp_path, path="").splitlines()[-1].split()
+    laboratory = {"pytorch_lightning", "hydra", "omegaconf", "optuna", "datasets", "tensorboard", "matplotlib", "rich"}
+    assert not laboratory & set(modules)
+    failed = subprocess.run(
+        [bare, "-I", "-c", "import structgrad.commands.train"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.strip() == f"error: the commands need more than the library: {install('experiments')}"
+
+
+def test_no_message_recommends_a_name_on_an_index() -> None:
+    """The package is on none, and anybody could register the name there."""
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.py"), *ROOT.glob("scripts/*")]
+    named = re.compile(r"pip install\s+['\"]?structgrad\b")
+    assert not [file for file in files if file.is_file() and named.search(file.read_text())]
 
 
 def test_the_wheel_carries_the_package_and_its_configurations(wheel: Path) -> None:

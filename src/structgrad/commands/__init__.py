@@ -1,9 +1,15 @@
 """The commands, one module each: ``main`` is what ``structgrad-<name>`` and, in a checkout, ``<name>.py`` call."""
 
+import sys
 from collections.abc import Iterable
-from importlib import resources
+from importlib import resources, util
 from importlib.resources.abc import Traversable
 from pathlib import Path
+
+from structgrad.common.installing import install
+
+if any(util.find_spec(package) is None for package in ("hydra", "optuna", "pytorch_lightning")):
+    sys.exit(f"error: the commands need more than the library: {install('experiments')}")
 
 #: The configurations: part of an installed package, and in a checkout a link to ``configs/`` at its root.
 CONFIGS = Path(__file__).parents[1] / "configs"

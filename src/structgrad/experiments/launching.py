@@ -16,6 +16,7 @@ from types import FrameType
 
 from omegaconf import OmegaConf
 
+from structgrad.common.installing import install
 from structgrad.experiments.planning import whole_number
 from structgrad.experiments.queue import Plan, Queue, SweepError
 from structgrad.experiments.screen import Screen
@@ -191,7 +192,7 @@ def _work_in_jobs(table: Table, queue: Queue, file: Path, workers: int, launcher
     try:
         import submitit
     except ModuleNotFoundError as error:
-        raise SweepError("launcher: submitit is not installed; pip install structgrad[slurm]") from error
+        raise SweepError(f"launcher: submitit is not installed; {install('slurm')}") from error
     slurm = OmegaConf.from_dotlist([item.removeprefix("slurm.") for item in given if item.startswith("slurm.")])
     parameters = {_slurm_key(str(key)): value for key, value in slurm.items()}
     try:

@@ -19,6 +19,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.pool import NullPool
 
+from structgrad.common.installing import install
 from structgrad.common.text import first_line
 
 #: Environment variable that hands the password of a storage to workers. It stands in no file and on no command line.
@@ -106,7 +107,7 @@ class Storage:
                 self._records = _Records(made.engine)
             self._engine = made.engine
         except ModuleNotFoundError as error:
-            raise SweepError(f"storage={url}: no package {error.name}; pip install structgrad[postgresql]") from error
+            raise SweepError(f"storage={url}: no package {error.name}; {install('postgresql')}") from error
         except ImportError as error:
             raise SweepError(f"storage={url}: {masked(first_line(error.__cause__ or error))}; {_OTHER}") from None
         except OSError as error:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph, Index
 from structgrad.structures.constituency import binary_trees
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
@@ -167,10 +167,11 @@ def _graph(n: int, nonterminals: int, preterminals: int) -> Hypergraph:
     tree = np.full((n, n, symbols), ZERO)
     upper, lower = np.arange(nonterminals), np.arange(nonterminals, symbols)
 
-    def rules(i: np.ndarray, j: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def rules(i: Index, j: Index, left: Index, right: Index) -> Index:
         """Parts ``[spans, N, pairs]`` of the rules with these halves."""
         rule = (upper[:, None] * symbols + left) * symbols + right
-        return ((i * n + j) * count)[:, None, None] + rule
+        parts: Index = ((i * n + j) * count)[:, None, None] + rule
+        return parts
 
     for width in range(n):
         i = np.arange(n - width)
@@ -184,7 +185,7 @@ def _graph(n: int, nonterminals: int, preterminals: int) -> Hypergraph:
             continue
         # Halves of one word each, or one of them: the halves meet in one place.
         kinds = [(lower, lower, i)] if width == 1 else [(lower, upper, i), (upper, lower, j - 1)]
-        tails: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        tails: list[tuple[Index, Index, Index]] = []
         for of_left, of_right, meet in kinds:
             b, c = (a.flatten() for a in np.meshgrid(of_left, of_right, indexing="ij"))
             tails.append((tree[i, meet][:, b], tree[meet + 1, j][:, c], rules(i, j, b, c)))

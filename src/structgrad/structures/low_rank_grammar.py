@@ -6,6 +6,7 @@ import functools
 import itertools
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -156,7 +157,7 @@ class LowRankGrammar(Derivations):
         return torch.stack(found)
 
 
-def _kinds(nonterminals: int, preterminals: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def _kinds(nonterminals: int, preterminals: int, rank: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """What a single word has and what several words have: bool ``[F]``."""
     upper = np.arange(nonterminals + preterminals) < nonterminals
     halves = np.concatenate([upper, upper]).repeat(rank)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from structgrad.common.installing import install
 from structgrad.data import MissingDataError
 from structgrad.tasks.base import Split
 from structgrad.tasks.communication_game.labels import read_labels
@@ -324,7 +325,7 @@ class PublishedFeatures(ConceptData):
         try:
             import h5py
         except ImportError:
-            raise MissingDataError("Features in .h5 files need h5py: pip install 'structgrad[features]'") from None
+            raise MissingDataError(f"Features in .h5 files need h5py: {install('features')}") from None
         folder = "test" if split == "test" else "train"
         file = self._file(folder, "h5")
         try:

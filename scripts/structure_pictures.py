@@ -1,0 +1,202 @@
+"""Draws a vertex of every kind of structure into docs/images/structures, and what an estimator does into
+docs/images/overview.png.
+
+python scripts/structure_pictures.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Arc, FancyArrowPatch, FancyBboxPatch, Rectangle
+from torch import Tensor
+
+from structgrad import structures as s
+
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+# Okabe and Ito's palette, told apart by colour-blind readers.
+BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#d5d8dd", "#3b4252"
+COLOURS = [BLUE, ORANGE, GREEN, "#CC79A7"]
+
+
+def cells(axes: Axes, vertex: Tensor) -> None:
+    """A vector, chosen parts filled."""
+    grid(axes, vertex[None])
+
+
+def grid(axes: Axes, vertex: Tensor) -> None:
+    """A matrix, chosen parts filled."""
+    rows, columns = vertex.shape
+    for i in range(rows):
+        for j in range(columns):
+            colour = BLUE if vertex[i, j] else "white"
+            axes.add_patch(Rectangle((j, -i), 0.86, 0.86, facecolor=colour, edgecolor=INK, linewidth=0.8))
+    axes.set(xlim=(-0.3, columns + 0.2), ylim=(-rows + 0.7, 1.2))
+
+
+def pairs(axes: Axes, vertex: Tensor) -> None:
+    """Rows on the left, columns on the right, a line for every pair."""
+    rows, columns = vertex.shape
+    for i, j in vertex.nonzero().tolist():
+        axes.plot([0, 2.2], [-i, -j], color=BLUE, linewidth=2, zorder=1)
+    nodes(axes, [(0, -i) for i in range(rows)] + [(2.2, -j) for j in range(columns)])
+    axes.set(xlim=(-0.5, 2.7), ylim=(-max(rows, columns) + 0.5, 0.5))
+
+
+def graph(axes: Axes, vertex: Tensor, directed: bool) -> None:
+    """Nodes on a circle, chosen edges drawn; the root of a directed graph is node 0."""
+    n = vertex.shape[-1]
+    angle = torch.arange(n) * 2 * torch.pi / n + torch.pi / 2
+    places = torch.stack([angle.cos(), angle.sin()], -1).tolist()
+    for i, j in vertex.nonzero().tolist():
+        if directed:
+            arrow(axes, places[i], places[j])
+        elif i < j:
+            axes.plot(*zip(places[i], places[j], strict=True), color=BLUE, linewidth=2, zorder=1)
+    nodes(axes, places, first=ORANGE if directed else GREY)
+    axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
+
+
+def arcs(axes: Axes, vertex: Tensor) -> None:
+    """Positions in a line, an arc for every edge."""
+    n = vertex.shape[-1]
+    for i, j in vertex.nonzero().tolist():
+        width = abs(i - j)
+        axes.add_patch(Arc(((i + j) / 2, 0), width, width * 0.9, theta1=0, theta2=180, color=BLUE, linewidth=1.6))
+    nodes(axes, [(i, 0.0) for i in range(n)], first=ORANGE)
+    axes.set(xlim=(-0.5, n - 0.5), ylim=(-0.5, n / 2))
+
+
+def trellis(axes: Axes, path: list[int], states: int) -> None:
+    """A state for every position."""
+    nodes(axes, [(t, c) for t in range(len(path)) for c in range(states)], colour="white")
+    axes.plot(range(len(path)), path, color=BLUE, linewidth=2, zorder=3)
+    nodes(axes, list(enumerate(path)), colour=BLUE)
+    axes.set(xlim=(-0.5, len(path) - 0.5), ylim=(-0.5, states - 0.5))
+
+
+def segments(axes: Axes, vertex: Tensor) -> None:
+    """Bars, a colour for every label."""
+    total = 0
+    for start, length, before, label in vertex.nonzero().tolist():
+        if not total:
+            bar(axes, 0, 1, before)
+        bar(axes, start + 1, length + 1, label)
+        total = max(total, start + length + 2)
+    axes.set(xlim=(-0.2, total + 0.2), ylim=(-0.6, 1.6))
+
+
+def bar(axes: Axes, start: int, length: int, label: int) -> None:
+    """A segment."""
+    axes.add_patch(Rectangle((start + 0.06, 0), length - 0.12, 1, facecolor=COLOURS[label], edgecolor="none"))
+
+
+def brackets(axes: Axes, vertex: Tensor) -> None:
+    """A line over every span, wider ones higher."""
+    n = vertex.shape[0]
+    for i, j in vertex.any(-1).nonzero().tolist():
+        if i < j:
+            axes.plot([i - 0.3, j + 0.3], [j - i, j - i], color=BLUE, linewidth=2)
+    nodes(axes, [(i, 0.0) for i in range(n)])
+    axes.set(xlim=(-0.6, n - 0.4), ylim=(-0.5, n - 0.4))
+
+
+def nodes(
+    axes: Axes, places: list[tuple[float, float]] | list[list[float]], colour: str = GREY, first: str = ""
+) -> None:
+    """Circles, the first of them in a colour of its own."""
+    for k, (x, y) in enumerate(places):
+        axes.scatter(
+            [x], [y], s=70, color=first if first and not k else colour, edgecolors=INK, linewidths=0.8, zorder=4
+        )
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """An edge."""
+    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color=BLUE, shrinkA=5, shrinkB=5))
+
+
+def drawings() -> dict[str, Callable[[Axes], None]]:
+    """Name of the picture -> what draws a vertex, sampled or best for fixed random scores."""
+    torch.manual_seed(3)
+
+    def best(structure: s.Structure, *shape: int) -> Tensor:
+        return structure.argmax(torch.randn(shape))
+
+    chain, segmentation = s.LinearChain(3), s.SemiMarkov(3, 3)
+    tags = chain.tags(best(chain, 6, 3, 3)).tolist()
+    vectors = {"subset": best(s.Subset(), 8), "k_subset": best(s.KSubset(3), 8), "one_hot": best(s.OneHot(), 8)}
+    matrices = {"permutation": best(s.Permutation(), 5), "alignment": best(s.Alignment(), 5, 7)}
+    found: dict[str, Callable[[Axes], None]] = {}
+    found |= {name: lambda axes, v=v: cells(axes, v) for name, v in vectors.items()}
+    found |= {name: lambda axes, v=v: grid(axes, v) for name, v in matrices.items()}
+    tree, directed = best(s.SpanningTree(), 7, 7), best(s.Arborescence(), 7, 7)
+    matching, projective = best(s.Matching(), 4, 4), best(s.ProjectiveTree(), 7, 7)
+    parts, spans = best(segmentation, 9, 3, 3, 3), best(s.Constituency(), 6, 6, 1)
+    return found | {
+        "spanning_tree": lambda axes: graph(axes, tree, directed=False),
+        "arborescence": lambda axes: graph(axes, directed, directed=True),
+        "matching": lambda axes: pairs(axes, matching),
+        "projective_tree": lambda axes: arcs(axes, projective),
+        "linear_chain": lambda axes: trellis(axes, tags, 3),
+        "semi_markov": lambda axes: segments(axes, parts),
+        "constituency": lambda axes: brackets(axes, spans),
+    }
+
+
+def overview() -> Figure:
+    """From scores to a gradient."""
+    figure = Figure(figsize=(9.5, 2.5), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 19), ylim=(0, 5))
+    axes.axis("off")
+    boxes = [
+        (0.3, "your encoder", "scores $\\theta$\n[batch, parts]", GREY),
+        (5.0, "structure", "trees, subsets,\nmatchings, ...", BLUE),
+        (9.7, "vertex $x$", "0/1, a number\na part", BLUE),
+        (14.4, "your decoder", "loss of $x$\n[number of vertices]", GREY),
+    ]
+    for x, title, text, colour in boxes:
+        axes.add_patch(
+            FancyBboxPatch((x, 1.9), 4.0, 2.5, boxstyle="round,pad=0.1", facecolor="white", edgecolor=colour, lw=2)
+        )
+        axes.text(x + 2, 3.85, title, ha="center", va="center", fontsize=11, weight="bold", color=INK)
+        axes.text(x + 2, 2.75, text, ha="center", va="center", fontsize=9.5, color=INK)
+    for x in (4.4, 9.1, 13.8):
+        axes.add_patch(FancyArrowPatch((x, 3.15), (x + 0.55, 3.15), arrowstyle="-|>", mutation_scale=14, color=INK))
+    axes.add_patch(
+        FancyArrowPatch(
+            (16.4, 1.75),
+            (2.3, 1.75),
+            arrowstyle="-|>",
+            mutation_scale=14,
+            color=ORANGE,
+            lw=2,
+            linestyle="--",
+            connectionstyle="arc3,rad=-0.09",
+        )
+    )
+    axes.text(9.35, 0.35, "the estimator's gradient, for encoder and decoder", ha="center", fontsize=11, color=INK)
+    return figure
+
+
+def main() -> None:
+    """Write all of them."""
+    folder = IMAGES / "structures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in drawings().items():
+        figure = Figure(figsize=(1.6, 0.9), dpi=120)
+        axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+        draw(axes)
+        axes.set_aspect("equal")
+        axes.axis("off")
+        figure.savefig(folder / f"{name}.png")
+    overview().savefig(IMAGES / "overview.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""How the package is installed today: the one place that a release changes."""
+
+from __future__ import annotations
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, for messages. The package is on no index, so it names none."""
+    return f"pip install '.[{extra}]' in a checkout of structgrad"
