@@ -1,27 +1,36 @@
-"""Print tables of finished runs beside the published numbers, and put them into documents.
+"""Print tables of finished runs beside the published numbers, compare any runs, and show all of them on a page.
 
     structgrad-report                                      every table that has runs
     structgrad-report table=paulus_2 budget=quick          one table
     structgrad-report results/listops_quick --into README.md
     structgrad-report table=paulus_2 --html page.html      also as a page: curves, sensitivity, pictures
 
-Runs are looked for where sweeps leave them: in results/<table>_<budget> and runs/tables/<table>_<budget> (without the
-budget where it is the table's own), or in the folder that is given, whose name then says which table it is.
+    structgrad-report runs/listops --by estimator          compare whatever runs there are
+    structgrad-report runs --by structure,estimator.temperature --metric test/precision --where budget=quick
+    structgrad-report runs/listops runs/l2x --compare      by what differs between them
+
+    structgrad-report runs --html overview.html            a page of all runs: finished, running, interrupted, failed
+
+Runs of a table are looked for where sweeps leave them: in results/<table>_<budget> and runs/tables/<table>_<budget>
+(without the budget where it is the table's own), or in the folder that is given, whose name then says which table it
+is. Tables of your own are found with hydra.searchpath=[pkg://mylab.configs].
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from structgrad.commands import CONFIGS
-from structgrad.experiments import markdown, tables
+from structgrad.commands import group
+from structgrad.experiments import comparison, markdown, tables
 from structgrad.experiments.report import Report, build
 from structgrad.experiments.runs import load, of_sweeps
+from structgrad.experiments.tables import Direction
 from structgrad.training.contract import BUDGETS
 
-TABLES = CONFIGS / "table"
 #: Where sweeps leave finished runs.
 ROOTS = (Path("results"), Path("runs/tables"))
 
@@ -29,33 +38,124 @@ ROOTS = (Path("results"), Path("runs/tables"))
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="table=<name>, budget=<name>, or a folder of runs")
+    parser.add_argument("what", nargs="*", help="table=<name>, budget=<name>, folders of runs; or the word runs")
+    parser.add_argument("--by", metavar="KEY,...", help="compare runs by these keys: estimator, task.hidden, ...")
+    parser.add_argument("--compare", action="store_true", help="compare runs by what differs between them")
+    parser.add_argument("--metric", metavar="NAME,...", help="of a comparison, the main one first: test/accuracy")
+    parser.add_argument("--where", metavar="KEY=VALUE", action="append", default=[], help="only such runs; repeatable")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--latex", action="store_true", help="print LaTeX (booktabs)")
+    shape.add_argument("--markdown", action="store_true", help="print Markdown (of tables: as they are)")
+    shape.add_argument("--csv", action="store_true", help="print CSV, with all digits")
     parser.add_argument("--into", type=Path, help="replace the table in this document, between its markers")
-    parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs)")
-    parser.add_argument("--html", type=Path, metavar="PAGE", help="write one self-contained page of these tables")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write one self-contained page")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where the page finds the runs' pictures (runs)"
     )
     arguments = parser.parse_args()
     try:
-        reports = find(arguments.what)
-        for report in reports:
-            print(f"% {report.table.name}" if arguments.latex else f"## {markdown.heading(report)}\n")
-            print(markdown.latex(report) if arguments.latex else markdown.document(report), end="\n\n")
-            if arguments.into:
-                text = markdown.document(report, with_missing=False)
-                markdown.insert(arguments.into, _place(report, arguments.what), text)
-        if arguments.html:
-            from structgrad.experiments.html import page  # matplotlib takes a second to import
-
-            arguments.html.write_text(page(reports, arguments.runs))
-            print(f"page: {arguments.html}")
+        folders = group("table", [item for item in arguments.what if item.startswith("hydra.searchpath=")])
+        arguments.what = [item for item in arguments.what if not item.startswith("hydra.searchpath=")]
+        if _compares(arguments, folders):
+            _compare(arguments, folders)
+        elif arguments.what == ["runs"]:
+            _overview(arguments)
+        else:
+            _tables(arguments, folders)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
-def find(what: list[str]) -> list[Report]:
-    """The reports that the arguments ask for.
+def _compares(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> bool:
+    """Whether runs are to be compared without a table: asked for, or of folders that are no table's."""
+    if arguments.by is not None or arguments.compare or arguments.metric or arguments.where:
+        return True
+    paths = [Path(item) for item in arguments.what if "=" not in item]
+    known = tables.names(*folders)
+    return (
+        bool(paths)
+        and arguments.what != ["runs"]
+        and len(paths) == len(arguments.what)
+        and not any(_table_of(path, known) in known for path in paths)
+    )
+
+
+def _compare(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> None:
+    if given := [item for item in arguments.what if "=" in item]:
+        raise ValueError(f"{given[0]}: a comparison takes folders of runs; say --where {given[0]}")
+    if arguments.into:
+        raise ValueError("--into: a comparison has no place in a document; --markdown prints it")
+    paths = [Path(item) for item in arguments.what] or [
+        path for path in (Path("runs"), Path("results")) if path.exists()
+    ]
+    where = {}
+    for item in arguments.where:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--where {item}: expected key=value")
+        where[key] = value
+    found = [run for path in paths for run in load(path)]
+    found = comparison.matching(found, where) if where else found
+    by = arguments.by.split(",") if arguments.by else None
+    metrics = arguments.metric.split(",") if arguments.metric else []
+    blocks = comparison.compare(found, by, metrics, directions(folders))
+    shown = _shape(arguments, comparison)
+    print(shown(blocks) if shown else comparison.text(blocks))
+    if arguments.html:
+        from structgrad.experiments.html import comparison_page  # matplotlib takes a second to import
+
+        arguments.html.write_text(comparison_page(blocks, arguments.runs))
+        print(f"page: {arguments.html}", file=sys.stderr)
+
+
+def _shape(arguments: argparse.Namespace, module: object) -> object:
+    name = (
+        "latex" if arguments.latex else "markdown" if arguments.markdown else "comma_separated" if arguments.csv else ""
+    )
+    return getattr(module, name) if name else None
+
+
+def directions(folders: Sequence[Traversable]) -> dict[str, Direction]:
+    """Metric -> which values are better, as the columns of all tables say."""
+    found: dict[str, Direction] = {}
+    for name in tables.names(*folders):
+        for column in tables.load(name, *folders).columns.values():
+            if column.direction:
+                found.setdefault(column.metric, column.direction)
+    return found
+
+
+def _overview(arguments: argparse.Namespace) -> None:
+    from structgrad.experiments import overview
+
+    found = overview.states(arguments.runs)
+    print(overview.text(found))
+    if arguments.html:
+        arguments.html.write_text(overview.page(found, arguments.runs))
+        print(f"page: {arguments.html}")
+
+
+def _tables(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> None:
+    reports = find(arguments.what, folders)
+    for report in reports:
+        if arguments.csv:
+            print(markdown.comma_separated(report), end="\n\n")
+        elif arguments.latex:
+            print(f"% {report.table.name}\n{markdown.latex(report)}", end="\n\n")
+        else:
+            print(f"## {markdown.heading(report)}\n\n{markdown.document(report)}", end="\n\n")
+        if arguments.into:
+            text = markdown.document(report, with_missing=False)
+            markdown.insert(arguments.into, _place(report, arguments.what), text)
+    if arguments.html:
+        from structgrad.experiments.html import page  # matplotlib takes a second to import
+
+        arguments.html.write_text(page(reports, arguments.runs))
+        print(f"page: {arguments.html}")
+
+
+def find(what: list[str], folders: Sequence[Traversable]) -> list[Report]:
+    """The reports that the arguments ask for, of tables in some folders.
 
     Raises:
         ValueError: unknown table, budget or key.
@@ -70,14 +170,15 @@ def find(what: list[str]) -> list[Report]:
     budget = settings.get("budget")
     if budget not in (None, *BUDGETS):
         raise ValueError(f"budget={budget}: there are {', '.join(BUDGETS)}")
+    known = tables.names(*folders)
     reports = []
     for folder in (Path(item) for item in what if "=" not in item):
-        table = tables.load(settings.get("table") or _table_of(folder), TABLES)
+        table = tables.load(settings.get("table") or _table_of(folder, known), *folders)
         reports.append(build(table, load(folder), budget))
     if reports:
         return reports
     asked = settings.get("table")
-    for table in [tables.load(name, TABLES) for name in ([asked] if asked else tables.names(TABLES))]:
+    for table in [tables.load(name, *folders) for name in ([asked] if asked else known)]:
         for choice in [budget] if budget else BUDGETS:
             summaries = [run for root in ROOTS for run in of_sweeps(root, table.folder(choice))]
             if summaries or (asked and choice == (budget or table.budget)):
@@ -87,9 +188,8 @@ def find(what: list[str]) -> list[Report]:
     return reports
 
 
-def _table_of(folder: Path) -> str:
+def _table_of(folder: Path, known: Sequence[str]) -> str:
     name = folder.resolve().name.partition("-")[0]  # without what the sweep says of other overrides
-    known = tables.names(TABLES)
     short = name.rsplit("_", 1)[0] if name.rsplit("_", 1)[-1] in BUDGETS else name
     return name if name in known or short not in known else short
 

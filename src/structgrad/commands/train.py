@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -35,6 +37,8 @@ from structgrad.training.runtime import announce_compilation, tune_allocator
 
 #: Jobs of this process (`-m`) without a result: overrides, why, exit code.
 _unfinished: list[tuple[str, str, int]] = []
+#: Summaries of the jobs that have one.
+_finished: list[dict[str, Any]] = []
 #: Overrides of the jobs that have begun.
 _begun: list[list[str]] = []
 
@@ -55,7 +59,8 @@ def train(config: DictConfig) -> None:
     several = hydra_config.mode == RunMode.MULTIRUN
     by_hand = dict(o.split("=", 1) for o in overrides if "=" in o)
     try:
-        run(config, hydra_config.runtime.choices, by_hand)
+        command = shlex.join(["python", "train.py", *overrides])
+        _finished.append(run(config, hydra_config.runtime.choices, by_hand, command))
     except (ConfigurationError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code if isinstance(error, RunError) else EXIT_ERROR
@@ -99,6 +104,14 @@ def _names(folder: Traversable, prefix: str) -> set[str]:
 OmegaConf.register_new_resolver("structgrad.choices", choices, replace=True)
 
 
+def _compare() -> None:
+    """Print the jobs beside each other, by what differs between them."""
+    from structgrad.experiments import comparison
+    from structgrad.experiments.runs import of_content
+
+    print(f"\n{len(_finished)} runs:\n\n{comparison.text(comparison.compare(map(of_content, _finished)))}")
+
+
 def main() -> None:
     """The command; its arguments are Hydra's."""
     if {"-h", "--help"} & set(sys.argv) and not any(a.startswith("task=") for a in sys.argv):
@@ -111,6 +124,8 @@ def main() -> None:
         if _begun:
             raise  # a bug; what is wrong with a configuration is known before
         sys.exit(f"error: {explain(error, sys.argv[1:])}")
+    if len(_finished) > 1:
+        _compare()
     if _unfinished:
         print(f"\n{len(_unfinished)} without a result:", file=sys.stderr)
         for overrides, reason, _ in _unfinished:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
-
 from structgrad.common.text import duration
-from structgrad.experiments import markdown
+from structgrad.experiments import comparison, figures, markdown
+from structgrad.experiments.comparison import Aggregate, Block
+from structgrad.experiments.figures import Curve
+from structgrad.experiments.grids import Grid
 from structgrad.experiments.report import Line, Report, Verdict, searched
+from structgrad.experiments.statistics import Difference
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f37; --bad: #b3261e; --open: #8a6d00 }
@@ -27,6 +25,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .3rem }
 .note, .source { color: #777; font-size: .875rem; margin: .3rem 0 }
 code { font-size: .875em; background: var(--soft) }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .9375rem }
+th, td { overflow-wrap: normal }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
 th:first-child, td:first-child { text-align: left } td small { color: #777; display: block; white-space: nowrap }
 tr.group th { text-align: left; padding-top: .9rem }
@@ -34,8 +33,10 @@ tr.marked td { background: var(--soft); font-style: italic }
 .claims { padding-left: 1.1rem } .claims li { margin: .5rem 0 } .claims small { display: block; color: #777 }
 .verdict { font-weight: 600 }
 .shown { color: var(--good) } .contradicted { color: var(--bad) } .open { color: var(--open) }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem }
-figure { margin: 0 } figure img { width: 100%; background: #fff; border-radius: 4px } figcaption { font-size: .875rem }
+.figures { display: grid; gap: 1rem; justify-items: center }
+.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
+figure { margin: 0; width: 100%; max-width: 44rem }
+figure img { width: 100%; background: #fff; border-radius: 4px } figcaption { font-size: .875rem }
 @media (max-width: 640px) {
   thead { display: none } tr { display: block; border-bottom: 1px solid var(--line); padding: .4rem 0 }
   td, tr.group th { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem 0 }
@@ -44,19 +45,21 @@ figure { margin: 0 } figure img { width: 100%; background: #fff; border-radius: 
   td.empty { display: none }
 }
 """
-#: Lines of a figure, beside which more could not be told apart.
-_LINES = 10
 
 
 def page(reports: Sequence[Report], runs: Path = Path("runs"), title: str = "structgrad: tables") -> str:
     """The whole page, with pictures of the selected runs whose folders are in ``runs``."""
     links = "".join(f'<li><a href="#{r.table.name}-{r.budget}">{escape(_heading(r))}</a></li>' for r in reports)
-    sections = "".join(_section(report, runs) for report in reports)
+    return shell(title, f"<ul>{links}</ul>{''.join(_section(report, runs) for report in reports)}")
+
+
+def shell(title: str, body: str, style: str = "") -> str:
+    """A page around its content."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{escape(title)}</h1><ul>{links}</ul>{sections}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>"
+        f"<h1>{escape(title)}</h1>{body}</body></html>\n"
     )
 
 
@@ -73,7 +76,7 @@ def _section(report: Report, runs: Path) -> str:
         f'<p class="note">{_code(markdown.caption(report))}</p>',
         _claims(report.verdicts),
         _missing(report),
-        _figures("Learning curves of the selected runs", list(_curves(report))),
+        _figures(_curves_title(report), list(_curves(report))),
         _figures("Sensitivity to the searched hyper-parameters", list(_sensitivity(report))),
         _figures("Pictures of the selected runs", list(_pictures(report, runs))),
         "</section>",
@@ -83,35 +86,47 @@ def _section(report: Report, runs: Path) -> str:
 
 def _grid(report: Report) -> str:
     columns = report.table.columns
-    head = "".join(f"<th>{escape(title)}</th>" for title in ("", *(c.title for c in columns.values()), "runs", "time"))
+    head = "".join(
+        f"<th>{escape(title)}</th>" for title in ("", *(c.title for c in columns.values()), "runs", "a run", "all runs")
+    )
     rows, group = [], ""
+    best = markdown.best_lines(report)
     for line in report.lines:
         if line.row.group != group:
             group = line.row.group
             rows.append(
-                f'<tr class="group"><th colspan="{len(columns) + 3}">{escape(group)}</th></tr>' if group else ""
+                f'<tr class="group"><th colspan="{len(columns) + 4}">{escape(group)}</th></tr>' if group else ""
             )
         title = escape(line.row.title) + (
             "<small>settings given</small>" if markdown.settings_given(report, line) else ""
         )
         title += "".join(f"<small>{escape(mark)}</small>" for mark in line.marks)
-        cells = [f"<td>{title}</td>", *(_cell(report, line, key) for key in columns)]
+        cells = [f"<td>{title}</td>", *(_cell(report, line, key, line in best.get(key, ())) for key in columns)]
         cells.append(_td("runs", str(len(line.runs)) if line.runs else ""))
-        cells.append(_td("time", duration(line.training_s) if line.runs else ""))
+        times = (line.training_s / max(1, len(line.runs)), line.training_s) if line.runs else ()
+        cells += [_td(name, duration(s)) for name, s in zip(("a run", "all runs"), times, strict=False)]
         rows.append(f"<tr{' class=marked' if line.marks else ''}>{''.join(cells)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _cell(report: Report, line: Line, key: str) -> str:
+def _cell(report: Report, line: Line, key: str, best: bool) -> str:
     column = report.table.columns[key]
     ours = line.cells[key].show(column.scale, column.digits) if key in line.cells else ""
+    shown = f"<strong>{escape(ours)}</strong>" if best else escape(ours)
     number = line.row.published.get(key)
     if number is None:
-        return _td(column.title, escape(ours))
-    text = f"{escape(ours or '–')}<small>published {escape(markdown.published(number, column))}</small>"
+        return _td(column.title, shown)
+    text = f"{shown or '–'}<small>published {escape(markdown.published(number, column))}</small>"
     if report.is_reproduction and not line.marks and key in line.cells:
         text += f"<small>difference {escape(markdown.difference(report, line, key))}</small>"
     return _td(column.title, text)
+
+
+def _interval(cell: str, best: bool) -> str:
+    """``1.2 [0.3, 2.1]`` with the interval below the number."""
+    value, bracket, rest = cell.partition(" [")
+    shown = f"<strong>{escape(value)}</strong>" if best else escape(value)
+    return f"{shown}<small>[{escape(rest)}</small>" if bracket else shown
 
 
 def _td(title: str, content: str) -> str:
@@ -153,44 +168,42 @@ def _figures(title: str, figures: list[tuple[str, str]]) -> str:
 
 
 def _curves(report: Report) -> Iterable[tuple[str, str]]:
-    """Validation metric over steps of the selected run of every row: a figure a group of rows."""
-    groups: dict[str, list[tuple[str, list[tuple[int, float]]]]] = {}
+    """Validation metric over steps: of the selected run of every row, or of all its seeds; a figure a group of rows."""
+    groups: dict[str, list[tuple[str, list[Curve]]]] = {}
     for line in report.main().values():
         assert line.chosen is not None
-        curve = line.runs[line.chosen].sweep.get("curve", [])
-        if len(curve) > 1:
-            groups.setdefault(line.row.group, []).append((line.row.title, curve))
-    for group, curves in groups.items():
-        for start in range(0, len(curves), _LINES):
-            figure, axes = _axes("step", report.table.selection.metric or "validation metric")
-            for title, curve in curves[start : start + _LINES]:
-                axes.plot([step for step, _ in curve], [value for _, value in curve], label=title, linewidth=1.3)
-            axes.legend(fontsize=7)
-            yield group or report.table.title, _svg(figure)
+        searches = report.table.selection.rule == "best_trial"
+        shown = [line.runs[line.chosen]] if searches else line.runs
+        curves = [curve for run in shown if len(curve := run.sweep.get("curve", [])) > 1]
+        if curves:
+            groups.setdefault(line.row.group, []).append((line.row.title, curves))
+    for group, lines in groups.items():
+        for start in range(0, len(lines), figures.MOST):
+            figure = figures.learning(dict(lines[start : start + figures.MOST]), _metric(report))
+            yield group or report.table.title, figures.svg(figure)
+
+
+def _curves_title(report: Report) -> str:
+    searches = report.table.selection.rule == "best_trial"
+    return "Learning curves of the selected runs" if searches else "Learning curves, means over runs with 95 % bands"
+
+
+def _metric(report: Report) -> str:
+    return report.table.selection.metric or "validation metric"
 
 
 def _sensitivity(report: Report) -> Iterable[tuple[str, str]]:
     """Validation metric of every trial against a hyper-parameter: a figure a hyper-parameter and group of rows."""
-    figures: dict[tuple[str, str], list[tuple[Line, list[Any]]]] = {}
+    found: dict[tuple[str, str], list[tuple[str, list[Any], list[float], int]]] = {}
     for line in report.main().values():
+        assert line.chosen is not None
+        validation = [run.metrics[report.table.selection.metric or run.monitor] for run in line.runs]
         for key, values in searched(line).items():
-            figures.setdefault((key, line.row.group), []).append((line, values))
-    for (key, group), lines in figures.items():
-        for start in range(0, len(lines), _LINES):
-            figure, axes = _axes(key, report.table.selection.metric or "validation metric")
-            numbers = [v for _, values in lines for v in values]
-            if not all(isinstance(v, int | float) for v in numbers):
-                lines = [(line, list(map(str, values))) for line, values in lines]
-            elif min(numbers) > 0 and max(numbers) > 20 * min(numbers):
-                axes.set_xscale("log")
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            for index, (line, values) in enumerate(lines[start : start + _LINES]):
-                validation = [run.metrics[report.table.selection.metric or run.monitor] for run in line.runs]
-                axes.plot(values, validation, "o", color=f"C{index}", markersize=4, label=line.row.title, alpha=0.7)
-                assert line.chosen is not None
-                axes.plot(values[line.chosen], validation[line.chosen], "*", color=f"C{index}", markersize=12)
-            axes.legend(fontsize=7)
-            yield f"{key}{f', {group}' if group else ''}; stars are selected", _svg(figure)
+            found.setdefault((key, line.row.group), []).append((line.row.title, values, validation, line.chosen))
+    for (key, group), rows in found.items():
+        for start in range(0, len(rows), figures.MOST):
+            figure = figures.sensitivity(key, _metric(report), rows[start : start + figures.MOST])
+            yield f"{key}{f', {group}' if group else ''}; rings are selected", figures.svg(figure)
 
 
 def _pictures(report: Report, runs: Path) -> Iterable[tuple[str, str]]:
@@ -198,23 +211,56 @@ def _pictures(report: Report, runs: Path) -> Iterable[tuple[str, str]]:
     for line in report.main().values():
         assert line.chosen is not None
         for file in sorted((runs / line.runs[line.chosen].folder / "pictures").glob("*.png")):
-            yield f"{line.row.title}: {file.stem.replace('_', ' ')}", _uri("image/png", file.read_bytes())
+            yield f"{line.row.title}: {file.stem.replace('_', ' ')}", figures.uri("image/png", file.read_bytes())
 
 
-def _axes(x: str, y: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(4.4, 3.0), layout="constrained")
-    axes = figure.subplots()
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.3)
-    return figure, axes
+def comparison_page(blocks: Sequence[Block], runs: Path = Path("runs")) -> str:
+    """The page of a comparison: a section a task, with learning curves of the runs whose curves can be found."""
+    sections = [_aggregate(found)] if (found := comparison.aggregate(blocks)) else []
+    for block in blocks:
+        grid = comparison.grid(block)
+        curves = {group.title: comparison.curves(group, runs) for group in block.groups}
+        curves = {title: found for title, found in curves.items() if found}
+        drawn = []
+        for start in range(0, len(curves), figures.MOST):
+            part = dict(list(curves.items())[start : start + figures.MOST])
+            monitor = block.groups[0].runs[0].monitor
+            drawn.append((f"{monitor}: means over runs, 95 % bands", figures.svg(figures.learning(part, monitor))))
+        lists = "".join(
+            f"<h3>{escape(title)}</h3><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+            for title, lines in comparison.lists(block)
+        )
+        sections.append(
+            f"<section><h2>{escape(block.task)}</h2>{_table(grid)}{_figures('Learning curves', drawn)}{lists}</section>"
+        )
+    return shell("structgrad: comparison", "".join(sections))
 
 
-def _svg(figure: Figure) -> str:
-    stream = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "structgrad", "font.family": "sans-serif"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return _uri("image/svg+xml", stream.getvalue().encode())
+def _table(grid: Grid) -> str:
+    head = "".join(f"<th>{escape(title)}</th>" for title in grid.titles)
+    lines = []
+    for row in grid.rows:
+        cells = zip(grid.titles, row.cells, strict=True)
+        shown = [_td(title, _interval(cell, index in row.best)) for index, (title, cell) in enumerate(cells)]
+        lines.append(f"<tr>{''.join(shown)}</tr>")
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'{body}<p class="note">{escape(grid.caption)}</p>'
 
 
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _aggregate(found: Aggregate) -> str:
+    """The statistics over several tasks, each with its picture."""
+    scored = [(title, value, _ends(ends)) for title, value, ends in found.ranking]
+    titles = [title for title, _, _ in scored]
+    won = [(f"over {other}", value, ends) for _, other, value, ends in found.improvements]
+    what = "mean" if found.few else "interquartile mean"
+    drawn = [
+        (f"Normalised score, {what}", figures.svg(figures.points(scored, f"{what} of the normalised score", 1.0))),
+        ("Performance profiles", figures.svg(figures.profiles({title: found.scores[title] for title in titles}))),
+        (f"Probability that a run of {titles[0]} is better", figures.svg(figures.points(won, "probability", 0.5))),
+    ]
+    table = _table(comparison.aggregate_grid(found))
+    return f"<section><h2>All tasks</h2>{table}{_figures('Over tasks', drawn)}</section>"
+
+
+def _ends(found: Difference) -> tuple[float, float] | None:
+    return None if found.half_width is None else (found.low, found.high)

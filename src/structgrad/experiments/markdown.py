@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from dataclasses import replace
 from pathlib import Path
 
 from structgrad.common.text import duration
+from structgrad.experiments import grids
 from structgrad.experiments.report import Line, Report, Verdict, against_published
-from structgrad.experiments.runs import Summary
+from structgrad.experiments.runs import precisions
 from structgrad.experiments.selection import count
 from structgrad.experiments.statistics import Decision
 from structgrad.experiments.tables import Column
@@ -38,13 +40,33 @@ def table(report: Report) -> str:
     """The table. Published numbers, and the difference from them with its interval, stand beside runs at the paper's
     budget only.
     """
+    found = _grid(report)
+    plain = tuple(replace(row, best=frozenset()) for row in found.rows)
+    return replace(found, rows=plain, caption="").markdown()
+
+
+def _grid(report: Report) -> grids.Grid:
     titles, lines = grid(report)
-    text = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for head, cells in lines:
-        if head:
-            text.append("| " + " | ".join([f"**{_escaped(head)}**", *[""] * (len(titles) - 1)]) + " |")
-        text.append("| " + " | ".join(_escaped(cell) for cell in cells) + " |")
-    return "\n".join(text)
+    best = best_lines(report)
+    rows = []
+    for (heading, cells), line in zip(lines, report.lines, strict=True):
+        found = {titles.index(report.table.columns[key].title) for key in best if line in best[key]}
+        rows.append(grids.Row(tuple(cells), frozenset(found), heading))
+    return grids.Grid(tuple(titles), tuple(rows), caption(report).replace("`", ""))
+
+
+def best_lines(report: Report) -> dict[str, list[Line]]:
+    """Column -> the comparable lines with the best value in it, as far as the digits show; not where all are."""
+    found = {}
+    for key, column in report.table.columns.items():
+        values = {
+            id(line): line.cells[key].scaled(column.scale).value for line in report.main().values() if key in line.cells
+        }
+        shown = {place: round(value, column.digits) for place, value in values.items() if not math.isnan(value)}
+        if column.direction and len(set(shown.values())) > 1:
+            best = (max if column.direction == "maximize" else min)(shown.values())
+            found[key] = [line for line in report.lines if shown.get(id(line)) == best]
+    return found
 
 
 def grid(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -127,16 +149,6 @@ def caption(report: Report) -> str:
     return f"{text} {report.table.notes}" if report.table.notes else text
 
 
-def precisions(runs: Sequence[Summary]) -> list[str]:
-    """In which runs were trained: ``32-true``, with that of matrix products where it is lower."""
-    found = []
-    for run in runs:
-        products = run.settings.get("trainer.matmul_precision")
-        name = str(run.settings.get("trainer.precision", ""))
-        found.append(name + (f", products {products}" if products not in (None, "highest") else ""))
-    return sorted(set(filter(None, found)))
-
-
 #: What a decision on a claim is called.
 WORDS: dict[Decision, str] = {"shown": "Shown", "contradicted": "Contradicted", "open": "Open"}
 
@@ -178,19 +190,23 @@ def document(report: Report, with_missing: bool = True) -> str:
 
 
 def latex(report: Report) -> str:
-    """A ``tabular`` in the style of booktabs."""
-    titles, lines = grid(report)
-    text = [
-        rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
-        r"\toprule",
-        " & ".join(map(_tex, titles)) + r" \\",
-        r"\midrule",
-    ]
-    for heading, cells in lines:
-        if heading:
-            text.append(rf"\multicolumn{{{len(titles)}}}{{l}}{{\emph{{{_tex(heading)}}}}} \\")
-        text.append(" & ".join(map(_tex, cells)) + r" \\")
-    return "\n".join([*text, r"\bottomrule", r"\end{tabular}"])
+    """A ``tabular`` in the style of booktabs, with the caption; the best value of a column is bold."""
+    return _grid(report).latex()
+
+
+def comma_separated(report: Report) -> str:
+    """One line a row and column, with all digits, in the units of the column."""
+    lines: list[list[object]] = []
+    for line in report.lines:
+        for key, cell in line.cells.items():
+            column = report.table.columns[key]
+            scaled = cell.scaled(column.scale)
+            numbers = [len(line.runs), scaled.value, "" if scaled.standard_error is None else scaled.standard_error]
+            theirs = line.row.published.get(key, ("", "")) if report.is_reproduction else ("", "")
+            known = ["" if number is None else number for number in theirs]
+            lines.append([report.table.name, line.row.name, "; ".join(line.marks), key, *numbers, *known])
+    titles = ["table", "row", "marks", "column", "runs", "value", "standard_error", "published", "published_error"]
+    return grids.comma_separated(titles, lines)
 
 
 def insert(document: Path, name: str, text: str) -> None:
@@ -210,21 +226,3 @@ def insert(document: Path, name: str, text: str) -> None:
 def counted(report: Report) -> str:
     """``table paulus_2: 12 runs``."""
     return f"table {report.table.name}: {count(report.runs)}"
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", r"\|")
-
-
-def _tex(text: str) -> str:
-    replacements = {character: rf"\{character}" for character in "&%_#{}$"}
-    replacements |= {
-        "\\": r"\textbackslash{}",
-        "|": r"\textbar{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-    }
-    escaped = "".join(replacements.get(character, character) for character in text)
-    for character, command in {"±": r"$\pm$", "−": "$-$", "×": r"$\times$"}.items():
-        escaped = escaped.replace(character, command)
-    return escaped

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from structgrad.common.text import duration
-from structgrad.experiments.markdown import precisions
 from structgrad.experiments.report import Line, Report, against_published
+from structgrad.experiments.runs import precisions
 from structgrad.experiments.statistics import half_width
 from structgrad.experiments.tables import Row, Table
 

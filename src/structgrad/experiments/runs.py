@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,7 +80,8 @@ def folder_of(summary: Mapping[str, Any]) -> Path:
 
 
 def load(folder: Path) -> list[Summary]:
-    """All summaries in a folder of ``results/``, or below a folder of runs, or that of one run.
+    """All summaries in a folder of ``results/``, or below a folder of runs, or that of one run; of a folder of such
+    folders of results those in all of them.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -88,6 +89,7 @@ def load(folder: Path) -> list[Summary]:
     """
     own = folder / "summary.json"  # of a single run, beside other files
     files = [own] if own.exists() else sorted(folder.glob("*.json")) or sorted(folder.glob("**/summary.json"))
+    files = files or [file for file in sorted(folder.glob("*/*.json")) if '"metrics"' in file.read_text()]
     if not files:
         raise FileNotFoundError(f"no finished run in {folder}")
     return [read(file) for file in files]
@@ -122,6 +124,11 @@ def _with_new_names(content: dict[str, Any]) -> dict[str, Any]:
     """A summary in which choices and classes have the names of today."""
     groups = {key: names.get(content[key], content[key]) for key, names in renamed.CHOICES.items() if key in content}
     return content | groups | {"config": renamed.with_new_names(content.get("config", {}))}
+
+
+def of_content(content: dict[str, Any]) -> Summary:
+    """Of what a run writes into its summary."""
+    return Summary(**{key: content[key] for key in (*_GROUPS, "seed", "metrics")}, content=content)
 
 
 def by_row(table: Table, summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
@@ -182,6 +189,16 @@ def _same(config: dict[str, Any], key: str, value: str) -> bool:
         return False
 
 
+def precisions(runs: Sequence[Summary]) -> list[str]:
+    """In which runs were trained: ``32-true``, with that of matrix products where it is lower."""
+    found = []
+    for run in runs:
+        products = run.settings.get("trainer.matmul_precision")
+        name = str(run.settings.get("trainer.precision", ""))
+        found.append(name + (f", products {products}" if products not in (None, "highest") else ""))
+    return sorted(set(filter(None, found)))
+
+
 def curve(folder: Path, metric: str, points: int = 200) -> list[tuple[int, float]]:
     """A metric over the steps of a run, from its ``metrics.csv``: at most ``points`` of them, evenly picked, the
     last one included.
@@ -191,5 +208,10 @@ def curve(folder: Path, metric: str, points: int = 200) -> list[tuple[int, float
         return []
     rows = [line.rsplit(",", 2) for line in file.read_text().splitlines()[1:]]
     values = [(int(step), float(value)) for step, name, value in rows if name == metric]
+    return thinned(values, points)
+
+
+def thinned(values: Sequence[tuple[int, float]], points: int) -> list[tuple[int, float]]:
+    """At most so many of them, evenly picked, the last one included."""
     stride = max(1, -(-len(values) // points))
-    return values[::-1][::stride][::-1]
+    return list(values[::-1][::stride][::-1])

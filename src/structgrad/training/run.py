@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +35,19 @@ __all__ = ["ConfigurationError", "Interrupted", "Run", "RunError", "RunHeldError
 log = logging.getLogger("structgrad")
 
 
-def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str] | None = None) -> dict[str, Any]:
+def run(
+    config: DictConfig,
+    choices: Mapping[str, str],
+    chosen: Mapping[str, str] | None = None,
+    command: str = "",
+) -> dict[str, Any]:
     """Train, test and record a run, or continue it, or report it if it is finished.
 
     Args:
         config: the composed configuration, which is left as it is.
         choices: group -> choice, for names and summaries.
         chosen: the part of them that the user chose by hand.
+        command: that starts and continues it, for the page of all runs.
 
     Returns:
         the summary, as in ``summary.json`` of the run folder.
@@ -69,7 +75,7 @@ def run(config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str
             with held(this.folder) if _is_first_process() else nullcontext():
                 summary = read_summary(this.folder, this.name)
                 if summary is None:
-                    summary = _train_or_explain(this, task, request)
+                    summary = _train_or_explain(this, task, request, command)
                 _keep(summary, this)
             if _is_first_process():
                 _print_summary(summary, this.folder)
@@ -111,7 +117,21 @@ def _prepare(task: Task, data: str) -> None:
         raise ConfigurationError(f"task: {first_line(error)}") from error
 
 
-def _train_or_explain(this: Run, task: Task, request: StopRequest) -> dict[str, Any]:
+def _train_or_explain(this: Run, task: Task, request: StopRequest, command: str) -> dict[str, Any]:
+    """Why a run failed stays in its folder, in ``error.txt``, until it is started again."""
+    failure = this.folder / "error.txt"
+    failure.unlink(missing_ok=True)
+    try:
+        return _train(this, task, request, command)
+    except Interrupted:
+        raise
+    except Exception as error:
+        with suppress(OSError):  # perhaps that of a full disk
+            failure.write_text(f"{first_line(error)}\n")
+        raise
+
+
+def _train(this: Run, task: Task, request: StopRequest, command: str) -> dict[str, Any]:
     from structgrad.training.fit import fit
 
     folder = this.folder
@@ -119,7 +139,8 @@ def _train_or_explain(this: Run, task: Task, request: StopRequest) -> dict[str, 
     try:
         if _is_first_process():
             OmegaConf.save(this.config, folder / "config.yaml", resolve=True)
-            write_json(folder / "environment.json", environment())
+            started = {"command": command, "from_step": _steps_so_far(folder) if checkpoint else 0}
+            write_json(folder / "environment.json", environment() | started)
         return fit(this, task, checkpoint, request)
     except NonFiniteLossError as error:
         best = folder / "checkpoints" / "best.ckpt"
@@ -127,6 +148,12 @@ def _train_or_explain(this: Run, task: Task, request: StopRequest) -> dict[str, 
         raise RunError(f"{error}; {kept}; try a smaller learning rate or gradient clipping") from error
     except OSError as error:
         raise _unwritable(folder, "paths.runs", error) from error
+
+
+def _steps_so_far(folder: Path) -> int:
+    """Of a run that continues: the last step that its metrics know."""
+    lines = (folder / "metrics.csv").read_text().splitlines() if (folder / "metrics.csv").exists() else []
+    return int(lines[-1].split(",")[0]) + 1 if len(lines) > 1 else 0
 
 
 def _unwritable(folder: Path, key: str, error: OSError) -> RunError:
