@@ -99,20 +99,14 @@ def _compare(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> N
     by = arguments.by.split(",") if arguments.by else None
     metrics = arguments.metric.split(",") if arguments.metric else []
     blocks = comparison.compare(found, by, metrics, directions(folders))
-    shown = _shape(arguments, comparison)
-    print(shown(blocks) if shown else comparison.text(blocks))
+    shapes = {"latex": comparison.latex, "markdown": comparison.markdown, "csv": comparison.comma_separated}
+    show = next((shapes[name] for name in shapes if getattr(arguments, name)), comparison.text)
+    print(show(blocks))
     if arguments.html:
         from structgrad.experiments.html import comparison_page  # matplotlib takes a second to import
 
         arguments.html.write_text(comparison_page(blocks, arguments.runs))
         print(f"page: {arguments.html}", file=sys.stderr)
-
-
-def _shape(arguments: argparse.Namespace, module: object) -> object:
-    name = (
-        "latex" if arguments.latex else "markdown" if arguments.markdown else "comma_separated" if arguments.csv else ""
-    )
-    return getattr(module, name) if name else None
 
 
 def directions(folders: Sequence[Traversable]) -> dict[str, Direction]:

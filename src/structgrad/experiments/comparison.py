@@ -366,8 +366,8 @@ def aggregate(blocks: Sequence[Block]) -> Aggregate | None:
         means = [sign * groups[title].cells[main].value for title in common]
         worst, span = min(means), (max(means) - min(means)) or 1.0
         for title in common:
-            values = np.array([sign * run.metrics[main] for run in groups[title].runs])
-            scores[title].append((values - worst) / span)
+            found = np.array([sign * run.metrics[main] for run in groups[title].runs])
+            scores[title].append((found - worst) / span)
     few = min(len(task) for tasks in scores.values() for task in tasks) < ENOUGH
     return Aggregate(tuple(block.task for block in used), dict(scores), few)
 

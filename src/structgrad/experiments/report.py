@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, cast
 
 from structgrad.experiments import selection
@@ -188,7 +189,7 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
 def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[Condition, list[Summary]]]:
     """Row -> condition -> runs."""
     settings = {
-        name: [{key: json.dumps(value) for key, value in run.settings.items()} for run in runs]
+        name: [{key: _dumped(value) for key, value in run.settings.items()} for run in runs]
         for name, runs in rows.items()
     }
     following = _following([s for found in settings.values() for s in found], {"seed"})
@@ -215,6 +216,15 @@ def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[
             )
             groups[name].setdefault(condition, []).append(run)
     return groups
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else _dumped_once(type(value), value)
+
+
+@lru_cache(maxsize=100_000)
+def _dumped_once(kind: type, value: Any) -> str:  # 1, 1.0 and True are equal, and are not the same
+    return json.dumps(value)
 
 
 def _following(settings: Sequence[Mapping[str, str]], varied: set[str]) -> set[str]:

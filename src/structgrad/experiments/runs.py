@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,10 @@ def of_sweeps(root: Path, name: str) -> list[Summary]:
     return [summary for folder in folders if any(folder.glob("*.json")) for summary in load(folder)]
 
 
+#: What only a summary from before a renaming has in it.
+_OLD = re.compile("|".join(re.escape(f'"{name}"') for name in (*renamed.CLASSES, *chain(*renamed.CHOICES.values()))))
+
+
 def read(file: Path) -> Summary:
     """One summary.
 
@@ -110,9 +116,9 @@ def read(file: Path) -> Summary:
         ValueError: if the file is none; names it.
     """
     try:
-        content = _with_new_names(json.loads(file.read_text()))
-        keys = (*_GROUPS, "seed", "metrics")
-        summary = Summary(**{key: content[key] for key in keys}, content=content)
+        text = file.read_text()
+        content = json.loads(text)
+        summary = of_content(_with_new_names(content) if _OLD.search(text) else content)
         if not all(isinstance(value, int | float) for value in summary.metrics.values()):
             raise TypeError("a metric is no number")
         return summary
@@ -181,12 +187,20 @@ def _holds(table: Table, row: Row, summary: Summary) -> bool:
     return summary.budget != table.budget or row.admits(summary.settings)
 
 
-def _same(config: dict[str, Any], key: str, value: str) -> bool:
+def _same(config: Mapping[str, Any], key: str, value: str) -> bool:
+    found: Any = config
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return bool(found == _parsed(value))
+
+
+@lru_cache(maxsize=10_000)
+def _parsed(value: str) -> Any:
+    """As on a command line; what no command line may have is equal to nothing."""
     try:
-        found = OmegaConf.select(OmegaConf.create(config), key)
-        return bool(found == OmegaConf.from_dotlist([f"x={value}"]).x)
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))["x"]  # type: ignore[index, call-overload]
     except (OmegaConfBaseException, YAMLError):
-        return False
+        return object()
 
 
 def precisions(runs: Sequence[Summary]) -> list[str]:

@@ -135,7 +135,8 @@ def bootstrap_interval(
 
 def performance_profile(scores: Scores, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Share of runs above each threshold, ``[thresholds]``; every task weighs the same (section 4.2)."""
-    return np.mean([(task[:, None] > thresholds[None, :]).mean(0) for task in scores], axis=0)
+    shares = [(task[:, None] > thresholds[None, :]).mean(0) for task in scores]
+    return np.asarray(np.mean(shares, axis=0))
 
 
 def probability_of_improvement(ours: Scores, theirs: Scores) -> float:
