@@ -418,7 +418,7 @@ def test_the_command(tmp_path: Path) -> None:
     same = report("table=listops_quick", cwd=tmp_path)
     assert same.stdout == done.stdout
     assert report(cwd=tmp_path).stdout == done.stdout
-    assert report("table=listops_quick", "--latex", cwd=tmp_path).stdout.startswith("% listops_quick\n\\begin{tabular}")
+    assert report("table=listops_quick", "--latex", cwd=tmp_path).stdout.startswith("% listops_quick\n\\begin{table}")
 
 
 @pytest.mark.parametrize(

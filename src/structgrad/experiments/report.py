@@ -223,7 +223,7 @@ def _dumped(value: Any) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def _dumped_once(kind: type, value: Any) -> str:  # 1, 1.0 and True are equal, and are not the same
+def _dumped_once(kind: object, value: Any) -> str:  # 1, 1.0 and True are equal, and are not the same
     return json.dumps(value)
 
 
