@@ -219,11 +219,11 @@ def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[
 
 
 def _dumped(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, list | dict) else _dumped_once(type(value), value)
+    return json.dumps(value) if isinstance(value, list | dict) else _dumped_once(type(value).__name__, value)
 
 
 @lru_cache(maxsize=100_000)
-def _dumped_once(kind: object, value: Any) -> str:  # 1, 1.0 and True are equal, and are not the same
+def _dumped_once(kind: str, value: Any) -> str:  # 1, 1.0 and True are equal, and are not the same
     return json.dumps(value)
 
 
