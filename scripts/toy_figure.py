@@ -3,7 +3,8 @@ figure.
 
     python scripts/toy_figure.py --budget quick
 
-Runs that are finished are not repeated. Every estimator takes three samples a step; the figure shows the mean
+``--objective released`` takes the objectives of the released code, which has no SST. Runs that are finished are not
+repeated. Every estimator takes three samples a step; the figure shows the mean
 objective of fresh hard vertices (the less, the better).
 """
 
@@ -44,11 +45,22 @@ SCORE_FUNCTIONS: dict[str, list[str]] = {
 }
 
 
-def curves_of(structure: str, size: int) -> dict[str, list[str]]:
+#: Titles of the objectives of the released code.
+RELEASED = {
+    "arborescence": "arborescence: minus the largest out-degree",
+    "binary_tree": "binary tree: minus the levels",
+    "spanning_tree": "spanning tree: ends that are not vertex 0",
+    "matching": "permutation: minus the fixed points",
+}
+
+
+def curves_of(structure: str, size: int, objective: str) -> dict[str, list[str]]:
     """Label -> overrides of every run for that structure."""
     _, shape, sst = STRUCTURES[structure]
     curves = {label: [*overrides, SAMPLES] for label, overrides in SCORE_FUNCTIONS.items()}
     curves["RELAX"].append(f"+estimator.shape={shape.replace('n', str(size))}")
+    if objective == "released":
+        return {label: [*overrides, "task.objective=released"] for label, overrides in curves.items()}
     if sst:
         curves["SST"] = [*sst, SAMPLES]
     return curves
@@ -82,6 +94,7 @@ def main() -> None:
     parser.add_argument("--budget", default="quick", choices=["paper", "quick", "smoke"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the band shows the extremes over seeds")
     parser.add_argument("--structures", nargs="+", default=list(STRUCTURES), choices=list(STRUCTURES))
+    parser.add_argument("--objective", default="ours", choices=["ours", "released"])
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "toy.png")
     parser.add_argument("overrides", nargs="*", help="passed to every run, e.g. trainer=cpu")
     options = parser.parse_args()
@@ -100,13 +113,14 @@ def main() -> None:
     colors = {label: f"C{i}" for i, label in enumerate([*SCORE_FUNCTIONS, "SST"])}
     initialize_config_dir(str(ROOT / "configs"), version_base="1.3")
     for structure, panel in zip(options.structures, panels.flat, strict=False):
-        for label, overrides in curves_of(structure, size).items():
+        for label, overrides in curves_of(structure, size, options.objective).items():
             common = [f"structure={structure}", f"budget={options.budget}", *options.overrides]
             runs = [read(train([*common, *overrides, f"seed={seed}"])) for seed in options.seeds]
             steps, values = runs[0][0], np.stack([value for _, value in runs])
             panel.plot(steps, values.mean(0), label=label, color=colors[label])
             panel.fill_between(steps, values.min(0), values.max(0), color=colors[label], alpha=0.2, linewidth=0)
-        panel.set(title=STRUCTURES[structure][0], xlabel="step", ylabel="objective")
+        title = STRUCTURES[structure][0] if options.objective == "ours" else RELEASED[structure]
+        panel.set(title=title, xlabel="step", ylabel="objective")
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
     figure.tight_layout()

@@ -17,24 +17,34 @@ from structgrad.structures import (
     Arborescence,
     BinaryTree,
     Constituency,
+    CorrelatedKSubset,
     DagPath,
+    KSubset,
     LinearChain,
     Matching,
     OneHot,
+    Permutation,
     ProjectiveTree,
     SemiMarkov,
     SpanningTree,
     Structure,
+    Subset,
 )
 from structgrad.tasks.toy import Toy
 from structgrad.tasks.toy.objectives import (
+    RELEASED,
+    Quadratic,
+    away_from_first,
     changes,
     childless_root,
     detour,
     far_from_star,
+    fewer_children,
     height,
     left_branches,
+    levels,
     number,
+    off_diagonal,
     unevenness,
 )
 
@@ -88,6 +98,60 @@ def test_objectives_of_dynamic_programs_over_every_vertex() -> None:
     values = left_branches(Constituency().enumerate(5, 5, 1))
     assert ends(values) == pytest.approx([0, 3 / 4])
     assert int((values.abs() < 1e-12).sum()) == 1
+
+
+def test_objectives_of_the_released_code() -> None:
+    star, path = torch.zeros(2, 5, 5).unbind()
+    star[0, 1:] = 1
+    path[torch.arange(4), torch.arange(1, 5)] = 1
+    assert fewer_children(torch.stack([star, path])).tolist() == [-4, -1]
+    trees = BinaryTree().enumerate(5)
+    assert levels(trees).min() == -5
+    assert levels(trees).max() == -3
+    edges = torch.stack([star, path])
+    assert away_from_first(edges + edges.transpose(1, 2)).tolist() == [0.5, 7 / 8]
+    assert off_diagonal(torch.stack([torch.eye(4), torch.eye(4).flip(0)])).tolist() == [-4, 0]
+    for structure in (Arborescence(), BinaryTree(), SpanningTree(), Matching()):
+        task = Toy(structure=structure, estimator=Reinforce(structure, "T"), optimizer=ADAM, objective="released")
+        assert task.objective is RELEASED[type(structure)]
+    with pytest.raises(ValueError, match="the released code has the structures Arborescence"):
+        Toy(structure=OneHot(), estimator=Reinforce(OneHot()), optimizer=ADAM, objective="released")
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [OneHot(), Subset(), KSubset(3), Permutation(), Arborescence(), CorrelatedKSubset(2)],
+    ids=lambda s: s.name,
+)
+def test_every_structure_has_an_objective(structure: Structure) -> None:
+    """It is not linear, the same for all runs, and falls."""
+    torch.manual_seed(0)
+    action = "T" if isinstance(structure, Permutation) else "X"
+    estimators: list[Estimator] = [Reinforce(structure, action, "loo", n_samples=8)]  # type: ignore[arg-type]
+    if not isinstance(structure, Permutation):
+        estimators.append(SST(structure, n_samples=8))
+    for estimator in estimators:
+        task = Toy(
+            structure=structure, estimator=estimator, optimizer=ADAM, size=5, eval_samples=500, objective="quadratic"
+        )
+        shape = structure.argmax(task.scores.detach()[None]).shape[1:]
+        again, vertex = Quadratic(tuple(shape)), torch.rand(3, *shape)
+        torch.testing.assert_close(task.objective(vertex), again(vertex))
+        assert (again(2 * vertex) - 2 * again(vertex) > 0).all()
+        (batch,) = task.batches("val")
+
+        def evaluate(task: Toy = task, batch: Any = batch) -> float:
+            with torch.no_grad():
+                return float(task.eval().step(batch).metrics["objective"])  # type: ignore[arg-type]
+
+        before = evaluate()
+        optimizer = task.train().configure_optimizers()
+        for _ in range(60):
+            (one,) = task.batches("train")
+            optimizer.zero_grad()
+            task.step(one).loss.backward()
+            optimizer.step()
+        assert evaluate() < before - 0.05
 
 
 STRUCTURES: dict[str, Structure] = {
@@ -160,8 +224,10 @@ def test_the_objective_of_dynamic_programs_falls(structure: Structure) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="one of the structures Arborescence"):
-        Toy(structure=OneHot(), estimator=Reinforce(OneHot()), optimizer=ADAM)
+    with pytest.raises(ValueError, match="one of ours, released, quadratic"):
+        Toy(structure=OneHot(), estimator=Reinforce(OneHot()), optimizer=ADAM, objective="best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"KSubset has no vertex over size 5"):
+        Toy(structure=KSubset(7), estimator=Reinforce(KSubset(7)), optimizer=ADAM, size=5)
     with pytest.raises(ValueError, match="needs an estimator"):
         Toy(structure=BinaryTree(), estimator=None, optimizer=ADAM)
     with pytest.raises(ValueError, match="size >= 2"):

@@ -1,8 +1,8 @@
-"""What the toy problems minimise: functions of one vertex, each between 0 or 1 and a known best value.
+"""What the toy problems minimise: functions of one vertex.
 
-Struminsky et al. (2021) name the structures and, for two of them, what is optimised (children of the root,
-height); the rest is our choice. Where a relaxed vertex exists, the objectives are defined on it and agree
-with the expectation under independent parts.
+:data:`RELEASED` are those of the code that Struminsky et al. (2021) released, :data:`OURS` our own, each with a known
+best value and, where a relaxed vertex exists, defined on it such that they agree with the expectation under independent
+parts. :class:`Quadratic` goes with any structure.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from structgrad.structures import (
     Alignment,
@@ -20,6 +20,7 @@ from structgrad.structures import (
     DagPath,
     LinearChain,
     Matching,
+    Permutation,
     ProjectiveTree,
     SemiMarkov,
     SpanningTree,
@@ -89,8 +90,64 @@ def left_branches(vertices: Tensor) -> Tensor:
     return 1 - spans[..., -1].sum(-1) / (n - 1)
 
 
-#: Structure -> objective.
-OBJECTIVES: dict[type[Structure], Callable[[Tensor], Tensor]] = {
+def fewer_children(vertices: Tensor) -> Tensor:
+    """Minus the largest out-degree of any node: ``[N, n, n] -> [N]``, ``1 - n`` for a star out of the root."""
+    return -vertices.sum(-1).amax(-1)
+
+
+def levels(vertices: Tensor) -> Tensor:
+    """Minus the number of levels of a tree: ``[N, n, n] -> [N]``, ``-n`` for a list. Hard vertices only."""
+    return -height(vertices) - 1
+
+
+def away_from_first(vertices: Tensor) -> Tensor:
+    """Share of the ends of edges of a spanning tree that are not node 0: ``[N, n, n] -> [N]``, 1/2 for its star."""
+    return 1 - vertices[:, 0].sum(-1) / (2 * (vertices.shape[-1] - 1))
+
+
+def off_diagonal(vertices: Tensor) -> Tensor:
+    """Minus the number of fixed points of a permutation: ``[N, n, n] -> [N]``, ``-n`` for the identity."""
+    return -vertices.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+class Quadratic(nn.Module):
+    """``(<a, x> + |B x|^2 / r) / sqrt(P)`` of a vertex with P entries: standard normal a and B with r = 4 rows, which
+    are the same for all runs.
+
+    Args:
+        shape: of a vertex.
+    """
+
+    linear: Tensor
+    square: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(23)
+        size = torch.Size(shape).numel()
+        self.register_buffer("linear", torch.randn(size, generator=generator) / size**0.5, persistent=False)
+        self.register_buffer("square", torch.randn(size, 4, generator=generator) / size**0.25, persistent=False)
+
+    def forward(self, vertices: Tensor) -> Tensor:
+        """``[N, *shape] -> [N]``."""
+        flat = vertices.flatten(1)
+        return flat @ self.linear + (flat @ self.square).square().mean(-1)
+
+
+#: Objectives that are not defined on relaxed vertices.
+HARD_ONLY = (height, levels)
+
+#: Structure -> objective of the released code.
+RELEASED: dict[type[Structure], Callable[[Tensor], Tensor]] = {
+    Arborescence: fewer_children,
+    BinaryTree: levels,
+    SpanningTree: away_from_first,
+    Matching: off_diagonal,
+    Permutation: off_diagonal,
+}
+
+#: Structure -> objective of ours.
+OURS: dict[type[Structure], Callable[[Tensor], Tensor]] = {
     Arborescence: childless_root,
     BinaryTree: height,
     SpanningTree: far_from_star,

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
-from structgrad.tasks.toy.objectives import OBJECTIVES, height
+from structgrad.tasks.toy.objectives import HARD_ONLY, OURS, RELEASED, Quadratic
+
+Objectives = Literal["ours", "released", "quadratic"]
 
 
 class Toy(Task):
     """Minimises an expected objective over the scores of one structure; no data, no encoder, no decoder.
 
-    Which objective goes with which structure is in :data:`~structgrad.tasks.toy.objectives.OBJECTIVES`. A
+    ``objective`` says which: ``released``, of the released code; ``ours``; or ``quadratic``, which is there for every
+    structure and is what ``ours`` means for those that have no other (:mod:`structgrad.tasks.toy.objectives`). A
     training batch is one example, so that the samples of a step are the estimator's ``n_samples``. Validation
     and test draw ``eval_samples`` hard vertices.
 
     Args:
-        structure: one of the structures there.
+        structure: any that is latent; with ``released`` one that the released code has.
         estimator: over that structure.
         optimizer: parameters -> optimizer.
         size: number of nodes, tokens, positions or rows; of no meaning for DagPath.
         eval_samples: vertices whose mean objective is reported.
+        objective: see above.
 
     Raises:
-        ValueError: for another structure, without an estimator, for an objective that the estimator cannot
-            differentiate, or sizes out of range.
+        ValueError: for a structure without that objective, without an estimator, for an objective that the estimator
+            cannot differentiate, or sizes out of range.
     """
 
     monitor: ClassVar[str] = "val/objective"
@@ -46,21 +51,30 @@ class Toy(Task):
         optimizer: OptimizerFactory,
         size: int = 10,
         eval_samples: int = 1000,
+        objective: Objectives = "ours",
     ) -> None:
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
-        known = next((entry for kind, entry in OBJECTIVES.items() if isinstance(structure, kind)), None)
-        if known is None or estimator is None:
-            names = ", ".join(kind.__name__ for kind in OBJECTIVES)
-            raise ValueError(f"toy needs an estimator and one of the structures {names}; got {structure.name}")
+        if estimator is None:
+            raise ValueError(f"toy needs an estimator, hence a latent structure; got {structure.name}")
         if size < 2 or eval_samples < 1:
             raise ValueError(f"toy needs size >= 2 and eval_samples >= 1; got {size} and {eval_samples}")
-        self.objective = known
-        if estimator.needs_differentiable_objective and self.objective is height:
+        tables: Mapping[str, Mapping[type[Structure], Callable[[Tensor], Tensor]]]
+        tables = {"ours": OURS, "released": RELEASED, "quadratic": {}}
+        if objective not in tables:
+            raise ValueError(f"objective must be one of {', '.join(tables)}; got {objective!r}")
+        shape = structure.shape(size)
+        self.check_structure(shape, f"size {size}")
+        known = next((entry for kind, entry in tables[objective].items() if isinstance(structure, kind)), None)
+        if known is None and objective == "released":
+            names = ", ".join(kind.__name__ for kind in RELEASED)
+            raise ValueError(f"the released code has the structures {names}; got {structure.name}")
+        self.objective = known or Quadratic(tuple(structure.argmax(torch.zeros(1, *shape)).shape[1:]))
+        if estimator.needs_differentiable_objective and self.objective in HARD_ONLY:
             raise ValueError(
                 f"toy minimises the height of a binary tree, which {type(estimator).__name__} cannot differentiate"
             )
         self.eval_samples = eval_samples
-        self.scores = nn.Parameter(torch.zeros(structure.shape(size)))
+        self.scores = nn.Parameter(torch.zeros(shape))
 
     def prepare_data(self) -> None:
         """Nothing to prepare."""
