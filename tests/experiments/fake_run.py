@@ -34,6 +34,8 @@ def follow(progress: Path, settings: dict[str, str], step: int, every: int) -> N
 def main() -> None:
     settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
     results = Path(settings.pop("paths.results"))
+    if settings.pop("environment", ""):
+        print(dict(os.environ))
     progress = Path(settings.pop("paths.progress", "/dev/null"))
     pause_at = int(settings.pop("trainer.pause_at", 0))
     every = int(settings.pop("every", 0))

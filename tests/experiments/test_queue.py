@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from structgrad.experiments.queue import Plan, PlannedRow, Queue, SweepError, check_sampler, make_sampler
+from structgrad.experiments.storage import PASSWORD, keep_password, without_password
 from structgrad.experiments.worker import Worker, explain
 from structgrad.training.contract import EXIT_AGAIN
 
@@ -261,6 +262,35 @@ def test_unknown_samplers_and_storages_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(SweepError, match="storage=") as error:
             Queue(make(tmp_path, storage=storage))
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "kept", "password"),
+    [
+        ("sqlite:///a/b:c@d.db", "sqlite:///a/b:c@d.db", None),
+        ("postgresql://me@host/x", "postgresql://me@host/x", None),
+        (
+            "postgresql://me:a%40b%2Fc@host:5433/x?sslmode=require",
+            "postgresql://me@host:5433/x?sslmode=require",
+            "a@b/c",
+        ),
+        ("postgresql://me@host/x?password=abc", "postgresql://me@host/x", "abc"),
+        ("mysql+pymysql://me:abc@host/x", "mysql+pymysql://me@host/x", "abc"),
+    ],
+)
+def test_the_password_is_taken_out_of_a_url(url: str, kept: str, password: str | None) -> None:
+    environment: dict[str, str] = {}
+    assert keep_password(url, environment) == kept
+    assert environment.get(PASSWORD) == password
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:abc@def@host/x", "postgresql://me:abc/x", "abc"])
+def test_what_is_no_url_is_not_shown(url: str) -> None:
+    """A part of it may be a password."""
+    with pytest.raises(SweepError, match=r"^storage=\.\.\.: ") as error:
+        keep_password(url, {})
+    assert "abc" not in str(error.value)
+    assert "abc" not in without_password(f"storag={url}") or "@" not in url
 
 
 def test_a_sampler_is_tried_on_the_space_before_anything_starts() -> None:

@@ -11,12 +11,16 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from structgrad.experiments.queue import Queue
 from structgrad.experiments.worker import Worker
 from tests.experiments.test_queue import children, make, results, row, start, wait_for
+
+#: Password of the user ``keeper`` of the server; others need none.
+SECRET = "ge/heim7nis"
 
 
 def binaries() -> Path:
@@ -52,10 +56,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         subprocess.run([*as_user, *command], check=True, capture_output=True, timeout=120, cwd=folder)
 
     call(str(programs / "initdb"), "-D", str(data), "-U", "sweeper", "--auth=trust", "--no-sync")
+    rules = (data / "pg_hba.conf").read_text()
+    (data / "pg_hba.conf").write_text(f"host all keeper 127.0.0.1/32 scram-sha-256\n{rules}")
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
     call(str(programs / "pg_ctl"), "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start")
     try:
         call(str(programs / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "sweeper", "sweeps")
+        role = f"CREATE ROLE keeper SUPERUSER LOGIN PASSWORD '{SECRET}'"
+        call(str(programs / "psql"), "-h", "127.0.0.1", "-p", str(port), "-U", "sweeper", "-c", role, "sweeps")
         yield f"postgresql://sweeper@127.0.0.1:{port}/sweeps"
     finally:
         call(str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
@@ -89,6 +97,37 @@ def test_the_machine_that_dies_loses_nothing(tmp_path: Path, server: str) -> Non
     _, errors = second.communicate(timeout=120)
     assert second.returncode == 0, errors
     assert len(results(plans[1])) == 3
+
+
+@pytest.mark.parametrize("launcher", ["local", "submitit"])
+def test_the_password_is_in_no_file_and_no_line(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    """Neither where all is well, nor in errors; workers and jobs have it by the environment, their runs have not."""
+    pytest.importorskip("submitit", reason="needs submitit")
+    from tests.experiments.test_sweep import command
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STRUCTGRAD_STORAGE_PASSWORD", "wrong, and not what the URL says")
+    storage = server.replace("sweeper@", f"keeper:{quote(SECRET, safe='')}@")
+    rows = ("paulus_2", "rows=lstm", "trials=2", "budget=smoke", f"launcher={launcher}")
+    printed = []
+    for given in (storage, storage.replace("keeper", "nobody"), storage.replace("/sweeps", "/nowhere"), storage + "@x"):
+        run = command(*rows, f"storage={given}")
+        run[2] = run[2].replace('"steps=5"', '"steps=5", "environment=1"')  # stand-ins print theirs
+        done = subprocess.run(run, capture_output=True, text=True, timeout=200)
+        assert done.returncode == (given != storage), done.stderr
+        printed.append(done.stdout + done.stderr)
+    assert "2 trials done" in printed[0]
+    logs = "".join(file.read_text() for file in tmp_path.glob("runs/sweeps/*/logs/*.log"))
+    assert "OMP_NUM_THREADS" in logs  # so they have printed it
+    left = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert len(left) > 10
+    for secret in (SECRET, quote(SECRET, safe="")):
+        assert not any(secret in text for text in printed)
+        assert not [file for file, content in left.items() if secret.encode() in content]
+    (plan,) = tmp_path.glob("runs/sweeps/*/plan-*.json")
+    assert "keeper@127.0.0.1" in plan.read_text()
 
 
 def test_workers_as_jobs(tmp_path: Path) -> None:

@@ -12,13 +12,15 @@ and the rest goes on.
   trials=20             draws of the hyper-parameters a row, for tables that select among trials
   seeds=0,1,2           for tables over seeds; trials and seeds are the table's own by default
   budget=paper          paper, quick (minutes a run), smoke (seconds); the table's own by default
-  workers=1             processes on this machine; 0 only fills the queue
+  workers=1             processes on this machine; 0 only shows how far it is
   workers_per_gpu=1     instead of workers=: so many on each GPU of this machine
   launcher=local        or slurm: workers are jobs, with slurm.<parameter>=<value> for submitit;
                         or submitit: the same without Slurm, on this machine
   storage=<url>         of the queue: SQLite beside the runs by default;
-                        postgresql://user:password@host/name for several machines
+                        postgresql://user@host/name for several machines, its password in ~/.pgpass
   sampler=random        or any Optuna sampler by name, e.g. tpe; trials then depend on the ones before them
+  halving=3             asynchronous successive halving: the best third of the trials goes on from each rung, the rest
+                        rests; docs/sweeps.md says where the rungs are
   results=runs/tables   finished runs leave their summary in <results>/<table>_<budget>
   folder=runs/sweeps    the queue and the output of the runs
   retry=false           true: try failed trials again
@@ -29,7 +31,7 @@ and the rest goes on.
   {command} table=paulus_2 trials=20 workers=2 budget=quick     everything of a table on two processes
   {command} table=paulus_2 rows=lstm,arborescence trainer=cpu   some rows
   {command} table=struminsky_3 seeds=0,1,2 logger=wandb         with dashboards, see docs/comparing_runs.md
-  {command} table=paulus_1 storage=postgresql://u:p@host/name   on every machine: they share it, see docs/sweeps.md
+  {command} table=paulus_1 storage=postgresql://me@host/name   on every machine: they share it, see docs/sweeps.md
 
 Exit codes: 0 all trials are finished or have failed, 1 an error or all trials failed, 75 stopped by SIGTERM or Ctrl-C:
 the same command continues.
@@ -38,6 +40,7 @@ the same command continues.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -49,6 +52,7 @@ from structgrad.experiments.launching import launch
 from structgrad.experiments.planning import make_plan
 from structgrad.experiments.queue import SweepError
 from structgrad.experiments.space import SpaceError
+from structgrad.experiments.storage import keep_password, without_password
 from structgrad.experiments.tables import TableError
 
 OPTIONS: dict[str, str] = {
@@ -62,6 +66,7 @@ OPTIONS: dict[str, str] = {
     "launcher": "local",
     "storage": "",
     "sampler": "random",
+    "halving": "",
     "results": "runs/tables",
     "folder": "runs/sweeps",
     "retry": "false",
@@ -78,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     try:
         options, given = _split(arguments)
+        options["storage"] = keep_password(options["storage"], os.environ)
         table = tables.load(options["table"], *group("table", given))
         plan = make_plan(table, options, given, CONFIGS)
         return launch(table, plan, options, given)
@@ -103,11 +109,11 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
-            raise SweepError(f"{argument}: expected key=value; --help lists the options")
+            raise SweepError(f"{without_password(argument)}: expected key=value; --help lists the options")
         if key in OPTIONS:
             options[key] = value
         elif "." not in key and (near := difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.8)):
-            raise SweepError(f"{argument}: did you mean {near[0]}={value}?")
+            raise SweepError(f"{without_password(argument)}: did you mean {near[0]}={without_password(value)}?")
         else:
             given.append(argument)
     if not options["table"]:

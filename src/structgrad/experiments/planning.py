@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from structgrad.experiments.halving import rungs
 from structgrad.experiments.queue import Plan, PlannedRow, SweepError, check_sampler, make_sampler
 from structgrad.experiments.space import Space, SpaceError, merged
 from structgrad.experiments.tables import Direction, Row, Table, TableError, check_metrics
@@ -51,13 +52,18 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
         if table.selection.rule != "best_trial":
             raise SweepError(f"sampler: {table.name} searches nothing and goes over seeds")
         extra += (f"sampler={sampler}",)
+    reduction = whole_number("halving", options["halving"], 2) if options.get("halving") else 0
+    if reduction:
+        if table.selection.rule != "best_trial":
+            raise SweepError(f"halving: {table.name} searches nothing and goes over seeds; leave halving= out")
+        extra += (f"halving={reduction}",)
     suffix = f"-{hashlib.sha256(' '.join(extra).encode()).hexdigest()[:6]}" if extra else ""
     name = table.folder(budget) + suffix
     folder = Path(options["folder"]) / name
     trials = _trials(table, options)
     rows = _rows(table, options["rows"], budget)
     with hydra.initialize_config_dir(str(configs), version_base="1.3"):
-        planned, tasks = zip(*(_planned(table, row, trials, budget, common) for row in rows), strict=True)
+        planned, tasks = zip(*(_planned(table, row, trials, budget, common, reduction) for row in rows), strict=True)
     monitors = _monitors(table, planned, tasks)
     if len(set(monitors)) > 1:
         planned = tuple(replace(row, monitor=found) for row, found in zip(planned, monitors, strict=True))
@@ -66,6 +72,9 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
         if not any(row.space for row in planned):
             raise SweepError(f"sampler={options['sampler']}: nothing is searched on this budget; leave sampler= out")
         check_sampler(options["sampler"], [row for row in planned if row.space])
+    if reduction and not any(row.rungs for row in planned):
+        least = f"at least {reduction} trials, a search space, and a validation before the end"
+        raise SweepError(f"halving={reduction}: no row has {least}; type trials={reduction**2}, or leave halving= out")
     return Plan(
         name=name,
         table=table.name,
@@ -81,6 +90,7 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
         sampler=sampler,
         heartbeat=heartbeat,
         grace=grace,
+        reduction=reduction,
     )
 
 
@@ -145,7 +155,7 @@ def _rows(table: Table, asked: str, budget: str) -> list[Row]:
 
 
 def _planned(
-    table: Table, row: Row, trials: tuple[int, ...], budget: str, user: Sequence[str]
+    table: Table, row: Row, trials: tuple[int, ...], budget: str, user: Sequence[str], reduction: int
 ) -> tuple[PlannedRow, str]:
     """With the class of its task."""
     common = (f"budget={budget}", *user)
@@ -172,7 +182,10 @@ def _planned(
             if OmegaConf.select(config, key, default=_ABSENT) is _ABSENT:
                 raise SpaceError(f"{table.name}, {row.name}: search.{key} is no key of the configuration")
         given = {k: OmegaConf.select(config, k) for v in space.values() for k in v.get("when", {}) if k not in space}
-    return PlannedRow(row.name, overrides, trials, space, given), str(config.task._target_)
+    steps: tuple[int, ...] = ()
+    if reduction and space:
+        steps = rungs(config.trainer.max_steps, config.trainer.val_every_n_steps, len(trials), reduction)
+    return PlannedRow(row.name, overrides, trials, space, given, rungs=steps), str(config.task._target_)
 
 
 def _monitors(table: Table, rows: Sequence[PlannedRow], tasks: Sequence[str]) -> list[tuple[str, Direction]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -55,6 +56,11 @@ def keep_password(url: str, environment: MutableMapping[str, str]) -> str:
     return URL.create(
         parsed.drivername, parsed.username, None, parsed.host, parsed.port, parsed.database, query
     ).render_as_string(hide_password=False)
+
+
+def without_password(text: str) -> str:
+    """A part of a command line as it may be printed."""
+    return re.sub(r"://[^/]*@", f"://{_HIDDEN}@", text)
 
 
 def masked(text: str) -> str:
