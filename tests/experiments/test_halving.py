@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from structgrad.commands import CONFIGS, sweep
-from structgrad.experiments import tables
+from structgrad.experiments import html, markdown, tables
 from structgrad.experiments.halving import promoted, rungs
 from structgrad.experiments.planning import make_plan
 from structgrad.experiments.queue import Plan, PlannedRow, Queue
+from structgrad.experiments.report import build
+from structgrad.experiments.runs import load
 from tests.experiments.test_queue import children, kill, make, results, row, start, work
+from tests.experiments.test_tables import small, summary, swept
 
 STEPS = (4, 12)
 
@@ -147,3 +150,34 @@ def test_a_plan_with_halving(trials: int, tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_halving_is_not_for(given: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep.main([*given.split(), "budget=quick"]) == 1
     assert capsys.readouterr().err.startswith(f"error: {line}")
+
+
+def test_the_report_says_who_got_how_far(tmp_path: Path) -> None:
+    """Counts in the caption, no bootstrap error, and a picture of all curves with the rungs."""
+    table = small(tmp_path, ("mean_and_standard_error", "best_trial"))
+    folder = tmp_path / "small-abcdef"
+    (folder / "halving").mkdir(parents=True)
+    for trial in (4, 7):
+        run = summary("lstm", trial, 0.8 + trial / 100, sweep=swept("lstm", trial, "halving=3")).content
+        (folder / f"lstm-{trial}.json").write_text(json.dumps(run))
+    curve = [[9, 0.1], [19, 0.2], [29, 0.3]]
+    trials = []
+    for trial in range(9):
+        passed = 1 + (trial in (1, 4, 7)) + (trial in (4, 7))
+        rungs_passed, finished = min(passed, 2), trial in (4, 7)
+        trials.append({"trial": trial, "curve": curve[:passed], "rungs": rungs_passed, "finished": finished})
+    trials[8] |= {"curve": [], "rungs": 0, "error": "it cannot work"}
+    content = {"table": "small", "row": "lstm", "reduction": 3, "rungs": [10, 20], "trials": trials}
+    (folder / "halving" / "lstm.json").write_text(json.dumps(content))
+    report = build(table, load(folder))
+    line = report.main()["lstm"]
+    assert [cell.standard_error for cell in line.cells.values()] == [None]
+    caption = markdown.caption(report)
+    assert caption.startswith("Trial with the best validation metric; trials were stopped by asynchronous successive ")
+    assert "a bootstrap error of the selection is not defined" in caption
+    assert "LSTM: of 9 trials 8 to step 10, 3 to step 20, 2 to the end, 1 failed" in caption
+    assert "| LSTM | 2 | 87.0 |" in markdown.table(report)
+    assert "Successive halving: learning curves of all trials" in html.page([report], tmp_path)
+    (folder / "halving" / "lstm.json").write_text("{")
+    with pytest.raises(ValueError, match=r"lstm\.json does not say who got to which rung: .*; delete it"):
+        load(folder)

@@ -63,6 +63,21 @@ def learning(curves: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
     return figure
 
 
+def halving(curves: Sequence[Curve], rungs: Sequence[int], metric: str) -> Figure:
+    """Curves of trials, some of which were stopped (a dot) at a rung (a dashed line)."""
+    figure, axes = panel("step", metric)
+    for step in rungs:
+        axes.axvline(step, color="0.6", linestyle="--", linewidth=0.9)
+    last = max(curve[-1][0] for curve in curves)
+    for curve in sorted(curves, key=len):
+        colour, width = ("C0", 1.5) if curve[-1][0] == last else ("C1", 0.9)
+        axes.plot([step for step, _ in curve], [value for _, value in curve], color=colour, linewidth=width)
+        if curve[-1][0] < last:
+            axes.plot(*curve[-1], "o", color=colour, markersize=3)
+    steps(axes)
+    return figure
+
+
 def band(runs: Sequence[Curve]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
     """Steps, mean over runs, and half the width of its interval (None of one run), at the steps that all runs span."""
     if len(runs) == 1:

@@ -77,6 +77,7 @@ def _section(report: Report, runs: Path) -> str:
         _claims(report.verdicts),
         _missing(report),
         _figures(_curves_title(report), list(_curves(report))),
+        _figures("Successive halving: learning curves of all trials, and the rungs", list(_rungs(report))),
         _figures("Sensitivity to the searched hyper-parameters", list(_sensitivity(report))),
         _figures("Pictures of the selected runs", list(_pictures(report, runs))),
         "</section>",
@@ -190,6 +191,16 @@ def _curves_title(report: Report) -> str:
 
 def _metric(report: Report) -> str:
     return report.table.selection.metric or "validation metric"
+
+
+def _rungs(report: Report) -> Iterable[tuple[str, str]]:
+    """Validation metric of every trial of a row that was made by successive halving, and where trials paused."""
+    for line in report.main().values():
+        curves = [trial["curve"] for trial in line.halving.get("trials", []) if trial["curve"]]
+        if not curves:
+            continue
+        figure = figures.halving(curves, line.halving["rungs"], line.runs[0].monitor or "validation metric")
+        yield f"{line.row.title}: {markdown.reached(line)}; dots are trials that were stopped", figures.svg(figure)
 
 
 def _sensitivity(report: Report) -> Iterable[tuple[str, str]]:

@@ -113,7 +113,14 @@ def caption(report: Report) -> str:
     """What the numbers are, and how they were made; one paragraph."""
     runs, columns = report.runs, report.table.columns.values()
     metric = report.table.selection.metric
-    parts = [_ERRORS[report.table.selection.rule]]
+    halved = [line for line in report.lines if line.halved]
+    parts = ["Trial with the best validation metric"] if halved else [_ERRORS[report.table.selection.rule]]
+    if halved:
+        parts.append(
+            "trials were stopped by asynchronous successive halving, so that a bootstrap error of the selection is not "
+            "defined"
+        )
+        parts += [f"{line.row.title}: {reached(line)}" for line in halved if line.halving]
     parts.append(
         f"each run is tested at the checkpoint with the best {f'`{metric}`' if metric else 'validation metric'}"
     )
@@ -147,6 +154,17 @@ def caption(report: Report) -> str:
         parts.append("differences are ours less the published number")
     text = "; ".join(parts) + "."
     return f"{text} {report.table.notes}" if report.table.notes else text
+
+
+def reached(line: Line) -> str:
+    """How many trials of a row by successive halving got to which rung."""
+    trials, steps = line.halving["trials"], line.halving["rungs"]
+    counts = [sum(trial["rungs"] > place for trial in trials) for place in range(len(steps))]
+    finished = sum(trial["finished"] for trial in trials)
+    failed = sum("error" in trial for trial in trials)
+    parts = [f"{count} to step {step:,}" for count, step in zip(counts, steps, strict=True)]
+    text = f"of {len(trials)} trials {', '.join(parts)}, {finished} to the end"
+    return text + (f", {failed} failed" if failed else "")
 
 
 #: What a decision on a claim is called.

@@ -68,6 +68,19 @@ class Line:
     chosen: int | None = None
 
     @property
+    def halved(self) -> bool:
+        """Whether trials were stopped at rungs; the runs are those that were not."""
+        return any(item.startswith("halving=") for run in self.runs for item in run.sweep.get("extra", ()))
+
+    @property
+    def halving(self) -> dict[str, Any]:
+        """Then ``reduction``, ``rungs`` and ``trials`` of the row, see
+        :meth:`structgrad.experiments.queue.Queue.export_finished`; empty if nobody has kept them.
+        """
+        found: dict[str, Any] = next((r.sweep["halving"] for r in self.runs if "halving" in r.sweep), {})
+        return found if self.halved else {}
+
+    @property
     def training_s(self) -> float:
         """Of all its runs."""
         return sum(float(run.content.get("training_s", 0.0)) for run in self.runs)
@@ -275,7 +288,10 @@ def _line(table: Table, row: Row, runs: list[Summary], marks: tuple[str, ...]) -
     for key, column in table.columns.items():
         if all(column.metric in run.metrics for run in runs):
             cells[key] = _cell(table, column, validation, [run.metrics[column.metric] for run in runs])
-    return Line(row, tuple(runs), cells, marks, int(selection.ranking(validation)[0]))
+    line = Line(row, tuple(runs), cells, marks, int(selection.ranking(validation)[0]))
+    if line.halved:  # those that were stopped have no test metric that a resample could select
+        return replace(line, cells={key: Cell(cell.value, None, None) for key, cell in cells.items()})
+    return line
 
 
 def score(table: Table, row: Row, run: Summary) -> float:

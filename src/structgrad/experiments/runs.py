@@ -94,7 +94,22 @@ def load(folder: Path) -> list[Summary]:
     files = files or [file for file in sorted(folder.glob("*/*.json")) if '"metrics"' in file.read_text()]
     if not files:
         raise FileNotFoundError(f"no finished run in {folder}")
-    return [read(file) for file in files]
+    return _with_rungs(folder, [read(file) for file in files])
+
+
+def _with_rungs(folder: Path, summaries: list[Summary]) -> list[Summary]:
+    """With what a sweep by successive halving leaves beside the summaries of its finished trials, as ``halving``."""
+    rows: dict[str, Any] = {}
+    for file in folder.glob("halving/*.json"):
+        try:
+            content = json.loads(file.read_text())
+            rows[content["row"]] = {key: content[key] for key in ("reduction", "rungs", "trials")}
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} does not say who got to which rung: {error!r}; delete it") from error
+    for summary in summaries:
+        if summary.sweep.get("row") in rows:
+            summary.content["sweep"]["halving"] = rows[summary.sweep["row"]]
+    return summaries
 
 
 def of_sweeps(root: Path, name: str) -> list[Summary]:
