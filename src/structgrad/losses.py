@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.eager import refuse
+from structgrad.common.ranges import check_choice
 from structgrad.estimators.relaxation import mean_argmax
 from structgrad.estimators.utilities import Utility, UtilityName, make_utility
 from structgrad.structures import OneHot
@@ -325,8 +326,7 @@ class Loss(nn.Module):
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()
-        if reduction not in get_args(Reduction):
-            raise ValueError(f"reduction must be one of {', '.join(get_args(Reduction))}; got {reduction!r}")
+        check_choice("reduction", reduction, get_args(Reduction))
         self.reduction = reduction
 
     def reduce(self, losses: Tensor) -> Tensor:

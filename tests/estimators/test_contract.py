@@ -181,6 +181,71 @@ def test_what_no_estimator_takes(built: tuple[str, list[tuple[Estimator, Problem
                 estimator(scores, p.decoder, mask=mask, context=torch.zeros(2, 3, dtype=torch.float64))
 
 
+def test_wide_scores_meet_narrow_parameters(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    """Scores in float64, parameters and buffers of the estimator as they are made, in float32."""
+    for estimator, p in built[1]:
+        estimator = copy.deepcopy(estimator).float().train()
+        estimate = run(estimator, p)
+        assert estimate.vertices.dtype == estimate.surrogate.dtype == torch.float64
+        (gradient,) = torch.autograd.grad(estimate.surrogate.sum(), p.scores)
+        assert gradient.dtype == torch.float64
+        assert gradient.isfinite().all()
+
+
+TRACES = ("t_reinforce", "t_reinforce_plus", "e_reinforce", "e_reinforce_plus", "gumbel_rao", "relax", "rebar")
+
+
+def test_what_a_trace_cannot_hold_is_said(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    """Scores beyond +-600: an error that names the limit, never one that calls finite scores infinite."""
+    name, pairs = built
+    for estimator, p in pairs:
+        if name in TRACES and "conditional_utility" not in p.structure.oracles:
+            far = replace(p, scores=(2000 * p.scores.detach()).requires_grad_())
+            with pytest.raises(ValueError, match=r"example \[\d\] has scores beyond \+-600: as log-rates"):
+                run(estimator.train(), far)
+
+
+TEMPERED = ("sst", "sst_st", "softmax_st", "simple", "gumbel_rao", "reinmax", "gapped_st", "l2x", "softsub")
+
+
+def test_a_temperature_for_every_example(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    """Equals each example with its own temperature in a batch of one temperature."""
+    name, pairs = built
+    if name not in TEMPERED:
+        return
+    temperature = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    for estimator, p in pairs:
+        estimator = copy.deepcopy(estimator).train()
+        estimator.temperature = temperature
+        both = p.gradient(run(estimator, p).surrogate.sum())
+        one = torch.zeros_like(both)
+        for example in range(2):
+            estimator.temperature = temperature[example].item()
+            one += p.gradient(run(estimator, p).surrogate[example])
+        torch.testing.assert_close(both, one)
+        estimator.temperature = temperature[:1]
+        with pytest.raises(ValueError, match="temperature has 1 numbers, one an example; the batch has 2"):
+            run(estimator, p)
+
+
+def test_a_temperature_is_learnt_if_it_is_a_parameter() -> None:
+    p = problem("one_hot")
+    estimator = SST(OneHot(), temperature=torch.nn.Parameter(torch.tensor(0.7)), n_samples=2)
+    run(estimator, p).surrogate.sum().backward()
+    assert estimator.temperature.grad.abs() > 0
+    samples = SST(OneHot(), temperature=torch.tensor([0.3, 2.0]), n_samples=3)
+    assert run(samples, p).vertices.shape == (6, 4)
+    for wrong, error, message in (
+        (torch.ones(2, 1), ValueError, r"one an example, \[batch\]; got \[2, 1\]"),
+        (torch.tensor([1.0, 0.0]), ValueError, r"must be positive and finite; got \[1.0, 0.0\]"),
+        ("warm", TypeError, "temperature must be a number; got str"),
+    ):
+        with pytest.raises(error, match=message):
+            SST(OneHot(), temperature=wrong)
+    with pytest.raises(TypeError, match="temperature must be a number; got Tensor"):
+        REBAR(OneHot(), temperature=torch.ones(2))
+
+
 def test_a_batch_without_examples(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
     """Teaches nothing: averages over steps stay what they are."""
     for estimator, p in built[1]:
@@ -241,7 +306,7 @@ def test_the_average_of_the_elbo() -> None:
     p = problem("one_hot")
     estimator = Reinforce(OneHot(), baseline="elbo", decay=0.5).double()
     for step in range(3):
-        before = estimator.running.mean.clone()
+        before = estimator.baseline.running.mean.clone()
         torch.manual_seed(step)
         estimate = estimator(p.scores, p.decoder, mask=p.mask, kl_weight=0.3)
         loss = (estimate.objective + 0.3 * estimate.kl).detach()
@@ -250,7 +315,9 @@ def test_the_average_of_the_elbo() -> None:
         torch.testing.assert_close(p.gradient(estimate.surrogate.sum()), expected)
         means = [loss.mean()] if step == 0 else [*means, loss.mean()]  # noqa: F821
         weights = torch.tensor([0.5 ** (step - i) for i in range(step + 1)], dtype=torch.float64)
-        torch.testing.assert_close(estimator.running.mean, (weights * torch.stack(means)).sum() / weights.sum())
+        torch.testing.assert_close(
+            estimator.baseline.running.mean, (weights * torch.stack(means)).sum() / weights.sum()
+        )
 
 
 def test_half_precision_is_widened(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:

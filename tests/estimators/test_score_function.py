@@ -152,7 +152,7 @@ def test_nvil_normalises_by_the_running_deviation() -> None:
             OneHot(), baseline="nvil", context_size=1, hidden_size=2, normalize_variance=normalize_variance
         ).double()
         for _ in range(2):
-            deviation = estimator.running.deviation.item()
+            deviation = estimator.baseline.running.deviation.item()
             out = estimator(case.scores, lambda v, r: 100 * case.decoder(v, r), mask=case.mask, context=context)
         gradients_of.append(torch.autograd.grad(out.surrogate.sum(), case.scores)[0])
     assert deviation > 1
@@ -325,7 +325,7 @@ def test_evaluation_is_one_hard_sample(action: str) -> None:
         out = estimator(case.scores, case.decoder, mask=case.mask)
     assert out.rows.tolist() == [0, 1]
     assert ((out.vertices == 0) | (out.vertices == 1)).all()
-    assert estimator.running.weight == 0, "evaluation must not move the baseline"
+    assert estimator.baseline.running.weight == 0, "evaluation must not move the baseline"
 
 
 def test_running_mean_is_saved_and_corrected_for_its_start() -> None:
@@ -335,13 +335,13 @@ def test_running_mean_is_saved_and_corrected_for_its_start() -> None:
     def constant(vertices: Tensor, rows: Tensor) -> Tensor:
         return torch.full((len(vertices),), 7.0, dtype=torch.float64)
 
-    assert estimator.running.mean == 0
+    assert estimator.baseline.running.mean == 0
     for _ in range(3):
         estimator(case.scores, constant, mask=case.mask)
-        assert estimator.running.mean.item() == pytest.approx(7.0)
+        assert estimator.baseline.running.mean.item() == pytest.approx(7.0)
     other = Reinforce(OneHot(), baseline="ema")
     other.load_state_dict(estimator.state_dict())
-    assert other.running.mean.item() == pytest.approx(7.0)
+    assert other.baseline.running.mean.item() == pytest.approx(7.0)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,42 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """Refuse what is none of the choices.
+
+    Args:
+        name: of the option.
+        value: of the option.
+        choices: all there are, for instance ``get_args`` of a ``Literal``.
+
+    Raises:
+        ValueError: naming the choices.
+    """
+    known = tuple(choices)
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Refuse what is no positive, finite number.
+
+    Args:
+        name: of the option.
+        value: of the option.
+
+    Raises:
+        TypeError: for what is no number, for instance a tensor.
+        ValueError: for 0, infinity, NaN and what is negative.
+    """
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite; got {value}")
+
 
 def check_range(
     name: str,

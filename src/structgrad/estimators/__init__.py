@@ -8,13 +8,17 @@ from structgrad.estimators.base import (
     Divergence,
     Estimate,
     Estimator,
+    GibbsEstimator,
     Objective,
-    each_once,
+    evaluate,
     gibbs_divergence,
     log_size,
     pathwise,
+    replicate,
     utility_divergence,
+    with_gradient,
 )
+from structgrad.estimators.baselines import Baseline, Outcome
 from structgrad.estimators.control_variates import REBAR, RELAX
 from structgrad.estimators.importance_weighted import ImportanceWeighted
 from structgrad.estimators.marginalization import Marginalize, SumAndSample
@@ -22,6 +26,7 @@ from structgrad.estimators.muprop import MuProp
 from structgrad.estimators.quantization import VectorQuantization
 from structgrad.estimators.relaxation import SST, Deterministic, ExponentialSchedule, Perturbed
 from structgrad.estimators.score_function import Reinforce
+from structgrad.estimators.solvers import imle, perturbed
 from structgrad.estimators.stein import RODEO
 from structgrad.estimators.straight_through import GappedStraightThrough, GumbelRao, ReinMax, StraightThrough
 from structgrad.estimators.surrogate import AdaptiveIMLE, SurrogateGradient
@@ -42,6 +47,7 @@ __all__ = [
     "RODEO",
     "SST",
     "AdaptiveIMLE",
+    "Baseline",
     "Deterministic",
     "DisARM",
     "Divergence",
@@ -50,6 +56,7 @@ __all__ = [
     "ExponentialSchedule",
     "GappedStraightThrough",
     "Gaussian",
+    "GibbsEstimator",
     "Gumbel",
     "GumbelRao",
     "ImportanceWeighted",
@@ -58,6 +65,7 @@ __all__ = [
     "MuProp",
     "NegExponential",
     "Objective",
+    "Outcome",
     "Perturbed",
     "ReinMax",
     "Reinforce",
@@ -68,12 +76,16 @@ __all__ = [
     "Utility",
     "VectorQuantization",
     "WithoutReplacement",
-    "each_once",
+    "evaluate",
     "gibbs_divergence",
+    "imle",
     "log_size",
     "make_utility",
     "pathwise",
+    "perturbed",
+    "replicate",
     "utility_divergence",
+    "with_gradient",
 ]
 
 

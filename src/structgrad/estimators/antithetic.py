@@ -5,20 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from structgrad.common.ranges import check_range
 from structgrad.estimators.base import (
+    Divergence,
     Estimate,
-    Estimator,
+    GibbsEstimator,
     Objective,
-    Over,
     UnsupportedError,
-    gibbs_divergence,
-    pathwise,
+    evaluate,
+    per_example,
+    with_gradient,
 )
 from structgrad.estimators.utilities import Logistic
 from structgrad.structures.base import Structure
 
 
-class DisARM(Estimator):
+class DisARM(GibbsEstimator):
     r"""DisARM, also known as U2G: two antithetic samples of independent bits (Dong et al. 2020; Yin et al. 2020).
 
     With logistic noise Z, ``b = [s + Z > 0]`` and ``b' = [s - Z > 0]``, the gradient for bit i is
@@ -37,24 +39,16 @@ class DisARM(Estimator):
         ValueError: if n_pairs is below 1.
     """
 
-    kl_over: Over | None = "vertex"
-
     def __init__(self, structure: Structure, n_pairs: int = 1) -> None:
         super().__init__(structure)
         if not structure.is_independent:
             raise UnsupportedError(f"estimator disarm needs independent bits (Subset); got {structure.name}")
-        if n_pairs < 1:
-            raise ValueError(f"n_pairs must be at least 1; got {n_pairs}")
+        check_range("n_pairs", n_pairs, least=1)
         self.n_pairs = n_pairs
 
-    def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
-    ) -> Estimate:
-        """See :class:`~structgrad.estimators.base.Estimator`."""
-        structure, batch = self.structure, scores.shape[0]
-        divergence = gibbs_divergence(structure, scores, mask)
-        if not self.training:
-            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
+    def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
+        """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
+        structure = self.structure
         exists = structure.parts(scores, mask)
         finite = torch.where(exists, scores, 0.0)
         held = finite.detach()
@@ -62,17 +56,17 @@ class DisARM(Estimator):
         masks = None if mask is None else mask.expand(scores.shape)
         # [batch, pairs, 2, *parts]
         pairs = torch.stack([structure.argmax(held + sign * noise, masks) for sign in (1, -1)], 2).transpose(0, 1)
-        rows = torch.arange(batch, device=scores.device).repeat_interleave(2 * self.n_pairs)
-        losses = objective(pairs.flatten(0, 2), rows).reshape(batch, self.n_pairs, 2)
+        losses, vertices, rows = evaluate(objective, pairs.flatten(1, 2))
+        losses = losses.unflatten(1, (self.n_pairs, 2))
         half = (losses[..., 0] - losses[..., 1]).detach() / 2
         disagree = pairs[:, :, 0] - pairs[:, :, 1]
-        gradient = (half.reshape(*half.shape, *[1] * (scores.dim() - 1)) * disagree).mean(1) * held.abs().sigmoid()
-        to_scores = ((finite - held) * torch.where(exists, gradient, 0.0)).flatten(1).sum(1)
+        gradient = (per_example(half, disagree) * disagree).mean(1) * held.abs().sigmoid()
+        to_scores = with_gradient(finite, torch.where(exists, gradient, 0.0))
         return Estimate(
             surrogate=losses.mean((1, 2)) + to_scores,
             objective=losses.detach().mean((1, 2)),
             divergence=divergence,
-            vertices=pairs.flatten(0, 2),
+            vertices=vertices,
             rows=rows,
             weights=scores.new_full(rows.shape, 1 / (2 * self.n_pairs)),
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.autocast import under_autocast_of, without_autocast
+from structgrad.algorithms.eager import values_can_be_read
+from structgrad.common.ranges import check_positive
 from structgrad.estimators.utilities import SumOfGamma, Utility
 from structgrad.structures.base import Structure, UnsupportedError
 
@@ -63,7 +67,8 @@ class Estimate:
 
     Attributes:
         surrogate: ``[batch]``; its gradient estimates that of the expected objective, for encoder and decoder. Its
-            value means nothing: minimise ``(surrogate + kl).mean()``, monitor :attr:`objective`.
+            value means nothing: minimise ``(surrogate + kl).mean()``, monitor :attr:`objective`, and hand :attr:`loss`
+            to an outer estimator.
         objective: ``[batch]``, detached: the (weighted) mean of the objective over the evaluated vertices.
         divergence: of the latent distribution from its prior, or None where there is none to speak of (see
             :attr:`Estimator.kl_over`); :attr:`kl` is its value.
@@ -84,6 +89,7 @@ class Estimate:
     weights: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
     exact: bool = False
+    _loss_was_taken: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Count the decoder calls."""
@@ -103,6 +109,16 @@ class Estimate:
                 "(the vertex of an estimator without noise is a point mass, log |X| nats from the uniform distribution)"
             )
         return self.divergence.value
+
+    @property
+    def loss(self) -> Tensor:
+        """The objective, with the gradient of the surrogate: ``[batch]``.
+
+        This is what an *outer* objective returns that has a latent variable inside: its estimator looks at the value,
+        and the surrogate's value means nothing. See ``docs/estimators/nested.md``.
+        """
+        self._loss_was_taken = True
+        return self.objective + (self.surrogate - self.surrogate.detach())
 
     def mean(self, values: Tensor) -> Tensor:
         """Average ``values`` ``[N, ...]`` of the evaluated vertices into examples: ``[batch, ...]``."""
@@ -184,7 +200,10 @@ class Estimator(nn.Module, abc.ABC):
             scores = scores.float()
         self.structure.check(scores, mask)
         objective = self._checked(under_autocast_of(scores, objective))
-        return without_autocast(self.estimate)(scores, objective, mask, context, kl_weight)
+        estimate = without_autocast(self.estimate)(scores, objective, mask, context, kl_weight)
+        if not torch.compiler.is_compiling() and (inner := getattr(_NESTED, "estimates", None)) is not None:
+            inner.append(estimate)
+        return estimate
 
     @abc.abstractmethod
     def estimate(
@@ -201,7 +220,7 @@ class Estimator(nn.Module, abc.ABC):
         """The objective, whose losses are looked at."""
 
         def checked(vertices: Tensor, rows: Tensor) -> Tensor:
-            losses = objective(vertices, rows)
+            losses = objective(vertices, rows) if torch.compiler.is_compiling() else _nested(objective, vertices, rows)
             if losses.shape != rows.shape:
                 raise ValueError(
                     f"the objective must return one number a vertex, {list(rows.shape)}; got {list(losses.shape)}"
@@ -217,6 +236,32 @@ class Estimator(nn.Module, abc.ABC):
             return losses
 
         return checked
+
+
+#: ``estimates``: those that are made while an outer estimator's objective is called.
+_NESTED = threading.local()
+
+
+def _nested(objective: Objective, vertices: Tensor, rows: Tensor) -> Tensor:
+    """Call an objective, and warn where it hands on the surrogate of an estimate within as if that were a loss."""
+    outer = getattr(_NESTED, "estimates", None)
+    inner: list[Estimate] = []
+    _NESTED.estimates = inner
+    try:
+        losses = objective(vertices, rows)
+    finally:
+        _NESTED.estimates = outer
+    for estimate in inner:
+        surrogate = estimate.surrogate
+        if estimate._loss_was_taken or not (surrogate.requires_grad and values_can_be_read(surrogate)):
+            continue
+        if not torch.allclose(surrogate.detach(), estimate.objective) and _depends(losses, surrogate):
+            warnings.warn(
+                "an objective returns Estimate.surrogate of a latent variable within, whose value means nothing, so "
+                "that the outer gradient is wrong; return Estimate.loss",
+                stacklevel=4,
+            )
+    return losses
 
 
 def _depends(losses: Tensor, vertices: Tensor) -> bool:
@@ -236,9 +281,130 @@ def _depends(losses: Tensor, vertices: Tensor) -> bool:
     return False
 
 
-def each_once(batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows and weights when every example is evaluated on one vertex: ``arange(batch)`` and ones."""
-    return torch.arange(batch, device=device), torch.ones(batch, device=device)
+class GibbsEstimator(Estimator):
+    """An estimator of the expected objective under the Gibbs distribution.
+
+    ``kl`` is over the vertex: of the Gibbs distribution from the uniform one. In evaluation: one sample an example.
+    What happens in training is what a subclass says.
+    """
+
+    kl_over: Over | None = "vertex"
+
+    def estimate(
+        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+    ) -> Estimate:
+        """See :class:`Estimator`."""
+        divergence = gibbs_divergence(self.structure, scores, mask)
+        if not self.training:
+            return pathwise(objective, self.structure.sample(scores.detach(), mask), 1, divergence)
+        return self.train_step(scores, objective, mask, divergence)
+
+    @abc.abstractmethod
+    def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
+        """:meth:`estimate` in training.
+
+        Args:
+            scores: see :meth:`Estimator.forward`.
+            objective: see there.
+            mask: see there.
+            divergence: for the estimate.
+        """
+
+
+def replicate(scores: Tensor, mask: Tensor | None, samples: int) -> tuple[Tensor, Tensor | None]:
+    """Scores and mask, as often as there are samples: views ``[batch, samples, *parts]``.
+
+    Args:
+        scores: ``[batch, *parts]``.
+        mask: broadcastable to them, or None, which stays None.
+        samples: an example.
+    """
+    shape = (scores.shape[0], samples, *scores.shape[1:])
+    masks = None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)
+    return scores[:, None].expand(shape), masks
+
+
+def flat_replicas(scores: Tensor, mask: Tensor | None, samples: int) -> tuple[Tensor, Tensor | None]:
+    """The same in one dimension, the samples of one example side by side: ``[batch * samples, *parts]``."""
+    each, masks = replicate(scores, mask, samples)
+    return each.flatten(0, 1), None if masks is None else masks.flatten(0, 1)
+
+
+def example_rows(batch: int, vertices: int, device: torch.device) -> Tensor:
+    """The example of each of so many vertices an example, side by side: int64 ``[batch * vertices]``."""
+    return torch.arange(batch, device=device).repeat_interleave(vertices)
+
+
+def evaluate(objective: Objective, vertices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Call the objective once for all vertices of all examples.
+
+    Args:
+        objective: the downstream loss.
+        vertices: ``[batch, M, *vertex]``.
+
+    Returns:
+        the losses ``[batch, M]``, and vertices ``[batch * M, *vertex]`` and rows ``[batch * M]`` for an
+        :class:`Estimate`.
+    """
+    batch, count = vertices.shape[:2]
+    rows = example_rows(batch, count, vertices.device)
+    flat = vertices.flatten(0, 1)
+    return objective(flat, rows).reshape(batch, count), flat, rows
+
+
+def with_gradient(variable: Tensor, gradient: Tensor) -> Tensor:
+    """A number an example, of value zero, whose gradient for the variable is the given one: ``[batch]``.
+
+    Args:
+        variable: ``[batch, ...]``, finite.
+        gradient: of that shape, a constant.
+    """
+    return ((variable - variable.detach()) * gradient.detach()).flatten(1).sum(1)
+
+
+def with_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
+    """The same for parameters that all examples share: a scalar. Added to every example, it is in their mean once."""
+    pairs = zip(parameters, gradients, strict=True)
+    return torch.stack([((p - p.detach()) * g.detach()).sum() for p, g in pairs]).sum()
+
+
+def check_temperature(temperature: object) -> None:
+    """Refuse what is no temperature: a number, a tensor ``[]`` (a parameter, say), or one an example, ``[batch]``.
+
+    Raises:
+        TypeError: for what is no number.
+        ValueError: unless positive and finite (values of tensors: where looking is free), or for another shape.
+    """
+    if not isinstance(temperature, Tensor):
+        check_positive("temperature", temperature)
+        return
+    if temperature.dim() > 1:
+        raise ValueError(f"temperature is one number, or one an example, [batch]; got {list(temperature.shape)}")
+    if values_can_be_read(temperature) and not bool(((temperature > 0) & temperature.isfinite()).all()):
+        raise ValueError(f"temperature must be positive and finite; got {temperature.tolist()}")
+
+
+def temperature_of(temperature: float | Tensor, scores: Tensor) -> float | Tensor:
+    """A temperature as it divides utilities of these scores: a number, or ``[batch, 1, ...]``.
+
+    Args:
+        temperature: see :func:`check_temperature`.
+        scores: ``[batch, *parts]``.
+
+    Raises:
+        ValueError: see there; or for another number of examples.
+    """
+    if not isinstance(temperature, Tensor):
+        return temperature
+    check_temperature(temperature)
+    if temperature.dim() and len(temperature) != len(scores):
+        raise ValueError(f"temperature has {len(temperature)} numbers, one an example; the batch has {len(scores)}")
+    return per_example(temperature.to(scores), scores) if temperature.dim() else temperature.to(scores)
+
+
+def per_example(values: Tensor, like: Tensor) -> Tensor:
+    """``[batch, ...]`` with trailing dimensions of size 1, so that it multiplies what has as many as ``like``."""
+    return values.reshape(*values.shape, *[1] * (like.dim() - values.dim()))
 
 
 def pathwise(
@@ -257,9 +423,8 @@ def pathwise(
         divergence: see :class:`Estimate`.
         metrics: see there.
     """
-    batch = vertices.shape[0] // samples
-    rows = torch.arange(batch, device=vertices.device).repeat_interleave(samples)
-    losses = objective(vertices, rows).reshape(batch, samples).mean(1)
+    rows = example_rows(vertices.shape[0] // samples, samples, vertices.device)
+    losses = objective(vertices, rows).reshape(-1, samples).mean(1)
     weights = vertices.new_full(rows.shape, 1 / samples)
     return Estimate(losses, losses.detach(), divergence, vertices, rows, weights, metrics or {})
 
@@ -287,14 +452,23 @@ __all__ = [
     "Divergence",
     "Estimate",
     "Estimator",
+    "GibbsEstimator",
     "Objective",
     "Over",
     "PerturbAndMap",
     "UnsupportedError",
     "VertexDistribution",
-    "each_once",
+    "check_temperature",
+    "evaluate",
+    "example_rows",
+    "flat_replicas",
     "gibbs_divergence",
     "log_size",
     "pathwise",
+    "per_example",
+    "replicate",
+    "temperature_of",
     "utility_divergence",
+    "with_gradient",
+    "with_gradients",
 ]

@@ -14,7 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.noise import wide_exponentials
-from structgrad.estimators.base import Estimate, Estimator, Objective, gibbs_divergence, pathwise, utility_divergence
+from structgrad.common.ranges import check_choice, check_positive, check_range
+from structgrad.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    evaluate,
+    example_rows,
+    gibbs_divergence,
+    pathwise,
+    per_example,
+    replicate,
+    utility_divergence,
+    with_gradient,
+    with_gradients,
+)
 from structgrad.estimators.score_function import exponentials
 from structgrad.estimators.utilities import Logistic, NegExponential
 from structgrad.structures.base import Noise, Structure, Trace
@@ -51,8 +65,7 @@ class ControlVariate(Estimator):
 
     def __init__(self, structure: Structure, n_samples: int, by: str) -> None:
         super().__init__(structure)
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+        check_range("n_samples", n_samples, least=1)
         self.explicit = "conditional_utility" in structure.oracles
         if not self.explicit:
             structure.require("trace", "trace_log_prob", "conditional", by=by)
@@ -97,10 +110,7 @@ class ControlVariate(Estimator):
                 sample.vertices, sample.utilities, sample.scores_of_both, objective, sample.mask_of_both
             )
             gradient, to_critic = self._gradients(sample, losses.detach(), critic)
-        # Both terms have value zero and exactly the gradient that was computed; the second is the same in every
-        # example, so that the mean over the batch has it once.
-        for_scores = ((finite - finite.detach()) * gradient).flatten(1).sum(1)
-        for_critic = torch.stack([((p - p.detach()) * g).sum() for p, g in to_critic]).sum()
+        for_scores, for_critic = with_gradient(finite, gradient), with_gradients(*to_critic)
         batch, samples = evaluated.shape[:2]
         weights = scores.new_zeros(batch, samples)
         weights[:, : self.n_samples] = 1 / self.n_samples
@@ -109,7 +119,7 @@ class ControlVariate(Estimator):
             objective=losses.detach().mean(1),
             divergence=divergence,
             vertices=evaluated.flatten(0, 1),
-            rows=torch.arange(batch, device=scores.device).repeat_interleave(samples),
+            rows=example_rows(batch, samples, scores.device),
             weights=weights.flatten(),
             metrics={"squared_gradient": gradient.square().flatten(1).sum(1).mean()},
         )
@@ -118,10 +128,9 @@ class ControlVariate(Estimator):
 
     def _sample(self, scores: Tensor, exists: Tensor, mask: Tensor | None) -> _Sample:
         """K actions an example, with both utilities."""
-        shape = (scores.shape[0], self.n_samples, *scores.shape[1:])
-        leaf = scores.detach()[:, None].expand(shape).clone().requires_grad_()
-        exists = exists[:, None].expand(shape)
-        mask = None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)
+        exists = replicate(exists, None, self.n_samples)[0]
+        each, mask = replicate(scores.detach(), mask, self.n_samples)
+        leaf = each.clone().requires_grad_()
         vertices, action, first = self._draw(leaf.detach(), exists, mask)
         noise = self._noise(action, leaf)
         second = torch.where(exists, self._conditional(action, leaf, mask, noise), 0.0)
@@ -161,8 +170,8 @@ class ControlVariate(Estimator):
 
     def _gradients(
         self, sample: _Sample, losses: Tensor, critic: Tensor
-    ) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
-        """The estimate g, ``[batch, *parts]``, and the gradients of the mean of ``||g||^2`` for the parameters."""
+    ) -> tuple[Tensor, tuple[list[nn.Parameter], tuple[Tensor, ...]]]:
+        """The estimate g, ``[batch, *parts]``, and the parameters with their gradients of the mean of ``||g||^2``."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         difference = (critic[..., 0] - critic[..., 1]).sum()
         (slopes,) = torch.autograd.grad(difference, sample.utilities, create_graph=True)
@@ -171,7 +180,7 @@ class ControlVariate(Estimator):
         # u is the scores plus noise; u~ is not.
         (pulled,) = torch.autograd.grad(sample.second, sample.scores, slopes[:, :, 1].detach())
         signal = losses - critic[..., 1].detach()
-        each = signal.reshape(*signal.shape, *[1] * (score.dim() - 2)) * score + slopes[:, :, 0].detach() + pulled
+        each = per_example(signal, score) * score + slopes[:, :, 0].detach() + pulled
         gradient = each.mean(1)
 
         # g is linear in c(u~), grad c(u) and grad c(u~): the derivative of ||g||^2 is that of <2 g, g> with one g held.
@@ -179,7 +188,7 @@ class ControlVariate(Estimator):
         along = torch.stack([held, self._push(sample, held)], 2)
         change = (along * slopes).flatten(1).sum(1) - ((held * score).flatten(2).sum(2) * critic[..., 1]).sum(1)
         found = torch.autograd.grad(change.mean(), parameters, retain_graph=True)
-        return gradient, list(zip(parameters, found, strict=True))
+        return gradient, (parameters, found)
 
     def _log_prob(self, sample: _Sample) -> Tensor:
         if isinstance(sample.action, Trace):
@@ -199,7 +208,7 @@ class ControlVariate(Estimator):
             .amax(2)
             .clamp_min(torch.finfo(direction.dtype).tiny)
         )
-        length = length.reshape(*length.shape, *[1] * (direction.dim() - 2)).double()
+        length = per_example(length, direction).double()
         step = 1e-5 * direction.double() / length
         there, back = (
             self._conditional(sample.action, sample.scores.double() + sign * step, sample.mask, sample.noise)
@@ -257,8 +266,8 @@ class FlatCritic(nn.Module):
         """``[*batch, P]`` -> ``[*batch]``."""
         if utilities.shape[-1] != self.size:
             raise ValueError(f"the critic was built for {self.size} parts; got {utilities.shape[-1]}")
-        out: Tensor = self.network(utilities)
-        return out[..., 0]
+        out: Tensor = self.network(utilities.to(next(self.parameters()).dtype))
+        return out[..., 0].to(utilities.dtype)
 
 
 class PartsCritic(nn.Module):
@@ -273,9 +282,10 @@ class PartsCritic(nn.Module):
 
     def forward(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
         """``[*batch, P]`` -> ``[*batch]``."""
-        hidden = self.each(torch.stack([utilities, scores], -1)) * exists[..., None]
+        inputs = torch.stack([utilities, scores], -1).to(next(self.parameters()).dtype)
+        hidden = self.each(inputs) * exists[..., None]
         out: Tensor = self.whole(hidden.sum(-2) / exists.sum(-1, keepdim=True).clamp_min(1))
-        return out[..., 0]
+        return out[..., 0].to(utilities.dtype)
 
 
 def _zero(layer: nn.Linear) -> nn.Linear:
@@ -310,8 +320,7 @@ class RELAX(ControlVariate):
         n_samples: int = 1,
     ) -> None:
         super().__init__(structure, n_samples, by="estimator relax")
-        if critic not in get_args(CriticName):
-            raise ValueError(f"critic must be one of {', '.join(get_args(CriticName))}; got {critic!r}")
+        check_choice("critic", critic, get_args(CriticName))
         if (critic == "flat") != (shape is not None):
             raise ValueError(f"shape goes with critic flat and no other; got critic {critic}, shape {shape}")
         self.critic: FlatCritic | PartsCritic
@@ -327,9 +336,7 @@ class RELAX(ControlVariate):
         flatten = self.structure.layout.flatten
         exists = flatten(self.structure.parts(scores, mask))
         critic = self.critic(flatten(utilities), flatten(scores), exists)
-        rows = torch.arange(len(vertices), device=vertices.device).repeat_interleave(self.n_samples)
-        losses = objective(vertices.flatten(0, 1), rows).reshape(vertices.shape[:2])
-        return losses, critic, vertices
+        return evaluate(objective, vertices)[0], critic, vertices
 
 
 class REBAR(ControlVariate):
@@ -366,8 +373,7 @@ class REBAR(ControlVariate):
     ) -> None:
         super().__init__(structure, n_samples, by="estimator rebar")
         structure.require_relaxation(relaxation, by=f"estimator rebar (relaxation={relaxation})", one_draw=True)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive; got {temperature}")
+        check_positive("temperature", temperature)
         self.relaxation = relaxation
         self.eta = nn.Parameter(torch.tensor(float(eta)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
@@ -380,7 +386,6 @@ class REBAR(ControlVariate):
         relaxed = self.structure.relax(self.relaxation, utilities / temperature, mask, temperature)
         evaluated = torch.cat([vertices, relaxed.flatten(1, 2)], 1)
         samples = self.n_samples
-        rows = torch.arange(len(vertices), device=vertices.device).repeat_interleave(3 * samples)
-        losses = objective(evaluated.flatten(0, 1), rows).reshape(len(vertices), 3 * samples)
+        losses, _, _ = evaluate(objective, evaluated)
         critic = self.eta * losses[:, samples:].reshape(len(vertices), samples, 2)
         return losses[:, :samples], critic, evaluated

@@ -8,13 +8,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, Over, gibbs_divergence, log_size, pathwise
+from structgrad.common.ranges import check_choice
+from structgrad.estimators.base import Divergence, Estimate, GibbsEstimator, Objective, evaluate, log_size, replicate
 from structgrad.structures.base import Structure
 
 Signal = Literal["bound", "leave_one_out"]
 
 
-class ImportanceWeighted(Estimator):
+class ImportanceWeighted(GibbsEstimator):
     r"""The importance-weighted bound of K samples x_k ~ q, the Gibbs distribution (Burda et al. 2016),
 
     .. math:: B = \log \frac 1 K \sum_k w_k, \qquad \log w_k = -L(x_k) + \log p(x_k) - \log q(x_k),
@@ -43,13 +44,10 @@ class ImportanceWeighted(Estimator):
         ValueError: for options out of range; from a call, for a KL of another weight than 1.
     """
 
-    kl_over: Over | None = "vertex"
-
     def __init__(self, structure: Structure, n_samples: int = 5, signal: Signal = "leave_one_out") -> None:
         super().__init__(structure)
         structure.require("sample", "log_prob", "log_partition", "entropy", by="estimator importance_weighted")
-        if signal not in get_args(Signal):
-            raise ValueError(f"signal must be one of {', '.join(get_args(Signal))}; got {signal!r}")
+        check_choice("signal", signal, get_args(Signal))
         least = 2 if signal == "leave_one_out" else 1
         if n_samples < least:
             raise ValueError(f"n_samples must be at least {least} for signal={signal}; got {n_samples}")
@@ -63,16 +61,14 @@ class ImportanceWeighted(Estimator):
             raise ValueError(
                 f"importance_weighted has the KL in its logarithm, with weight 1; this loss weighs it by {kl_weight:g}"
             )
-        structure, batch, k = self.structure, scores.shape[0], self.n_samples
-        divergence = gibbs_divergence(structure, scores, mask)
-        if not self.training:
-            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
-        shape = (batch, k, *scores.shape[1:])
-        each = scores[:, None].expand(shape)
-        masks = None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)
+        return super().estimate(scores, objective, mask, context, kl_weight)
+
+    def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
+        """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
+        structure, k = self.structure, self.n_samples
+        each, masks = replicate(scores, mask, k)
         vertices = structure.sample(each.detach(), masks)
-        rows = torch.arange(batch, device=scores.device).repeat_interleave(k)
-        losses = objective(vertices.flatten(0, 1), rows).reshape(batch, k)
+        losses, evaluated, rows = evaluate(objective, vertices)
         log_q = structure.log_prob(vertices, each, masks)
         log_w = -losses - log_q - log_size(structure, scores, mask)[:, None]
         bound = log_w.logsumexp(1) - math.log(k)
@@ -81,7 +77,7 @@ class ImportanceWeighted(Estimator):
             surrogate=-bound - (signal * log_q).sum(1) - divergence.value,
             objective=losses.detach().mean(1),
             divergence=divergence,
-            vertices=vertices.flatten(0, 1),
+            vertices=evaluated,
             rows=rows,
             weights=scores.new_full(rows.shape, 1 / k),
             metrics={"bound": bound.detach().mean()},

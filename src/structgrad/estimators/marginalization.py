@@ -10,17 +10,20 @@ from torch import Tensor
 
 from structgrad.algorithms.capped_simplex import project_capped_simplex
 from structgrad.algorithms.eager import values_can_be_read
+from structgrad.common.ranges import check_choice
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
     Estimator,
+    GibbsEstimator,
     Objective,
-    Over,
-    gibbs_divergence,
+    evaluate,
+    example_rows,
     log_size,
-    pathwise,
+    per_example,
+    replicate,
 )
-from structgrad.estimators.score_function import RunningMean
+from structgrad.estimators.baselines import RunningMean
 from structgrad.structures.base import SparseDistribution, Structure
 from structgrad.structures.derived import sparsemap as active_set
 
@@ -97,16 +100,12 @@ class Marginalize(Estimator):
         start: Start = "argmax",
     ) -> None:
         super().__init__(structure)
-        if distribution not in get_args(Distribution):
-            raise ValueError(f"distribution must be one of {', '.join(get_args(Distribution))}; got {distribution!r}")
+        check_choice("distribution", distribution, get_args(Distribution))
         if (distribution == "topk_sparsemax") != (k is not None):
             raise ValueError(f"k goes with distribution topk_sparsemax and no other; got {distribution}, k={k}")
         if k is not None and k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
-        if decomposition not in get_args(Decomposition):
-            raise ValueError(
-                f"decomposition must be one of {', '.join(get_args(Decomposition))}; got {decomposition!r}"
-            )
+        check_choice("decomposition", decomposition, get_args(Decomposition))
         if distribution != "sparsemap" and (centred or decomposition != "structure"):
             raise ValueError(
                 f"centred and decomposition go with distribution sparsemap and no other; got {distribution}"
@@ -174,7 +173,7 @@ class Marginalize(Estimator):
         if self.distribution == "softmax":
             log_weights = values.log_softmax(-1)
             if mask is None:  # all of them: there is no ragged support to wait for
-                rows = torch.arange(len(scores), device=scores.device).repeat_interleave(values.shape[1])
+                rows = example_rows(len(scores), values.shape[1], scores.device)
                 whole = SparseDistribution(vertices.flatten(0, 1), rows, log_weights.exp().flatten())
                 return whole, log_weights.flatten(), log_count, {}
             return _select(vertices, log_weights.exp(), exist), log_weights[exist], log_count, {}
@@ -212,7 +211,7 @@ def _select(vertices: Tensor, weights: Tensor, keep: Tensor) -> SparseDistributi
     return SparseDistribution(vertices[rows, columns], rows, weights[rows, columns])
 
 
-class SumAndSample(Estimator):
+class SumAndSample(GibbsEstimator):
     r"""Rao-Blackwellised score function: the k best vertices summed exactly, the rest estimated by one sample
     (Liu et al. 2019).
 
@@ -241,8 +240,6 @@ class SumAndSample(Estimator):
         ValueError: for k, tries or decay out of range.
     """
 
-    kl_over: Over | None = "vertex"
-
     def __init__(self, structure: Structure, k: int = 1, tries: int = 16, decay: float = 0.99) -> None:
         super().__init__(structure)
         if k < 1 or tries < 1:
@@ -251,27 +248,19 @@ class SumAndSample(Estimator):
         self.k, self.tries = k, tries
         self.running = RunningMean(decay)
 
-    def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
-    ) -> Estimate:
-        """See :class:`~structgrad.estimators.base.Estimator`."""
-        structure, batch = self.structure, scores.shape[0]
-        divergence = gibbs_divergence(structure, scores, mask)
-        if not self.training:
-            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
-
+    def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
+        """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
+        structure = self.structure
         best, values = structure.top_k(scores, self.k, mask)
         probabilities = (values - structure.log_partition(scores, mask)[:, None]).exp()
         if self.k > 1:
             # Where there are fewer than k vertices the best one stands in with weight 0, so that the objective
             # meets vertices only.
             exist = values > -math.inf
-            best = torch.where(exist.reshape(*exist.shape, *[1] * (best.dim() - 2)), best, best[:, :1])
+            best = torch.where(per_example(exist, best), best, best[:, :1])
             probabilities = torch.where(exist, probabilities, 0.0)
         other, rest, factor = self._rest(scores, mask, best, probabilities.detach())
-        vertices = torch.cat([best, other[:, None]], 1)
-        rows = torch.arange(batch, device=scores.device).repeat_interleave(self.k + 1)
-        losses = objective(vertices.flatten(0, 1), rows).reshape(batch, self.k + 1)
+        losses, vertices, rows = evaluate(objective, torch.cat([best, other[:, None]], 1))
 
         # Score-function weights: p on C (its gradient is that of p itself), factor * log p on the sample.
         signal = losses.detach() - self.running.mean
@@ -281,7 +270,7 @@ class SumAndSample(Estimator):
         weights = torch.cat([probabilities.detach(), rest[:, None]], 1)
         value = (weights * losses.detach()).sum(1)
         self.running.update(value)
-        return Estimate(surrogate, value, divergence, vertices.flatten(0, 1), rows, weights.flatten())
+        return Estimate(surrogate, value, divergence, vertices, rows, weights.flatten())
 
     @torch.no_grad()
     def _rest(
@@ -297,10 +286,7 @@ class SumAndSample(Estimator):
             # Below all others, but above what does not exist: where all are chosen, the sample is one of them.
             rest = scores.masked_fill(chosen, torch.finfo(scores.dtype).min / 2)
             return structure.sample(rest, mask), mass, mass
-        shape = (scores.shape[0], self.tries, *scores.shape[1:])
-        tries = structure.sample(
-            scores[:, None].expand(shape), None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)
-        )
+        tries = structure.sample(*replicate(scores, mask, self.tries))
         same = (tries.flatten(2)[:, :, None] == best.flatten(2)[:, None]).all(-1)
         outside = ~same.any(-1)
         first = outside.to(torch.uint8).argmax(1)

@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from structgrad.estimators.base import Estimate, Estimator, Objective, Over, each_once, gibbs_divergence
+from structgrad.estimators.base import Divergence, Estimate, GibbsEstimator, Objective, evaluate
 from structgrad.structures.base import Structure
 
 
-class MuProp(Estimator):
+class MuProp(GibbsEstimator):
     r"""The score function with the objective's first-order expansion around the mean as its control variate (Gu et al.
     2016).
 
@@ -31,29 +31,21 @@ class MuProp(Estimator):
     """
 
     needs_differentiable_objective: ClassVar[bool] = True
-    kl_over: Over | None = "vertex"
 
     def __init__(self, structure: Structure) -> None:
         super().__init__(structure)
         needs = ("sample", "log_prob", "marginals", "log_partition", "entropy")
         structure.require(*needs, by="estimator muprop")
 
-    def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
-    ) -> Estimate:
-        """See :class:`~structgrad.estimators.base.Estimator`."""
-        structure, batch = self.structure, scores.shape[0]
-        divergence = gibbs_divergence(structure, scores, mask)
+    def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
+        """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
+        structure = self.structure
         vertices = structure.sample(scores.detach(), mask)
-        rows, weights = each_once(batch, scores.device)
-        if not self.training:
-            losses = objective(vertices, rows)
-            return Estimate(losses, losses.detach(), divergence, vertices, rows, weights)
         mean = structure.marginals(scores, mask)
         with torch.enable_grad():
             centre = mean.detach().requires_grad_()
-            evaluated, rows = torch.cat([vertices, centre]), rows.repeat(2)
-            at_vertex, at_centre = objective(evaluated, rows).chunk(2)
+            losses, evaluated, rows = evaluate(objective, torch.stack([vertices, centre], 1))
+            at_vertex, at_centre = losses.unbind(1)
             (slope,) = torch.autograd.grad(at_centre.sum(), centre, retain_graph=True)
         along = (slope * (vertices - centre.detach())).flatten(1).sum(1)
         signal = at_vertex.detach() - at_centre.detach() - along
@@ -64,7 +56,7 @@ class MuProp(Estimator):
             divergence=divergence,
             vertices=evaluated,
             rows=rows,
-            weights=torch.cat([weights, torch.zeros_like(weights)]),
+            weights=(torch.arange(len(rows), device=rows.device) % 2 == 0).to(scores.dtype),
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.derivatives import first_order_only
+from structgrad.common.ranges import check_choice, check_positive
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -17,8 +18,11 @@ from structgrad.estimators.base import (
     Over,
     PerturbAndMap,
     UnsupportedError,
+    check_temperature,
+    flat_replicas,
     gibbs_divergence,
     pathwise,
+    temperature_of,
     utility_divergence,
 )
 from structgrad.estimators.utilities import Utility, UtilityName, make_utility
@@ -146,7 +150,8 @@ class SST(Estimator):
         relaxation: a name out of ``structure.relaxations``; says what f is.
         utility: noise by name or as an object; ``"gibbs"`` is the one that makes hard vertices samples of the Gibbs
             distribution, where there is one (gumbel for ``OneHot``, logistic for ``Subset``).
-        temperature: t, a number or a schedule.
+        temperature: t: a number, a schedule, a tensor ``[]`` (a parameter is learnt), or one number an example,
+            ``[batch]``.
         clip_range: scores lie at most this far below the highest of their example, which becomes 0, in training only
             (Paulus et al., D.2: 15). For structures whose vertices all have equally many parts, and utilities
             ``scores + noise``: elsewhere it would change the distribution.
@@ -172,7 +177,7 @@ class SST(Estimator):
         structure: Structure,
         relaxation: str = "exp_family",
         utility: UtilityName | Literal["gibbs"] | Utility = "gumbel",
-        temperature: float | ExponentialSchedule = 1.0,
+        temperature: float | Tensor | ExponentialSchedule = 1.0,
         clip_range: float | None = None,
         straight_through: bool = False,
         n_samples: int = 1,
@@ -186,8 +191,8 @@ class SST(Estimator):
         structure.require("argmax", by=by)
         found = structure.require_relaxation(relaxation, by=by)
         self.utility = _make_utility(structure, utility)
-        if not isinstance(temperature, ExponentialSchedule) and not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite; got {temperature}")
+        if not isinstance(temperature, ExponentialSchedule):
+            check_temperature(temperature)
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1; got {n_samples}")
         if clip_range is not None:
@@ -203,16 +208,13 @@ class SST(Estimator):
         self.draws = found.draws
         if straight_through and self.draws is not None:
             raise ValueError(f"straight_through needs one utility a sample, and {relaxation} takes {self.draws}")
-        if backward not in get_args(Backward):
-            raise ValueError(f"backward must be one of {', '.join(get_args(Backward))}; got {backward!r}")
+        check_choice("backward", backward, get_args(Backward))
         if backward == "finite_difference":
             structure.require_relaxation(relaxation, by=f"{by}, backward={backward}", symmetric=True)
         if not epsilon > 0:
             raise ValueError(f"epsilon must be positive; got {epsilon}")
-        if kl not in get_args(KL):
-            raise ValueError(f"kl must be one of {', '.join(get_args(KL))}; got {kl!r}")
-        if evaluation not in get_args(Evaluation):
-            raise ValueError(f"evaluation must be one of {', '.join(get_args(Evaluation))}; got {evaluation!r}")
+        check_choice("kl", kl, get_args(KL))
+        check_choice("evaluation", evaluation, get_args(Evaluation))
         if straight_through and evaluation == "relaxed":
             raise ValueError("straight_through is about hard vertices; evaluation=relaxed is not")
         if kl == "distribution":
@@ -240,27 +242,34 @@ class SST(Estimator):
         temperature, metrics = self.temperature, {}
         if not self.training:
             with torch.no_grad():
-                current = temperature() if isinstance(temperature, ExponentialSchedule) else temperature
+                current = self._temperature(scores)
                 vertices = self.relax(self.perturb(scores, mask, self.draws) / current, mask, current)
             # What is not hard says so: see Estimate.vertices.
             return pathwise(objective, vertices.requires_grad_(), 1, divergence)
+        current = self._temperature(scores)
         if isinstance(temperature, ExponentialSchedule):
-            current = temperature()
             temperature.advance()
+            assert isinstance(current, Tensor)
             metrics["temperature"] = current
-        else:
-            current = temperature  # type: ignore[assignment]
         if self.clip_range is not None:
             scores = clip_scores(self.structure, scores, mask, self.clip_range)
         if self.n_samples > 1:
-            mask = None if mask is None else mask.expand(scores.shape).repeat_interleave(self.n_samples, 0)
-            scores = scores.repeat_interleave(self.n_samples, 0)
+            scores, mask = flat_replicas(scores, mask, self.n_samples)
+            if isinstance(current, Tensor) and current.dim():
+                current = current.repeat_interleave(self.n_samples, 0)
         utilities = self.perturb(scores, mask, self.draws)
         vertices = self.relax(utilities / current, mask, current)
         if self.straight_through:
             # The relaxed terms cancel exactly, so that the value is the hard vertex to the last bit.
             vertices = self.structure.argmax(utilities, mask) + (vertices - vertices.detach())
         return pathwise(objective, vertices, self.n_samples, divergence, metrics)
+
+    def _temperature(self, scores: Tensor) -> float | Tensor:
+        """The current one, as it divides utilities of these scores."""
+        if isinstance(self.temperature, ExponentialSchedule):
+            current: Tensor = self.temperature()
+            return current
+        return temperature_of(self.temperature, scores)
 
     def perturb(self, scores: Tensor, mask: Tensor | None, draws: int | None = None) -> Tensor:
         """Random utilities ``[*batch, *parts]`` (``[draws, *batch, *parts]``), differentiable in the scores."""
@@ -311,8 +320,7 @@ class Deterministic(Estimator):
         self, structure: Structure, mapping: Mapping = "marginal", alpha: float | None = None, learn_alpha: bool = False
     ) -> None:
         super().__init__(structure)
-        if mapping not in get_args(Mapping):
-            raise ValueError(f"mapping must be one of {', '.join(get_args(Mapping))}; got {mapping!r}")
+        check_choice("mapping", mapping, get_args(Mapping))
         by = f"estimator {mapping}"
         structure.require("argmax", by=by)
         if mapping == "entmax":
@@ -435,8 +443,7 @@ class Perturbed(Estimator):
         self.utility = make_utility(utility)
         if not self.utility.is_location_family:
             raise ValueError(f"perturbed needs utilities that are scores plus noise; got {type(self.utility).__name__}")
-        if not 0 < sigma < math.inf:
-            raise ValueError(f"sigma must be positive and finite; got {sigma}")
+        check_positive("sigma", sigma)
         if n_samples < 1:
             raise ValueError(f"n_samples must be at least 1; got {n_samples}")
         self.sigma, self.n_samples = sigma, n_samples

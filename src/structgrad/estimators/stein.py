@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.estimators.base import (
+    Divergence,
     Estimate,
-    Estimator,
+    GibbsEstimator,
     Objective,
-    Over,
     UnsupportedError,
-    gibbs_divergence,
-    pathwise,
+    evaluate,
+    replicate,
+    with_gradient,
+    with_gradients,
 )
 from structgrad.structures.base import Structure
 
 
-class RODEO(Estimator):
+class RODEO(GibbsEstimator):
     r"""RODEO: leave-one-out score function with two control variates of mean zero (Shi et al. 2022).
 
     A step of the Gibbs sampler leaves the distribution q of independent bits as it is, so that
@@ -50,7 +52,6 @@ class RODEO(Estimator):
     """
 
     needs_differentiable_objective: ClassVar[bool] = True
-    kl_over: Over | None = "vertex"
     scale: Tensor
 
     def __init__(self, structure: Structure, n_samples: int = 2, hidden_size: int = 32, decay: float = 0.99) -> None:
@@ -69,25 +70,15 @@ class RODEO(Estimator):
         self.network = nn.Sequential(nn.Linear(2, hidden_size), nn.SiLU(), last)
         self.register_buffer("scale", torch.ones(()))
 
-    def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
-    ) -> Estimate:
-        """See :class:`~structgrad.estimators.base.Estimator`."""
+    def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
+        """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
         structure, batch, k = self.structure, scores.shape[0], self.n_samples
-        divergence = gibbs_divergence(structure, scores, mask)
-        if not self.training:
-            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
-        each = scores.detach()[:, None].expand(batch, k, *scores.shape[1:])
-        masks = None if mask is None else mask.expand(scores.shape)[:, None].expand(each.shape)
-        rows = torch.arange(batch, device=scores.device).repeat_interleave(k)
         with torch.enable_grad():
-            vertices = structure.sample(each, masks).flatten(0, 1).requires_grad_()
-            losses = objective(vertices, rows)
+            vertices = structure.sample(*replicate(scores.detach(), mask, k)).requires_grad_()
+            losses, evaluated, rows = evaluate(objective, vertices)
             (slopes,) = torch.autograd.grad(losses.sum(), vertices, retain_graph=True)
-        losses = losses.reshape(batch, k)
         layout = structure.layout
-        slopes = layout.pull_back(slopes)
-        flat, slopes = (layout.flatten(t.detach()).unflatten(0, (batch, k)) for t in (vertices, slopes))
+        flat, slopes = layout.flatten(vertices.detach()), layout.flatten(layout.pull_back(slopes))
         exists = layout.flatten(structure.parts(scores, mask))
         finite = torch.where(exists, layout.flatten(scores), 0.0)
         with torch.enable_grad():
@@ -97,16 +88,13 @@ class RODEO(Estimator):
         with torch.no_grad():
             if batch:
                 self.scale = self.scale.lerp(losses.detach().abs().mean().to(self.scale), 1 - self.decay)
-        to_scores = ((finite - finite.detach()) * gradient.detach()).sum(1)
-        # Of value zero, and the same in every example, so that the mean over the batch has it once.
-        to_network = torch.stack(
-            [((p - p.detach()) * g).sum() for p, g in zip(parameters, to_parameters, strict=True)]
-        ).sum()
+        to_scores = with_gradient(finite, gradient)
+        to_network = with_gradients(parameters, to_parameters)
         return Estimate(
             surrogate=losses.mean(1) + to_scores + to_network,
             objective=losses.detach().mean(1),
             divergence=divergence,
-            vertices=vertices,
+            vertices=evaluated,
             rows=rows,
             weights=scores.new_full(rows.shape, 1 / k),
             metrics={"squared_gradient": gradient.detach().square().sum(1).mean()},

@@ -8,18 +8,22 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from structgrad.algorithms.noise import wide_exponentials
+from structgrad.common.ranges import check_choice, check_range
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
     Estimator,
+    GibbsEstimator,
     Objective,
     Over,
     UnsupportedError,
+    check_temperature,
     gibbs_divergence,
     pathwise,
+    temperature_of,
     utility_divergence,
 )
+from structgrad.estimators.score_function import exponentials
 from structgrad.estimators.utilities import NegExponential
 from structgrad.structures.base import Structure, Trace
 
@@ -61,17 +65,15 @@ class StraightThrough(Estimator):
         structure: Structure,
         relaxation: str = "exp_family",
         forward: Forward = "argmax",
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
     ) -> None:
         super().__init__(structure)
         by = f"estimator straight_through (relaxation={relaxation})"
-        if forward not in get_args(Forward):
-            raise ValueError(f"forward must be one of {', '.join(get_args(Forward))}; got {forward!r}")
+        check_choice("forward", forward, get_args(Forward))
         structure.require(*(["argmax"] if forward == "argmax" else ["sample", "entropy", "log_partition"]), by=by)
         structure.require_linear(by=by)
         structure.require_relaxation(relaxation, by=by, one_draw=True)
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite; got {temperature}")
+        check_temperature(temperature)
         self.relaxation, self.draw, self.temperature = relaxation, forward, temperature
         self.kl_over: Over | None = "vertex" if forward == "sample" else None
 
@@ -88,7 +90,8 @@ class StraightThrough(Estimator):
         if not self.training:
             return pathwise(objective, hard, 1, divergence)
         safe = torch.where(self.structure.parts(scores, mask), scores, 0.0)
-        smooth = self.structure.relax(self.relaxation, safe / self.temperature, mask, self.temperature)
+        temperature = temperature_of(self.temperature, scores)
+        smooth = self.structure.relax(self.relaxation, safe / temperature, mask, temperature)
         return pathwise(objective, _carry(hard, smooth), 1, divergence)
 
 
@@ -122,7 +125,7 @@ class GumbelRao(Estimator):
         structure: Structure,
         n_conditional: int = 10,
         relaxation: str = "exp_family",
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
     ) -> None:
         super().__init__(structure)
         by = f"estimator gumbel_rao (relaxation={relaxation})"
@@ -133,10 +136,8 @@ class GumbelRao(Estimator):
             )
         structure.require("trace", "conditional", by=by)
         structure.require_relaxation(relaxation, by=by, one_draw=True)
-        if n_conditional < 1 or not 0 < temperature < math.inf:
-            raise ValueError(
-                f"n_conditional must be at least 1, temperature positive; got {n_conditional}, {temperature}"
-            )
+        check_range("n_conditional", n_conditional, least=1)
+        check_temperature(temperature)
         self.relaxation, self.temperature, self.n_conditional = relaxation, temperature, n_conditional
         self.kl_over: Over | None = "vertex" if structure.noise == "gumbel" else "parts"
         self.vertex_distribution = "trace"
@@ -150,8 +151,7 @@ class GumbelRao(Estimator):
         divergence = self._divergence(scores, mask, exists)
         # In float64, where exponentials of log-rates of +-100 are finite.
         rates = torch.where(exists, scores.detach(), 0.0).double()
-        sample = torch.where(exists, (wide_exponentials(rates).log() - rates).exp(), 1.0)
-        trace = structure.trace(sample, mask)
+        trace = structure.trace(exponentials(rates, exists), mask)
         hard = trace.vertex.to(scores.dtype)
         if not self.training:
             return pathwise(objective, hard, 1, divergence)
@@ -162,7 +162,8 @@ class GumbelRao(Estimator):
         # The noise is held: utilities move as the scores do.
         safe = torch.where(exists, scores, 0.0)
         utilities = torch.where(exists, given, 0.0) + (safe - safe.detach())
-        smooth = structure.relax(self.relaxation, utilities / self.temperature, masks, self.temperature).mean(0)
+        temperature = temperature_of(self.temperature, scores)
+        smooth = structure.relax(self.relaxation, utilities / temperature, masks, temperature).mean(0)
         return pathwise(objective, _carry(hard, smooth), 1, divergence)
 
     def _divergence(self, scores: Tensor, mask: Tensor | None, exists: Tensor) -> Divergence:
@@ -171,28 +172,21 @@ class GumbelRao(Estimator):
         return utility_divergence(self.structure, NegExponential(), scores, exists)
 
 
-class _OneHotStraightThrough(Estimator):
+class _OneHotStraightThrough(GibbsEstimator):
     """A Gibbs sample of a ``OneHot`` forward; subclasses say what is differentiated."""
 
     needs_differentiable_objective: ClassVar[bool] = True
-    kl_over: Over | None = "vertex"
 
-    def __init__(self, structure: Structure, temperature: float, by: str) -> None:
+    def __init__(self, structure: Structure, temperature: float | Tensor, by: str) -> None:
         super().__init__(structure)
         if not structure.is_categorical:
             raise UnsupportedError(f"estimator {by} needs one category out of all (OneHot); got {structure.name}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite; got {temperature}")
+        check_temperature(temperature)
         self.temperature = temperature
 
-    def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
-    ) -> Estimate:
-        """See :class:`~structgrad.estimators.base.Estimator`."""
-        divergence = gibbs_divergence(self.structure, scores, mask)
+    def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
+        """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
         hard = self.structure.sample(scores.detach(), mask)
-        if not self.training:
-            return pathwise(objective, hard, 1, divergence)
         exists = self.structure.parts(scores, mask)
         lowest = torch.finfo(scores.dtype).min
         smooth = self.smooth(torch.where(exists, scores, lowest), hard)
@@ -219,13 +213,13 @@ class ReinMax(_OneHotStraightThrough):
         ValueError: unless the temperature is positive.
     """
 
-    def __init__(self, structure: Structure, temperature: float = 1.0) -> None:
+    def __init__(self, structure: Structure, temperature: float | Tensor = 1.0) -> None:
         super().__init__(structure, temperature, "reinmax")
 
     def smooth(self, scores: Tensor, hard: Tensor) -> Tensor:
         """See the class."""
         with torch.no_grad():
-            middle = (hard + (scores / self.temperature).softmax(-1)) / 2
+            middle = (hard + (scores / temperature_of(self.temperature, scores)).softmax(-1)) / 2
             # Scores whose softmax is the middle; categories of no probability stay out of it.
             target = middle.log().clamp_min(torch.finfo(scores.dtype).min)
         at_middle = (target + (scores - scores.detach())).softmax(-1)
@@ -249,7 +243,7 @@ class GappedStraightThrough(_OneHotStraightThrough):
         ValueError: for options out of range.
     """
 
-    def __init__(self, structure: Structure, temperature: float = 1.0, gap: float = 1.0) -> None:
+    def __init__(self, structure: Structure, temperature: float | Tensor = 1.0, gap: float = 1.0) -> None:
         super().__init__(structure, temperature, "gapped_st")
         if not 0 <= gap < math.inf:
             raise ValueError(f"gap must not be negative; got {gap}")
@@ -261,7 +255,7 @@ class GappedStraightThrough(_OneHotStraightThrough):
             top = scores.amax(-1, keepdim=True)
             chosen = hard > 0
             moved = torch.where(chosen, top, torch.minimum(scores, top - self.gap))
-        return ((moved + (scores - scores.detach())) / self.temperature).softmax(-1)
+        return ((moved + (scores - scores.detach())) / temperature_of(self.temperature, scores)).softmax(-1)
 
 
 __all__ = ["GappedStraightThrough", "GumbelRao", "ReinMax", "StraightThrough"]

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.derivatives import first_order_only
+from structgrad.common.ranges import check_choice
 from structgrad.estimators.base import (
     Estimate,
     Estimator,
     Objective,
     PerturbAndMap,
+    flat_replicas,
     pathwise,
     utility_divergence,
 )
@@ -83,8 +85,7 @@ class SurrogateGradient(Estimator):
         n_samples: int = 1,
     ) -> None:
         super().__init__(structure)
-        if method not in get_args(Method):
-            raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
+        check_choice("method", method, get_args(Method))
         by = f"estimator {method}"
         structure.require("argmax", *(["project"] if method == "spigot" else []), by=by)
         structure.require_linear(by=by)
@@ -113,8 +114,7 @@ class SurrogateGradient(Estimator):
             noisy = self.structure.parts(scores, mask) & self.structure.noisy_parts(scores)
             divergence = utility_divergence(self.structure, self.utility, scores, noisy)
         if samples > 1:
-            mask = None if mask is None else mask.expand(scores.shape).repeat_interleave(samples, 0)
-            scores = scores.repeat_interleave(samples, 0)
+            scores, mask = flat_replicas(scores, mask, samples)
         utility = torch.where(self.structure.parts(scores, mask), scores, 0.0)
         if self.utility is not None:
             utility = torch.where(self.structure.noisy_parts(utility), self.utility.sample(utility), utility)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.common.private import standard_gamma
+from structgrad.common.ranges import check_choice
 
 UtilityName = Literal["gumbel", "gaussian", "logistic", "neg_exponential"]
 Rate = Literal["exp", "softplus"]
@@ -137,8 +138,7 @@ class NegExponential(Utility):
     is_location_family = False
 
     def __init__(self, rate: Rate = "exp") -> None:
-        if rate not in get_args(Rate):
-            raise ValueError(f"rate must be one of {', '.join(get_args(Rate))}; got {rate!r}")
+        check_choice("rate", rate, get_args(Rate))
         self.rate = rate
 
     def log_rate(self, scores: Tensor) -> Tensor:
@@ -212,6 +212,5 @@ def make_utility(utility: str | Utility) -> Utility:
     """
     if isinstance(utility, Utility):
         return utility
-    if utility not in _UTILITIES:
-        raise ValueError(f"utility must be one of {', '.join(_UTILITIES)}; got {utility!r}")
+    check_choice("utility", utility, _UTILITIES)
     return _UTILITIES[utility]()

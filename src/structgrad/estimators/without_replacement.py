@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from structgrad.estimators.base import (
+    Divergence,
     Estimate,
-    Estimator,
+    GibbsEstimator,
     Objective,
-    Over,
     UnsupportedError,
-    gibbs_divergence,
-    pathwise,
+    evaluate,
 )
 from structgrad.estimators.utilities import Gumbel
 from structgrad.structures.base import Structure
@@ -45,7 +44,7 @@ def log_prob_of_sets(log_share: Tensor, member: Tensor) -> Tensor:
     return (inside.sum(-2) + x - x.exp()).logsumexp(-1) + math.log(width)
 
 
-class WithoutReplacement(Estimator):
+class WithoutReplacement(GibbsEstimator):
     r"""The unordered-set estimator: k *different* categories, weighted without bias (Kool, van Hoof and Welling 2020).
 
     S is the set of the k categories of highest Gumbel-perturbed scores. With the leave-one-out ratio
@@ -68,8 +67,6 @@ class WithoutReplacement(Estimator):
         ValueError: if k is below 1 (below 2 with the baseline).
     """
 
-    kl_over: Over | None = "vertex"
-
     def __init__(self, structure: Structure, k: int = 4, baseline: bool = True) -> None:
         super().__init__(structure)
         if not structure.is_categorical:
@@ -80,15 +77,9 @@ class WithoutReplacement(Estimator):
             raise ValueError(f"k must be at least {1 + baseline} (baseline={baseline}); got {k}")
         self.k, self.baseline = k, baseline
 
-    def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
-    ) -> Estimate:
-        """See :class:`~structgrad.estimators.base.Estimator`."""
-        structure, batch = self.structure, scores.shape[0]
-        divergence = gibbs_divergence(structure, scores, mask)
-        if not self.training:
-            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
-        exists = structure.parts(scores, mask)
+    def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
+        """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
+        exists = self.structure.parts(scores, mask)
         log_p = torch.where(exists, scores, -math.inf).log_softmax(-1)
         k = min(self.k, scores.shape[-1])
         with torch.no_grad():
@@ -103,8 +94,7 @@ class WithoutReplacement(Estimator):
         wide = log_chosen.detach().double()
         weights = torch.where(real, (wide + log_ratio).exp(), 0.0).to(scores.dtype)
         vertices = torch.nn.functional.one_hot(chosen, scores.shape[-1]).to(scores.dtype)
-        rows = torch.arange(batch, device=scores.device).repeat_interleave(k)
-        losses = objective(vertices.flatten(0, 1), rows).reshape(batch, k)
+        losses, evaluated, rows = evaluate(objective, vertices)
         held = signal = losses.detach()
         if self.baseline:
             of_others = (wide[:, None] + log_second).exp().to(scores.dtype)
@@ -113,7 +103,7 @@ class WithoutReplacement(Estimator):
             surrogate=(weights * (losses + signal * log_chosen)).sum(1),
             objective=(weights * held).sum(1),
             divergence=divergence,
-            vertices=vertices.flatten(0, 1),
+            vertices=evaluated,
             rows=rows,
             weights=weights.flatten(),
         )

@@ -189,9 +189,11 @@ class KSubset(Counted):
         Args:
             utility: ``[*batch, *parts]``, divided by the temperature, ``a / t``.
             mask: which parts exist.
-            temperature: t, which the discount is to be divided by.
+            temperature: t, which the discount is to be divided by: a number, or ``[*batch, 1, ...]``.
         """
         flat, exists = self._read(utility, mask)
+        if isinstance(temperature, Tensor) and temperature.dim():
+            temperature = temperature.flatten(-self.layout.ndim)
         total = torch.zeros_like(flat)
         for step in range(self.k):
             seen = flat.masked_fill(~exists, -math.inf)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from structgrad.common.ranges import check_choice
+
 SymbolMap = Literal["embedding", "linear"]
 
 #: Numbers whose hidden units are in memory at once: 256 x 512 float32 are 512 kB.
@@ -94,8 +96,7 @@ class Receiver(nn.Module):
 
     def __init__(self, features: int, embedding: int, symbols: int, symbol_map: SymbolMap = "embedding") -> None:
         super().__init__()
-        if symbol_map not in get_args(SymbolMap):
-            raise ValueError(f"symbol_map must be one of {', '.join(get_args(SymbolMap))}; got {symbol_map!r}")
+        check_choice("symbol_map", symbol_map, get_args(SymbolMap))
         self.embed = nn.Linear(features, embedding, bias=False)
         self.symbols = nn.Embedding(symbols, embedding)
         if symbol_map == "linear":

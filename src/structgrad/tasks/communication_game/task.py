@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from structgrad.common.ranges import check_choice
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
 from structgrad.structures import OneHot
@@ -99,8 +100,7 @@ class CommunicationGame(CallsOverTime):
                 f"{type(estimator).__name__} is over {estimator.kl_over or 'nothing'} "
                 "(estimator.kl=distribution, where an estimator has that option)"
             )
-        if loss not in get_args(Loss):
-            raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}; got {loss!r}")
+        check_choice("loss", loss, get_args(Loss))
         sizes = {"features": data.features, "symbols": symbols, "embedding": embedding, "hidden": hidden}
         sizes |= {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "eval_games": eval_games}
         sizes["test_games"] = test_games

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from structgrad.common.ranges import check_choice
 from structgrad.data import DamagedDataError
 from structgrad.tasks.l2x.data import ReviewData, Text, Vocabulary, fingerprints, lines_of
 
@@ -49,8 +50,7 @@ class BeerAdvocate(ReviewData):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if self.aspect not in ASPECTS:
-            raise ValueError(f"data.aspect must be one of {', '.join(ASPECTS)}; got {self.aspect!r}")
+        check_choice("data.aspect", self.aspect, ASPECTS)
 
     @property
     def files(self) -> dict[str, Path]:

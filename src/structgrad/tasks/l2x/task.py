@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
+from structgrad.common.ranges import check_choice
 from structgrad.data import Batch, Batches, DataError
 from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures import CorrelatedKSubset, KSubset
@@ -89,8 +90,7 @@ class L2X(Task):
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
         if not isinstance(structure, (KSubset, CorrelatedKSubset)) or structure.layout.name != "vector":
             raise ValueError(f"l2x needs k_subset or correlated_k_subset, over a vector; got {structure!r}")
-        if encoder not in get_args(EncoderName):
-            raise ValueError(f"encoder must be one of {', '.join(get_args(EncoderName))}; got {encoder!r}")
+        check_choice("encoder", encoder, get_args(EncoderName))
         if min(embedding_size, filters, hidden) < 1:
             raise ValueError("embedding_size, filters and hidden must be at least 1")
         if not (0 < decay_factor <= 1 and 0 < decay_share <= 1):

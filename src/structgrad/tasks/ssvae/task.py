@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_choice, check_range
 from structgrad.data import Batch, Batches
 from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimator
@@ -91,9 +91,7 @@ class SemiSupervisedVAE(CallsOverTime):
                 f"{type(estimator).__name__} is over {estimator.kl_over or 'nothing'} "
                 "(estimator.kl=distribution, where an estimator has that option)"
             )
-        if classification_loss not in CLASSIFICATION_LOSSES:
-            known = ", ".join(CLASSIFICATION_LOSSES)
-            raise ValueError(f"classification_loss must be one of {known}; got {classification_loss!r}")
+        check_choice("classification_loss", classification_loss, CLASSIFICATION_LOSSES)
         self.sizes = {
             "pixels": pixels,
             "classes": classes,

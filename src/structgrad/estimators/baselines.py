@@ -1,0 +1,349 @@
+"""Baselines of score-function estimators: what is subtracted from the objective so that its gradient varies less.
+
+A baseline of your own is a subclass of :class:`Baseline`, handed to ``Reinforce(structure, baseline=Mine())``.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from structgrad.common.ranges import check_choice, check_range
+from structgrad.structures.base import Structure
+
+BaselineName = Literal["none", "ema", "elbo", "batch", "sample", "greedy", "loo", "nvil"]
+
+
+class RunningMean(nn.Module):
+    """Exponential moving average and variance of a signal over past steps.
+
+    They start at zero and are corrected for it as in Adam; both are zero before the first :meth:`update`.
+    Estimators read them before they update them: a baseline that has seen the action it is subtracted for
+    would be biased.
+
+    Args:
+        decay: weight of the past.
+
+    Raises:
+        ValueError: unless ``0 <= decay < 1``.
+    """
+
+    total: Tensor
+    squares: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1); got {decay}")
+        self.decay = decay
+        for name in ("total", "squares", "weight"):
+            self.register_buffer(name, torch.zeros(()))
+
+    @property
+    def mean(self) -> Tensor:
+        """The running mean: scalar."""
+        return self.total / self._divisor
+
+    @property
+    def deviation(self) -> Tensor:
+        """The running standard deviation: scalar."""
+        return (self.squares / self._divisor).sqrt()
+
+    @property
+    def _divisor(self) -> Tensor:
+        """The weight; anything positive before the first update, when all is 0."""
+        return self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
+
+    @torch.no_grad()
+    def update(self, values: Tensor) -> None:
+        """Move towards the mean and variance (around the running mean) of ``values``, any shape; not for none."""
+        if not values.numel():
+            return
+        values = values.detach().to(self.total)
+        variance = (values - self.mean).square().mean()
+        self.total = self.total.lerp(values.mean(), 1 - self.decay)
+        self.squares = self.squares.lerp(variance, 1 - self.decay)
+        self.weight = self.weight.lerp(torch.ones_like(self.weight), 1 - self.decay)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step of training has found.
+
+    Attributes:
+        losses: ``[batch, K]``, detached: the objective at the samples.
+        rival: ``[batch, 1]``, detached: the objective at the vertex of :meth:`Baseline.rival`; ``[batch, 0]`` for none.
+        kl: ``[batch]``, detached: the divergence of the latent distribution from its prior.
+        kl_weight: what the caller multiplies it with.
+        context: ``[batch, features]``, what the caller knows of the examples, or None.
+    """
+
+    losses: Tensor
+    rival: Tensor
+    kl: Tensor
+    kl_weight: float
+    context: Tensor | None
+
+
+class Baseline(nn.Module, abc.ABC):
+    """What is subtracted from the objective.
+
+    A baseline must not depend on the sample that it is subtracted for: then every choice is unbiased. Its parameters
+    and buffers are part of the estimator. State is assigned, not written into.
+    """
+
+    #: Oracles that it needs.
+    needs: tuple[str, ...] = ()
+
+    #: Fewest samples an example.
+    least_samples: int = 1
+
+    #: Whether an example's baseline depends on the other examples of its batch.
+    mixes_examples: bool = False
+
+    #: Whether it evaluates a further vertex, see :meth:`rival`.
+    has_rival: bool = False
+
+    def rival(self, structure: Structure, scores: Tensor, mask: Tensor | None, sample: Callable[[], Tensor]) -> Tensor:
+        """One further vertex an example to be evaluated, in the same call of the objective, if ``has_rival``.
+
+        Args:
+            structure: the set of vertices.
+            scores: ``[batch, *parts]``, detached.
+            mask: which parts exist.
+            sample: draws a vertex an example, independent of those that the gradient is about.
+
+        Returns:
+            ``[batch, *vertex]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has a rival, but does not say which")
+
+    @abc.abstractmethod
+    def predict(self, outcome: Outcome) -> Tensor:
+        """The baseline, broadcastable to ``[batch, K]``; the estimator detaches it."""
+
+    def normalize(self, advantage: Tensor) -> Tensor:
+        """Scale the objective less the baseline, ``[batch, K]``; here it stays as it is."""
+        return advantage
+
+    def update(self, outcome: Outcome, prediction: Tensor) -> Tensor | None:
+        """Learn from a step, after its gradient.
+
+        Args:
+            outcome: of the step.
+            prediction: what :meth:`predict` said of it.
+
+        Returns:
+            a loss to be added to the surrogate, ``[batch]``, whose gradient is that of the baseline's parameters; or
+            None.
+        """
+        return None
+
+
+class NoBaseline(Baseline):
+    """Zero."""
+
+    def predict(self, outcome: Outcome) -> Tensor:
+        """See :class:`Baseline`."""
+        return outcome.losses.new_zeros(())
+
+
+class MovingAverage(Baseline):
+    """Exponential moving average of the objective over past steps, corrected for its start (zero on the first step).
+
+    Args:
+        decay: weight of the past.
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.running = RunningMean(decay)
+
+    def predict(self, outcome: Outcome) -> Tensor:
+        """See :class:`Baseline`."""
+        return self.running.mean
+
+    def update(self, outcome: Outcome, prediction: Tensor) -> None:
+        """See :class:`Baseline`."""
+        self.running.update(outcome.losses)
+
+
+class ElboAverage(MovingAverage):
+    """Moving average of the whole loss ``objective + kl_weight kl``, less the example's own ``kl_weight kl``.
+
+    The signal is then the loss less its average (Paulus et al. 2020, C.1).
+
+    Args:
+        decay: weight of the past.
+    """
+
+    def predict(self, outcome: Outcome) -> Tensor:
+        """See :class:`Baseline`."""
+        return self.running.mean - outcome.kl_weight * outcome.kl[:, None]
+
+    def update(self, outcome: Outcome, prediction: Tensor) -> None:
+        """See :class:`Baseline`."""
+        self.running.update(outcome.losses + outcome.kl_weight * outcome.kl[:, None])
+
+
+class BatchMean(Baseline):
+    """Mean objective of the *other* examples of the batch."""
+
+    mixes_examples = True
+
+    def predict(self, outcome: Outcome) -> Tensor:
+        """See :class:`Baseline`.
+
+        Raises:
+            ValueError: for a single example.
+        """
+        batch = len(outcome.losses)
+        if batch == 1:
+            raise ValueError("baseline batch needs at least two examples in a batch")
+        means = outcome.losses.mean(1, keepdim=True)
+        return (means.sum() - means) / max(1, batch - 1)
+
+
+class IndependentSample(Baseline):
+    """Objective of one independent sample (SFE+ of Correia et al. 2020, section 5.1); one more evaluation."""
+
+    has_rival = True
+
+    def rival(self, structure: Structure, scores: Tensor, mask: Tensor | None, sample: Callable[[], Tensor]) -> Tensor:
+        """See :class:`Baseline`."""
+        return sample()
+
+    def predict(self, outcome: Outcome) -> Tensor:
+        """See :class:`Baseline`."""
+        return outcome.rival
+
+
+class SelfCritical(IndependentSample):
+    """Objective of ``argmax(scores)`` (Rennie et al. 2017); one more evaluation."""
+
+    needs = ("argmax",)
+
+    def rival(self, structure: Structure, scores: Tensor, mask: Tensor | None, sample: Callable[[], Tensor]) -> Tensor:
+        """See :class:`Baseline`."""
+        return structure.argmax(scores, mask)
+
+
+class LeaveOneOut(Baseline):
+    """Mean objective of the other samples of the same example (Struminsky et al. 2021, equation 7)."""
+
+    least_samples = 2
+
+    def predict(self, outcome: Outcome) -> Tensor:
+        """See :class:`Baseline`."""
+        losses = outcome.losses
+        return (losses.sum(1, keepdim=True) - losses) / (losses.shape[1] - 1)
+
+
+class LearntBaseline(Baseline):
+    """A network of the context plus a running mean of what it does not explain (NVIL; Mnih & Gregor 2014).
+
+    Trained by squared error within the surrogate. The context is detached, so that the baseline trains nothing but
+    itself.
+
+    Args:
+        context_size: features of the context.
+        hidden_size: of the network (one hidden layer, ReLU).
+        decay: of the running mean and variance.
+        normalize_variance: divide the learning signal by ``max(1, running standard deviation)`` (Mnih & Gregor,
+            2.3.3).
+    """
+
+    def __init__(
+        self, context_size: int, hidden_size: int = 100, decay: float = 0.99, normalize_variance: bool = False
+    ) -> None:
+        super().__init__()
+        check_range("context_size", context_size, least=1)
+        check_range("hidden_size", hidden_size, least=1)
+        self.running, self.normalize_variance = RunningMean(decay), normalize_variance
+        self.network = nn.Sequential(nn.Linear(context_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
+
+    def predict(self, outcome: Outcome) -> Tensor:
+        """See :class:`Baseline`.
+
+        Raises:
+            ValueError: without a context.
+        """
+        if outcome.context is None:
+            raise ValueError("baseline nvil needs the context; the task passes none")
+        of_context: Tensor = self.network(outcome.context.detach().to(next(self.parameters()).dtype))
+        return of_context.to(outcome.losses.dtype) + self.running.mean
+
+    def normalize(self, advantage: Tensor) -> Tensor:
+        """See :class:`Baseline`."""
+        return advantage / self.running.deviation.clamp_min(1.0) if self.normalize_variance else advantage
+
+    def update(self, outcome: Outcome, prediction: Tensor) -> Tensor:
+        """See :class:`Baseline`."""
+        error = outcome.losses - prediction
+        self.running.update(error + self.running.mean)
+        return error.square().mean(1)
+
+
+def make_baseline(
+    baseline: BaselineName | Baseline,
+    decay: float = 0.99,
+    context_size: int | None = None,
+    hidden_size: int = 100,
+    normalize_variance: bool = False,
+) -> Baseline:
+    """The baseline of that name; an object is handed through.
+
+    Args:
+        baseline: ``none``, ``ema`` (:class:`MovingAverage`), ``elbo`` (:class:`ElboAverage`), ``batch``
+            (:class:`BatchMean`), ``sample`` (:class:`IndependentSample`), ``greedy`` (:class:`SelfCritical`), ``loo``
+            (:class:`LeaveOneOut`), ``nvil`` (:class:`LearntBaseline`), or an object.
+        decay: of ``ema``, ``elbo`` and ``nvil``.
+        context_size: of ``nvil``, and of no other.
+        hidden_size: of ``nvil``.
+        normalize_variance: of ``nvil``, and of no other.
+
+    Raises:
+        ValueError: for an unknown name, or options of another baseline.
+    """
+    if (baseline == "nvil") != (context_size is not None):
+        raise ValueError(f"context_size goes with baseline nvil and no other; got {baseline}, {context_size}")
+    if normalize_variance and baseline != "nvil":
+        raise ValueError(f"normalize_variance goes with baseline nvil and no other; got {baseline}")
+    if isinstance(baseline, Baseline):
+        return baseline
+    check_choice("baseline", baseline, get_args(BaselineName))
+    if context_size is not None:
+        return LearntBaseline(context_size, hidden_size, decay, normalize_variance)
+    if baseline in ("ema", "elbo"):
+        return MovingAverage(decay) if baseline == "ema" else ElboAverage(decay)
+    simple: dict[str, type[Baseline]] = {
+        "none": NoBaseline,
+        "batch": BatchMean,
+        "sample": IndependentSample,
+        "greedy": SelfCritical,
+        "loo": LeaveOneOut,
+    }
+    return simple[baseline]()
+
+
+__all__ = [
+    "Baseline",
+    "BaselineName",
+    "BatchMean",
+    "ElboAverage",
+    "IndependentSample",
+    "LearntBaseline",
+    "LeaveOneOut",
+    "MovingAverage",
+    "NoBaseline",
+    "Outcome",
+    "RunningMean",
+    "SelfCritical",
+    "make_baseline",
+]

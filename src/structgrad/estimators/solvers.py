@@ -1,0 +1,168 @@
+"""Derivatives for any solver: decorators for functions ``scores -> vertices``, without a :class:`Structure`.
+
+The solver is a black box, on arrays of any kind, as long as it takes and returns tensors::
+
+    @imle(step=10.0)
+    def shortest_path(scores):                        # [batch, *parts] -> 0/1 [batch, *parts]
+        return torch.from_numpy(my_solver(scores.numpy()))
+
+    loss = decoder(shortest_path(encoder(x)))         # differentiable
+
+It is to *maximise* ``<x, scores>``; for one that minimises costs, hand it the negated scores.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from structgrad.algorithms.derivatives import first_order_only
+from structgrad.common.ranges import check_positive, check_range
+from structgrad.estimators.relaxation import mean_argmax
+from structgrad.estimators.utilities import SumOfGamma, Utility, UtilityName, make_utility
+
+Solver = Callable[[Tensor], Tensor]
+
+
+class _Interpolated(torch.autograd.Function):
+    """A solver, with the difference of two calls in the place of its derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, utility: Tensor, solve: Solver, step: float) -> Tensor:
+        vertex = solve(utility)
+        if vertex.shape != utility.shape:
+            raise ValueError(
+                f"the solver returns {list(vertex.shape)} for scores {list(utility.shape)}; a step in the direction of "
+                "a gradient needs one entry a score"
+            )
+        ctx.save_for_backward(utility, vertex)
+        ctx.settings = (solve, step)
+        return vertex
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        utility, vertex = ctx.saved_tensors
+        solve, step = ctx.settings
+        moved = (vertex - solve(utility - step * gradients[0].detach())) / step
+        return first_order_only(moved, "a surrogate gradient", gradients[0], utility), None, None
+
+
+def _solver(function: Callable[..., Tensor], options: dict[str, Any]) -> Solver:
+    """The function without a gradient, in the precision of the scores."""
+
+    def solve(scores: Tensor) -> Tensor:
+        with torch.no_grad():
+            return function(scores.detach(), **options).to(scores)
+
+    return solve
+
+
+@overload
+def imle(function: Callable[..., Tensor]) -> Callable[..., Tensor]: ...
+
+
+@overload
+def imle(
+    *, step: float = 10.0, utility: UtilityName | Utility | SumOfGamma | None = "gumbel"
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]: ...
+
+
+def imle(
+    function: Callable[..., Tensor] | None = None,
+    *,
+    step: float = 10.0,
+    utility: UtilityName | Utility | SumOfGamma | None = "gumbel",
+) -> Any:
+    """Make a solver differentiable by implicit maximum likelihood (Niepert et al. 2021).
+
+    With ``u = scores + noise`` the value is ``x = solver(u)``, and with v the gradient there, that of the scores is
+    defined as ``(x - solver(u - step v)) / step``. Biased; two calls of the solver. With ``utility=None`` there is no
+    noise, which is the linear interpolation of Pogančić et al. (2020).
+
+    Args:
+        function: the solver, ``scores [batch, *parts] -> vertices [batch, *parts]``, 0/1. Keyword arguments of a call
+            are handed to it.
+        step: lambda in the papers.
+        utility: the noise, by name or as an object.
+
+    Returns:
+        the function, differentiable once in the scores; or a decorator, if ``function`` is left out.
+
+    Raises:
+        TypeError, ValueError: unless the step is a positive number; from a call, for vertices of another shape.
+    """
+    check_positive("step", step)
+    noise = utility if utility is None or isinstance(utility, SumOfGamma) else make_utility(utility)
+
+    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(function)
+        def differentiable(scores: Tensor, **options: Any) -> Tensor:
+            perturbed = scores if noise is None else noise.sample(scores)
+            vertex: Tensor = _Interpolated.apply(perturbed, _solver(function, options), step)
+            return vertex
+
+        return differentiable
+
+    return decorate if function is None else decorate(function)
+
+
+@overload
+def perturbed(function: Callable[..., Tensor]) -> Callable[..., Tensor]: ...
+
+
+@overload
+def perturbed(
+    *, sigma: float = 1.0, n_samples: int = 10, utility: UtilityName | Utility = "gaussian"
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]: ...
+
+
+def perturbed(
+    function: Callable[..., Tensor] | None = None,
+    *,
+    sigma: float = 1.0,
+    n_samples: int = 10,
+    utility: UtilityName | Utility = "gaussian",
+) -> Any:
+    """Make a solver differentiable by the mean of its results under noise (Berthet et al. 2020).
+
+    The value is the mean of ``solver(scores + sigma Z)`` over samples, the derivative that of its expectation,
+    estimated from the same samples. The solver is called once, with ``n_samples * batch`` examples.
+
+    Args:
+        function: the solver, ``scores [batch, *parts] -> vertices [batch, *vertex]``. Keyword arguments of a call are
+            handed to it.
+        sigma: scale of the noise.
+        n_samples: an example.
+        utility: the noise Z: gumbel, gaussian or logistic.
+
+    Returns:
+        the function, differentiable once in the scores; or a decorator, if ``function`` is left out.
+
+    Raises:
+        TypeError, ValueError: for options out of range, or noise that is not added to the scores.
+    """
+    check_positive("sigma", sigma)
+    check_range("n_samples", n_samples, least=1)
+    noise = make_utility(utility)
+    if not noise.is_location_family:
+        raise ValueError(f"perturbed needs utilities that are scores plus noise; got {type(noise).__name__}")
+
+    def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(function)
+        def differentiable(scores: Tensor, **options: Any) -> Tensor:
+            drawn = noise.sample(torch.zeros_like(scores), n_samples)
+            vertices = _solver(function, options)((scores.detach() + sigma * drawn).flatten(0, 1))
+            vertices = vertices.unflatten(0, (n_samples, len(scores)))
+            exists = torch.ones_like(scores, dtype=torch.bool)
+            return mean_argmax(scores, vertices, drawn, noise, exists, sigma)
+
+        return differentiable
+
+    return decorate if function is None else decorate(function)
+
+
+__all__ = ["imle", "perturbed"]
