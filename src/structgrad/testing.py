@@ -9,9 +9,9 @@ example, with scores of +-100, with ties, by gradcheck, and for its shapes::
     class TestWindow(StructureContract):
         cases = [Case(Window(2), (5,), vector_masks(5, 4, 2))]
 
-An estimator: :func:`assert_unbiased` compares its gradients, of scores and decoder, with enumerated ones. To see the
-values in what fails, let pytest rewrite the assertions: ``pytest.register_assert_rewrite("structgrad.testing")`` in
-``conftest.py``.
+An estimator: subclass :class:`EstimatorContract`, say how it is built and over which cases.
+:func:`assert_unbiased` compares gradients, of scores and decoder, with enumerated ones. To see the values in what
+fails, let pytest rewrite the assertions: ``pytest.register_assert_rewrite("structgrad.testing")`` in ``conftest.py``.
 
 Every test of the contract runs on every path that computes (:data:`PATHS`), not only on the one that this machine would
 take: what a GPU is to be right about is tested without one.
@@ -23,6 +23,7 @@ what is asked of a structure or an estimator is computed there.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,7 @@ from torch import Tensor
 
 from structgrad.algorithms import eager, gpu
 from structgrad.diagnose import Distribution, Problem
-from structgrad.estimators.base import Estimator
+from structgrad.estimators.base import Estimate, Estimator, Objective
 from structgrad.structures.base import ORACLES, Structure, Trace, UnsupportedError
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PATHS",
     "Case",
     "Distribution",
+    "EstimatorContract",
     "Problem",
     "StructureContract",
     "assert_mean",
@@ -125,13 +127,16 @@ class Case:
         structure: what is tested.
         shape: of the parts.
         masks: bool tensors of that shape, one an example; the whole batch is tested together.
+        plain: the structure as it was given, for estimators; ``structure`` may compute on another device.
     """
 
     structure: Structure
     shape: tuple[int, ...]
     masks: list[Tensor] = field(default_factory=list)
+    plain: Structure = field(init=False)
 
     def __post_init__(self) -> None:
+        self.plain = self.structure
         if _ELSEWHERE:
             self.structure = cast(Structure, _Elsewhere(self.structure))
 
@@ -640,3 +645,197 @@ def assert_unbiased(
     samples = gradients(estimator, problem, count, repeats)
     assert_mean(samples, problem.gradient(problem.expected(distribution)), confidence)
     return samples
+
+
+class EstimatorContract:
+    """Inherit, set :attr:`cases` and override :meth:`build`: what holds for every estimator is then checked.
+
+    Cases over whose structure the estimator cannot be built are left out; one at least must remain::
+
+        class TestMine(EstimatorContract):
+            cases = [Case(OneHot(), (4,), vector_masks(4, 3)), Case(SpanningTree(), (4, 4), length_masks(4, 3))]
+            unbiased = "gibbs"
+
+            def build(self, structure):
+                return Mine(structure)
+    """
+
+    cases: Sequence[Case]
+
+    #: The distribution over vertices whose expected objective the gradient is claimed to be of, without bias; or None.
+    unbiased: Distribution | None = None
+
+    #: Whether the objective gets vertices of the structure, rather than embeddings of the estimator's own.
+    evaluates_vertices: bool = True
+
+    #: Which of several estimators of this class is tested, if it builds several.
+    variant: str = ""
+
+    def build(self, structure: Structure) -> Estimator:
+        """The estimator over a structure.
+
+        Raises:
+            UnsupportedError, ValueError: if there is none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say which estimator it is about")
+
+    def mask(self, case: Case) -> Tensor:
+        """Which parts exist; override it for estimators that take no examples with missing parts."""
+        return case.mask
+
+    def each(self) -> Iterator[tuple[Estimator, Problem]]:
+        """The estimators that can be built, in training, and a problem for each."""
+        built: dict[str, list[tuple[Estimator, Problem]]] = type(self).__dict__.get("_built") or {}
+        type(self)._built = built  # type: ignore[attr-defined]
+        if self.variant not in built:
+            found = built[self.variant] = []
+            for case in self.cases:
+                torch.manual_seed(0)
+                try:
+                    estimator = self.build(case.plain).double()
+                except ValueError:  # UnsupportedError is one
+                    continue
+                found.append((estimator, Problem.make(case.plain, case.shape, len(case.mask), self.mask(case))))
+        assert built[self.variant], "the estimator cannot be built over any case"
+        for estimator, problem in built[self.variant]:
+            yield copy.deepcopy(estimator).train(), problem
+
+    def run(self, estimator: Estimator, problem: Problem, objective: Objective | None = None) -> Estimate:
+        """One call, from a fixed seed."""
+        torch.manual_seed(0)
+        estimate: Estimate = estimator(
+            problem.scores, objective or problem.decoder, mask=problem.mask, context=problem.context
+        )
+        return estimate
+
+    def test_estimate(self) -> None:
+        """Shapes, dtypes, weights that sum to one, rows in range, and the objective that they make."""
+        for estimator, problem in self.each():
+            estimate = self.run(estimator, problem)
+            batch = len(problem.scores)
+            assert estimate.surrogate.shape == estimate.objective.shape == (batch,)
+            assert not estimate.objective.requires_grad
+            assert estimate.rows.dtype == torch.int64
+            assert len(estimate.rows) == len(estimate.vertices) == len(estimate.weights)
+            total = estimate.mean(torch.ones_like(estimate.weights))
+            torch.testing.assert_close(
+                total, torch.ones_like(total), msg=f"{problem.structure.name}: weights sum to {total}"
+            )
+            losses = problem.decoder(estimate.vertices.detach(), estimate.rows)
+            torch.testing.assert_close(estimate.mean(losses).detach(), estimate.objective, check_dtype=False)
+            torch.testing.assert_close(estimate.loss.detach(), estimate.objective)
+
+    def test_evaluation_is_hard(self) -> None:
+        """One gradient-free vertex an example, or the whole of an exact distribution."""
+        for estimator, problem in self.each():
+            estimate = self.run(estimator.eval(), problem)
+            assert not estimate.vertices.requires_grad
+            assert estimate.exact or len(estimate.rows) == len(problem.scores)
+            if self.evaluates_vertices:
+                assert ((estimate.vertices == 0) | (estimate.vertices == 1)).all()
+
+    def test_kl(self) -> None:
+        """Over what the estimator says; at least 0, and no further than a point mass where it is of the vertices."""
+        for estimator, problem in self.each():
+            estimate = self.run(estimator, problem)
+            assert (estimate.divergence and estimate.divergence.over) == estimator.kl_over
+            if estimate.divergence is None:
+                with pytest.raises(UnsupportedError, match="no KL divergence"):
+                    _ = estimate.kl
+                continue
+            assert estimate.kl.shape == problem.scores.shape[:1]
+            assert (estimate.kl >= -1e-12).all()
+            if estimator.kl_over == "vertex":
+                sizes = [math.log(len(problem.vertices(example))) for example in range(len(problem.scores))]
+                assert (estimate.kl <= torch.tensor(sizes) + 1e-9).all()
+
+    def test_missing_parts_have_no_gradient(self) -> None:
+        """And are not looked at: NaN there changes nothing."""
+        for estimator, problem in self.each():
+            exists = problem.structure.parts(problem.scores, problem.mask)
+            scores = torch.where(problem.mask, problem.scores.detach(), math.nan).requires_grad_()
+            torch.manual_seed(0)
+            estimate = estimator(scores, problem.decoder, mask=problem.mask, context=problem.context)
+            (gradient,) = torch.autograd.grad(estimate.surrogate.sum(), scores)
+            assert gradient.isfinite().all(), f"{problem.structure.name}: {gradient}"
+            assert (gradient[~exists] == 0).all(), f"{problem.structure.name}: {gradient}"
+
+    def test_state_is_assigned(self) -> None:
+        """Written in place, it would be read anew, and wrongly, by the backward pass of a compiled step."""
+        for estimator, problem in self.each():
+            before = {name: (buffer, buffer.clone()) for name, buffer in estimator.named_buffers()}
+            (self.run(estimator, problem).surrogate.sum() + 0.0).backward()
+            assert all(torch.equal(buffer, value) for buffer, value in before.values())
+
+    def test_one_batch_dimension(self) -> None:
+        """More or fewer are an error that says so."""
+        for estimator, problem in self.each():
+            for scores in (problem.scores[0], problem.scores[None]):
+                with pytest.raises(ValueError, match="exactly one batch dimension"):
+                    estimator(scores, problem.decoder)
+
+    def test_what_no_estimator_takes(self) -> None:
+        """Integers have no gradient; a mask is bool and of the scores' shape."""
+        for estimator, problem in self.each():
+            scores, context = problem.scores, problem.context
+            for wrong, mask, error, message in (
+                (scores.detach().long(), None, TypeError, "must be floating point"),
+                (scores, torch.ones_like(scores), TypeError, "mask must be bool"),
+                (scores, torch.ones(7, *scores.shape[1:]).bool(), ValueError, r"mask \[7, .* does not broadcast"),
+            ):
+                with pytest.raises(error, match=message):
+                    estimator(wrong, problem.decoder, mask=mask, context=context)
+
+    def test_an_objective_that_cannot_be_differentiated(self) -> None:
+        """Is an error for those that differentiate it, and none for the others."""
+        weight = torch.ones((), requires_grad=True)
+
+        def constant(vertices: Tensor, rows: Tensor) -> Tensor:
+            return (vertices > 0.5).flatten(1).sum(1).double()
+
+        def elsewhere(vertices: Tensor, rows: Tensor) -> Tensor:  # a gradient, but not there
+            return weight * constant(vertices, rows)
+
+        for estimator, problem in self.each():
+            for objective in (constant, elsewhere):
+                if not estimator.needs_differentiable_objective:
+                    self.run(estimator, problem, objective)
+                    continue
+                with pytest.raises(ValueError, match="do not depend on the vertices differentiably"):
+                    self.run(estimator, problem, objective)
+
+    def test_a_batch_without_examples(self) -> None:
+        """Teaches nothing: averages over steps stay what they are."""
+        for estimator, problem in self.each():
+            self.run(estimator, problem).surrogate.sum().backward()
+            before = {name: value.clone() for name, value in estimator.state_dict().items()}
+            estimate = estimator(
+                problem.scores[:0], problem.decoder, mask=problem.mask[:0], context=problem.context[:0]
+            )
+            assert estimate.surrogate.shape == (0,)
+            estimate.surrogate.sum().backward()
+            for name, value in estimator.state_dict().items():
+                assert torch.equal(value, before[name]) or name.endswith("step"), f"{problem.structure.name}: {name}"
+
+    def test_precisions(self) -> None:
+        """Scores in float64 with parameters in float32; half precision is widened, and its gradient narrow again."""
+        for estimator, problem in self.each():
+            estimator = estimator.float()
+            estimate = self.run(estimator, problem)
+            assert estimate.vertices.dtype == estimate.surrogate.dtype == torch.float64
+            scores = problem.scores.detach().bfloat16().requires_grad_()
+            context = problem.context.float()
+            estimate = estimator(
+                scores, lambda x, rows: x.square().flatten(1).sum(1), mask=problem.mask, context=context
+            )
+            assert estimate.vertices.dtype == torch.float32
+            (gradient,) = torch.autograd.grad(estimate.surrogate.sum(), scores)
+            assert gradient.dtype == torch.bfloat16
+
+    def test_unbiased(self) -> None:
+        """Gradients of scores and decoder agree with the enumerated ones, if that is claimed."""
+        if self.unbiased is None:
+            pytest.skip("no claim")
+        for estimator, problem in self.each():
+            torch.manual_seed(0)
+            assert_unbiased(estimator, problem, self.unbiased)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from omegaconf import DictConfig
 from scipy import stats
+from torch import Tensor
 
-from structgrad.diagnose import Problem
+from structgrad.diagnose import FEATURES, Problem
 from structgrad.estimators import (
     REBAR,
     RELAX,
@@ -34,11 +37,12 @@ from structgrad.structures import (
     Matching,
     OneHot,
     SpanningTree,
+    Structure,
     Subset,
     UnsupportedError,
 )
-from structgrad.testing import DEVICE, gradients
-from tests.estimators.test_relaxation import CASES, problem
+from structgrad.testing import DEVICE, Case, EstimatorContract, gradients
+from tests.cases import CASES, problem
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "estimator").glob("*.yaml") if path.stem != "none")
@@ -55,58 +59,51 @@ WITHOUT_KL = {
 }
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@functools.cache
+def configuration(preset: str) -> DictConfig:
+    """The configuration of that name, for contexts and vectors of tiny sizes."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        overrides = [f"+estimator={preset}", f"+context_size={FEATURES}", "+task.size=4"]
+        return hydra.compose(overrides=overrides).estimator
+
+
+class TestPresets(EstimatorContract):
+    """Every configuration over every structure that it accepts: all that the table says works."""
+
+    cases = tuple(CASES.values())
+
+    @pytest.fixture(autouse=True, params=NAMES)
+    def preset(self, request: pytest.FixtureRequest) -> None:
+        self.variant = request.param
+        self.evaluates_vertices = self.variant != "vector_quantization"
+
+    def build(self, structure: Structure) -> Estimator:
+        try:
+            return hydra.utils.instantiate(configuration(self.variant), structure=structure)
+        except hydra.errors.InstantiationException as error:
+            if isinstance(error.__cause__, ValueError):
+                raise error.__cause__ from None
+            raise
+
+    def mask(self, case: Case) -> Tensor:
+        """Lists of vertices are of one size for the whole batch."""
+        return torch.ones_like(case.mask) if self.variant in ("dense", "sparsemax") else case.mask
+
+    def test_without_noise_there_is_no_kl(self) -> None:
+        if self.variant in WITHOUT_KL:
+            assert all(estimator.kl_over is None for estimator, _ in self.each())
+
+
+@pytest.fixture(params=NAMES)
 def built(request: pytest.FixtureRequest) -> tuple[str, list[tuple[Estimator, Problem]]]:
     """A configuration, and what it builds over every structure that it accepts."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = hydra.compose(overrides=[f"+estimator={request.param}", "+context_size=3", "+task.size=4"]).estimator
-    found = []
-    for name, (structure, *_) in CASES.items():
-        try:
-            estimator: Estimator = hydra.utils.instantiate(config, structure=structure).double()
-        except hydra.errors.InstantiationException as error:
-            if not isinstance(error.__cause__, ValueError):
-                raise
-        else:
-            # Lists of vertices are of one size for the whole batch.
-            listed = request.param in ("dense", "sparsemax")
-            found.append((estimator, problem(name, mask=torch.ones((), dtype=torch.bool)) if listed else problem(name)))
-    assert found
-    return request.param, found
+    contract = TestPresets()
+    contract.variant = request.param
+    return request.param, list(contract.each())
 
 
 def run(estimator: Estimator, p: Problem, objective: Any = None) -> Any:
-    torch.manual_seed(0)
-    context = torch.zeros(len(p.scores), 3, dtype=torch.float64)
-    return estimator(p.scores, objective or p.decoder, mask=p.mask, context=context)
-
-
-def test_a_kl_says_what_it_is_over_and_is_none(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
-    name, pairs = built
-    for estimator, p in pairs:
-        estimate = run(estimator.train(), p)
-        assert (estimate.divergence and estimate.divergence.over) == estimator.kl_over
-        if name in WITHOUT_KL:
-            assert estimator.kl_over is None
-        if estimator.kl_over is None:
-            with pytest.raises(UnsupportedError, match="no KL divergence"):
-                estimate.kl  # noqa: B018
-        else:
-            assert estimate.kl.shape == (2,)
-            assert (estimate.kl >= -1e-12).all()
-            (estimate.surrogate + estimate.kl).mean().backward()
-        if estimator.kl_over == "vertex":
-            # No distribution is further from the uniform one than a point mass.
-            sizes = [math.log(len(p.vertices(example))) for example in range(2)]
-            assert (estimate.kl <= torch.tensor(sizes) + 1e-9).all()
-
-
-def test_state_is_assigned(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
-    """Written in place, it would be read anew, and wrongly, by the backward pass of a compiled step."""
-    for estimator, p in built[1]:
-        before = {name: (buffer, buffer.clone()) for name, buffer in estimator.named_buffers()}
-        (run(estimator.train(), p).surrogate.sum() + 0.0).backward()
-        assert all(torch.equal(buffer, value) for buffer, value in before.values())
+    return TestPresets().run(estimator, p, objective)
 
 
 @pytest.mark.gpu
@@ -116,37 +113,14 @@ def test_the_same_mean_gradient_on_every_device(built: tuple[str, list[tuple[Est
     for estimator, p in pairs[:: 1 if DEVICE.type != "cpu" else len(pairs)]:
         there = copy.deepcopy(estimator)  # before either has state
         torch.manual_seed(1)
-        problem = replace(p, context=p.context[:, :3])
         ours, theirs = (
-            gradients(there.train(), problem, 30, 20),
-            torch.stack(list(problem.estimates(estimator.train(), 30, 20))),
+            gradients(there.train(), p, 30, 20),
+            torch.stack(list(p.estimates(estimator.train(), 30, 20))),
         )
         error = ((ours.var(0) + theirs.var(0)) / len(ours)).sqrt()
         bound = stats.t.ppf(1 - 1e-5 / 2 / len(error), 29) * error + 1e-7
         off = (ours.mean(0) - theirs.mean(0)).abs()
         assert (off <= bound).all(), f"{name} over {p.structure.name}: {off - bound}"
-
-
-def test_one_batch_dimension(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
-    for estimator, p in built[1]:
-        for scores in (p.scores[0], p.scores[None]):
-            with pytest.raises(ValueError, match="exactly one batch dimension"):
-                estimator(scores, p.decoder)
-
-
-def test_a_loss_that_cannot_be_differentiated(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
-    weight = torch.ones((), requires_grad=True)
-    for estimator, p in built[1]:
-        estimator.train()._reaches_vertices = False
-        for objective in (
-            lambda vertices, rows: (vertices > 0.5).flatten(1).sum(1).double(),
-            lambda vertices, rows: weight * (vertices > 0.5).flatten(1).sum(1).double(),  # a gradient, but not there
-        ):
-            if estimator.needs_differentiable_objective:
-                with pytest.raises(ValueError, match="do not depend on the vertices differentiably"):
-                    run(estimator, p, objective)
-            else:
-                run(estimator, p, objective)
 
 
 def test_the_objective_returns_one_number_a_vertex() -> None:
@@ -167,29 +141,6 @@ def test_messages_show_the_shape() -> None:
             SurrogateGradient(structure)(
                 torch.zeros([6] * (structure.layout.ndim + 2)), lambda vertices, rows: vertices.flatten(1).sum(1)
             )
-
-
-def test_what_no_estimator_takes(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
-    """Integers have no gradient; a mask is bool and of the scores' shape."""
-    for estimator, p in built[1]:
-        for scores, mask, error, message in (
-            (p.scores.detach().long(), None, TypeError, "must be floating point"),
-            (p.scores, torch.ones_like(p.scores), TypeError, "mask must be bool"),
-            (p.scores, torch.ones(7, *p.scores.shape[1:]).bool(), ValueError, r"mask \[7, .* does not broadcast"),
-        ):
-            with pytest.raises(error, match=message):
-                estimator(scores, p.decoder, mask=mask, context=torch.zeros(2, 3, dtype=torch.float64))
-
-
-def test_wide_scores_meet_narrow_parameters(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
-    """Scores in float64, parameters and buffers of the estimator as they are made, in float32."""
-    for estimator, p in built[1]:
-        estimator = copy.deepcopy(estimator).float().train()
-        estimate = run(estimator, p)
-        assert estimate.vertices.dtype == estimate.surrogate.dtype == torch.float64
-        (gradient,) = torch.autograd.grad(estimate.surrogate.sum(), p.scores)
-        assert gradient.dtype == torch.float64
-        assert gradient.isfinite().all()
 
 
 TRACES = ("t_reinforce", "t_reinforce_plus", "e_reinforce", "e_reinforce_plus", "gumbel_rao", "relax", "rebar")
@@ -244,20 +195,6 @@ def test_a_temperature_is_learnt_if_it_is_a_parameter() -> None:
             SST(OneHot(), temperature=wrong)
     with pytest.raises(TypeError, match="temperature must be a number; got Tensor"):
         REBAR(OneHot(), temperature=torch.ones(2))
-
-
-def test_a_batch_without_examples(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
-    """Teaches nothing: averages over steps stay what they are."""
-    for estimator, p in built[1]:
-        estimator = copy.deepcopy(estimator).train()
-        run(estimator, p).surrogate.sum().backward()
-        before = {name: value.clone() for name, value in estimator.state_dict().items()}
-        context = torch.zeros(0, 3, dtype=torch.float64)
-        estimate = estimator(p.scores[:0], p.decoder, mask=p.mask[:0], context=context)
-        assert estimate.surrogate.shape == (0,)
-        estimate.surrogate.sum().backward()
-        for name, value in estimator.state_dict().items():
-            assert torch.equal(value, before[name]) or name.endswith("step"), f"{p.structure.name}: {name}"
 
 
 def test_weights_are_as_precise_as_the_vertices() -> None:
@@ -318,18 +255,3 @@ def test_the_average_of_the_elbo() -> None:
         torch.testing.assert_close(
             estimator.baseline.running.mean, (weights * torch.stack(means)).sum() / weights.sum()
         )
-
-
-def test_half_precision_is_widened(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
-    """Mixed precision: encoders make half precision, whose gradient they get back."""
-    for estimator, p in built[1]:
-        if "critic" in dict(estimator.named_modules()) or p.structure.layout.name != "vector":
-            continue
-        scores = p.scores.detach().bfloat16().requires_grad_()
-        context = torch.zeros(2, 3)
-        estimate = estimator.float()(scores, lambda x, rows: x.square().flatten(1).sum(1), context=context)
-        assert estimate.vertices.dtype == torch.float32
-        estimate.surrogate.sum().backward()
-        assert scores.grad is not None
-        assert scores.grad.dtype == torch.bfloat16
-        estimator.double()

@@ -271,7 +271,7 @@ def test_bad_options_are_refused() -> None:
         SumAndSample(OneHot(), k=0)
     with pytest.raises(UnsupportedError, match="top_k"):
         Marginalize(BinaryTree(), "topk_sparsemax", k=2)
-    with pytest.raises(UnsupportedError, match="linear"):
+    with pytest.raises(UnsupportedError, match="one entry a score"):
         Marginalize(BinaryTree())
     with pytest.raises(UnsupportedError, match="sum_and_sample"):
         SumAndSample(Matching())

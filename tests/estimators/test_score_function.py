@@ -272,7 +272,7 @@ def test_leave_one_out_is_equation_7() -> None:
     torch.manual_seed(3)
     # The same noise again, so the same traces.
     mask = case.mask[:, None].expand(2, 5, 4)
-    _, trace = estimator._sample(case.scores.detach()[:, None].expand(2, 5, 4), mask)
+    _, trace = estimator.action.sample(case.scores.detach()[:, None].expand(2, 5, 4), mask)
     assert not isinstance(trace, Tensor)
     log_p = case.structure.trace_log_prob(trace, case.scores[:, None].expand(2, 5, 4), mask)
     losses = case.decoder(trace.vertex.flatten(0, 1), out.rows).reshape(2, 5).detach()

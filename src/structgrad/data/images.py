@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from structgrad.common.ranges import check_choice
 from structgrad.data import cache
 from structgrad.data.errors import DamagedDataError, MissingDataError
 
@@ -79,8 +80,7 @@ def prepare_images(source: str, data: str | Path, cache_folder: str | Path, colo
             colour that are refused.
         ValueError: for another ``colour``.
     """
-    if colour not in get_args(Colour):
-        raise ValueError(f"colour must be one of {', '.join(get_args(Colour))}; got {colour!r}")
+    check_choice("colour", colour, get_args(Colour))
     local = Path(data) / source  # an absolute source stays itself
     key: dict[str, Any] = {"version": _VERSION, "source": source}
     if local.is_dir():

@@ -110,8 +110,7 @@ class Marginalize(Estimator):
             raise ValueError(
                 f"centred and decomposition go with distribution sparsemap and no other; got {distribution}"
             )
-        if start not in get_args(Start):
-            raise ValueError(f"start must be one of {', '.join(get_args(Start))}; got {start!r}")
+        check_choice("start", start, get_args(Start))
         if start != "argmax":
             if decomposition != "active_set":
                 raise ValueError(f"start goes with decomposition active_set and no other; got {decomposition}")

@@ -1,0 +1,75 @@
+"""One small case of every structure, which every suite reads: structures, estimators, losses, limits, derivatives, toy.
+
+A new structure is one line here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from structgrad.structures import (
+    Alignment,
+    Arborescence,
+    BinaryTree,
+    BudgetSubset,
+    Constituency,
+    CorrelatedKSubset,
+    Ctc,
+    DagPath,
+    HiddenMarkov,
+    KSubset,
+    LinearChain,
+    Matching,
+    OneHot,
+    Permutation,
+    ProjectiveTree,
+    SemiMarkov,
+    SpanningTree,
+    Subset,
+)
+from structgrad.testing import Case, Problem, length_masks, vector_masks
+
+
+def first(length: int, *shape: int) -> list[Tensor]:
+    """The mask of a sequence of so many positions."""
+    position = torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+    return [(position < length).expand(shape)]
+
+
+#: Name -> the structure, the shape of its scores, and the mask of a second, smaller example.
+CASES: dict[str, Case] = {
+    "one_hot": Case(OneHot(), (4,), vector_masks(4, 3)),
+    "subset": Case(Subset(), (4,), vector_masks(4, 3)),
+    "undirected_edges": Case(Subset("undirected"), (4, 4), length_masks(4, 3)),
+    "directed_edges": Case(Subset("directed"), (3, 3), length_masks(3, 2)),
+    "k_subset": Case(KSubset(2), (4,), vector_masks(4, 3)),
+    "top_edges": Case(KSubset(2, "undirected"), (4, 4), length_masks(4, 3)),
+    "budget_subset": Case(BudgetSubset(2), (4,), vector_masks(4, 3)),
+    "correlated_k_subset": Case(CorrelatedKSubset(2), (7,), [torch.ones(7, dtype=torch.bool)]),
+    "spanning_tree": Case(SpanningTree(), (4, 4), length_masks(4, 3)),
+    "arborescence": Case(Arborescence(), (4, 4), length_masks(4, 3)),
+    "matching": Case(Matching(), (3, 3), length_masks(3, 2)),
+    "permutation": Case(Permutation(), (4,), vector_masks(4, 3)),
+    "binary_tree": Case(BinaryTree(), (4,), vector_masks(4, 3)),
+    "linear_chain": Case(LinearChain(2), (2, 2, 2), first(1, 2, 2, 2)),
+    "hidden_markov": Case(HiddenMarkov(2), (3, 2, 2), first(2, 3, 2, 2)),
+    "semi_markov": Case(
+        SemiMarkov(2, 2),
+        (2, 2, 2, 2),
+        [torch.tensor([[True, False], [False, False]])[..., None, None].expand(2, 2, 2, 2)],
+    ),
+    "alignment": Case(Alignment(), (3, 3), length_masks(3, 2)),
+    "ctc": Case(Ctc(), (3, 3, 3), first(2, 3, 3, 3)),
+    "constituency": Case(Constituency(), (4, 4, 1), [m[..., None] for m in length_masks(4, 3)]),
+    "projective_tree": Case(ProjectiveTree(), (4, 4), length_masks(4, 3)),
+    "dag_path": Case(DagPath([[0, 1], [0, 2], [1, 2], [0, 2]]), (4,), vector_masks(4, 3)),
+}
+
+
+def problem(name: str, **options: Any) -> Problem:
+    """A problem over that case: two examples, the second smaller."""
+    case = CASES[name]
+    return Problem.make(case.plain, case.shape, **{"mask": case.mask} | options)
