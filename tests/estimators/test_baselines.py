@@ -69,13 +69,11 @@ def test_an_object_and_its_name_are_the_same() -> None:
 
 
 def test_what_a_baseline_needs_is_asked_for() -> None:
-    class Sampler(OneHot):
-        """Without an argmax."""
+    class Demanding(Median):
+        needs = ("conditional_utility",)
 
-        argmax = Structure.argmax
-
-    with pytest.raises(UnsupportedError, match="needs argmax, which Sampler lacks"):
-        Reinforce(Sampler(), baseline=Median())
+    with pytest.raises(UnsupportedError, match="needs conditional_utility, which OneHot lacks"):
+        Reinforce(OneHot(), baseline=Demanding())
     with pytest.raises(ValueError, match="context_size goes with baseline nvil"):
         Reinforce(OneHot(), baseline=Median(), context_size=3)
     with pytest.raises(ValueError, match="hidden_size must be at least 1"):
