@@ -63,6 +63,18 @@ def test_several_jobs_go_on_after_a_failure_and_end_with_a_list(tmp_path: Path) 
     assert "Traceback" not in result.stderr
 
 
+def test_jobs_may_go_over_tasks(tmp_path: Path) -> None:
+    """Also where the defaults of structure and estimator are those of the task."""
+    command = ["train.py", "-m", "task=toy,listops", "estimator=sst,imle", "budget=smoke", "trainer.max_steps=0"]
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "4 without a result:" in result.stderr
+    for task in ("toy", "listops"):
+        for estimator in ("sst", "imle"):
+            assert f"  task={task} estimator={estimator} budget=smoke" in result.stderr
+    assert result.stderr.count("    trainer.max_steps must be a whole number of at least 1; got 0") == 4
+
+
 def test_a_killed_run_continues_to_the_same_metrics(tmp_path: Path) -> None:
     """Dropout makes the training random; killed in mid-epoch, it must still end the same, to the last digit."""
     short = ["trainer.max_steps=20", "trainer.val_every_n_steps=5", *SLOW]

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from structgrad.data import MissingDataError, cache
 from structgrad.training.errors import ConfigurationError, RunError
 from structgrad.training.fit import evaluate
 from structgrad.training.folder import checkpoint_to_resume, held, is_sealed, seal
 from structgrad.training.loggers import MetricsFile, WandbSteps
+from structgrad.training.processes import is_first
 from structgrad.training.run import Run, assemble, run
 from tests.training.in_process import OWN, SHORT, composed, go, metrics, run_folder, summary
 
@@ -371,3 +373,47 @@ def test_the_tested_checkpoint_is_checked(finished: Path, tmp_path: Path) -> Non
     flip_a_bit(best)
     with pytest.raises(RunError, match=r"best.ckpt is damaged .*; delete the folder"):
         evaluate(assemble(this.config), this, best)
+
+
+# --- ranks in the environment ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "1"}, {"LOCAL_RANK": "3"}, {"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}])
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_a_run_on_one_device_ignores_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], strategy: str
+) -> None:
+    """Each task of a Slurm job, and each process of a launcher of somebody else's, may have a run of its own."""
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_JOB_NAME", "seeds")
+    # What Lightning does when it is imported in such an environment.
+    monkeypatch.setattr(rank_zero_only, "rank", int(next(iter(variables.values()))))
+    go(tmp_path, f"trainer.strategy={strategy}", "logger=default")
+    folder = run_folder(tmp_path)
+    for name in ("config.yaml", "environment.json", "metrics.csv", "summary.json", "tensorboard", "checkpoints"):
+        assert (folder / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),  # somebody else's: Lightning starts the processes itself, and numbers them by LOCAL_RANK
+        ({"LOCAL_RANK": "1"}, False),
+        ({"RANK": "0", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "train"}, False),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "bash"}, True),
+    ],
+)
+def test_which_process_of_several_writes(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: bool
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first(OmegaConf.create({"devices": 2, "accelerator": "cpu"})) is first
+    assert is_first(OmegaConf.create({"devices": 1, "accelerator": "cpu"}))
+    assert is_first(OmegaConf.create({"devices": [1], "accelerator": "gpu"}))

@@ -20,6 +20,7 @@ from structgrad.structures.base import Structure, UnsupportedError
 from structgrad.training.errors import ConfigurationError
 from structgrad.training.identity import identity, portable, resolved
 from structgrad.training.options import check_kinds, check_node, check_options
+from structgrad.training.processes import is_first
 
 if TYPE_CHECKING:
     from structgrad.tasks.base import Task
@@ -77,6 +78,11 @@ class Run:
         OmegaConf.set_readonly(config, True)
         settings = resolved(config)
         return cls(config, MappingProxyType(dict(choices)), name, folder, settings, deciding)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes; see :func:`~structgrad.training.processes.is_first`."""
+        return is_first(self.config.trainer)
 
     @property
     def seed(self) -> int:

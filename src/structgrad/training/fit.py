@@ -10,9 +10,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments import LightningEnvironment
+from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from structgrad.common.files import write_json
 from structgrad.common.private import log_the_test_at_the_last_step
@@ -33,6 +36,7 @@ from structgrad.training.composition import Run
 from structgrad.training.environment import environment, seed_everything
 from structgrad.training.errors import RunError
 from structgrad.training.loggers import MetricsFile
+from structgrad.training.processes import number_of_devices
 from structgrad.training.stopping import StopRequest
 
 #: Choices that a summary names.
@@ -54,6 +58,8 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
         RunError: if a logger does not start or a file of the run is damaged.
     """
     config, folder = run.config, run.folder
+    if number_of_devices(config.trainer) == 1:
+        rank_zero_only.rank = 0  # type: ignore[attr-defined] # Lightning takes it from the environment
     metrics_file = MetricsFile(folder)
     metrics_file.rewind(0 if checkpoint is None else _step_of(checkpoint))
     loggers: list[Logger] = [metrics_file, *_start_loggers(run)]
@@ -93,7 +99,7 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
                 StopBetweenSteps(request, folder / "checkpoints" / "last.ckpt", config.trainer.get("pause_at")),
                 ProgressBar(refresh_rate=20) if sys.stderr.isatty() else ProgressLines(),
             ],
-            plugins=[CheckedFiles()],
+            plugins=_plugins(config),
             enable_progress_bar=sys.stderr.isatty(),
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -132,8 +138,32 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
     return summary
 
 
+class OneProcess(LightningEnvironment):
+    """That of a run on one device, whatever ranks a launcher has written into the environment."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Nobody has started processes for this run."""
+        return False
+
+    def local_rank(self) -> int:
+        """The only one."""
+        return 0
+
+    def node_rank(self) -> int:
+        """The only one."""
+        return 0
+
+
+def _plugins(config: DictConfig) -> list[Any]:
+    """Several devices: the environment is that of the launcher that Lightning finds."""
+    alone = [OneProcess()] if number_of_devices(config.trainer) == 1 else []
+    return [CheckedFiles(), *alone]
+
+
 def evaluate(task: Task, run: Run, checkpoint: Path) -> dict[str, float]:
     """The metrics of a checkpoint on the test set of a task."""
+    rank_zero_only.rank = 0  # type: ignore[attr-defined] # see `fit`
     trainer = pl.Trainer(
         accelerator=run.config.trainer.accelerator,
         devices=1,
@@ -141,7 +171,7 @@ def evaluate(task: Task, run: Run, checkpoint: Path) -> dict[str, float]:
         logger=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        plugins=[CheckedFiles()],
+        plugins=[CheckedFiles(), OneProcess()],
     )
     seed_everything(run.seed)
     (metrics,) = trainer.test(task, ckpt_path=checkpoint, weights_only=True, verbose=False)

@@ -26,6 +26,7 @@ from structgrad.training.errors import ConfigurationError
 # What Hydra logs about a ``_target_`` it raises as well; it is shown once.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
+_CONFIGS = Path(__file__).parents[1] / "configs"
 #: Values of ``trainer.precision``.
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
 #: Values of ``trainer.strategy``, the others of Lightning being for models that do not fit into one device.
@@ -68,7 +69,8 @@ def check_options(config: DictConfig, chosen: Mapping[str, str]) -> None:
     """
     for group in ("task", "structure", "budget", "trainer"):
         if config.get(group) is None:
-            raise ConfigurationError(f"{group} is missing; see --help for its choices")
+            known = sorted(file.stem for file in (_CONFIGS / group).glob("*.yaml"))
+            raise ConfigurationError(f"{group}=... is missing; there are {', '.join(known)}")
     if config.get("logger") is None:
         raise ConfigurationError("logger=null: for no logger but metrics.csv, say logger=csv")
     for key in chosen:

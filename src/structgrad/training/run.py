@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -72,21 +71,16 @@ def run(
             _prepare(task, this.config.paths.data)
             _make_folder(this.folder)
             # Only the first of several processes that share the run, which waits for the others.
-            with held(this.folder) if _is_first_process() else nullcontext():
+            with held(this.folder) if this.is_first else nullcontext():
                 summary = read_summary(this.folder, this.name)
                 if summary is None:
                     summary = _train_or_explain(this, task, request, command)
                 _keep(summary, this)
-            if _is_first_process():
+            if this.is_first:
                 _print_summary(summary, this.folder)
         if tested is not None:
             _test_on(tested, this, Path(test_file))
     return summary
-
-
-def _is_first_process() -> bool:
-    """Of those that share a run; the launchers of Lightning and torch number them like this."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0))) == 0
 
 
 def _task_of_file(this: Run, test_file: str) -> Task:
@@ -137,7 +131,7 @@ def _train(this: Run, task: Task, request: StopRequest, command: str) -> dict[st
     folder = this.folder
     checkpoint = checkpoint_to_resume(folder, this.name)
     try:
-        if _is_first_process():
+        if this.is_first:
             OmegaConf.save(this.config, folder / "config.yaml", resolve=True)
             started = {"command": command, "from_step": _steps_so_far(folder) if checkpoint else 0}
             write_json(folder / "environment.json", environment() | started)
@@ -171,7 +165,7 @@ def _make_folder(folder: Path) -> None:
 
 def _keep(summary: dict[str, Any], this: Run) -> None:
     """Leave a copy in ``paths.results``."""
-    if not this.config.paths.results or not _is_first_process():
+    if not this.config.paths.results or not this.is_first:
         return
     results = Path(this.config.paths.results)
     try:
