@@ -68,6 +68,9 @@ class Task(pl.LightningModule, abc.ABC):
     #: table against them before it trains anything; empty: it cannot.
     test_metrics: ClassVar[tuple[str, ...]] = ()
 
+    #: Why the products of this task cannot be done in half precision (``trainer.precision=bf16-mixed``), if so.
+    needs_full_precision: ClassVar[str | None] = None
+
     def __init__(self, *, structure: Structure, estimator: Estimator | None, optimizer: OptimizerFactory) -> None:
         super().__init__()
         self.structure = structure

@@ -126,6 +126,10 @@ def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:
 def build_task(config: DictConfig, structure: Structure, estimator: Estimator | None) -> Task:
     """The task over them; touches no data."""
     task: Task = _instantiate(config, "task", object, structure=structure, estimator=estimator)
+    precision = config.trainer.precision
+    if precision.endswith("-mixed") and task.needs_full_precision is not None:
+        reason = task.needs_full_precision
+        raise ConfigurationError(f"trainer.precision={precision}: {reason}; 32-true and 64-true train this task")
     try:
         task.make_optimizer(parameter for parameter in task.parameters() if parameter.requires_grad)
     except (ValueError, TypeError) as error:  # its options are known only when it has parameters

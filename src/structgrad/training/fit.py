@@ -200,7 +200,7 @@ def _start_loggers(run: Run) -> list[Logger]:
 
 def _draw(task: Task, folder: Path, loggers: list[Logger], step: int) -> None:
     (folder / "pictures").mkdir(exist_ok=True)
-    task.eval()
+    task.eval().float()  # as the data are, whatever the precision of the training
     with torch.no_grad():
         pictures = task.pictures(folder / "pictures")
     images = [picture for picture in pictures if picture.suffix == ".png"]  # pages are for the browser

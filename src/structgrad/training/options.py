@@ -28,7 +28,7 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 #: Values of ``trainer.precision``.
-_PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 #: Values of ``trainer.strategy``, the others of Lightning being for models that do not fit into one device.
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 #: Values of ``trainer.compile`` (see :mod:`structgrad.training.compiled`).
@@ -111,7 +111,12 @@ def _check_trainer(trainer: DictConfig) -> None:
     clip = trainer.get("gradient_clip_val")
     if clip is not None and (not _is_number(clip) or clip <= 0):
         raise ConfigurationError(f"trainer.gradient_clip_val must be a positive number or null; got {clip!r}")
-    for key, choices in (("precision", _PRECISIONS), ("strategy", _STRATEGIES), ("accelerator", _ACCELERATORS)):
+    if trainer.get("precision") in ("bf16-true", "16-true"):
+        raise ConfigurationError(
+            f"trainer.precision={trainer.precision}: structures and optimisers need weights of 32 bits; "
+            "bf16-mixed does the products of a model in 16"
+        )
+    for key, choices in (("precision", PRECISIONS), ("strategy", _STRATEGIES), ("accelerator", _ACCELERATORS)):
         value = trainer.get(key)
         if value not in choices:
             raise ConfigurationError(f"trainer.{key}={value}: no such choice; nearest: {nearest(str(value), choices)}")
@@ -122,7 +127,7 @@ def _check_trainer(trainer: DictConfig) -> None:
         raise ConfigurationError(f"trainer.accelerator={accelerator}: this machine has none; trainer=cpu works here")
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not here["gpu"])
     if on_cpu and trainer.precision.startswith("16-"):
-        raise ConfigurationError(f"trainer.precision={trainer.precision} needs a GPU; bf16-mixed works on a CPU")
+        raise ConfigurationError(f"trainer.precision={trainer.precision} needs a GPU; 32-true works everywhere")
     _check_devices(trainer.get("devices"), None if on_cpu else max(torch.cuda.device_count(), 1))
     _check_compile(trainer, on_cpu)
 

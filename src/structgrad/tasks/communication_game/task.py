@@ -69,6 +69,7 @@ class CommunicationGame(CallsOverTime):
         "objective",
         "training_calls",
     )
+    needs_full_precision = "its sparse distributions are those of float32 scores"
     progress: ClassVar[tuple[str, ...]] = ("success", "objective")
 
     def __init__(

@@ -62,6 +62,7 @@ class GraphLayout(Task):
         "edge_recall",
         "complement",
     )
+    needs_full_precision = "its messages between vertices are summed by kernels for float32 and float64"
     progress: ClassVar[tuple[str, ...]] = ("elbo", "edge_precision")
 
     def __init__(

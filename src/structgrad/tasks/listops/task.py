@@ -56,6 +56,7 @@ class ListOps(Task):
     monitor: ClassVar[str] = "val/accuracy"
     mode: ClassVar[Literal["min", "max"]] = "max"
     test_metrics: ClassVar[tuple[str, ...]] = ("accuracy", "cross_entropy", "precision", "recall")
+    needs_full_precision = "its messages between tokens are summed by kernels for float32 and float64"
     progress: ClassVar[tuple[str, ...]] = ("accuracy", "precision", "recall")
 
     def __init__(

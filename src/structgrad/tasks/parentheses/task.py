@@ -102,6 +102,7 @@ class Parentheses(Task):
         "entropy",
         "smart_parents",
     )
+    needs_full_precision = "its structures' probabilities enter the loss"
     progress: ClassVar[tuple[str, ...]] = ("nll", "perplexity")
 
     def __init__(

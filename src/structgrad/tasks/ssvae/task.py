@@ -61,6 +61,7 @@ class SemiSupervisedVAE(CallsOverTime):
     monitor: ClassVar[str] = "val/elbo"
     mode: ClassVar[Literal["min", "max"]] = "max"
     test_metrics: ClassVar[tuple[str, ...]] = ("elbo", "accuracy", "training_calls")
+    needs_full_precision = "its sparse distributions are those of float32 scores"
     progress: ClassVar[tuple[str, ...]] = ("elbo", "accuracy")
 
     def __init__(
@@ -161,7 +162,8 @@ class SemiSupervisedVAE(CallsOverTime):
         networks, labels = self.networks, batch["labels"]
         labelled = len(labels) if self.training else 0
         # The labelled images first, so that all go through the first layers together.
-        images = resample(torch.cat([batch["labelled"], batch["images"]]) if self.training else batch["images"])
+        chosen = torch.cat([batch["labelled"], batch["images"]]) if self.training else batch["images"]
+        images = resample(chosen).to(self.dtype)
         features = networks.encoder.image(images)
         known, scores = networks.classifier(images).split([labelled, len(images) - labelled])
         supervised: list[Tensor] = []
