@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from structgrad.experiments.runs import precisions, read
+from structgrad.tasks.toy import Toy
 from structgrad.testing import DEVICE
+from structgrad.training import options
 from structgrad.training.errors import ConfigurationError
 from structgrad.training.options import PRECISIONS
-from structgrad.training.run import run
+from structgrad.training.run import Run, run
 from tests.training.in_process import composed
 from tests.training.test_devices import OF_IMAGES, TASKS
 
@@ -50,3 +53,31 @@ def test_a_precision_trains_a_task_or_is_refused(
     (folder,) = (tmp_path / "runs" / task).iterdir()
     assert task == "toy" or list((folder / "pictures").iterdir())
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "units"), [("medium", False), ("high", False), ("high", True)])
+def test_lower_products_without_units_are_refused(
+    precision: str, units: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "has_bfloat16_units", lambda: units)
+    overrides = ["task=toy", "budget=smoke", "trainer=cpu", f"trainer.matmul_precision={precision}"]
+    with pytest.raises(ConfigurationError, match=f"trainer.matmul_precision={precision}: .*(highest|medium)"):
+        run(*composed(*overrides, f"paths.runs={tmp_path}"))
+
+
+def test_lower_products_are_another_run_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "has_bfloat16_units", lambda: True)
+    overrides = ["task=toy", "budget=smoke", "trainer=cpu", "logger=csv", f"paths.runs={tmp_path}"]
+    plain = Run.compose(*composed(*overrides))
+    assert "matmul_precision" not in plain.deciding["trainer"]
+    seen = []
+    monkeypatch.setattr(Toy, "on_train_start", lambda self: seen.append(torch.get_float32_matmul_precision()))
+    monkeypatch.setattr(Toy, "on_test_start", lambda self: seen.append(torch.get_float32_matmul_precision()))
+    summary = run(*composed(*overrides, "trainer.matmul_precision=medium"))
+    assert summary["name"] != plain.name
+    assert summary["products"] == "bfloat16"
+    assert summary["config"]["trainer"]["matmul_precision"] == "medium"
+    assert seen == ["medium", "medium"]
+    assert torch.get_float32_matmul_precision() == "highest"
+    (file,) = tmp_path.glob("toy/*/summary.json")
+    assert precisions([read(file)]) == ["32-true, products in bfloat16"]

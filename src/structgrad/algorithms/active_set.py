@@ -32,6 +32,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from structgrad.algorithms.products import product
+
 #: A weight below this has left the active set.
 _ZERO = 1e-12
 #: Directions must be independent of the scores, so this is no seed that anybody else would take.
@@ -256,7 +258,7 @@ def _descend(now: _ActiveSet, moves: Tensor, pending: Tensor) -> None:
         moved = moved / moved.sum(-1, keepdim=True)
         now.active[rows], now.weights[rows] = kept, moved
         pending[rows] = ~inside
-        moves[rows] -= (gram @ (moved - weights).unsqueeze(-1)).squeeze(-1)
+        moves[rows] -= product(gram, (moved - weights).unsqueeze(-1)).squeeze(-1)
 
 
 @torch.no_grad()

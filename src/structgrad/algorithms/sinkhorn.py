@@ -13,6 +13,7 @@ from torch import Tensor
 from structgrad.algorithms import gpu
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.gpu import tl
+from structgrad.algorithms.products import product
 
 #: Iterations between Newton steps.
 NEWTON_EVERY = 8
@@ -75,12 +76,12 @@ def dual_step(point: Tensor, row_excess: Tensor, column_excess: Tensor) -> tuple
     row_sum, column_sum = point.sum(-1), point.sum(-2)
     row_sum = torch.where(row_sum > 0, row_sum, 1.0) + RIDGE
     column_sum = torch.where(column_sum > 0, column_sum, 1.0) + RIDGE
-    schur = column_sum.diag_embed() - transposed @ (point / row_sum.unsqueeze(-1))
-    right = column_excess - (transposed @ (row_excess / row_sum).unsqueeze(-1)).squeeze(-1)
+    schur = column_sum.diag_embed() - product(transposed, point / row_sum.unsqueeze(-1))
+    right = column_excess - product(transposed, (row_excess / row_sum).unsqueeze(-1)).squeeze(-1)
     # Positive definite for any point, by its own sums and the ridge; a check would wait for the device.
     factor, _ = torch.linalg.cholesky_ex(schur)
     move_g = -torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
-    move_f = -(row_excess + (point @ move_g.unsqueeze(-1)).squeeze(-1)) / row_sum
+    move_f = -(row_excess + product(point, move_g.unsqueeze(-1)).squeeze(-1)) / row_sum
     return move_f, move_g
 
 
@@ -100,7 +101,7 @@ def central_duals(log_k: Tensor, vertex: Tensor, duals: Tensor) -> Tensor:
     # What cannot be reached is as far away as no path is.
     far = 1 + n * torch.where(cost.isfinite(), cost, 0.0).amax((-2, -1), keepdim=True)
     shift = torch.minimum(distance, far).mean(-1)
-    return duals[..., 1, :] - (shift.unsqueeze(-2) @ vertex).squeeze(-2)
+    return duals[..., 1, :] - product(shift.unsqueeze(-2), vertex).squeeze(-2)
 
 
 def _distances(cost: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from structgrad.algorithms.capped_simplex import project_capped_simplex
 from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.products import product
 from structgrad.common.ranges import check_choice
 from structgrad.estimators.base import (
     Divergence,
@@ -190,7 +191,7 @@ class Marginalize(Estimator):
         flatten = self.structure.layout.flatten
         known = torch.where(flatten(self.structure.parts(scores, mask)), flatten(scores), 0.0)
         flat = flatten(vertices)
-        values = known @ flat.T if flat.dim() == 2 else (flat @ known.unsqueeze(-1)).squeeze(-1)
+        values = product(known, flat.T) if flat.dim() == 2 else product(flat, known.unsqueeze(-1)).squeeze(-1)
         if mask is not None:
             values = torch.where(there, values, -math.inf)
             none = ~there.any(-1)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from structgrad.algorithms.products import product
 from structgrad.estimators.base import Estimate, Estimator, Objective, Over, UnsupportedError, pathwise
 from structgrad.structures.base import Structure
 
@@ -67,7 +68,7 @@ class VectorQuantization(Estimator):
         z, codebook = torch.where(exists, scores, 0.0), self.codebook.to(scores.dtype)
         with torch.no_grad():
             # Squared distances over the entries that exist, up to |z|^2.
-            index = (exists.to(z) @ codebook.square().T - 2 * z @ codebook.T).argmin(-1)
+            index = (product(exists.to(z), codebook.square().T) - product(2 * z, codebook.T)).argmin(-1)
         word = torch.where(exists, codebook[index], 0.0)
         use = index.bincount(minlength=words).to(scores.dtype) / max(1, len(index))
         metrics = {"code_perplexity": torch.special.entr(use).sum().exp()}

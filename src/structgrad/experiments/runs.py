@@ -222,9 +222,9 @@ def precisions(runs: Sequence[Summary]) -> list[str]:
     """In which runs were trained: ``32-true``, with that of matrix products where it is lower."""
     found = []
     for run in runs:
-        products = run.settings.get("trainer.matmul_precision")
+        products = run.content.get("products")
         name = str(run.settings.get("trainer.precision", ""))
-        found.append(name + (f", products {products}" if products not in (None, "highest") else ""))
+        found.append(name + (f", products in {products}" if products else ""))
     return sorted(set(filter(None, found)))
 
 

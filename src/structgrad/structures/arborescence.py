@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms import chu_liu_edmonds, matrix_tree
+from structgrad.algorithms.products import product
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.family_trees import Tree
 from structgrad.structures.layout import Directed
@@ -97,7 +98,7 @@ class Arborescence(Tree):
         steps, parts = noise or self.conditional_noise(trace, log_rates)
         minimum = torch.where(happened, steps.reshape(log_total.shape) * torch.exp(-log_total), 0.0)
         inside = chu_liu_edmonds.inside(choices, n).double()
-        waited = (1 - inside).transpose(1, 2) @ (minimum[:, :, None] * inside)
+        waited = product((1 - inside).transpose(1, 2), minimum[:, :, None] * inside)
         rates = torch.where(exists, flat, 0).double()
         picked = torch.zeros(len(flat), n * n + 1, dtype=torch.bool, device=flat.device)
         picked.scatter_(1, torch.where(happened, choices[..., 0], n * n), True)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.products import product
 from structgrad.structures.family_item_recursions import ItemRecursion
 from structgrad.structures.layout import Layout, Matrix, Vector
 from structgrad.structures.relaxation import Relaxation
@@ -47,7 +48,7 @@ class Permutation(ItemRecursion):
 
     def _within(self, vertex: Tensor) -> Tensor:
         places = torch.arange(vertex.shape[-1], device=vertex.device, dtype=vertex.dtype)
-        place = places @ vertex.detach()
+        place = product(places.unsqueeze(0), vertex.detach()).squeeze(-2)
         return place.unsqueeze(-1) <= place.unsqueeze(-2)
 
     def neuralsort(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -21,6 +21,7 @@ HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps"
 #: Options that came after results had been kept -> the value at which they change nothing. At that value they are no
 #: part of a run's identity and settings, so that those results stay the runs that the same commands make.
 NEUTRAL: dict[str, Any] = {
+    "trainer.matmul_precision": "highest",
     "task.centre_inputs": False,
     "task.objective": "ours",
     "task.data.colour": "refused",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 from structgrad.common.files import write_json
 from structgrad.common.private import log_the_test_at_the_last_step
@@ -59,7 +61,7 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
     """
     config, folder = run.config, run.folder
     if number_of_devices(config.trainer) == 1:
-        rank_zero_only.rank = 0  # type: ignore[attr-defined] # Lightning takes it from the environment
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning takes it from the environment
     metrics_file = MetricsFile(folder)
     metrics_file.rewind(0 if checkpoint is None else _step_of(checkpoint))
     loggers: list[Logger] = [metrics_file, *_start_loggers(run)]
@@ -77,7 +79,7 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
     progress = config.paths.get("progress")
     followed = [ProgressFile(Path(progress), metrics_file.file, task.monitor)] if progress else []
     timer = Timer()  # its time is part of the checkpoint, so a resumed run reports its whole training time
-    with warnings.catch_warnings():
+    with products_in(config.trainer.matmul_precision), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*(num_workers|Checkpoint directory|isinstance\\(treespec|dataloader).*")
         trainer = pl.Trainer(
             accelerator=config.trainer.accelerator,
@@ -128,6 +130,8 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
     }
     if task.estimator is None:
         summary["estimator"] = "none"
+    if config.trainer.matmul_precision != "highest":
+        summary["products"] = "TF32" if trainer.accelerator.name() == "cuda" else "bfloat16"
     if trainer.is_global_zero:
         _draw(task, folder, loggers, trainer.global_step)
         write_json(folder / "summary.json", summary)
@@ -136,6 +140,17 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
             logger.log_hyperparams(dict(run.settings), summary["metrics"], trainer.global_step)
         logger.finalize("success")
     return summary
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Within, products of float32 matrices are done in that precision, torch's name; those of structures are not."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class OneProcess(LightningEnvironment):
@@ -163,7 +178,7 @@ def _plugins(config: DictConfig) -> list[Any]:
 
 def evaluate(task: Task, run: Run, checkpoint: Path) -> dict[str, float]:
     """The metrics of a checkpoint on the test set of a task."""
-    rank_zero_only.rank = 0  # type: ignore[attr-defined] # see `fit`
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]  # see `fit`
     trainer = pl.Trainer(
         accelerator=run.config.trainer.accelerator,
         devices=1,
@@ -174,7 +189,8 @@ def evaluate(task: Task, run: Run, checkpoint: Path) -> dict[str, float]:
         plugins=[CheckedFiles(), OneProcess()],
     )
     seed_everything(run.seed)
-    (metrics,) = trainer.test(task, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    with products_in(run.config.trainer.matmul_precision):
+        (metrics,) = trainer.test(task, ckpt_path=checkpoint, weights_only=True, verbose=False)
     return dict(metrics)
 
 

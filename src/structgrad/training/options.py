@@ -20,6 +20,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
+from structgrad.common.private import has_bfloat16_units
 from structgrad.common.text import first_line, nearest
 from structgrad.training.errors import ConfigurationError
 
@@ -29,6 +30,8 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 _CONFIGS = Path(__file__).parents[1] / "configs"
 #: Values of ``trainer.precision``.
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+#: Values of ``trainer.matmul_precision``, torch's names.
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 #: Values of ``trainer.strategy``, the others of Lightning being for models that do not fit into one device.
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 #: Values of ``trainer.compile`` (see :mod:`structgrad.training.compiled`).
@@ -39,6 +42,7 @@ _TRAINER = (
     "devices",
     "strategy",
     "precision",
+    "matmul_precision",
     "compile",
     "max_steps",
     "val_every_n_steps",
@@ -116,7 +120,12 @@ def _check_trainer(trainer: DictConfig) -> None:
             f"trainer.precision={trainer.precision}: structures and optimisers need weights of 32 bits; "
             "bf16-mixed does the products of a model in 16"
         )
-    for key, choices in (("precision", PRECISIONS), ("strategy", _STRATEGIES), ("accelerator", _ACCELERATORS)):
+    for key, choices in (
+        ("precision", PRECISIONS),
+        ("matmul_precision", MATMUL_PRECISIONS),
+        ("strategy", _STRATEGIES),
+        ("accelerator", _ACCELERATORS),
+    ):
         value = trainer.get(key)
         if value not in choices:
             raise ConfigurationError(f"trainer.{key}={value}: no such choice; nearest: {nearest(str(value), choices)}")
@@ -128,8 +137,30 @@ def _check_trainer(trainer: DictConfig) -> None:
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not here["gpu"])
     if on_cpu and trainer.precision.startswith("16-"):
         raise ConfigurationError(f"trainer.precision={trainer.precision} needs a GPU; 32-true works everywhere")
+    _check_products(trainer, on_cpu)
     _check_devices(trainer.get("devices"), None if on_cpu else max(torch.cuda.device_count(), 1))
     _check_compile(trainer, on_cpu)
+
+
+def _check_products(trainer: DictConfig, on_cpu: bool) -> None:
+    """Lower precision of matrix products is for machines that have units for it: elsewhere it would only be slower."""
+    asked = trainer.matmul_precision
+    if asked == "highest":
+        return
+    if trainer.precision == "64-true":
+        raise ConfigurationError(
+            f"trainer.matmul_precision={asked}: it is about products of float32 numbers, and trainer.precision=64-true"
+        )
+    if not on_cpu and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+        return  # TF32
+    if on_cpu and asked == "medium" and has_bfloat16_units():
+        return
+    if on_cpu and asked == "high" and has_bfloat16_units():
+        raise ConfigurationError("trainer.matmul_precision=high: on a CPU that is highest; medium rounds to bfloat16")
+    raise ConfigurationError(
+        f"trainer.matmul_precision={asked}: this machine has no units for such products, and would only be slower; "
+        "highest works everywhere"
+    )
 
 
 def _check_compile(trainer: DictConfig, on_cpu: bool) -> None:
