@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from structgrad.commands import group
 from structgrad.experiments import comparison, markdown, tables
 from structgrad.experiments.report import Report, build
-from structgrad.experiments.runs import load, of_sweeps
+from structgrad.experiments.runs import Summary, load, of_sweeps
 from structgrad.experiments.tables import Direction
 from structgrad.training.contract import BUDGETS
 
@@ -98,7 +98,7 @@ def _compare(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> N
     found = comparison.matching(found, where) if where else found
     by = arguments.by.split(",") if arguments.by else None
     metrics = arguments.metric.split(",") if arguments.metric else []
-    blocks = comparison.compare(found, by, metrics, directions(folders))
+    blocks = comparison.compare(found, by, metrics, directions(folders, found))
     shapes = {"latex": comparison.latex, "markdown": comparison.markdown, "csv": comparison.comma_separated}
     show = next((shapes[name] for name in shapes if getattr(arguments, name)), comparison.text)
     print(show(blocks))
@@ -109,13 +109,16 @@ def _compare(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> N
         print(f"page: {arguments.html}", file=sys.stderr)
 
 
-def directions(folders: Sequence[Traversable]) -> dict[str, Direction]:
-    """Metric -> which values are better, as the columns of all tables say."""
+def directions(folders: Sequence[Traversable], summaries: Iterable[Summary]) -> dict[str, Direction]:
+    """Metric of some runs -> which values are better, as the columns of the tables say that have it."""
+    logged = {metric for run in summaries for metric in run.metrics}
     found: dict[str, Direction] = {}
     for name in tables.names(*folders):
-        for column in tables.load(name, *folders).columns.values():
-            if column.direction:
-                found.setdefault(column.metric, column.direction)
+        text = next(folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()).read_text()
+        if any(f"{metric}," in text or f"{metric}}}" in text for metric in logged - set(found)):  # parsing is slow
+            for column in tables.load(name, *folders).columns.values():
+                if column.direction:
+                    found.setdefault(column.metric, column.direction)
     return found
 
 

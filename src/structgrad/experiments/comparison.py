@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,7 +107,7 @@ def value_of(run: Summary, key: str) -> str:
     if key in CHOICES or key == "seed":
         return str(run.content.get(key, "-"))
     value = run.settings.get(key, "-")
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else runs.as_text(value)
 
 
 def matching(summaries: Iterable[Summary], where: Mapping[str, str]) -> list[Summary]:

@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, cast
 
 from structgrad.experiments import selection
-from structgrad.experiments.runs import Summary, by_row
+from structgrad.experiments.runs import Summary, as_text, by_row
 from structgrad.experiments.selection import Cell
 from structgrad.experiments.statistics import Decision, Difference, difference, half_width
 from structgrad.experiments.tables import Claim, Column, Comparison, Direction, Row, Table
@@ -202,7 +200,7 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
 def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[Condition, list[Summary]]]:
     """Row -> condition -> runs."""
     settings = {
-        name: [{key: _dumped(value) for key, value in run.settings.items()} for run in runs]
+        name: [{key: as_text(value) for key, value in run.settings.items()} for run in runs]
         for name, runs in rows.items()
     }
     following = _following([s for found in settings.values() for s in found], {"seed"})
@@ -229,15 +227,6 @@ def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[
             )
             groups[name].setdefault(condition, []).append(run)
     return groups
-
-
-def _dumped(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, list | dict) else _dumped_once(type(value).__name__, value)
-
-
-@lru_cache(maxsize=100_000)
-def _dumped_once(kind: str, value: Any) -> str:  # 1, 1.0 and True are equal, and are not the same
-    return json.dumps(value)
 
 
 def _following(settings: Sequence[Mapping[str, str]], varied: set[str]) -> set[str]:

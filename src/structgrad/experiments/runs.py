@@ -64,11 +64,21 @@ class Summary:
         return folder_of(self.content | {"task": self.task})
 
 
+def as_text(value: Any) -> str:
+    """A value of a configuration as JSON."""
+    return json.dumps(value) if isinstance(value, list | dict) else _as_text(type(value).__name__, value)
+
+
+@lru_cache(maxsize=100_000)
+def _as_text(kind: str, value: Any) -> str:  # 1, 1.0 and True are equal, and are not the same
+    return json.dumps(value)
+
+
 def flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Dotted key -> value; a list is a value."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             found |= flat(value, f"{above}{key}.")
         else:
             found[f"{above}{key}"] = value
@@ -121,7 +131,7 @@ def of_sweeps(root: Path, name: str) -> list[Summary]:
 
 
 #: What only a summary from before a renaming has in it.
-_OLD = re.compile("|".join(re.escape(f'"{name}"') for name in (*renamed.CLASSES, *chain(*renamed.CHOICES.values()))))
+_OLD = re.compile("|".join(rf': "{re.escape(name)}"' for name in (*renamed.CLASSES, *chain(*renamed.CHOICES.values()))))
 
 
 def read(file: Path) -> Summary:
