@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable
 
 
@@ -24,3 +25,20 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def options(thing: object, without: Iterable[str] = ()) -> str:
+    """``temperature=0.5, n_samples=1``: the arguments of a constructor that its object keeps under their names.
+
+    Args:
+        thing: whose.
+        without: arguments to leave out.
+    """
+    parts = []
+    for name, parameter in inspect.signature(type(thing)).parameters.items():
+        if name in without or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if name in (kept := vars(thing)):
+            value = kept[name]
+            parts.append(f"{name}={value.__name__ if inspect.isclass(value) else repr(value)}")
+    return ", ".join(parts)

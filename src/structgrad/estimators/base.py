@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from structgrad.algorithms.autocast import under_autocast_of, without_autocast
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.common.ranges import check_positive
+from structgrad.common.text import options
 from structgrad.estimators.utilities import SumOfGamma, Utility
 from structgrad.structures.base import Structure, UnsupportedError
 
@@ -160,6 +161,10 @@ class Estimator(nn.Module, abc.ABC):
         super().__init__()
         self.structure = structure
         self._reaches_vertices = False
+
+    def extra_repr(self) -> str:
+        """The structure and the options: what ``repr`` shows."""
+        return ", ".join(part for part in (repr(self.structure), options(self, ["structure"])) if part)
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.common.private import standard_gamma
 from structgrad.common.ranges import check_choice
+from structgrad.common.text import options
 
 UtilityName = Literal["gumbel", "gaussian", "logistic", "neg_exponential"]
 Rate = Literal["exp", "softplus"]
@@ -27,6 +28,9 @@ class Utility(abc.ABC):
 
     #: Whether ``U = scores + noise``, so that adding a constant to all scores adds it to all utilities.
     is_location_family: ClassVar[bool]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({options(self)})"
 
     def sample(self, scores: Tensor, draws: int | None = None) -> Tensor:
         """A reparameterised sample, differentiable in the scores.

@@ -14,6 +14,7 @@ from torch import Tensor
 from structgrad.algorithms.autocast import without_autocast
 from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.noise import wide_exponentials
+from structgrad.common.text import options
 from structgrad.structures.layout import Layout
 from structgrad.structures.relaxation import Relaxation, half_square
 
@@ -177,7 +178,7 @@ class Structure:
         return type(self).__name__
 
     def __repr__(self) -> str:
-        return f"{self.name}()"
+        return f"{self.name}({options(self)})"
 
     @property
     def oracles(self) -> frozenset[str]:
