@@ -127,9 +127,9 @@ def test_what_cannot_be_compared_is_marked_and_never_mixed(tmp_path: Path) -> No
     report = build(small(tmp_path), [*runs(), *strange])
     lines = markdown.table(report).splitlines()
     assert lines[2].startswith("| LSTM | 3 | 81.0 ± 0.6 |")
-    for mark in ("[budget quick] | 1 | 10.0 |", "[device GPU] | 1 | 20.0 |", "[with task.hidden=9] | 1 | 30.0 |"):
+    for mark in ("(budget quick) | 1 | 10.0 |", "(device GPU) | 1 | 20.0 |", "(with task.hidden=9) | 1 | 30.0 |"):
         assert any(mark in line for line in lines)
-    assert any("[other data: task.data.train=7] | 1 | 40.0 |" in line for line in lines)
+    assert any("(other data: task.data.train=7) | 1 | 40.0 |" in line for line in lines)
     assert "+10.0 [+7.5, +12.5]" in markdown.claims(report)
 
 
@@ -163,7 +163,7 @@ def test_the_same_trials_under_other_conditions_stand_on_other_lines(tmp_path: P
     wide = [summary("lstm", s, 0.3, name=f"w{s}", sweep=swept("lstm", s, "task.hidden=9")) for s in range(2)]
     gpu = [summary("lstm", s, 0.2, device="GPU", sweep=swept("lstm", s)) for s in range(2)]
     text = markdown.table(build(small(tmp_path), [*plain, *wide, *gpu]))
-    for line in ("| LSTM | 3 | 80.0", "| LSTM [with task.hidden=9] | 2 | 30.0", "| LSTM [device GPU] | 2 | 20.0"):
+    for line in ("| LSTM | 3 | 80.0", "| LSTM (with task.hidden=9) | 2 | 30.0", "| LSTM (device GPU) | 2 | 20.0"):
         assert line in text
 
 
@@ -182,19 +182,19 @@ def test_runs_with_other_settings_are_not_averaged(tmp_path: Path) -> None:
     same = [configured("lstm", seed, 0.8, lr=0.1) for seed in range(3)]
     text = markdown.table(build(table, [*same, configured("lstm", 3, 0.2, lr=0.2)]))
     assert "| LSTM | 3 | 80.0 ± 0.0 |" in text
-    assert "| LSTM [other settings than above: task.lr=0.2] | 1 | 20.0 |" in text
+    assert "| LSTM (other settings than above: task.lr=0.2) | 1 | 20.0 |" in text
     searching = small(tmp_path, ("mean_and_standard_error", "best_trial"))
     drawn = [configured("lstm", s, 0.8, lr=s, same=s, sweep=swept("lstm", s, **{"task.lr": s})) for s in range(3)]
     assert "| LSTM | 3 |" in markdown.table(build(searching, drawn))
     changed = configured("lstm", 3, 0.9, lr=3, same=3, epochs=9, sweep=swept("lstm", 3, **{"task.lr": 3}))
-    assert "[other settings than above: task.epochs=9] | 1 |" in markdown.table(build(searching, [*drawn, changed]))
+    assert "(other settings than above: task.epochs=9) | 1 |" in markdown.table(build(searching, [*drawn, changed]))
 
 
 def test_rows_on_other_data_are_not_compared(tmp_path: Path) -> None:
     lstm = [configured("lstm", seed, 0.8 + seed / 100) for seed in range(3)]
     tree = [configured("tree", seed, 0.9 + seed / 100, data={"train": 7}) for seed in range(3)]
     report = build(small(tmp_path), [*lstm, *tree])
-    assert "| Tree [other data: task.data.train=7] | 3 |" in markdown.table(report)
+    assert "| Tree (other data: task.data.train=7) | 3 |" in markdown.table(report)
     assert "**Open.** No runs of Tree." in markdown.claims(report)
     rows = small(tmp_path, ("[structure=none]", "[structure=none, task.data.train=5]"))  # where rows differ in it
     assert "**Shown.**" in markdown.claims(build(rows, [*lstm, *tree]))
@@ -223,7 +223,7 @@ def test_latex(tmp_path: Path) -> None:
     assert r"\multicolumn{6}{l}{\emph{GNN}} \\" in text
     made = swept("lstm", 0, "task.optimizer={lr: 1}", "~task.x^$")
     other = markdown.latex(build(small(tmp_path), [*runs(), summary("lstm", 3, 0.3, sweep=made)]))
-    assert r"[with task.optimizer=\{lr: 1\} \textasciitilde{}task.x\textasciicircum{}\$]" in other
+    assert r"(with task.optimizer=\{lr: 1\} \textasciitilde{}task.x\textasciicircum{}\$)" in other
 
 
 @pytest.mark.parametrize(
@@ -350,9 +350,11 @@ def test_runs_with_the_given_settings_count(tmp_path: Path) -> None:
     by_hand = configured("lstm", 3, 0.2, lr=0.1, decay=0.1)  # of no row
     text = markdown.document(build(table, [*right, swept_before, by_hand]))
     assert "| LSTM, settings given | 2 | 80.0 ± 0.0 |" in text
-    assert "| LSTM [other settings than given] | 1 | 30.0 |" in text
+    assert "| LSTM (other settings than given) | 1 | 30.0 |" in text
     assert "20.0" not in text
     assert "rows with “settings given” search nothing but ranges" in text
+    alone = markdown.document(build(table, [swept_before]))
+    assert "| LSTM (other settings than given) | 1 | 30.0 |" in alone  # and of no other device or data
     quick = markdown.document(build(table, [configured("lstm", 0, 0.8, lr=7, budget="quick")], "quick"))
     assert "| LSTM | 1 | 80.0 |" in quick  # published for the other budget
     assert table.row("lstm").trials(20) == 20

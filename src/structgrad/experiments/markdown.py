@@ -85,7 +85,7 @@ def grid(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
         heading = line.row.group if line.row.group != group else ""
         group = line.row.group
         title = line.row.title + (", settings given" if settings_given(report, line) else "")
-        title += "".join(f" [{mark}]" for mark in line.marks)
+        title += f" ({'; '.join(line.marks)})" if line.marks else ""
         cells = [title, str(len(line.runs)) if line.runs else "-"]
         for key, column in columns.items():
             cells.append(line.cells[key].show(column.scale, column.digits) if key in line.cells else "-")

@@ -174,11 +174,14 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
     rows = by_row(table, summaries)
     groups = _grouped(table, rows)
     counts: Counter[tuple[Any, ...]] = Counter()
+    others: Counter[tuple[Any, ...]] = Counter()
     for group in groups.values():
         for condition, runs in group.items():
-            if budget in (None, condition.budget) and condition.given:
-                counts[condition.shared] += len(runs)
-    main = counts.most_common(1)[0][0] if counts else (budget or table.budget, "", (), frozenset(), True)
+            if budget in (None, condition.budget):
+                # Runs of other settings than given are never the table's own, but they may say under what it was made.
+                (counts if condition.given else others)[(*condition.shared[:-1], True)] += len(runs)
+    common = (counts or others).most_common(1)
+    main = common[0][0] if common else (budget or table.budget, "", (), frozenset(), True)
     lines = []
     for row in table.rows:
         found = sorted(groups[row.name].items(), key=lambda item: (-_alike(item[0], main), -len(item[1])))
