@@ -74,7 +74,8 @@ class Storage:
 
     Args:
         url: without a password; the environment has it, or a file of the database's own (``~/.pgpass``).
-        heartbeat, grace: see :class:`~structgrad.experiments.queue.Plan`.
+        heartbeat: see :class:`~structgrad.experiments.queue.Plan`.
+        grace: see there.
 
     Attributes:
         studies: Optuna's storage, which remembers finished trials.
