@@ -139,6 +139,27 @@ def test_messages_over_hard_edges_and_over_all_pairs_agree(
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_packed_graphs_are_padded_ones(expressions: Expressions, steps: int) -> None:
+    """Soft edges, dropout, and weights of padding that are no numbers, which nobody looks at."""
+    torch.manual_seed(0)
+    network = GraphNetwork(8, steps, 0.3).double()
+    tokens = expressions.tokens
+    exist = tokens != PAD
+    soft = torch.rand(*tokens.shape, tokens.shape[1], dtype=torch.float64)
+    results = []
+    for forward, beyond in ((network._padded, 0.0), (network._packed, torch.nan)):
+        edges = soft.masked_fill(~(exist[:, None] & exist[:, :, None]), beyond).requires_grad_()
+        torch.manual_seed(1)  # of the dropout
+        loss = torch.nn.functional.cross_entropy(forward(tokens, edges), expressions.values)
+        gradients = torch.autograd.grad(loss, [edges, *network.parameters()])
+        results.append(
+            [loss.detach(), gradients[0].masked_fill(~exist[:, None] | ~exist[:, :, None], 0), *gradients[1:]]
+        )
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_the_answer_flows_from_operands_to_the_first_token() -> None:
     tokens, parents, _, depth = parse(["[MAX", "3", "[MIN", "8", "2", "]", "4", "]"])
     assert depth == 2

@@ -59,6 +59,27 @@ class EdgeEncoder(nn.Module):
         return self.dropout(head) @ self.dropout(modifier).transpose(1, 2), summary
 
 
+def _merge_equal_senders(tokens: Tensor, exist: Tensor, adjacency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The different tokens of every graph as its senders, an edge from each with the weight of all that are equal.
+
+    Args:
+        tokens: int64 ``[N, n]``.
+        exist: bool ``[N, n]``.
+        adjacency: ``[N, n, n]``.
+
+    Returns:
+        different tokens int64 ``[S]``, graph by graph; the graph of each ``[S]``, and the adjacency ``[N, n, m]`` of
+        the receivers and of the m tokens, at most, of a graph.
+    """
+    seen = torch.zeros(len(tokens), len(VOCABULARY), dtype=torch.bool)
+    seen[exist.nonzero()[:, 0], tokens[exist]] = True
+    graph, different = seen.nonzero().T
+    place = (seen.cumsum(1) - 1).gather(1, tokens).masked_fill(~exist, -1)
+    merge = place[..., None] == torch.arange(int(seen.sum(1).max()))
+    weights = adjacency.masked_fill(~exist[:, None], 0)  # what is no edge is not looked at
+    return different, graph, weights @ merge.to(adjacency)
+
+
 class Edges(NamedTuple):
     """Hard edges of a batch of graphs as a list.
 
@@ -139,18 +160,21 @@ class GraphNetwork(nn.Module):
         exist = tokens != PAD
         exist[:, 0] = True  # the token that is classified
         lengths = exist.sum(1)
-        all_pairs, to_first = Pairs(lengths, lengths), Pairs(torch.ones_like(lengths), lengths)
+        first = F.pad(lengths.cumsum(0), (1, 0))[:-1]
         graph = torch.arange(len(tokens)).repeat_interleave(lengths)
         state = self.embedding(tokens[exist])
         for step in range(self.steps):
-            hearing, pairs = state, all_pairs
-            keep = self.dropout(state.new_ones(len(tokens), state.shape[1]))[graph]
-            at_sender = keep * self.send(state)
+            keep = self.dropout(state.new_ones(len(tokens), state.shape[1]))
+            hearing, receivers, keep_receivers = state, lengths, keep[graph]
             if step == self.steps - 1:  # only what the first tokens hear is of interest
-                first = all_pairs.begin[0, :-1]
-                hearing, keep, pairs = F.embedding(first, state), keep[first], to_first
-            at_receiver = keep * self.receive(hearing)
-            heard = sum_messages(at_receiver, at_sender, self.message.weight, self.message.bias, adjacency, pairs)
+                hearing, receivers, keep_receivers = F.embedding(first, state), torch.ones_like(lengths), keep
+            sending, senders, keep_senders, edges = state, lengths, keep[graph], adjacency
+            if step == 0:  # equal tokens of a graph still say the same
+                spoken, of, edges = _merge_equal_senders(tokens, exist, adjacency)
+                sending, senders, keep_senders = self.embedding(spoken), of.bincount(minlength=len(tokens)), keep[of]
+            at_receiver, at_sender = keep_receivers * self.receive(hearing), keep_senders * self.send(sending)
+            pairs = Pairs(receivers, senders)
+            heard = sum_messages(at_receiver, at_sender, self.message.weight, self.message.bias, edges, pairs)
             state = self.update(heard, hearing)
         logits: Tensor = self.classify(state)
         return logits
