@@ -17,6 +17,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from structgrad.commands.train import with_quoted_path
 from structgrad.data import MissingDataError, cache
 from structgrad.training.errors import ConfigurationError, RunError
 from structgrad.training.fit import evaluate
@@ -417,3 +418,40 @@ def test_which_process_of_several_writes(
     assert is_first(OmegaConf.create({"devices": 2, "accelerator": "cpu"})) is first
     assert is_first(OmegaConf.create({"devices": 1, "accelerator": "cpu"}))
     assert is_first(OmegaConf.create({"devices": [1], "accelerator": "gpu"}))
+
+
+# --- early stopping and paths ------------------------------------------------------------------------------------
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
+    """Nothing is learnt: the first of eight validations is the best one, and the third is the last."""
+    long = ("trainer.max_steps=32", "task.optimizer.lr=0.0", "trainer.patience=2")
+    assert go(tmp_path, *long)["steps"] == 12
+    content = summary(tmp_path)
+    assert content["best_step"] == 4
+    (run_folder(tmp_path) / "summary.json").unlink()
+    assert go(tmp_path, *long)["steps"] == 12  # killed before its test, it does not train on
+    plain, patient = (Run.compose(*composed(*OWN, *SHORT, *more)) for more in ([], ["trainer.patience=2"]))
+    assert "patience" not in plain.deciding["trainer"]
+    assert plain.name != patient.name
+
+
+def test_paths_know_the_folder_of_the_user_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WORK", "here")
+    quoted = with_quoted_path("paths.runs=~/$WORK/runs")
+    assert Run.compose(*composed(*OWN, *SHORT, quoted)).folder.is_relative_to(tmp_path / "here" / "runs")
+    assert with_quoted_path("task.hidden=~3") == "task.hidden=~3"
+
+
+def test_an_interruption_while_data_are_made_says_that_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mylab.find_window import FindWindow
+
+    from structgrad.training.errors import Interrupted
+    from tests.training.test_stopping import send, signal
+
+    monkeypatch.setattr(FindWindow, "prepare_data", lambda self: send(signal.SIGINT)())
+    with pytest.raises(Interrupted, match="stopped by Ctrl-C; nothing is kept yet; the same command starts again"):
+        go(tmp_path)

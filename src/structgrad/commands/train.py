@@ -112,10 +112,17 @@ def _compare() -> None:
     print(f"\n{len(_finished)} runs:\n\n{comparison.text(comparison.compare(map(of_content, _finished)))}")
 
 
+def with_quoted_path(argument: str) -> str:
+    """``paths.runs=~/x`` as Hydra takes it: its grammar has no ``~`` in a value, and most shells leave it there."""
+    key, _, value = argument.partition("=")
+    return f"{key}='{value}'" if key.startswith("paths.") and value.startswith("~") else argument
+
+
 def main() -> None:
     """The command; its arguments are Hydra's."""
     if {"-h", "--help"} & set(sys.argv) and not any(a.startswith("task=") for a in sys.argv):
         sys.argv.append("task=listops")  # Hydra's help composes a configuration, and a task has no default
+    sys.argv[1:] = [with_quoted_path(argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # it is this function that shows errors
     tune_allocator()
     try:

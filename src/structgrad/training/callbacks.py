@@ -6,12 +6,12 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 from torch import Tensor, nn
 
 from structgrad.common.files import write_json
@@ -77,6 +77,24 @@ class ProgressLines(pl.Callback):
         """Say so: a test can take longer than a validation."""
         if trainer.is_global_zero:
             print("testing the best model", flush=True)
+
+
+class Patience(EarlyStopping):
+    """Ends the training after so many validations in a row that were no better than the best one.
+
+    Args:
+        monitor: name of the metric.
+        mode: ``min`` or ``max``.
+        patience: the number of validations.
+    """
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"], patience: int) -> None:
+        super().__init__(monitor, patience=patience, mode=mode, check_finite=False)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that was killed between its last validation and its test does not train on."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class Owner(pl.Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,8 @@ def settled(config: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
     check_options(config, chosen)
     config = copy.deepcopy(config)
     OmegaConf.set_readonly(config, False)
+    for name, path in config.paths.items():
+        config.paths[name] = expanded(path)
     structure: Structure = _instantiate(config, "structure", Structure)
     if not structure.is_latent:
         asked = chosen.get("estimator", "none")
@@ -113,6 +116,11 @@ def settled(config: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
     elif config.estimator is None:
         raise ConfigurationError(f"estimator=none: {structure.name} is latent and needs an estimator")
     return config
+
+
+def expanded(path: str | None) -> str | None:
+    """A path with the user's folder in the place of ``~``, and the values of environment variables."""
+    return None if path is None else os.path.expandvars(os.path.expanduser(path))
 
 
 def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:

@@ -22,6 +22,7 @@ HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps"
 #: part of a run's identity and settings, so that those results stay the runs that the same commands make.
 NEUTRAL: dict[str, Any] = {
     "trainer.matmul_precision": "highest",
+    "trainer.patience": None,
     "task.centre_inputs": False,
     "task.objective": "ours",
     "task.data.colour": "refused",

@@ -43,12 +43,19 @@ class Interrupted(BaseException):
     Args:
         number: of the signal.
         step: after which the run was saved; None outside of training, where the last checkpoint counts.
+        begun: whether there is a checkpoint.
     """
 
-    def __init__(self, number: int, step: int | None = None) -> None:
+    def __init__(self, number: int, step: int | None = None, *, begun: bool = True) -> None:
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         where = "the last checkpoint" if step is None else f"step {step}"
-        super().__init__(f"stopped by {name}; the same command continues from {where}")
+        kept = (
+            f"the same command continues from {where}"
+            if begun
+            else "nothing is kept yet; the same command starts again"
+        )
+        super().__init__(f"stopped by {name}; {kept}")
+        self.number, self.step = number, step
         self.exit_code = EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_AGAIN
 
 
@@ -79,7 +86,10 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
         return f"{group}={name}: no such choice; see --help"
     lines = str(error).strip().splitlines()
     if isinstance(error, OverrideParseException):
-        hint = "" if "=" in error.override else "; expected key=value, e.g. task=listops"
+        key, equals, value = error.override.partition("=")
+        hint = "" if equals else "; expected key=value, e.g. task=listops"
+        if equals and any(sign in value for sign in "=(),{}[]~$ "):
+            hint = f"; a value with such signs needs quotes within quotes: '{key}=\"{value}\"'"
         return f"{error.override}: {' '.join(lines[-2:-1])}{hint}"
     if len(lines) > 2 and lines[1] == "Available options:":  # a group without a default
         group = lines[0].partition("'")[2].partition("'")[0]

@@ -25,6 +25,7 @@ from structgrad.common.text import first_line
 from structgrad.tasks.base import Task
 from structgrad.training.callbacks import (
     Owner,
+    Patience,
     ProgressBar,
     ProgressFile,
     ProgressLines,
@@ -98,6 +99,11 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
                 timer,
                 best,
                 *followed,
+                *(
+                    []
+                    if config.trainer.patience is None
+                    else [Patience(task.monitor, task.mode, config.trainer.patience)]
+                ),
                 StopBetweenSteps(request, folder / "checkpoints" / "last.ckpt", config.trainer.get("pause_at")),
                 ProgressBar(refresh_rate=20) if sys.stderr.isatty() else ProgressLines(),
             ],

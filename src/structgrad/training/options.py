@@ -49,6 +49,7 @@ _TRAINER = (
     "gradient_clip_val",
     "log_every_n_steps",
     "pause_at",
+    "patience",
 )
 _PATHS = {
     "data": False,
@@ -110,6 +111,8 @@ def _check_trainer(trainer: DictConfig) -> None:
             f"trainer.val_every_n_steps={every} must lie between 1 and trainer.max_steps={steps}: "
             "the test uses the best validated model"
         )
+    if trainer.get("patience") is not None:
+        _whole("trainer.patience", trainer.patience, 1)
     if trainer.get("pause_at") is not None:
         _whole("trainer.pause_at", trainer.pause_at, 1)
     clip = trainer.get("gradient_clip_val")

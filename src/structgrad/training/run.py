@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from structgrad.common.files import write_json
 from structgrad.common.text import first_line
 from structgrad.data import DataError, MissingDataError
-from structgrad.training.composition import Run, assemble, build_latent, build_task
+from structgrad.training.composition import Run, assemble, build_latent, build_task, expanded
 from structgrad.training.environment import environment, seed_everything
 from structgrad.training.errors import ConfigurationError, Interrupted, NonFiniteLossError, RunError, RunHeldError
 from structgrad.training.folder import checkpoint_to_resume, held, read_summary
@@ -56,7 +56,7 @@ def run(
         RunError: if the run cannot go on; its folder keeps what it has.
     """
     this = Run.compose(config, choices, chosen)
-    test_file = config.paths.test_file
+    test_file = expanded(config.paths.test_file)
     tested = None if test_file is None else _task_of_file(this, test_file)
     seed_everything(this.seed)
     structure, estimator = build_latent(this.config)
@@ -68,7 +68,11 @@ def run(
             _print_summary(summary, this.folder)
         else:
             task = build_task(this.config, structure, estimator)
-            _prepare(task, this.config.paths.data)
+            try:
+                _prepare(task, this.config.paths.data)
+            except Interrupted as stop:
+                begun = (this.folder / "checkpoints" / "last.ckpt").exists()
+                raise Interrupted(stop.number, begun=begun) from None
             _make_folder(this.folder)
             # Only the first of several processes that share the run, which waits for the others.
             with held(this.folder) if this.is_first else nullcontext():
@@ -78,7 +82,7 @@ def run(
                 _keep(summary, this)
             if this.is_first:
                 _print_summary(summary, this.folder)
-        if tested is not None:
+        if tested is not None and test_file is not None:
             _test_on(tested, this, Path(test_file))
     return summary
 
