@@ -37,7 +37,7 @@ WRONG: list[tuple[str, str]] = [
     ("task=communication_game data=planted_reviews", "task.data must be a ConceptData"),
     (f"{LISTOPS} seed=[1", "[1"),
     (f"{LISTOPS} paths.runs=a(b", "needs quotes within quotes: 'paths.runs=\"a(b\"'"),
-    (f"{LISTOPS} paths.runs=a=b{{c", "needs quotes within quotes: 'paths.runs=\"a=b{{c\"'"),
+    (f"{LISTOPS} paths.runs=a=b{{c", "needs quotes within quotes: 'paths.runs=\"a=b{c\"'"),
     (f"{LISTOPS} trainer.patience=0", "trainer.patience must be a whole number of at least 1"),
     (f"{LISTOPS} trainer.matmul_precision=low", "nearest: "),
     (f"{LISTOPS} trainer.precision=bf16-true", "structures and optimisers need weights of 32 bits"),
@@ -96,7 +96,7 @@ WRONG: list[tuple[str, str]] = [
     (f"{LISTOPS} trainer.precision=8", "trainer.precision=8"),
     (f"{LISTOPS} trainer.precision=16-mixd", "nearest: 16-mixed,"),
     (f"{LISTOPS} trainer=cpu trainer.precision=16-mixed", "needs a GPU"),
-    (f"{LISTOPS} trainer=cpu trainer.precision=16-true", "needs a GPU"),
+    (f"{LISTOPS} trainer=cpu trainer.precision=16-true", "weights of 32 bits"),
     *(
         (f"{LISTOPS} trainer=cpu trainer.devices={d}", "trainer.devices")
         for d in ("0", "-2", "1.5", "null", "x", "[0,1]")
