@@ -194,7 +194,7 @@ def main() -> None:
         draw(axes)
         axes.set_aspect("equal")
         axes.axis("off")
-        figure.savefig(folder / f"{name}.png")
+        figure.savefig(folder / f"{name}.png", bbox_inches="tight", pad_inches=0.02)
     overview().savefig(IMAGES / "overview.png")
 
 
