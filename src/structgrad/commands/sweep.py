@@ -109,8 +109,10 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals:
-            raise SweepError(f"{without_password(argument)}: expected key=value; --help lists the options")
+            raise SweepError(f"{without_password(argument)}: expected key=value; type --help for the options")
         if key in OPTIONS:
+            if not value:
+                raise SweepError(f"{key}=: a value is missing; type it, or leave {key}= out")
             options[key] = value
         elif "." not in key and (near := difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.8)):
             raise SweepError(f"{without_password(argument)}: did you mean {near[0]}={without_password(value)}?")

@@ -61,7 +61,7 @@ def launch(table: Table, plan: Plan, options: Mapping[str, str], given: Sequence
 def places(options: Mapping[str, str]) -> list[dict[str, str]]:
     """What is added to the environment of each worker."""
     if options["workers"] and options["workers_per_gpu"]:
-        raise SweepError("workers= and workers_per_gpu=: give one of them")
+        raise SweepError("workers= and workers_per_gpu=: type one of them")
     if options["workers_per_gpu"]:
         each = whole_number("workers_per_gpu", options["workers_per_gpu"], 1)
         if options["launcher"] != "local":

@@ -44,13 +44,13 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
     sampler = type(make_sampler(options["sampler"])).__name__
     heartbeat, grace = whole_number("heartbeat", options["heartbeat"], 1), whole_number("grace", options["grace"], 1)
     if grace < 2 * heartbeat:
-        raise SweepError(f"grace={grace} must be at least twice heartbeat={heartbeat}: one late sign is no death")
+        raise SweepError(f"grace={grace} must be at least twice heartbeat={heartbeat}; type grace={2 * heartbeat}")
     common = [argument for argument in given if not argument.startswith("slurm.")]
     _check_given(common)
     extra = tuple(sorted(argument for argument in common if not argument.startswith(_WHEREABOUTS)))
     if sampler != "RandomSampler":  # its trials are no independent draws, which selection by bootstrap takes them for
         if table.selection.rule != "best_trial":
-            raise SweepError(f"sampler: {table.name} searches nothing and goes over seeds")
+            raise SweepError(f"sampler: {table.name} searches nothing and goes over seeds; leave sampler= out")
         extra += (f"sampler={sampler}",)
     reduction = whole_number("halving", options["halving"], 2) if options.get("halving") else 0
     if reduction:
@@ -97,17 +97,20 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
 def _check_given(common: Sequence[str]) -> None:
     """Refuse what would be ignored: every trial has a seed and a place of its own, and of two values the last one."""
     keys = [argument.partition("=")[0].lstrip("+") for argument in common]
-    for key, instead in (("seed", "seeds= or trials="), ("paths.results", "results=")):
+    for key, instead in (("seed", "seeds=0,1,2 or trials=20"), ("paths.results", "results=<folder>")):
         if key in keys:
-            raise SweepError(f"{key}=...: a sweep sets it for every run; use {instead}")
+            raise SweepError(f"{key}=...: a sweep sets it for every run; type {instead}")
+    for key in ("trainer.pause_at", "paths.progress"):
+        if key in keys:
+            raise SweepError(f"{key}=...: a sweep sets it for every run; leave it out, or type halving=3")
     for key in keys:
         if keys.count(key) > 1:
-            raise SweepError(f"{key}=...: it stands there twice")
+            raise SweepError(f"{key}=...: it stands there twice; type it once")
 
 
 def _one_of(key: str, value: str, choices: Sequence[str]) -> str:
     if value not in choices:
-        raise SweepError(f"{key}={value}: there are {', '.join(choices)}")
+        raise SweepError(f"{key}={value}: no such choice; type {' or '.join(f'{key}={c}' for c in choices)}")
     return value
 
 
@@ -122,20 +125,20 @@ def whole_number(key: str, value: str, least: int) -> int:
     except ValueError:
         number = least - 1
     if number < least:
-        raise SweepError(f"{key}={value} must be a whole number, at least {least}")
+        raise SweepError(f"{key}={value} must be a whole number, at least {least}; type e.g. {key}={max(least, 3)}")
     return number
 
 
 def _trials(table: Table, options: Mapping[str, str]) -> tuple[int, ...]:
     searches = table.selection.rule == "best_trial"
     if options["seeds"] and searches:
-        raise SweepError(f"seeds: {table.name} selects among trials, each with a seed of its own; use trials=")
+        raise SweepError(f"seeds: {table.name} selects among trials, each with a seed of its own; type trials=20")
     if options["trials"] and not searches:
-        raise SweepError(f"trials: {table.name} searches nothing and goes over seeds; use seeds=0,1,2")
+        raise SweepError(f"trials: {table.name} searches nothing and goes over seeds; type seeds=0,1,2")
     if options["seeds"]:
         seeds = tuple(whole_number("seeds", seed, 0) for seed in options["seeds"].split(","))
         if len(set(seeds)) != len(seeds):
-            raise SweepError(f"seeds={options['seeds']}: one stands there twice")
+            raise SweepError(f"seeds={options['seeds']}: one stands there twice; type seeds=0,1,2")
         return seeds
     return tuple(range(whole_number("trials", options["trials"] or str(table.selection.trials), 1)))
 
