@@ -59,6 +59,8 @@ def test_several_jobs_go_on_after_a_failure_and_end_with_a_list(tmp_path: Path) 
     assert result.returncode == 1
     assert len(list(tmp_path.glob("find_window/*/summary.json"))) == 2
     assert "1 without a result:" in result.stderr
+    assert "2 runs:" in result.stdout  # beside each other
+    assert "95 % intervals of Student's t" in result.stdout
     assert "trainer.val_every_n_steps=3" in result.stderr.splitlines()[-2]
     assert "Traceback" not in result.stderr
 
