@@ -280,6 +280,8 @@ def test_divergence_is_one_line(tmp_path: Path, shared_cache: str, options: tupl
     with pytest.raises(RunError, match=r"training diverged: .*; try a smaller learning rate") as caught:
         run(*composed(*overrides))
     assert "\n" not in str(caught.value)
+    (line,) = tmp_path.glob("*/*/error.txt")  # for the page of all runs
+    assert line.read_text() == f"{caught.value}\n"
 
 
 # --- folders and files -------------------------------------------------------------------------------------------
