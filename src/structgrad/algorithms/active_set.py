@@ -32,12 +32,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from structgrad.algorithms.eager import has_warned, warn_stopped
 from structgrad.algorithms.products import product
 
 #: A weight below this has left the active set.
 _ZERO = 1e-12
 #: Directions must be independent of the scores, so this is no seed that anybody else would take.
 _PROBE_SEED = 7_046_029_254_386_353_131
+#: Of the warning.
+_ORACLE = "the active-set method"
 #: Safety net for ``max_iterations=None``: far beyond the number of steps that were ever seen.
 _STEPS_A_PART = 100
 
@@ -227,6 +230,12 @@ def _minimise(
             going = going[going]
     if bool(going.any()) and max_iterations is None:
         raise RuntimeError(f"the active-set method did not converge within {limit} iterations")
+    if bool(going.any()) and not has_warned(_ORACLE):
+        left = now.select(going)
+        residual = target[going] - left.mean(size)
+        gap = ((argmax(residual, rows[going]) - left.mean(size)) * residual).sum(-1)
+        what = "a vertex is further in the direction of the residual, relative to the norm of the scores, by"
+        warn_stopped(gap / scale[going], tolerance, _ORACLE, what)
     finished.append((rows, now))
     slots = max(part.active.shape[1] for _, part in finished)
     most = max(part.ones.shape[2] for _, part in finished)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,41 @@ def refuse(bad: Tensor, what: str) -> None:
     """Raise ``ValueError`` naming the first example for which ``bad`` ``[*batch]`` holds, where looking is free."""
     if values_can_be_read(bad) and bool(bad.any()):
         raise ValueError(f"example {bad.nonzero()[0].tolist()} {what}")
+
+
+class StoppedEarly(UserWarning):
+    """An iterative oracle stopped before its solution; said once for each oracle of a process."""
+
+
+#: Oracles that have said so.
+_STOPPED: set[str] = set()
+
+
+def has_warned(oracle: str) -> bool:
+    """Whether :func:`warn_stopped` has nothing more to say of this one."""
+    return oracle in _STOPPED
+
+
+def warn_stopped(error: Tensor, tolerance: float, oracle: str, what: str) -> None:
+    """Warn where looking is free, if a result is further from the solution than its tolerance.
+
+    Args:
+        error: how far, any shape; NaN is far.
+        tolerance: how far it may be.
+        oracle: its name; it warns once.
+        what: the figure, for the message "<oracle> stopped early: <what> <error>".
+    """
+    if has_warned(oracle) or not error.numel() or not values_can_be_read(error):
+        return
+    worst = float(error.detach().max())
+    if not worst <= tolerance:
+        _STOPPED.add(oracle)
+        warnings.warn(
+            f"{oracle} stopped early: {what} {worst:.2g}, where {tolerance:.2g} was asked for; raise max_iterations or "
+            "the temperature (this is said once)",
+            StoppedEarly,
+            stacklevel=4,
+        )
 
 
 def refuse_transforms(scores: Tensor, name: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from structgrad.algorithms.assignment import assign, assign_compiled, greedy
 from structgrad.algorithms.derivatives import implicit
-from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.eager import values_can_be_read, warn_stopped
 from structgrad.algorithms.plackett_luce import log_totals, takes_operator
 from structgrad.algorithms.sinkhorn import central_duals, dual_step, potentials
 from structgrad.structures.base import Noise, Trace
@@ -42,8 +42,9 @@ class Matching(KBest, ActiveSetProjection):
     Args:
         tolerance: the Sinkhorn iterations end when the row sums are together no further than this from 1 (columns
             sum to 1 exactly).
-        max_iterations: or after this many; always this many in plain torch where values are not read (see
-            ``values_can_be_read``), that is beyond 64 rows on a GPU, where up to 64 one launch does it all.
+        max_iterations: or after this many, with a warning (:class:`~structgrad.algorithms.eager.StoppedEarly`) where
+            values can be read; always this many in plain torch where they are not (see ``values_can_be_read``), that is
+            beyond 64 rows on a GPU, where up to 64 one launch does it all.
     """
 
     layout = Matrix()
@@ -128,6 +129,8 @@ class Matching(KBest, ActiveSetProjection):
             start = central_duals(finite, *self._assign(log_k, exists))
             f, g = potentials(start, finite, rows, columns, self.tolerance, self.max_iterations)
         point = torch.where(exists, (log_k + f.unsqueeze(-1) + g.unsqueeze(-2)).exp(), 0.0)
+        off = torch.where(rows, (point.detach().sum(-1) - 1).abs(), 0.0).sum(-1)
+        warn_stopped(off, 2 * self.tolerance, "Matching.sinkhorn", "row sums are off by")
         if not (utility.requires_grad and torch.is_grad_enabled()):
             return point.to(utility.dtype)
         fixed = point.detach()
