@@ -5,13 +5,21 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
 
-.PHONY: demo test lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae table-l2x table-ssvae figure-ssvae table-communication-game toy figure-parentheses
+.PHONY: demo test test-cpus lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae table-l2x table-ssvae figure-ssvae table-communication-game toy figure-parentheses
 
 demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
 
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile  # tiny tensors: processes, as a second thread only costs
+
+# On processors as torch and oneDNN can pretend to have them (CAPABILITY:ISA:THREADS): nothing may hang on how one of them
+# rounds. CPUS and PARTS choose which, and which tests.
+CPUS ?= default:SSE41:1 default:SSE41:4 avx2:AVX2:1 avx2:AVX2:4
+PARTS ?= tests/algorithms tests/structures tests/estimators tests/tasks
+test-cpus: .venv/installed-dev
+	@for cpu in $(CPUS); do echo "== $$cpu"; set -- $$(echo $$cpu | tr : ' '); \
+		ATEN_CPU_CAPABILITY=$$1 ONEDNN_MAX_CPU_ISA=$$2 OMP_NUM_THREADS=$$3 $(PY) -m pytest -n auto --dist loadfile $(PARTS) || exit 1; done
 
 lint: .venv/installed-dev
 	.venv/bin/ruff format --check .

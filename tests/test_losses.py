@@ -292,3 +292,17 @@ def test_classes_that_do_not_exist(loss: Callable[..., Tensor]) -> None:
     for wrong in (4, -100):
         with pytest.raises(ValueError, match=r"example \[2\] has a target that is none of the 4 classes"):
             loss(scores, torch.tensor([0, 3, wrong]))
+
+
+@pytest.mark.parametrize("make", [losses.SparsemaxLoss, losses.EntmaxLoss])
+def test_ignored_classes_have_no_part_in_the_mean(make: Callable[..., losses.Loss]) -> None:
+    scores = torch.randn(4, 5, requires_grad=True)
+    mask = torch.tensor([False, True, True, True, True])
+    target = torch.tensor([1, -100, 3, -100])
+    loss = make(ignore_index=-100)(scores, target, mask)
+    torch.testing.assert_close(loss, make()(scores[[0, 2]], target[[0, 2]], mask))
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert (gradient[[1, 3]] == 0).all()
+    assert (gradient[[0, 2]] != 0).any()
+    each = make(reduction="none", ignore_index=-100)(scores, target, mask)
+    assert (each == 0).tolist() == [False, True, False, True]

@@ -137,9 +137,10 @@ def fenchel_young_loss(
     by = f"fenchel_young_loss (relaxation={relaxation})"
     f = structure.require_relaxation(relaxation, by=by, regularized=True).regularizer
     assert f is not None
-    target = _check(structure, scores, target, mask, by)
+    target = _check(structure, scores, target, mask, by).double()
     exists = structure.parts(scores, mask)
-    finite = torch.where(exists, scores, 0.0)
+    # In float64: what the scores have in common, times the rounding of a mean, would be the loss.
+    finite = torch.where(exists, scores, 0.0).double()
 
     def maximiser(s: Tensor) -> Tensor:
         return torch.where(exists, structure.relax(relaxation, s, mask), 0.0)
@@ -150,7 +151,7 @@ def fenchel_young_loss(
 
     conjugate: Tensor = _Conjugate.apply(finite, maximiser, value)
     # Of value 0: the gradient of -<s, y>.
-    return conjugate - _sum(structure, (finite - finite.detach()) * target, exists)
+    return (conjugate - _sum(structure, (finite - finite.detach()) * target, exists)).to(scores.dtype)
 
 
 def sparsemap_loss(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -249,9 +250,31 @@ def structured_hinge_loss(
     return _sum(structure, finite * difference + cost * difference.abs(), exists)
 
 
+def _are_classes(scores: Tensor, target: Tensor) -> bool:
+    return target.dtype == torch.int64 and target.shape == scores.shape[:-1]
+
+
+def _ignoring(
+    loss: Callable[[Tensor], Tensor], scores: Tensor, target: Tensor, mask: Tensor | None, ignore_index: int | None
+) -> Tensor:
+    """``loss(target)``; 0, without a gradient, for examples whose class is ``ignore_index``."""
+    if ignore_index is None or not _are_classes(scores, target):
+        return loss(target)
+    ignored = target == ignore_index
+    # Any class that exists stands in.
+    return torch.where(ignored, 0.0, loss(torch.where(ignored, OneHot().parts(scores, mask).int().argmax(-1), target)))
+
+
+def _counted(scores: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
+    """How many examples are not ignored; None for all."""
+    if ignore_index is None or not _are_classes(scores, target):
+        return None
+    return (target != ignore_index).sum()
+
+
 def _as_distribution(scores: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """Class indices ``[*batch]`` as one-hot vectors; ``[*batch, K]`` is handed through."""
-    if target.dtype == torch.int64 and target.shape == scores.shape[:-1]:
+    if _are_classes(scores, target):
         outside = (target < 0) | (target >= scores.shape[-1])
         refuse(outside, f"has a target that is none of the {scores.shape[-1]} classes")
         if mask is not None:
@@ -261,13 +284,16 @@ def _as_distribution(scores: Tensor, target: Tensor, mask: Tensor | None) -> Ten
     return target
 
 
-def sparsemax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def sparsemax_loss(
+    scores: Tensor, target: Tensor, mask: Tensor | None = None, *, ignore_index: int | None = None
+) -> Tensor:
     """``max_{p in simplex} [<s, p> - |p|^2 / 2] - <s, y> + |y|^2 / 2`` (Martins and Astudillo 2016, section 3).
 
     Args:
         scores: ``[*batch, K]``.
         target: classes, int64 ``[*batch]``, or distributions over them ``[*batch, K]``.
         mask: which classes exist.
+        ignore_index: a class whose examples have the loss 0, without a gradient.
 
     Returns:
         ``[*batch]``, at least 0.
@@ -275,10 +301,21 @@ def sparsemax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None) -
     Raises:
         ValueError: in eager CPU code, for a class that does not exist.
     """
-    return sparsemap_loss(OneHot(), scores, _as_distribution(scores, target, mask), mask)
+
+    def loss(target: Tensor) -> Tensor:
+        return sparsemap_loss(OneHot(), scores, _as_distribution(scores, target, mask), mask)
+
+    return _ignoring(loss, scores, target, mask, ignore_index)
 
 
-def entmax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None, *, alpha: float = 1.5) -> Tensor:
+def entmax_loss(
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    alpha: float = 1.5,
+    ignore_index: int | None = None,
+) -> Tensor:
     """``max_{p in simplex} [<s, p> + H(p)] - <s, y> - H(y)`` with Tsallis' entropy (Peters et al. 2019, section 3).
 
     ``H(p) = sum_i (p_i - p_i^alpha) / (alpha (alpha - 1))``; alpha = 1 is the cross-entropy, 2 :func:`sparsemax_loss`.
@@ -288,6 +325,7 @@ def entmax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None, *, a
         target: classes, int64 ``[*batch]``, or distributions over them ``[*batch, K]``.
         mask: which classes exist.
         alpha: at least 1.
+        ignore_index: a class whose examples have the loss 0, without a gradient.
 
     Returns:
         ``[*batch]``, at least 0.
@@ -297,10 +335,14 @@ def entmax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None, *, a
     """
     if not 1 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 1; got {alpha}")
+    return _ignoring(lambda t: _entmax_loss(scores, t, mask, alpha), scores, target, mask, ignore_index)
+
+
+def _entmax_loss(scores: Tensor, target: Tensor, mask: Tensor | None, alpha: float) -> Tensor:
     structure = OneHot()
-    y = _check(structure, scores, _as_distribution(scores, target, mask), mask, "entmax_loss")
+    y = _check(structure, scores, _as_distribution(scores, target, mask), mask, "entmax_loss").double()
     exists = structure.parts(scores, mask)
-    finite = torch.where(exists, scores, 0.0)
+    finite = torch.where(exists, scores, 0.0).double()
 
     def negative_entropy(p: Tensor) -> Tensor:
         if alpha == 1:
@@ -311,7 +353,7 @@ def entmax_loss(scores: Tensor, target: Tensor, mask: Tensor | None = None, *, a
         return _sum(structure, finite.detach() * (p - y) + negative_entropy(y) - negative_entropy(p), exists)
 
     conjugate: Tensor = _Conjugate.apply(finite, lambda s: structure.entmax(s, alpha, mask), value)
-    return conjugate - _sum(structure, (finite - finite.detach()) * y, exists)
+    return (conjugate - _sum(structure, (finite - finite.detach()) * y, exists)).to(scores.dtype)
 
 
 class Loss(nn.Module):
@@ -329,11 +371,13 @@ class Loss(nn.Module):
         check_choice("reduction", reduction, get_args(Reduction))
         self.reduction = reduction
 
-    def reduce(self, losses: Tensor) -> Tensor:
-        """``[*batch]`` -> a scalar, or ``[*batch]`` as it is."""
+    def reduce(self, losses: Tensor, count: Tensor | None = None) -> Tensor:
+        """``[*batch]`` -> a scalar, or ``[*batch]`` as it is; a mean is over ``count`` examples, None for all."""
         if self.reduction == "none":
             return losses
-        return losses.mean() if self.reduction == "mean" else losses.sum()
+        if self.reduction == "mean" and count is None:
+            return losses.mean()
+        return losses.sum() if count is None or self.reduction == "sum" else losses.sum() / count
 
 
 class NegativeLogLikelihood(Loss):
@@ -406,22 +450,28 @@ class StructuredHingeLoss(Loss):
 
 
 class SparsemaxLoss(Loss):
-    """:func:`sparsemax_loss`."""
+    """:func:`sparsemax_loss`; a mean is over the examples that are not ignored."""
+
+    def __init__(self, reduction: Reduction = "mean", ignore_index: int | None = None) -> None:
+        super().__init__(reduction)
+        self.ignore_index = ignore_index
 
     def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[*batch, K]``, ``[*batch]`` or ``[*batch, K]`` -> a scalar."""
-        return self.reduce(sparsemax_loss(scores, target, mask))
+        losses = sparsemax_loss(scores, target, mask, ignore_index=self.ignore_index)
+        return self.reduce(losses, _counted(scores, target, self.ignore_index))
 
 
 class EntmaxLoss(Loss):
-    """:func:`entmax_loss`."""
+    """:func:`entmax_loss`; a mean is over the examples that are not ignored."""
 
-    def __init__(self, alpha: float = 1.5, reduction: Reduction = "mean") -> None:
+    def __init__(self, alpha: float = 1.5, reduction: Reduction = "mean", ignore_index: int | None = None) -> None:
         super().__init__(reduction)
         if not 1 <= alpha < math.inf:
             raise ValueError(f"alpha must be at least 1; got {alpha}")
-        self.alpha = alpha
+        self.alpha, self.ignore_index = alpha, ignore_index
 
     def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[*batch, K]``, ``[*batch]`` or ``[*batch, K]`` -> a scalar."""
-        return self.reduce(entmax_loss(scores, target, mask, alpha=self.alpha))
+        losses = entmax_loss(scores, target, mask, alpha=self.alpha, ignore_index=self.ignore_index)
+        return self.reduce(losses, _counted(scores, target, self.ignore_index))

@@ -101,3 +101,20 @@ def test_entmax_with_an_alpha_for_each_example() -> None:
 def test_entmax_below_softmax_is_refused(alpha: Any) -> None:
     with pytest.raises(ValueError, match="alpha must be at least 1"):
         OneHot().entmax(torch.zeros(2, 3), alpha)
+
+
+def test_density_of_a_relaxed_sample() -> None:
+    scores = torch.randn(3, 4, dtype=torch.float64)
+    mask = torch.tensor([True, False, True, True])
+    temperature = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
+    point, expected = torch.zeros(3, 4, dtype=torch.float64), []
+    for b, t in enumerate(temperature):  # theirs are of one temperature
+        theirs = torch.distributions.RelaxedOneHotCategorical(t, logits=scores[b, mask])
+        point[b, mask] = theirs.rsample()
+        expected.append(theirs.log_prob(point[b, mask]))
+    torch.testing.assert_close(OneHot().relaxed_log_density(point, scores, temperature, mask), torch.stack(expected))
+    one = OneHot().relaxed_log_density(point[0], scores[0], 0.3, mask)
+    torch.testing.assert_close(one, expected[0])
+    assert torch.autograd.gradcheck(
+        lambda s: OneHot().relaxed_log_density(point, s, temperature, mask), scores.requires_grad_()
+    )

@@ -283,9 +283,11 @@ def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
     """:func:`project_capped_simplex` by sorting, in plain torch."""
     if not scores.shape[-1]:
         return scores.clone()
+    # Relative to the largest, in float64: nothing cancels at +-100, and not all is lost at the lowest number.
+    top = torch.where(exists, scores, -math.inf).amax(-1, keepdim=True).detach().double()
+    wide = torch.where(exists, scores.double() - torch.where(top.isfinite(), top, 0.0), 0.0)
     with torch.no_grad():
-        wide = scores.double()
-        floor = torch.where(exists, wide, math.inf).amin(-1, keepdim=True) - 1
+        floor = wide.amin(-1, keepdim=True) - 1
         ordered = torch.where(exists, wide, -math.inf).sort(dim=-1, descending=True).values
         prefix = torch.nn.functional.pad(torch.where(ordered.isfinite(), ordered, 0.0).cumsum(-1), (1, 0))
         points = torch.cat([torch.where(exists, wide, floor), torch.where(exists, wide - 1, floor)], -1)
@@ -296,12 +298,10 @@ def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
         start = torch.where(mass >= total, points, floor).amax(-1, keepdim=True)
         ones = exists & (wide - 1 > start)
         inside = exists & (wide > start) & ~ones
-        start = start.to(scores.dtype)
         count = inside.sum(-1, keepdim=True).clamp(min=1)
-    # Scores relative to the breakpoint lie in (0, 1] inside the piece, so nothing cancels at +-100.
-    relative = torch.where(inside, scores - start, 0.0)
+    relative = torch.where(inside, wide - start, 0.0)
     tau = (relative.sum(-1, keepdim=True) + ones.sum(-1, keepdim=True) - total) / count
-    return torch.where(inside, (relative - tau).clamp(0, 1), ones.to(scores.dtype))
+    return torch.where(inside, (relative - tau).clamp(0, 1), ones.to(wide.dtype)).to(scores.dtype)
 
 
 # --- sparse decompositions -------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ With ``p_e = exp(score_e - value(v))`` the share of an edge in its node, one pas
 
 Time is linear in the number of edges. On the CPU these passes are compiled and run in parallel over the batch;
 elsewhere, and for derivatives of higher order, plain torch goes through the graph level by level. Both compute in
-float64.
+float64, with :data:`IMPOSSIBLE` far beyond what scores in float32 add up to.
 """
 
 from __future__ import annotations

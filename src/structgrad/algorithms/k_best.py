@@ -89,9 +89,9 @@ def best_first(vertices: Tensor, real: Tensor, scores: Tensor) -> tuple[Tensor, 
         the vertices, those of equal value in the order in which they come, and their values ``[*batch, k]`` in the
         dtype of the scores, differentiable, -inf where there are not that many.
     """
-    values = torch.where(vertices, scores[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
+    values = torch.where(vertices, scores.double()[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
     values, order = values.sort(dim=-1, descending=True, stable=True)
-    return vertices.gather(-2, order[..., None].expand(vertices.shape)), values
+    return vertices.gather(-2, order[..., None].expand(vertices.shape)), values.to(scores.dtype)
 
 
 def largest(scores: Tensor, k: int) -> Tensor:

@@ -18,14 +18,19 @@ from torch import Tensor
 #: ``(values, dim) -> aggregated``, without the dimension.
 Aggregation = Callable[[Tensor, int], Tensor]
 
-#: The value of what cannot be: finite, so that no difference of two such is NaN; the exponential of it, and of it plus
-#: any sum of scores, is 0.
-IMPOSSIBLE = -1e30
+#: The value of what cannot be: finite, so that no difference of two such is NaN; far below any sum of scores, also of
+#: the lowest number of float32, so that the exponential of the difference is 0. For float64 only.
+IMPOSSIBLE = -1e300
 
 
 def log_sum(values: Tensor, dim: int) -> Tensor:
-    """``log sum exp``, differentiable to any order."""
-    return values.logsumexp(dim)
+    """``log sum exp``, differentiable to any order.
+
+    Its gradient is a quotient of sums. That of ``torch.logsumexp``, ``exp(value - result)``, has the rounding of the
+    result: 1e-9 at scores of 1e7, which times such a score is 1 % of an entropy.
+    """
+    top = values.detach().amax(dim, keepdim=True)
+    return (values - top).exp().sum(dim).log() + top.squeeze(dim)
 
 
 def best(values: Tensor, dim: int) -> Tensor:

@@ -47,7 +47,7 @@ class Gibbs(Structure):
         as often as that is, less one.
         """
         self.check(scores, mask)
-        return self._moments(scores.double(), mask)[1].to(scores.dtype)
+        return self._moments(self._wide(scores, mask), mask)[1].to(scores.dtype)
 
     @derived_from("log_partition")
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -55,14 +55,14 @@ class Gibbs(Structure):
         self.check(scores, mask)
         if "argmax" in self.oracles:
             self.check_vertex(vertex, scores, mask)
-        wide = scores.double()
+        wide = self._wide(scores, mask)
         return (self.inner(vertex.double(), wide, mask) - self.log_partition(wide, mask)).to(scores.dtype)
 
     @derived_from("log_partition")
     def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``log Z - <E[x], scores>`` in nats: ``[*batch]``."""
         self.check(scores, mask)
-        wide = scores.double()
+        wide = self._wide(scores, mask)
         log_z, mean = self._moments(wide, mask)
         return (log_z - self.inner(mean, wide, mask)).to(scores.dtype)
 
@@ -122,6 +122,17 @@ class Gibbs(Structure):
         exists = self.parts(p, mask)
         # What stands in missing parts may be NaN, which a difference or a product would spread.
         return torch.where(exists, p.double(), 0.0), torch.where(exists, q.double(), 0.0)
+
+    def _wide(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Scores in float64, less the largest where all vertices have equally many parts: then nothing is lost to a
+        number that they have in common.
+        """
+        wide = scores.double()
+        if not self.constant_size or not scores.numel():
+            return wide
+        over = tuple(range(-self.layout.ndim, 0))
+        largest = torch.where(self.parts(scores, mask), wide.detach(), -torch.inf).amax(over, keepdim=True)
+        return wide - torch.where(largest.isfinite(), largest, 0.0)
 
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """``log Z`` ``[*batch]`` and ``E[x]`` ``[*batch, *parts]``, both differentiable, of float64 scores; overridden

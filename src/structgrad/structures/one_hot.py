@@ -133,6 +133,30 @@ class OneHot(Gibbs):
         scores, _ = self._read(scores, mask)
         return entmax(scores, alpha, self.parts(scores, mask))
 
+    def relaxed_log_density(
+        self, point: Tensor, scores: Tensor, temperature: float | Tensor = 1.0, mask: Tensor | None = None
+    ) -> Tensor:
+        """Log-density at ``point`` of the relaxed sample ``softmax((scores + Gumbel) / temperature)``, the Concrete
+        distribution (Maddison et al. 2017, equation 10): ``[*batch]``, differentiable in all three.
+
+        Args:
+            point: ``[*batch, K]``, inside the simplex of the categories that exist, 0 elsewhere.
+            scores: ``[*batch, K]``.
+            temperature: positive; a tensor broadcasts to ``[*batch]``.
+            mask: which categories exist.
+
+        The density is one of the first categories but the last that exists, as that of
+        ``torch.distributions.RelaxedOneHotCategorical``; a corner, where it is infinite or 0, has no use.
+        """
+        self._read(scores, mask)
+        exists = self.parts(scores, mask)
+        scale = torch.as_tensor(temperature, dtype=torch.float64, device=scores.device).unsqueeze(-1)
+        log_x = torch.where(exists, point, 1.0).double().log()
+        shifted = torch.where(exists, torch.where(exists, scores, 0.0).double() - scale * log_x, -torch.inf)
+        count = exists.sum(-1).double()
+        each = torch.where(exists, shifted - shifted.logsumexp(-1, keepdim=True) - log_x, 0.0).sum(-1)
+        return (torch.lgamma(count) + (count - 1) * scale.squeeze(-1).log() + each).to(scores.dtype)
+
     def sparsemap(self, scores: Tensor, mask: Tensor | None = None) -> SparseDistribution:
         """The support of sparsemax; the weights are its positive entries."""
         point = self.project(scores, mask).flatten(0, -2) if scores.dim() > 1 else self.project(scores, mask)[None]
