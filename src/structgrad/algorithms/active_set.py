@@ -231,9 +231,9 @@ def _minimise(
     if bool(going.any()) and max_iterations is None:
         raise RuntimeError(f"the active-set method did not converge within {limit} iterations")
     if bool(going.any()) and not has_warned(_ORACLE):
-        left = now.select(going)
-        residual = target[going] - left.mean(size)
-        gap = ((argmax(residual, rows[going]) - left.mean(size)) * residual).sum(-1)
+        reached = now.select(going).mean(size)
+        residual = target[going] - reached
+        gap = ((argmax(residual, rows[going]) - reached) * residual).sum(-1)
         what = "a vertex is further in the direction of the residual, relative to the norm of the scores, by"
         warn_stopped(gap / scale[going], tolerance, _ORACLE, what)
     finished.append((rows, now))
