@@ -99,7 +99,7 @@ class HiddenMarkov(Derivations):
         exists = self.parts(scores, mask)
         wide = known(scores, exists)
         start = torch.arange(self.states, device=scores.device) > 0
-        forward = torch.where(start, IMPOSSIBLE, 0.0).double().expand(*scores.shape[:-3], self.states)
+        forward = start.double().mul(IMPOSSIBLE).expand(*scores.shape[:-3], self.states)
         posteriors = [forward[..., None, :][..., :0, :]]
         for t in range(scores.shape[-3]):
             forward = log_sum(forward[..., :, None] + wide[..., t, :, :], -2)
