@@ -13,7 +13,7 @@ GENERATED = {
     "listops: arborescence, SST": (285, 305),
     "graph_layout: spanning tree, SST": (240, 260),
     "graph_layout: spanning tree, T-REINFORCE": (250, 245),
-    "l2x: k-subset, SST": (95, 55),
+    "l2x: k-subset, SST": (100, 55),
     "l2x: correlated k-subset, SST": (115, 65),
     "l2x: k-subset, T-REINFORCE+": (120, 50),
 }
