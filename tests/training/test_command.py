@@ -123,6 +123,7 @@ def test_help_lists_what_a_user_chooses_from() -> None:
     for group, choice in {"task": "find_window", "structure": "window", "estimator": "sst", "budget": "quick"}.items():
         (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"{group}: "))
         assert choice in line.replace(",", " ").split()
+    assert "budget=smoke                      the quick debug" in result.stdout
     for internal in ("budgets", "settings", "hydra/"):
         assert f"\n{internal}" not in result.stdout
 
