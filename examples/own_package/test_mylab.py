@@ -6,6 +6,7 @@ from mylab.exact_sum import ExactSum
 from mylab.mirrored import Mirrored
 from mylab.teams import Teams
 from mylab.window import Window
+from mylab.windows import Windows
 from mylab.worst_case import WorstCase
 
 from structgrad.estimators import SST, GumbelRao, Reinforce, SurrogateGradient
@@ -87,6 +88,24 @@ def test_surrogate_gradients_over_a_layout_of_ones_own(method):
     ).surrogate.sum().backward()
     torch.testing.assert_close(mirrored.grad, torch.cat([plain.grad, torch.zeros(1, 2)], 1))
     assert plain.grad.abs().sum() > 0
+
+
+class TestWindows(StructureContract):
+    """Every oracle that several windows have."""
+
+    cases = (
+        Case(Windows(2, 2), (6,), vector_masks(6, 5, 4)),
+        Case(Windows(1, 3), (3,)),
+        Case(Windows(3, 1), (4,)),
+    )
+
+
+def test_one_window_is_a_window():
+    """The same set by another program."""
+    scores = torch.randn(3, 7, dtype=torch.float64)
+    torch.testing.assert_close(Windows(1, 3).log_partition(scores), Window(3).log_partition(scores))
+    with pytest.raises(ValueError, match="has no vertex"):
+        Windows(2, 2).argmax(torch.zeros(1, 3))
 
 
 def test_examples_without_a_window_are_refused():

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from structgrad.data import Batches
 from structgrad.estimators import RELAX, SST, Reinforce, SurrogateGradient
 from structgrad.estimators.base import Estimator
-from structgrad.structures import CorrelatedKSubset, KSubset, NoStructure, Subset
+from structgrad.structures import BudgetSubset, CorrelatedKSubset, KSubset, NoStructure, OneHot, Subset
 from structgrad.structures.base import Structure
 from structgrad.tasks.l2x import L2X, PlantedReviews
 from structgrad.tasks.l2x.data import PAD, Reviews
@@ -324,12 +324,27 @@ def test_padding_is_chosen_where_it_may_be(structure: Structure, planted: Plante
         assert task.step(batch).loss.isfinite()
 
 
+@pytest.mark.parametrize("structure", [Subset(), OneHot(), BudgetSubset(3)], ids=lambda s: s.name)
+@pytest.mark.parametrize("choose_padding", [True, False])
+def test_any_structure_over_words_may_choose(
+    structure: Structure, choose_padding: bool, planted: PlantedReviews, tmp_path: Path
+) -> None:
+    estimator: Estimator = Reinforce(structure) if isinstance(structure, BudgetSubset) else SST(structure)
+    task = make(structure, estimator, planted, choose_padding=choose_padding)
+    fitted = quiet_trainer(max_steps=2, val_check_interval=1)
+    fitted.fit(task)
+    (metrics,) = fitted.test(task, verbose=False)
+    assert 0 <= metrics["test/precision"] <= 1
+    assert len(task.pictures(tmp_path)) == 2
+    assert task.least == 1
+
+
 def test_what_cannot_work_is_refused(planted: PlantedReviews) -> None:
     matrix = KSubset(2, "matrix")
     for structure, estimator, options, message in (
-        (matrix, SST(matrix), {}, "needs k_subset or correlated_k_subset"),
-        (Subset(), SST(Subset()), {}, "needs k_subset or correlated_k_subset"),
-        (NoStructure(), None, {}, "needs k_subset or correlated_k_subset"),
+        (matrix, SST(matrix), {}, "needs a latent structure over a vector"),
+        (KSubset(99), SST(KSubset(99)), {}, "KSubset has no vertex over 14 words"),
+        (NoStructure(), None, {}, "needs a latent structure over a vector"),
         (KSubset(2), SST(KSubset(2)), {"encoder": "clever"}, "encoder must be one of simple, complex"),
         (KSubset(2), SST(KSubset(2)), {"decay_share": 0.0}, "decay_share"),
         (KSubset(2), SST(KSubset(2)), {"filters": 0}, "at least 1"),

@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 from torch.nn import functional as F
@@ -48,6 +49,33 @@ def test_images_are_those_of_the_split(shared_data: Path, tmp_path: Path) -> Non
     sizes = {name: data.split(name)["images"].shape for name in ("labelled", "unlabelled", "val", "test")}
     assert sizes == {"labelled": (50, 784), "unlabelled": (70, 784), "val": (30, 784), "test": (20, 784)}
     assert data.split("test")["labels"][:5].tolist() == [7, 2, 1, 0, 4]
+    with pytest.raises(ValueError, match=r"the split has 5000 labelled images; got data\.labelled=5001"):
+        SemiSupervisedImages("MNIST/parquet", shared_data, tmp_path, labelled=5001).split("labelled")
+
+
+def test_images_of_ones_own_are_divided_at_random(tmp_path: Path) -> None:
+    """A folder of image files; parts that share no image, the same for all runs; a model trains on them."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 12), ("test", 4)):
+        for label, name in enumerate(("ant", "bee", "cat", "dog")):
+            folder = tmp_path / "animals" / part / name
+            folder.mkdir(parents=True)
+            for k in range(n):
+                pixels = rng.integers(0, 256, (4, 4), dtype=np.uint8)
+                pixels[label] = 255
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+    sizes = {"labelled": 16, "unlabelled": 24, "val": 8, "test": 16}
+    data, again = (SemiSupervisedImages("animals", tmp_path, tmp_path / "cache", **sizes) for _ in range(2))
+    parts = {name: data.split(name) for name in sizes}
+    assert {name: len(part["labels"]) for name, part in parts.items()} == sizes
+    seen = torch.cat([parts[name]["images"] for name in ("labelled", "unlabelled", "val")])
+    assert len(seen.unique(dim=0)) == 48
+    assert (again.split("labelled")["images"] == parts["labelled"]["images"]).all()
+    for name in sizes:
+        assert (parts[name]["images"].reshape(-1, 4, 4)[torch.arange(sizes[name]), parts[name]["labels"]] == 255).all()
+    quiet_trainer(max_steps=2, val_check_interval=1).fit(make(estimators()["dense"], data))
+    with pytest.raises(ValueError, match=r"animals has 48 training images, fewer than data\.labelled=16"):
+        SemiSupervisedImages("animals", tmp_path, tmp_path / "cache", **sizes | {"val": 9}).split("val")
 
 
 def test_pixels_are_bernoulli_with_their_grey_level() -> None:
@@ -61,8 +89,8 @@ def test_pixels_are_bernoulli_with_their_grey_level() -> None:
 
 
 def test_bad_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"data\.labelled must lie between 1 and 5000"):
-        SemiSupervisedImages("x", "x", "x", labelled=5001)
+    with pytest.raises(ValueError, match=r"data\.labelled must be at least 1"):
+        SemiSupervisedImages("x", "x", "x", labelled=0)
     with pytest.raises(ValueError, match="epochs >= 0"):
         WarmStart(epochs=-1)
     with pytest.raises(ValueError, match="lr > 0"):

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from structgrad.common.ranges import check_choice
 from structgrad.data import Batch, Batches, DataError
 from structgrad.estimators.base import Estimate, Estimator
-from structgrad.structures import CorrelatedKSubset, KSubset
+from structgrad.structures import CorrelatedKSubset
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.l2x.data import PAD, ReviewData
@@ -25,12 +25,12 @@ _DRAWN = 8
 
 
 class L2X(Task):
-    """Predict the rating of a review from k of its words.
+    """Predict the rating of a review from some of its words, k of them in the paper.
 
     The encoder scores all words (and pairs of neighbours, if the structure has them); the decoder sees the embeddings
     of the chosen words and zeros elsewhere, wherever they stand. The objective is the squared error of the rating, to
-    which, as in the paper, nothing is added. Exactly k places are chosen: any with ``choose_padding``, as in the
-    paper; otherwise padding only where a review has fewer than k words.
+    which, as in the paper, nothing is added. Any places may be chosen with ``choose_padding``, as in the paper;
+    otherwise padding only where a review has fewer words than the structure needs to have a vertex, k for a k-subset.
 
     Metrics, means over reviews:
 
@@ -42,7 +42,7 @@ class L2X(Task):
     The embedding is shared by encoder and decoder. It is made when the vocabulary is known, that is after the data.
 
     Args:
-        structure: :class:`~structgrad.structures.KSubset` over a vector or
+        structure: any over a vector of words, as :class:`~structgrad.structures.KSubset`, or
             :class:`~structgrad.structures.CorrelatedKSubset`, whose pairs the decoder does not see.
         estimator: over that structure.
         optimizer: parameters -> optimizer.
@@ -88,8 +88,10 @@ class L2X(Task):
         seed: int = 0,
     ) -> None:
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
-        if not isinstance(structure, (KSubset, CorrelatedKSubset)) or structure.layout.name != "vector":
-            raise ValueError(f"l2x needs k_subset or correlated_k_subset, over a vector; got {structure!r}")
+        if estimator is None or structure.layout.name != "vector" or structure.vertex_layout is not structure.layout:
+            raise ValueError(f"l2x needs a latent structure over a vector, of words; got {structure!r}")
+        pairs = isinstance(structure, CorrelatedKSubset)
+        self.check_structure((2 * data.words - 1 if pairs else data.words,), f"{data.words} words")
         check_choice("encoder", encoder, get_args(EncoderName))
         if min(embedding_size, filters, hidden) < 1:
             raise ValueError("embedding_size, filters and hidden must be at least 1")
@@ -98,7 +100,7 @@ class L2X(Task):
         self.data, self.encoder_name, self.seed = data, encoder, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.embedding_size, self.filters, self.dropout = embedding_size, filters, dropout
-        self.choose_padding, self.k = choose_padding, structure.k
+        self.choose_padding, self.least = choose_padding, _least(structure)
         self.decay_factor, self.decay_share = decay_factor, decay_share
         self.embedding: nn.Embedding | None = None
         self.encoder: WordEncoder | None = None
@@ -199,9 +201,9 @@ class L2X(Task):
         return estimate, ratings_seen
 
     def _exist(self, tokens: Tensor) -> Tensor:
-        """Which parts may be chosen: words, and as many places of padding as a review has too few words."""
+        """Which parts may be chosen: words, and as many places of padding as a vertex needs beyond them."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
-        words = places < (tokens != PAD).sum(1, keepdim=True).clamp_min(self.k)
+        words = places < (tokens != PAD).sum(1, keepdim=True).clamp_min(self.least)
         if isinstance(self.structure, CorrelatedKSubset):  # a pair exists where its words do
             return F.pad(words, (0, tokens.shape[1] - 1), value=True)
         return words
@@ -232,9 +234,24 @@ class L2X(Task):
                     prediction=float(predicted[best]),
                 )
             )
-        columns = {f"{self.structure.name}, k = {self.k}": explanations}
+        k = getattr(self.structure, "k", None)
+        columns = {self.structure.name if k is None else f"{self.structure.name}, k = {k}": explanations}
         save(explanations, folder / "reviews.json")
         return [draw(columns, folder / "reviews.png"), write_page(columns, self.data.title, folder / "reviews.html")]
+
+
+def _least(structure: Structure) -> int:
+    """The words that the structure needs to have a vertex."""
+    if isinstance(structure, CorrelatedKSubset):
+        return structure.k
+    n = 1
+    while True:
+        try:
+            structure.argmax(torch.zeros(1, n))
+        except ValueError:
+            n += 1
+        else:
+            return n
 
 
 def word_metrics(chosen: Tensor, tokens: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:

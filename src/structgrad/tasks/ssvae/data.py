@@ -1,4 +1,4 @@
-"""MNIST with few labels: the published split, and pixels that are drawn anew at every access."""
+"""Images with few labels: the published split of MNIST, or a random one, and pixels drawn anew at every access."""
 
 from __future__ import annotations
 
@@ -37,19 +37,21 @@ def resample(pixels: Tensor) -> Tensor:
 
 @dataclass
 class SemiSupervisedImages:
-    """The published split of MNIST, or of any data set of as many training images.
+    """The published split of MNIST, or of any data set of as many training images, or a random one of any other.
+
+    A random split is the same for all runs: labelled, validation and unlabelled images are drawn one after another.
 
     Args:
         source: see :func:`structgrad.data.images.prepare_images`.
         data: folder of data sets, ``paths.data``.
         cache: folder of decoded images, ``paths.cache``.
-        labelled: the first so many of the labelled images.
-        unlabelled: the first so many of the unlabelled images.
-        val: the first so many of the validation images.
+        labelled: the first so many of the labelled images; in a random split so many.
+        unlabelled: likewise.
+        val: likewise.
         test: the first so many images of the test part.
 
     Raises:
-        ValueError: for a size below 1 or beyond the split; from :meth:`split`, for a source of another size.
+        ValueError: for a size below 1; from :meth:`split`, for one beyond the split, or images that are too few.
     """
 
     source: str
@@ -63,9 +65,9 @@ class SemiSupervisedImages:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        for name, most in (("labelled", 5_000), ("unlabelled", 45_000), ("val", 10_000), ("test", 10_000)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"data.{name} must lie between 1 and {most}; got {getattr(self, name)}")
+        for name in ("labelled", "unlabelled", "val", "test"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1; got {getattr(self, name)}")
 
     def prepare(self) -> None:
         """Decode the images, unless they are cached."""
@@ -83,15 +85,25 @@ class SemiSupervisedImages:
                 (torch.from_numpy(images.pixels).flatten(1), torch.from_numpy(images.labels))
                 for images in (read_images(folder, name) for name in ("train", "test"))
             )
-            if len(train[0]) != SPLIT_OF:
-                raise ValueError(
-                    f"the published split divides {SPLIT_OF} training images; {self.source} has {len(train[0])}"
-                )
             if len(test[0]) < self.test:
                 raise ValueError(f"{self.source} has {len(test[0])} test images; data.test={self.test} needs more")
             self._loaded["test"] = (test[0][: self.test], test[1][: self.test])
-            for name, indices in published_split().items():
+            parts = published_split() if len(train[0]) == SPLIT_OF else self._random_split(len(train[0]))
+            for name, indices in parts.items():
+                if len(indices) < getattr(self, name):
+                    raise ValueError(
+                        f"the split has {len(indices)} {name} images; got data.{name}={getattr(self, name)}"
+                    )
                 chosen = indices[: getattr(self, name)]
                 self._loaded[name] = (train[0][chosen], train[1][chosen])
         images, labels = self._loaded[split]
         return {"images": images, "labels": labels}
+
+    def _random_split(self, images: int) -> dict[str, Tensor]:
+        sizes = {name: getattr(self, name) for name in ("labelled", "val", "unlabelled")}
+        if sum(sizes.values()) > images:
+            asked = " + ".join(f"data.{name}={size}" for name, size in sizes.items())
+            raise ValueError(f"{self.source} has {images} training images, fewer than {asked}")
+        order = torch.randperm(images, generator=torch.Generator().manual_seed(0))
+        parts = order[: sum(sizes.values())].split(list(sizes.values()))
+        return dict(zip(sizes, parts, strict=True))
