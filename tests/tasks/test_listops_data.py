@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from structgrad.data import MissingDataError
 from structgrad.tasks.listops.data import (
     CLOSE,
     PAD,
@@ -213,3 +214,33 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     (tmp_path / "empty.tsv").write_text("")
     with pytest.raises(ListOpsFileError, match="empty"):
         read_tsv(tmp_path / "empty.tsv")
+
+
+def test_expressions_of_ones_own(tmp_path: Path) -> None:
+    """Columns in any place, by name or position; those out of range are left out; a model trains on them."""
+    lines = ["[MAX 1 2 ]\t2", "[MIN 1 [MAX 3 4 ] ]\t1", "[MED 4 5 6 7 8 ]\t6", "7\t7", "[MIN 9 8 ]\t8"]
+    for name in ("train", "val", "test"):
+        rows = [f"{k}\t{line}" for k, line in enumerate(lines)]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["id\tSource\tTarget", *rows]) + "\n")
+    options: dict[str, Any] = {"files": tmp_path, "train": 2, "val": 2, "test": 1, "length": (3, 6), "depth": (1, 2)}
+    data = ListOpsData(tmp_path / "cache", columns=("Target", "Source"), **options)
+    data.prepare()
+    texts = [" ".join(to_text(tokens)) for tokens in data.split("train").tokens]
+    assert texts == ["[MAX 1 2 ]", "[MIN 9 8 ]"]
+    assert data.split("train").values.tolist() == [2, 8]
+    assert data.split("train").parents[0].tolist()[:4] == [-1, 0, 0, -1]
+    with pytest.raises(ValueError, match=r"train\.tsv has 2 expressions with lengths \[3, 6\] .*data\.train=3"):
+        ListOpsData(tmp_path / "cache", columns=("Target", "Source"), **options | {"train": 3}).prepare()
+    with pytest.raises(ListOpsFileError, match=r"line 1: there is no column Label; there are id, Source, Target"):
+        ListOpsData(tmp_path / "cache", columns=("Label", "Source"), **options).prepare()
+    for name in ("train", "val", "test"):  # the same without a header
+        file = tmp_path / f"{name}.tsv"
+        file.write_text("\n".join(file.read_text().splitlines()[1:]))
+    by_place = ListOpsData(tmp_path / "cache", columns=(2, 1), **options)
+    by_place.prepare()
+    assert (by_place.split("train").tokens == data.split("train").tokens).all()
+    with pytest.raises(ListOpsFileError, match=r"line 1: expected 6 columns or more; got 3"):
+        ListOpsData(tmp_path / "cache", columns=(5, 1), **options).prepare()
+    (tmp_path / "val.tsv").unlink()
+    with pytest.raises(MissingDataError, match=r"There is no .*val\.tsv"):
+        ListOpsData(tmp_path / "cache", **options).prepare()

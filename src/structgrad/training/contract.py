@@ -25,6 +25,8 @@ NEUTRAL: dict[str, Any] = {
     "trainer.patience": None,
     "task.centre_inputs": False,
     "task.objective": "ours",
+    "task.data.files": None,
+    "task.data.columns": None,
     "task.data.colour": "refused",
     "estimator.start": "argmax",
     "estimator.epsilon": 0.01,

@@ -8,6 +8,7 @@ edges.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from structgrad.data import cache
+from structgrad.data import MissingDataError, cache
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -189,9 +190,15 @@ class ListOpsData:
         operator_probability: of an argument being an operator.
         seed: of the generator.
         test_file: a published ``.tsv`` file to be the test set instead.
+        files: folder with ``train.tsv``, ``val.tsv`` and ``test.tsv`` to take the expressions from, instead of the
+            generator: of each file the first ``train``, ``val`` or ``test`` within the ranges of length and depth.
+        columns: label and expression in these files and in ``test_file``, by the names in their header or by position,
+            from 0; None: see :func:`read_tsv`.
 
     Raises:
-        ValueError: for an empty or impossible range, or an unknown operator.
+        ValueError: for an empty or impossible range, or an unknown operator; from :meth:`prepare`, for a file with too
+            few expressions.
+        MissingDataError: from :meth:`prepare`, for a file that is not there.
     """
 
     cache: str | Path
@@ -205,6 +212,8 @@ class ListOpsData:
     operator_probability: float = 0.25
     seed: int = 0
     test_file: str | Path | None = None
+    files: str | Path | None = None
+    columns: Sequence[str | int] | None = None
     _loaded: dict[str, Expressions] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -224,10 +233,12 @@ class ListOpsData:
             )
         if not 0 <= self.operator_probability < 1:
             raise ValueError(f"data.operator_probability must lie in [0, 1); got {self.operator_probability}")
+        if self.columns is not None and len(self.columns) != 2:
+            raise ValueError(f"data.columns must be [label, expression]; got {list(self.columns)}")
         # The shortest expression of the greatest depth: every operator but the innermost has one operator as argument.
         deepest, fewest = self.depth[1], self.arguments[0]
         shortest = deepest * (fewest + 1) + 1
-        if shortest > self.length[1]:
+        if self.files is None and shortest > self.length[1]:
             raise ValueError(f"depth {deepest} takes {shortest} tokens or more; data.length ends at {self.length[1]}")
 
     @property
@@ -238,6 +249,11 @@ class ListOpsData:
     @property
     def key(self) -> dict[str, object]:
         """What the expressions depend on."""
+        if self.files is not None:
+            own: dict[str, object] = {name: getattr(self, name) for name in SPLITS}
+            columns = None if self.columns is None else list(self.columns)
+            own |= {"length": list(self.length), "depth": list(self.depth), "columns": columns}
+            return own | {"files": {name: hashlib.sha256(self._file(name).read_bytes()).hexdigest() for name in SPLITS}}
         names = ("train", "val", "test", "operator_probability", "seed")
         ranges = ("length", "depth", "arguments", "operators")
         content: dict[str, object] = {name: getattr(self, name) for name in names}
@@ -250,13 +266,38 @@ class ListOpsData:
 
     def prepare(self) -> None:
         """Generate and store the expressions unless an intact cache is there; safe in several processes at once."""
-        cache.ensure(self.folder, self.key, lambda: {name: _to_arrow(e) for name, e in generate(self).items()})
+        make = generate if self.files is None else ListOpsData._read
+        cache.ensure(self.folder, self.key, lambda: {name: _to_arrow(e) for name, e in make(self).items()})
+
+    def _file(self, name: str) -> Path:
+        file = Path(str(self.files)) / f"{name}.tsv"
+        if not file.is_file():
+            raise MissingDataError(
+                f"There is no {file}: data.files has train.tsv, val.tsv and test.tsv, a label and an expression a line"
+            )
+        return file
+
+    def _read(self) -> dict[str, Expressions]:
+        out = {}
+        for name in SPLITS:
+            file, size = self._file(name), getattr(self, name)
+            every = read_tsv(file, self.columns)
+            wanted = (self.length[0] <= every.lengths) & (every.lengths <= self.length[1])
+            wanted &= (self.depth[0] <= every.depths) & (every.depths <= self.depth[1])
+            rows = wanted.nonzero()[:size, 0]
+            if len(rows) < size:
+                raise ValueError(
+                    f"{file} has {len(rows)} expressions with lengths {list(self.length)} and depths "
+                    f"{list(self.depth)}; data.{name}={size}"
+                )
+            out[name] = Expressions(**{key: tensor[rows] for key, tensor in every.tensors.items()})
+        return out
 
     def split(self, name: str) -> Expressions:
         """The expressions of a split, from the cache (see :meth:`prepare`), or from ``test_file``."""
         if name not in self._loaded:
             if name == "test" and self.test_file is not None:
-                self._loaded[name] = read_tsv(Path(self.test_file))
+                self._loaded[name] = read_tsv(Path(self.test_file), self.columns)
             else:
                 self._loaded[name] = _from_arrow(cache.load(self.folder, name))
         return self._loaded[name]
@@ -418,11 +459,15 @@ def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
     return tokens, parents, value, depth
 
 
-def read_tsv(path: Path) -> Expressions:
+def read_tsv(path: Path, columns: Sequence[str | int] | None = None) -> Expressions:
     """Read a published ListOps file: lines of ``label<TAB>expression``, whose binary bracketing "(" ")" is dropped.
 
     A byte order mark and a header line are skipped; a header that ends with ``Target`` or ``label`` says that the
     columns are the other way round.
+
+    Args:
+        path: of the file.
+        columns: label and expression, by their names in the header or by position, from 0, among any number of columns.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -433,17 +478,29 @@ def read_tsv(path: Path) -> Expressions:
         raise FileNotFoundError(f"no file {path}")
     rows = []
     label_first = True
+    places: list[int] = []
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ListOpsFileError(f"{path}: not a text file ({error.reason})") from None
     for number, line in enumerate(lines, start=1):
         try:
+            if columns is not None:
+                cells = line.split("\t")
+                if number == 1 and (named := [column for column in columns if isinstance(column, str)]):
+                    if missing := [column for column in named if column not in cells]:
+                        raise ValueError(f"there is no column {missing[0]}; there are {', '.join(cells)}")
+                    places = [cells.index(c) if isinstance(c, str) else c for c in columns]
+                    continue
+                places = places or [int(column) for column in columns]
+                if max(places) >= len(cells):
+                    raise ValueError(f"expected {max(places) + 1} columns or more; got {len(cells)}")
+                line = "\t".join(cells[place] for place in places)
             first, tab, second = line.partition("\t")
             if not tab:
                 raise ValueError("expected label<TAB>expression")
             if number == 1 and not set(line) & set("0123456789[]()"):
-                label_first = second.strip().lower() not in ("target", "label")
+                label_first = columns is not None or second.strip().lower() not in ("target", "label")
                 continue
             label, expression = (first, second) if label_first else (second, first)
             if label not in set("0123456789"):
