@@ -107,7 +107,8 @@ def test_the_password_is_in_no_file_and_no_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STRUCTGRAD_STORAGE_PASSWORD", "wrong, and not what the URL says")
     storage = server.replace("sweeper@", f"keeper:{quote(SECRET, safe='')}@")
-    rows = ("paulus_2", "rows=lstm", "trials=2", "budget=smoke", f"launcher={launcher}")
+    own = f"task.dropout=0.{len(launcher)}"  # a sweep of its own in the same database
+    rows = ("paulus_2", "rows=lstm", "trials=2", "budget=smoke", f"launcher={launcher}", own)
     printed = []
     wrong = (storage.replace("keeper", "nobody"), storage + "@x") if launcher == "local" else ()
     for given in (storage, *wrong):
