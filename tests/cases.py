@@ -19,9 +19,11 @@ from structgrad.structures import (
     CorrelatedKSubset,
     Ctc,
     DagPath,
+    Grammar,
     HiddenMarkov,
     KSubset,
     LinearChain,
+    LowRankGrammar,
     Matching,
     OneHot,
     Permutation,
@@ -64,6 +66,10 @@ CASES: dict[str, Case] = {
     "alignment": Case(Alignment(), (3, 3), length_masks(3, 2)),
     "ctc": Case(Ctc(), (3, 3, 3), first(2, 3, 3, 3)),
     "constituency": Case(Constituency(), (4, 4, 1), [m[..., None] for m in length_masks(4, 3)]),
+    "grammar": Case(Grammar(1, 1), (3, 3, 4), [m[..., None].expand(3, 3, 4) for m in length_masks(3, 2)]),
+    "low_rank_grammar": Case(
+        LowRankGrammar(1, 1, 1), (3, 3, 6), [m[..., None].expand(3, 3, 6) for m in length_masks(3, 2)]
+    ),
     "projective_tree": Case(ProjectiveTree(), (4, 4), length_masks(4, 3)),
     "dag_path": Case(DagPath([[0, 1], [0, 2], [1, 2], [0, 2]]), (4,), vector_masks(4, 3)),
 }

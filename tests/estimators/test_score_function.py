@@ -13,43 +13,21 @@ from structgrad.estimators import Reinforce
 from structgrad.estimators.base import Estimator, PerturbAndMap
 from structgrad.estimators.utilities import make_utility
 from structgrad.structures import (
-    Arborescence,
-    BinaryTree,
-    KSubset,
-    Matching,
     OneHot,
-    SpanningTree,
     Structure,
-    Subset,
     UnsupportedError,
 )
 from structgrad.testing import Distribution, Problem, assert_mean, assert_unbiased, gradients
+from tests import cases
+from tests.cases import problem
 
 ACTIONS = ("X", "T", "E")
 BASELINES = ("none", "ema", "batch", "sample", "greedy", "loo")
 
 
-def corner(n: int, length: int) -> Tensor:
-    """The edges among the first ``length`` of n nodes."""
-    present = torch.arange(n) < length
-    return present[:, None] & present
-
-
-def masks(*each: Tensor) -> Tensor:
-    """Full mask for the first example, the given ones for the others."""
-    return torch.stack([torch.ones_like(each[0]), *each])
-
-
 #: name -> structure, shape of the scores, mask of the two examples.
 CASES: dict[str, tuple[Structure, tuple[int, ...], Tensor]] = {
-    "one_hot": (OneHot(), (4,), masks(torch.arange(4) < 3)),
-    "subset": (Subset(), (3,), masks(torch.arange(3) < 2)),
-    "edges": (Subset("undirected"), (3, 3), masks(corner(3, 2))),
-    "k_subset": (KSubset(2), (4,), masks(torch.arange(4) < 3)),
-    "spanning_tree": (SpanningTree(), (4, 4), masks(corner(4, 3))),
-    "arborescence": (Arborescence(), (4, 4), masks(corner(4, 3))),
-    "matching": (Matching(), (3, 3), masks(corner(3, 2))),
-    "binary_tree": (BinaryTree(), (4,), masks(torch.arange(4) < 3)),
+    name: (case.plain, case.shape, case.mask) for name, case in cases.CASES.items()
 }
 
 NEEDS = {
@@ -57,12 +35,6 @@ NEEDS = {
     "T": {"trace", "trace_log_prob"},
     "E": {"trace"},
 }
-
-
-def problem(name: str, **options: Any) -> Problem:
-    """The case of that name."""
-    structure, shape, mask = CASES[name]
-    return Problem.make(structure, shape, mask=mask, **options)
 
 
 def possible(action: str, name: str) -> bool:
@@ -161,7 +133,8 @@ def test_nvil_normalises_by_the_running_deviation() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("name", "expected"), [("one_hot", "gibbs"), ("subset", "gibbs"), ("edges", "gibbs"), ("spanning_tree", "trace")]
+    ("name", "expected"),
+    [("one_hot", "gibbs"), ("subset", "gibbs"), ("undirected_edges", "gibbs"), ("spanning_tree", "trace")],
 )
 def test_utilities_as_action(name: str, expected: Distribution) -> None:
     """The structure's own noise gives Gibbs; a spanning tree depends on the order of utilities only, so that

@@ -10,51 +10,13 @@ from torch import Tensor
 
 from structgrad.algorithms.derivatives import first_order_only
 from structgrad.estimators import Perturbed, SurrogateGradient
-from structgrad.structures import (
-    Alignment,
-    Arborescence,
-    BinaryTree,
-    BudgetSubset,
-    Constituency,
-    CorrelatedKSubset,
-    DagPath,
-    KSubset,
-    LinearChain,
-    Matching,
-    OneHot,
-    Permutation,
-    ProjectiveTree,
-    SemiMarkov,
-    SpanningTree,
-    Structure,
-    Subset,
-)
+from structgrad.structures import Matching, OneHot, Structure, Subset
+from tests import cases
 
+#: Sinkhorn's derivatives are exact up to the tolerance of its sums.
 CASES: dict[str, tuple[Structure, tuple[int, ...]]] = {
-    "one_hot": (OneHot(), (4,)),
-    "subset": (Subset(), (4,)),
-    "edges": (Subset("undirected"), (3, 3)),
-    "k_subset": (KSubset(2), (4,)),
-    "top_edges": (KSubset(2, "undirected"), (4, 4)),
-    "budget_subset": (BudgetSubset(2), (4,)),
-    "correlated_k_subset": (CorrelatedKSubset(2), (7,)),
-    "spanning_tree": (SpanningTree(), (4, 4)),
-    "arborescence": (Arborescence(), (4, 4)),
-    "matching": (Matching(tolerance=1e-12), (3, 3)),
-    "permutation": (Permutation(), (4,)),
-    "binary_tree": (BinaryTree(), (4,)),
-    "linear_chain": (LinearChain(2), (2, 2, 2)),
-    "semi_markov": (SemiMarkov(2, 2), (2, 2, 2, 2)),
-    "alignment": (Alignment(), (3, 3)),
-    "constituency": (Constituency(), (4, 4, 1)),
-    "projective_tree": (ProjectiveTree(), (4, 4)),
-    "dag_path": (DagPath([[0, 1], [0, 2], [1, 2], [0, 2]]), (4,)),
-}
-#: Masks that are not those of graphs or items.
-MASKS: dict[str, Tensor] = {
-    "linear_chain": torch.tensor([[True, True], [True, False]])[:, :, None, None],
-    "semi_markov": torch.tensor([[[True, True], [True, False]], [[True, False], [False, False]]])[..., None, None],
-    "constituency": torch.tensor([[True] * 4, [True, True, True, False]])[:, None, :, None],
+    name: (Matching(tolerance=1e-12) if name == "matching" else case.plain, case.shape)
+    for name, case in cases.CASES.items()
 }
 Function = Callable[[Tensor], Tensor]
 
@@ -98,19 +60,12 @@ def functions(structure: Structure, shape: tuple[int, ...], mask: Tensor | None)
     return out
 
 
-def mask_of(shape: tuple[int, ...]) -> Tensor:
-    """All parts, and in the second example none of the last item or node."""
-    present = torch.arange(shape[-1]) < shape[-1] - 1
-    partial = present if len(shape) == 1 else present[:, None] & present
-    return torch.stack([torch.ones_like(partial), partial])
-
-
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_second_derivatives(name: str, masked: bool) -> None:
     """Against central differences of the first ones, in a direction, for what is linear and what is not."""
     structure, shape = CASES[name]
-    mask = MASKS.get(name, mask_of(shape)) if masked and name != "correlated_k_subset" else None
+    mask = cases.CASES[name].mask if masked else None
     torch.manual_seed(2)
     scores = torch.randn(2, *shape, dtype=torch.float64)
     direction = torch.randn_like(scores)
