@@ -62,6 +62,48 @@ def test_is_functorch_tensor() -> None:
     assert seen == [False, True]
 
 
+def test_is_batched_gradient() -> None:
+    seen = []
+
+    def look(gradient: Tensor) -> Tensor:
+        seen.append(private.is_batched_gradient(gradient))
+        return gradient
+
+    x = torch.zeros(2, requires_grad=True)
+    y = x * 2
+    y.register_hook(look)
+    torch.autograd.grad(y, x, torch.eye(2), is_grads_batched=True, retain_graph=True)
+    torch.autograd.grad(y, x, torch.ones(2))
+    assert seen == [True, False]
+
+
+def test_constant_when_traced() -> None:
+    """A method that no compiler could trace, of constants."""
+
+    class Table:
+        @private.constant_when_traced
+        def size(self, n: int) -> int:
+            return len(Path(".").resolve().parts) * 0 + n
+
+    table = Table()
+    compiled = torch.compile(lambda x: x + table.size(len(x)), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(3)).tolist() == [3.0] * 3
+
+
+def test_break_graph_and_reason_of_break() -> None:
+    def breaks(x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            private.break_graph("it is too long")
+        return x + 1
+
+    with pytest.raises(private.compiler_errors()) as refused:
+        torch.compile(breaks, backend="eager", fullgraph=True)(torch.zeros(1))
+    assert private.reason_of_break(refused.value) == "it is too long"
+    assert private.reason_of_break(ValueError("other")) is None
+    torch.compiler.reset()
+    assert torch.compile(breaks, backend="eager")(torch.zeros(1)).item() == 1
+
+
 def test_untraced() -> None:
     """The compiler is imported when the function is called, and the function is not traced."""
     code = (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from structgrad.data import Batch, Batches
 from structgrad.estimators import SST, Estimator, Marginalize, Reinforce
 from structgrad.estimators.relaxation import ExponentialSchedule
-from structgrad.structures import OneHot
+from structgrad.structures import DagPath, OneHot
 from structgrad.tasks.base import Split, StepOutput, Task
 from structgrad.training.compiled import compiled_step
 from structgrad.training.errors import ConfigurationError, RunError
@@ -92,6 +92,22 @@ def test_a_compiled_step_does_the_same(mode: str) -> None:
             again = make()
             train(again, None, steps=2)
             torch.testing.assert_close(places, list(again.buffers()))
+
+
+def test_a_dynamic_program_in_a_compiled_step() -> None:
+    """The same; a projection, which looks at values, is refused in words."""
+    path = DagPath([[0, 1], [0, 2], [1, 2], [0, 2], [1, 2]])  # five parts
+
+    def sst(relaxation: str) -> Estimator:
+        return SST(path, relaxation=relaxation)
+
+    torch.manual_seed(0)
+    plain = train(sst("exp_family"), None)
+    torch.manual_seed(0)
+    torch.testing.assert_close(train(sst("exp_family"), "aot_eager"), plain)
+    with pytest.raises(RunError, match="looks at values in every step") as refused:
+        train(sst("euclidean"), "aot_eager")
+    assert "\n" not in str(refused.value)
 
 
 def test_vertices_whose_number_depends_on_values() -> None:

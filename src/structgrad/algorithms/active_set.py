@@ -28,12 +28,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
 from torch.nn.functional import pad
 
-from structgrad.algorithms.eager import has_warned, warn_stopped
+from structgrad.algorithms.eager import has_warned, values_can_be_read, warn_stopped
 from structgrad.algorithms.products import product
+from structgrad.algorithms.threads import run
 
 #: A weight below this has left the active set.
 _ZERO = 1e-12
@@ -54,6 +57,7 @@ def sparse_distribution(
     argmax: Argmax,
     *,
     start: Tensor | None = None,
+    pricing: Pricing | None = None,
     max_iterations: int | None = None,
     tolerance: float = 1e-11,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,6 +68,7 @@ def sparse_distribution(
         argmax: what the polytopes are known by.
         start: float64 ``[B, P]``: the vertices that the active sets begin with; None: the argmax of the targets. Where
             the mean has several sparse distributions, it decides between them.
+        pricing: the same argmax for compiled code, where there is one.
         max_iterations: stop after so many calls of the argmax, with the best distribution so far; None: at the
             solution.
         tolerance: the solution is reached when no vertex is further in the direction of the residual than the mean,
@@ -76,22 +81,34 @@ def sparse_distribution(
 
     Waits for the device in every iteration.
     """
-    found = _minimise(target, argmax, max_iterations, tolerance, start)
+    found = _minimise(target, argmax, max_iterations, tolerance, start, pricing)
     weights = found.weights + found.direction(_moves(found, target))
     rows, slots = found.active.nonzero(as_tuple=True)
     return found.vertices(rows, slots, target.shape[-1]), rows, weights[rows, slots]
 
 
 def nearest_point(
-    target: Tensor, argmax: Argmax, *, max_iterations: int | None = None, tolerance: float = 1e-11
-) -> Tensor:
-    """The nearest point to the target, differentiable: ``[B, P]``; arguments as for :func:`sparse_distribution`."""
-    found = _minimise(target, argmax, max_iterations, tolerance)
+    target: Tensor,
+    argmax: Argmax,
+    with_face: bool = False,
+    *,
+    pricing: Pricing | None = None,
+    max_iterations: int | None = None,
+    tolerance: float = 1e-11,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The nearest point to the target ``[B, P]``, and (if asked) what :func:`along_face` needs of the face on which it
+    lies; other arguments as for :func:`sparse_distribution`.
+    """
+    found = _minimise(target, argmax, max_iterations, tolerance, pricing=pricing)
     point = found.mean(target.shape[-1])
-    if target.requires_grad:
-        face = _span_face(target, argmax, found, point)
-        point = point + face.combine(face.direction(_moves(face, target)), target.shape[-1])
-    return point
+    face = _span_face(target, argmax, found, point) if with_face else found
+    return point, face.ones, face.active, face.gram
+
+
+def along_face(point: Tensor, target: Tensor, ones: Tensor, active: Tensor, gram: Tensor) -> Tensor:
+    """The nearest point ``[B, P]``, differentiable in the target: it moves along its face."""
+    face = _ActiveSet(ones, active, gram.new_zeros(()), gram)
+    return point + face.combine(face.direction(_moves(face, target)), target.shape[-1])
 
 
 def _scale(target: Tensor) -> Tensor:
@@ -200,9 +217,16 @@ def _moves(found: _ActiveSet, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _minimise(
-    target: Tensor, argmax: Argmax, max_iterations: int | None, tolerance: float, start: Tensor | None = None
+    target: Tensor,
+    argmax: Argmax,
+    max_iterations: int | None,
+    tolerance: float,
+    start: Tensor | None = None,
+    pricing: Pricing | None = None,
 ) -> _ActiveSet:
     """Wolfe's algorithm for a batch."""
+    if values_can_be_read(target):
+        return _minimise_compiled(target.detach(), argmax, max_iterations, tolerance, start, pricing)
     target, scale = target.detach(), _scale(target)
     rows = torch.arange(len(target), device=target.device)
     now, size = _ActiveSet.of(argmax(target, rows) if start is None else start), target.shape[-1]
@@ -230,12 +254,8 @@ def _minimise(
             going = going[going]
     if bool(going.any()) and max_iterations is None:
         raise RuntimeError(f"the active-set method did not converge within {limit} iterations")
-    if bool(going.any()) and not has_warned(_ORACLE):
-        reached = now.select(going).mean(size)
-        residual = target[going] - reached
-        gap = ((argmax(residual, rows[going]) - reached) * residual).sum(-1)
-        what = "a vertex is further in the direction of the residual, relative to the norm of the scores, by"
-        warn_stopped(gap / scale[going], tolerance, _ORACLE, what)
+    if bool(going.any()):
+        _warn(target[going], now.select(going), argmax, rows[going], tolerance)
     finished.append((rows, now))
     slots = max(part.active.shape[1] for _, part in finished)
     most = max(part.ones.shape[2] for _, part in finished)
@@ -268,6 +288,289 @@ def _descend(now: _ActiveSet, moves: Tensor, pending: Tensor) -> None:
         now.active[rows], now.weights[rows] = kept, moved
         pending[rows] = ~inside
         moves[rows] -= product(gram, (moved - weights).unsqueeze(-1)).squeeze(-1)
+
+
+# --- compiled, CPU ----------------------------------------------------------------------------------------------------
+# Of one example: the vertices of the active set are the first ``count`` slots. ``ones [K, M]`` are indices of parts, P
+# (``size``) where a vertex has fewer than M; ``system [K, K]`` inner products plus 1; ``factor`` its Cholesky factor.
+
+#: What becomes of an example: it goes on, it has converged, it needs more slots.
+GOING, CONVERGED, FULL = 0, 1, 2
+#: A squared distance from the affine hull below this is rounding: vertices are 0/1, a vertex outside is further away.
+_DEPENDENT = 1e-12
+
+
+@dataclass
+class Slots:
+    """Active sets of a batch, for compiled code: ``[B, K, M]``, ``[B]``, ``[B, K]``, and twice ``[B, K, K]``."""
+
+    ones: Tensor
+    count: Tensor
+    weights: Tensor
+    system: Tensor
+    factor: Tensor
+
+    def arrays(self) -> tuple[Tensor, ...]:
+        """In this order."""
+        return self.ones, self.count, self.weights, self.system, self.factor
+
+    def widen(self, slots: int, most: int, size: int) -> None:
+        """Have so many slots, of vertices with up to ``most`` parts."""
+        more = slots - self.weights.shape[1]
+        self.ones = pad(self.ones, (0, most - self.ones.shape[2], 0, more), value=size).contiguous()
+        self.weights = pad(self.weights, (0, more)).contiguous()
+        self.system = pad(self.system, (0, more, 0, more)).contiguous()
+        self.factor = pad(self.factor, (0, more, 0, more)).contiguous()
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """An argmax that compiled code can call itself, for all steps of an example at once.
+
+    Attributes:
+        most: the most parts of a vertex.
+        run: ``(target, slots, status, steps, tolerance, limit)``: goes on with every example that is :data:`GOING`
+            until it is something else, or has done so many steps.
+    """
+
+    most: int
+    run: Callable[[Tensor, Slots, Tensor, Tensor, Tensor, int], None]
+
+
+def _minimise_compiled(
+    target: Tensor,
+    argmax: Argmax,
+    max_iterations: int | None,
+    tolerance: float,
+    start: Tensor | None,
+    pricing: Pricing | None,
+) -> _ActiveSet:
+    """The same algorithm, all but the argmax of an example in compiled code; examples that are done stop."""
+    size = target.shape[-1]
+    everybody = torch.arange(len(target))
+    first = _ActiveSet.of((argmax(target, everybody) if start is None else start).detach())
+    system = first.gram + 1.0
+    count = torch.ones(len(target), dtype=torch.int64)
+    slots = Slots(first.ones.int(), count, first.weights, system, system.sqrt())
+    slots.widen(min(16, size + 2), max(first.ones.shape[2], pricing.most if pricing else 0), size)
+    status = torch.full((len(target),), GOING, dtype=torch.int8)
+    steps = torch.zeros(len(target), dtype=torch.int64)
+    limit = _STEPS_A_PART * (size + 1) if max_iterations is None else max_iterations
+    enough = tolerance * _scale(target)
+    while bool((going := (status == GOING) & (steps < limit)).any()):
+        if pricing is not None:
+            pricing.run(target, slots, status, steps, enough, limit)
+        else:
+            rows = going.nonzero().squeeze(-1)
+            residual = target.new_empty(len(rows), size)
+            run(_residuals_kernel, 20 * residual.numel(), rows, target, *slots.arrays(), residual)
+            ones = _indices(argmax(residual, rows)).int()
+            most = max(slots.ones.shape[2], ones.shape[1])
+            slots.widen(slots.weights.shape[1], most, size)
+            ones = pad(ones, (0, most - ones.shape[1]), value=size).contiguous()
+            work = 40 * slots.system[0].numel() * len(rows)
+            run(_steps_kernel, work, rows, residual, ones, *slots.arrays(), status, steps, enough)
+        if bool((status == FULL).any()):
+            slots.widen(slots.weights.shape[1] + slots.weights.shape[1] // 2, slots.ones.shape[2], size)
+            status[status == FULL] = GOING
+    going = status == GOING
+    if bool(going.any()) and max_iterations is None:
+        raise RuntimeError(f"the active-set method did not converge within {limit} iterations")
+    used = int(slots.count.max()) if len(target) else 1
+    active = torch.arange(used) < slots.count[:, None]
+    weights = torch.where(active, slots.weights[:, :used], 0.0)
+    found = _ActiveSet(slots.ones[:, :used].long(), active, weights, slots.system[:, :used, :used] - 1.0)
+    if bool(going.any()):
+        _warn(target[going], found.select(going), argmax, everybody[going], tolerance)
+    return found
+
+
+def _warn(target: Tensor, stopped: _ActiveSet, argmax: Argmax, rows: Tensor, tolerance: float) -> None:
+    """Of examples that had no more steps."""
+    if has_warned(_ORACLE):
+        return
+    reached = stopped.mean(target.shape[-1])
+    residual = target - reached
+    gap = ((argmax(residual, rows) - reached) * residual).sum(-1)
+    what = "a vertex is further in the direction of the residual, relative to the norm of the scores, by"
+    warn_stopped(gap / _scale(target), tolerance, _ORACLE, what)
+
+
+@njit(cache=True)
+def residual_of(target, ones, count, weights, residual):  # type: ignore[no-untyped-def]
+    """``residual[:] = target - mean``."""
+    size = len(target)
+    residual[:] = target
+    for s in range(count):
+        for t in range(ones.shape[1]):
+            if ones[s, t] == size:
+                break
+            residual[ones[s, t]] -= weights[s]
+
+
+@njit(cache=True)
+def _product(residual, ones):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for t in range(len(ones)):
+        if ones[t] == len(residual):
+            break
+        total += residual[ones[t]]
+    return total
+
+
+@njit(cache=True)
+def _factorise(first, count, system, factor):  # type: ignore[no-untyped-def]
+    """Rows ``first`` and later of the Cholesky factor; False if the last vertex depends on the others."""
+    for i in range(first, count):
+        for j in range(i):
+            total = system[i, j]
+            for t in range(j):
+                total -= factor[i, t] * factor[j, t]
+            factor[i, j] = total / factor[j, j]
+        total = system[i, i]
+        for t in range(i):
+            total -= factor[i, t] * factor[i, t]
+        if total < _DEPENDENT:
+            return False
+        factor[i, i] = np.sqrt(total)
+    return True
+
+
+@njit(cache=True)
+def _solve(count, factor, free, constant):  # type: ignore[no-untyped-def]
+    """Both right sides, in place."""
+    for i in range(count):
+        one, other = free[i], constant[i]
+        for t in range(i):
+            one -= factor[i, t] * free[t]
+            other -= factor[i, t] * constant[t]
+        free[i], constant[i] = one / factor[i, i], other / factor[i, i]
+    for i in range(count - 1, -1, -1):
+        free[i] /= factor[i, i]
+        constant[i] /= factor[i, i]
+        one, other = free[i], constant[i]
+        for t in range(i):
+            free[t] -= factor[i, t] * one
+            constant[t] -= factor[i, t] * other
+
+
+@njit(cache=True)
+def step(residual, vertex, ones, count, weights, system, factor, enough):  # type: ignore[no-untyped-def]
+    """Take a vertex (indices of its parts ``[M]``) into the active set ``count [1]``, and descend: see
+    :func:`_descend`. Returns what becomes of the example.
+    """
+    k, size = count[0], len(residual)
+    room = len(weights)
+    moves, free, constant = np.empty(room), np.empty(room), np.empty(room)
+    here = 0.0
+    for s in range(k):
+        moves[s] = _product(residual, ones[s])
+        here += weights[s] * moves[s]
+    gain = _product(residual, vertex)
+    if gain - here <= enough:
+        return CONVERGED
+    if k == room:
+        return FULL
+    among = np.zeros(size + 1, np.bool_)
+    parts = 0
+    for t in range(len(vertex)):
+        ones[k, t] = vertex[t]
+        if vertex[t] < size:
+            among[vertex[t]] = True
+            parts += 1
+    for s in range(k):
+        common = 1.0
+        for t in range(ones.shape[1]):
+            if ones[s, t] == size:
+                break
+            common += among[ones[s, t]]
+        system[k, s], system[s, k] = common, common
+    system[k, k] = 1.0 + parts
+    weights[k], moves[k] = 0.0, gain
+    if not _factorise(k, k + 1, system, factor):
+        return CONVERGED  # what is left to gain is rounding
+    new = k
+    k += 1
+    while True:
+        free[:k], constant[:k] = moves[:k], 1.0
+        _solve(k, factor, free, constant)
+        shift = free[:k].sum() / constant[:k].sum()
+        length, blocking = np.inf, -1
+        for s in range(k):
+            free[s] -= shift * constant[s]
+            if weights[s] + free[s] <= _ZERO:
+                reach = weights[s] / max(-free[s], _ZERO)
+                if reach < length:
+                    length, blocking = reach, s
+        length = min(length, 1.0)
+        if blocking < 0:
+            total = 0.0
+            for s in range(k):
+                weights[s] += free[s]
+                total += weights[s]
+            weights[:k] /= total
+            break
+        kept, first, total = 0, k, 0.0
+        for s in range(k):
+            leaving = weights[s] + free[s] <= _ZERO
+            moved = weights[s] + length * free[s]
+            if leaving and (s == blocking or moved <= _ZERO):
+                first = min(first, kept)
+                free[s] = -weights[s]
+                constant[s] = 0.0
+            else:
+                free[s] = moved - weights[s]
+                constant[s] = 1.0
+                total += moved
+                kept += 1
+        for s in range(k):
+            if constant[s] > 0.0:
+                free[s] = (weights[s] + free[s]) / total - weights[s]
+        for s in range(k):
+            if constant[s] > 0.0:
+                for t in range(k):
+                    moves[s] -= system[s, t] * free[t]
+        at = 0
+        for s in range(k):
+            if constant[s] > 0.0:
+                weights[at], moves[at] = weights[s] + free[s], moves[s]
+                if at < s:
+                    ones[at] = ones[s]
+                    system[at, :k] = system[s, :k]
+                if s == new:
+                    new = at
+                at += 1
+            elif s == new:
+                new = -1
+        at = 0
+        for s in range(k):
+            if constant[s] > 0.0:
+                if at < s:
+                    system[:kept, at] = system[:kept, s]
+                at += 1
+        k = kept
+        if not _factorise(first, k, system, factor):
+            break
+    count[0] = k
+    # A vertex that leaves again at once says that the rest is rounding.
+    return GOING if new >= 0 else CONVERGED
+
+
+@njit(cache=True, nogil=True)
+def _residuals_kernel(first, stride, rows, target, ones, count, weights, system, factor, residual):  # type: ignore[no-untyped-def]
+    for i in range(first, len(rows), stride):
+        b = rows[i]
+        residual_of(target[b], ones[b], count[b], weights[b], residual[i])
+
+
+@njit(cache=True, nogil=True)
+def _steps_kernel(  # type: ignore[no-untyped-def]
+    first, stride, rows, residual, vertex, ones, count, weights, system, factor, status, steps, enough
+):
+    for i in range(first, len(rows), stride):
+        b = rows[i]
+        status[b] = step(residual[i], vertex[i], ones[b], count[b : b + 1], weights[b], system[b], factor[b], enough[b])
+        steps[b] += status[b] != FULL
 
 
 @torch.no_grad()

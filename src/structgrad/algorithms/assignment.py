@@ -117,7 +117,7 @@ def assign(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
     rows that could be assigned.
     """
     n = utility.shape[-1]
-    if gpu.takes(utility, n, LARGEST):
+    if gpu.takes(utility, n, LARGEST, on_cpu=True):
         matched: tuple[Tensor, Tensor] = _assign_operator(utility.detach(), exists)
         return matched
     cost = torch.where(exists, -utility.double(), torch.inf)
@@ -172,7 +172,7 @@ def greedy(costs: Tensor) -> tuple[Tensor, Tensor]:
         :data:`LARGEST_GREEDY` rows; otherwise n steps of O(batch n^2) work.
     """
     n = costs.shape[-1]
-    if gpu.takes(costs, n, LARGEST_GREEDY):
+    if gpu.takes(costs, n, LARGEST_GREEDY, on_cpu=True):
         taken: tuple[Tensor, Tensor] = _greedy_operator(costs.detach())
         return taken
     place = torch.arange(n, device=costs.device)
@@ -271,6 +271,8 @@ def _gpu_greedy(costs, vertex, choices, n, SIZE: tl.constexpr):  # type: ignore[
 @torch.library.custom_op("structgrad::assign", mutates_args=())
 def _assign_operator(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
     """Matchings and dual variables."""
+    if not gpu.launches(utility):
+        return assign_compiled(utility, exists)[:2]
     n = utility.shape[-1]
     vertex, duals = _assign_fake(utility, exists)
     size = gpu.block(n)
@@ -288,6 +290,8 @@ def _assign_fake(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("structgrad::greedy_matching", mutates_args=())
 def _greedy_operator(costs: Tensor) -> tuple[Tensor, Tensor]:
     """Matchings and the entries in the order in which they are taken."""
+    if not gpu.launches(costs):
+        return greedy(costs)
     n = costs.shape[-1]
     vertex, choices = _greedy_fake(costs)
     size = gpu.block(max(n, 16))

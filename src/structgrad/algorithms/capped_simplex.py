@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms import gpu
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
@@ -99,7 +99,7 @@ class _Projection(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scores, exists, point, is_bound = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_needed(upstream):
             twin = _project_budget_in_torch if ctx.at_most else _project_in_torch
             return *gradients(lambda s: twin(s, exists, ctx.total), [scores], [upstream]), None, None, None
         out = torch.zeros_like(point)

@@ -28,10 +28,11 @@ from numba import njit
 from torch import Tensor
 
 from structgrad.algorithms import gpu
-from structgrad.algorithms.derivatives import gradients, second_gradients
-from structgrad.algorithms.eager import on_host
+from structgrad.algorithms.derivatives import gradients, second_gradients, twin_needed
+from structgrad.algorithms.eager import on_host, transformed
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
+from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import untraced
 
 _DONE, _GONE, _FRESH = -2, -3, -1
@@ -59,7 +60,7 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
         vertices ``[B, n, n]``, choices ``[B, E, 2]``, and bool ``[B]``: whether an arborescence exists.
     """
     costs = costs.detach()
-    if gpu.takes(costs, costs.shape[-1], LARGEST):
+    if gpu.takes(costs, costs.shape[-1], LARGEST, on_cpu=True):
         found: tuple[Tensor, Tensor, Tensor] = _arborescence_operator(costs, exists, root, sign)
         return found
     if not on_host(costs):
@@ -148,13 +149,22 @@ def torch_minimum_arborescence(
 
 def inside(choices: Tensor, n: int) -> Tensor:
     """Which nodes each event stands for: bool ``[B, E, n]``."""
-    if gpu.takes(choices, n, LARGEST):
+    if gpu.takes(choices, n, LARGEST, on_cpu=True):
         members: Tensor = _inside_operator(choices, n)
         return members
     if not on_host(choices):
         return torch_inside(choices, n)
-    out = torch.empty(*choices.shape[:2], n, dtype=torch.bool)
-    run(_inside_kernel, 2 * out.numel(), choices, out)
+    return over_batch(lambda c: (_compiled_inside(c, n),), choices)[0]
+
+
+def _compiled_inside(choices: Tensor, n: int) -> Tensor:
+    out = torch.empty(*choices.shape[:-1], n, dtype=torch.bool)
+    run(
+        _inside_kernel,
+        2 * out.numel(),
+        choices.reshape(-1, *choices.shape[-2:]).contiguous(),
+        out.view(-1, *out.shape[-2:]),
+    )
     return out
 
 
@@ -179,7 +189,7 @@ class _LogEntering(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         log_rates, exists, choices, value = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_needed(upstream):
             return *gradients(lambda r: torch_log_entering(r, exists, choices), [log_rates], [upstream]), None, None
         out = torch.zeros_like(log_rates)
         arguments = (log_rates, exists, choices, value, upstream.contiguous(), out)
@@ -195,10 +205,10 @@ def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
     happened.
     """
     out: Tensor
-    if gpu.takes(log_rates, log_rates.shape[-1], LARGEST):
+    if gpu.takes(log_rates, log_rates.shape[-1], LARGEST, on_cpu=True):
         out = _log_entering_operator(log_rates, exists, choices, _inside_operator(choices, log_rates.shape[-1]))
         return out
-    if on_host(log_rates):
+    if on_host(log_rates) and not transformed(log_rates) and not transformed(choices):
         out = _compiled_log_entering(log_rates, exists, choices)
         return out
     return torch_log_entering(log_rates, exists, choices)
@@ -206,7 +216,7 @@ def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
 
 def torch_log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
     """:func:`log_entering` for any device, one event at a time."""
-    members = torch_inside(choices, log_rates.shape[-1])
+    members = inside(choices, log_rates.shape[-1])
     totals = []
     for e in range(choices.shape[1]):
         enters = exists & members[:, e, None, :] & ~members[:, e, :, None]
@@ -559,6 +569,8 @@ def _launch(kernel: Any, programs: int, n: int, *arguments: Tensor | float) -> N
 
 @torch.library.custom_op("structgrad::chu_liu_edmonds_arborescence", mutates_args=())
 def _arborescence_operator(costs: Tensor, exists: Tensor, root: int, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+    if not gpu.launches(costs):
+        return minimum_arborescence(costs, exists, root, sign)
     batch, n = costs.shape[:2]
     vertex, choices, reached = _arborescence_fake(costs, exists, root, sign)
     _launch(_gpu_arborescence, batch if n else 0, n, costs, exists, root, sign, vertex, choices, reached)
@@ -575,6 +587,8 @@ def _arborescence_fake(costs: Tensor, exists: Tensor, root: int, sign: float) ->
 
 @torch.library.custom_op("structgrad::chu_liu_edmonds_inside", mutates_args=())
 def _inside_operator(choices: Tensor, n: int) -> Tensor:
+    if not gpu.launches(choices):
+        return inside(choices, n)
     members = choices.new_empty(*choices.shape[:2], n, dtype=torch.bool)
     _launch(_gpu_inside, len(choices) * n, n, choices, members)
     return members
@@ -588,6 +602,9 @@ def _inside_fake(choices: Tensor, n: int) -> Tensor:
 @torch.library.custom_op("structgrad::chu_liu_edmonds_log_entering", mutates_args=())
 def _log_entering_operator(log_rates: Tensor, exists: Tensor, choices: Tensor, members: Tensor) -> Tensor:
     total = log_rates.new_empty(choices.shape[:2], dtype=torch.float64)
+    if not gpu.launches(log_rates):
+        run(_entering_kernel, 20 * log_rates.numel(), *(t.contiguous() for t in (log_rates, exists, choices)), total)
+        return total
     arguments = log_rates, exists, choices, members, total
     _launch(_gpu_log_entering, total.numel(), log_rates.shape[-1], *arguments)
     return total
@@ -602,6 +619,11 @@ def _log_entering_fake(log_rates: Tensor, exists: Tensor, choices: Tensor, membe
 def _entering_shares_operator(
     log_rates: Tensor, exists: Tensor, choices: Tensor, members: Tensor, total: Tensor, upstream: Tensor
 ) -> Tensor:
+    if not gpu.launches(log_rates):
+        out = torch.zeros_like(log_rates, memory_format=torch.contiguous_format)
+        arguments = tuple(t.contiguous() for t in (log_rates, exists, choices, total, upstream))
+        run(_entering_backward_kernel, 20 * log_rates.numel(), *arguments, out)
+        return out
     out = log_rates.new_empty(log_rates.shape)
     arguments = log_rates, exists, choices, members, total, upstream, out
     _launch(_gpu_log_entering_backward, len(log_rates), log_rates.shape[-1], *arguments)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms import gpu
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.noise import wide_exponentials
@@ -160,7 +160,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         unary, pair, exists, mean, both, ratio = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if twin_needed(*upstream):
             low, high, states = ctx.counts
 
             def twin(unary: Tensor, pair: Tensor) -> tuple[Tensor, ...]:

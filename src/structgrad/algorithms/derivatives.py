@@ -14,13 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.eager import transformed
+
+
+def twin_needed(*upstream: Tensor | None) -> bool:
+    """Whether a compiled backward pass has to leave its work to a twin in plain torch: a graph is to be built, or the
+    upstream gradients are those of a vectorised Jacobian (``is_grads_batched``), which compiled code cannot read.
+    """
+    return torch.is_grad_enabled() or any(u is not None and transformed(u) for u in upstream)
+
 
 def gradients(
     twin: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """Vector-Jacobian products of a twin in plain torch, themselves differentiable in ``inputs`` and ``upstream``.
 
-    For the backward pass of an ``autograd.Function``, when ``torch.is_grad_enabled()`` there.
+    For the backward pass of an ``autograd.Function``, where :func:`twin_needed` says so.
 
     Args:
         twin: what the function computes, of its saved ``inputs``.
@@ -31,15 +40,17 @@ def gradients(
         one for each input; None for inputs that need none.
     """
     # Aliases: where an input is a function of another (an upstream gradient may be), the path between them is not ours.
-    inputs = [i.view_as(i) if i.requires_grad else i for i in inputs]
-    outputs = twin(*inputs)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [i.view_as(i) if i.requires_grad else i for i in inputs]
+        outputs = twin(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     pairs = [(o, u.to(o.dtype)) for o, u in zip(outputs, upstream, strict=True) if u is not None and o.requires_grad]
     wanted = [i for i in inputs if i.requires_grad]
     if not pairs:
         return [torch.zeros_like(i) if i.requires_grad else None for i in inputs]
     found = torch.autograd.grad(
-        [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=True, materialize_grads=True
+        [o for o, _ in pairs], wanted, [u for _, u in pairs], create_graph=again, materialize_grads=True
     )
     by_input = iter(found)
     return [next(by_input) if i.requires_grad else None for i in inputs]

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from structgrad.common.private import is_functorch_tensor
+from structgrad.common.private import is_batched_gradient, is_functorch_tensor
 
 #: Types of devices whose tensors compiled (numba) code takes and whose values may be looked at. Tests take the CPU
 #: away, see :func:`structgrad.testing.computing`.
@@ -19,11 +19,20 @@ def on_host(tensor: Tensor) -> bool:
     return tensor.device.type in HOSTS
 
 
-def values_can_be_read(tensor: Tensor) -> bool:
-    """Whether looking at the values of ``tensor`` is free: eager CPU code, outside ``vmap`` and ``torch.compile``."""
-    if torch.compiler.is_compiling() or not on_host(tensor):
+def transformed(tensor: Tensor) -> bool:
+    """Whether a tensor is one of ``torch.func`` or of ``is_grads_batched``: its values are not in its memory."""
+    if torch.compiler.is_compiling():
         return False
-    return not is_functorch_tensor(tensor)
+    return is_functorch_tensor(tensor) or is_batched_gradient(tensor)
+
+
+def values_can_be_read(*tensors: Tensor | None) -> bool:
+    """Whether looking at the values of all these is free: eager CPU code, outside ``torch.func`` transforms and
+    ``torch.compile``.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return all(t is None or (on_host(t) and not transformed(t)) for t in tensors)
 
 
 def refuse(bad: Tensor, what: str) -> None:
@@ -64,19 +73,4 @@ def warn_stopped(error: Tensor, tolerance: float, oracle: str, what: str) -> Non
             "the temperature (this is said once)",
             StoppedEarly,
             stacklevel=4,
-        )
-
-
-def refuse_transforms(scores: Tensor, name: str) -> None:
-    """Compiled code cannot look into the tensors of ``torch.func``.
-
-    Raises:
-        NotImplementedError: for a tensor on the CPU under ``torch.func.vmap``, ``grad`` and so on.
-    """
-    if torch.compiler.is_compiling() or not on_host(scores):
-        return
-    if is_functorch_tensor(scores):
-        raise NotImplementedError(
-            f"{name} does not run under torch.func transforms (vmap, grad) on the CPU; it takes leading batch "
-            "dimensions, and torch.autograd gives its gradients"
         )

@@ -6,7 +6,7 @@ and the ``meta`` device counts it as the one launch that it is. What a function 
 
 - on CUDA, with Triton (CUDA builds of torch bring it along): the operator, for problems that one program can hold;
 - on ``meta``: the operator's fake implementation, for the same problems;
-- on the CPU: compiled (numba) code or torch;
+- on the CPU: compiled (numba) code or torch; under ``torch.compile`` the operator, which calls that code;
 - otherwise: plain torch.
 
 Triton is looked for where torch is built for a GPU or ``TRITON_INTERPRET`` is set (to import it takes a while). With
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from structgrad.common.private import is_functorch_tensor
+from structgrad.algorithms.eager import on_host, transformed
 
 __all__ = [
     "DEVICES",
@@ -32,6 +32,7 @@ __all__ = [
     "entry",
     "jit",
     "launch",
+    "launches",
     "like_first",
     "log_sum_exp",
     "row",
@@ -71,18 +72,27 @@ def constant(value: float) -> Any:
     return value if triton is None else tl.constexpr(value)
 
 
-def takes(tensor: Tensor, size: int, largest: int) -> bool:
+def takes(tensor: Tensor, size: int, largest: int, *, on_cpu: bool = False) -> bool:
     """Whether an operator is to be called for ``tensor``.
 
     Args:
         tensor: any of the operands.
         size: of each example's problem.
         largest: that one program holds.
+        on_cpu: whether the operator also has the CPU's compiled code, which ``torch.compile`` cannot call otherwise.
     """
-    if not torch.compiler.is_compiling() and is_functorch_tensor(tensor):
+    if torch.compiler.is_compiling():
+        if on_cpu and on_host(tensor):
+            return True
+    elif transformed(tensor):
         return False  # operators have no rules for torch.func, plain torch does
     kind = tensor.device.type
     return kind in DEVICES and (triton is not None or kind == "meta") and size <= largest
+
+
+def launches(tensor: Tensor) -> bool:
+    """For an operator: whether its kernel is launched for this operand; else the CPU's compiled code is called."""
+    return tensor.device.type in DEVICES
 
 
 def block(size: int) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.eager import transformed
+
 
 def value_and_gradient(function: Callable[..., Tensor], scores: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
     """``function(scores, *others)`` and the gradient of its sum in the scores, also under ``no_grad`` and
@@ -20,6 +22,14 @@ def value_and_gradient(function: Callable[..., Tensor], scores: Tensor, *others:
     Returns:
         both differentiable themselves if the scores are; the gradient has the shape of the scores.
     """
+    if torch.compiler.is_compiling() or any(map(transformed, (scores, *others))):
+
+        def total(inputs: Tensor) -> tuple[Tensor, Tensor]:
+            value = function(inputs, *others)
+            return value.sum(), value
+
+        gradient, (_, value) = torch.func.grad_and_value(total, has_aux=True)(scores)
+        return value, gradient
     tracked = torch.is_grad_enabled() and scores.requires_grad
     with torch.inference_mode(False), torch.enable_grad():
         # Tensors made in inference mode cannot take part in a graph, their copies can.

@@ -25,6 +25,8 @@ float64, with :data:`IMPOSSIBLE` far beyond what scores in float32 add up to.
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +38,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.active_set import FULL, GOING, Pricing, Slots, residual_of, step
+from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, log_sum
 from structgrad.algorithms.threads import run
@@ -174,46 +177,16 @@ class Hypergraph:
             value = torch.cat([value, torch.where(new < IMPOSSIBLE / 2, IMPOSSIBLE, new)], -1)
         return value.gather(-1, goal[..., None, None].expand(*batch, k, 1))[..., 0]
 
-    # --- compiled -------------------------------------------------------------------------------------------------
-    # Of contiguous scores [B, P] on the CPU, bool exists [B, P] and int64 goals [B].
+    @cached_property
+    def number(self) -> int:
+        """By which operators know this graph, as long as somebody has it."""
+        number = next(_NUMBERS)
+        _NUMBERED[number] = self
+        return number
 
-    def moments(self, scores: Tensor, exists: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """``log Z`` ``[B]``, near ``IMPOSSIBLE`` where there is no vertex, and ``E[x]`` ``[B, P]``, float64,
-        differentiable to any order, the first one compiled.
-        """
-        log_z, mean = _Moments.apply(scores, exists, goal, self)
-        return log_z, mean
 
-    # Of contiguous float64 scores [B, P] on the CPU, IMPOSSIBLE where a part is missing, and int64 goals [B].
-
-    def log_partition(self, scores: Tensor, goal: Tensor) -> Tensor:
-        """``log Z`` ``[B]`` without a graph, near ``IMPOSSIBLE`` where there is no vertex."""
-        log_z = scores.new_empty(len(scores))
-        self._run(_log_partition_pass, 10, scores, goal, log_z)
-        return log_z
-
-    def argmax(self, scores: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """Highest values ``[B]`` and vertices ``[B, P]`` that have them."""
-        value, vertex = scores.new_empty(len(scores)), torch.zeros_like(scores)
-        self._run(_argmax_pass, 4, scores, goal, value, vertex)
-        return value, vertex
-
-    def sample(self, scores: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-        """``log Z`` ``[B]`` and a sample of each example ``[B, P]``."""
-        log_z, vertex = scores.new_empty(len(scores)), torch.zeros_like(scores)
-        uniform = torch.rand(len(scores), self.depth, dtype=torch.float64)
-        self._run(_sample_pass, 10, scores, goal, uniform, log_z, vertex)
-        return log_z, vertex
-
-    def top_k(self, scores: Tensor, goal: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Values ``[B, k]``, best first, -inf where there are fewer, and vertices ``[B, k, P]``."""
-        value = scores.new_full((len(scores), k), -torch.inf)
-        vertex = scores.new_zeros(len(scores), k, scores.shape[1])
-        self._run(_top_k_pass, 4 * k, scores, goal, k, value, vertex)
-        return value, vertex
-
-    def _run(self, kernel: Any, operations: int, scores: Tensor, *others: Any) -> None:
-        run(kernel, operations * len(scores) * len(self.compiled[1]), *self.compiled, scores, *others)
+_NUMBERS = itertools.count()
+_NUMBERED: weakref.WeakValueDictionary[int, Hypergraph] = weakref.WeakValueDictionary()
 
 
 class Builder:
@@ -256,38 +229,132 @@ def known(scores: Tensor, exists: Tensor) -> Tensor:
     return torch.where(exists, scores.double(), IMPOSSIBLE)
 
 
-class _Moments(torch.autograd.Function):
-    """Log-partition and marginals by the compiled kernels."""
+# --- compiled, as operators -------------------------------------------------------------------------------------------
+# Of scores [B, P] on the CPU, bool exists [B, P], int64 sizes [B] and the number of a graph. Values are near IMPOSSIBLE
+# where there is no vertex.
 
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, scores: Tensor, exists: Tensor, goal: Tensor, graph: Hypergraph
-    ) -> tuple[Tensor, Tensor]:
-        wide = known(scores, exists)
-        log_z, mean = wide.new_empty(len(wide)), torch.zeros_like(wide)
-        graph._run(_moments_pass, 12, wide, goal, log_z, mean)
-        ctx.save_for_backward(scores, exists, goal, mean)
-        ctx.graph = graph
-        ctx.set_materialize_grads(False)
-        return log_z, mean
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        scores, exists, goal, mean = ctx.saved_tensors
-        graph: Hypergraph = ctx.graph
-        if torch.is_grad_enabled():
+@torch.library.custom_op("structgrad::hypergraph_moments", mutates_args=())
+def moments(scores: Tensor, exists: Tensor, size: Tensor, graph: int, with_mean: bool) -> tuple[Tensor, Tensor]:
+    """``log Z`` ``[B]`` and ``E[x]`` ``[B, P]`` (or, without, ``[B, 0]``), float64, differentiable to any order, the
+    first one compiled.
+    """
+    log_z, mean = _wide(scores, len(scores)), _wide(scores, len(scores), scores.shape[1] if with_mean else 0)
+    if with_mean:
+        _run(_moments_pass, 12, graph, scores, exists, size, log_z, mean.zero_())
+    else:
+        _run(_log_partition_pass, 10, graph, scores, exists, size, log_z)
+    return log_z, mean
 
-            def twin(scores: Tensor) -> tuple[Tensor, ...]:
-                return value_and_gradient(lambda s: graph.total(s, goal, log_sum), known(scores, exists))
 
-            return *gradients(twin, [scores], upstream), None, None, None
-        of_value, of_mean = upstream
-        gradient = None if of_value is None else of_value[:, None] * mean
-        if of_mean is not None:
-            # Added to what is there.
-            gradient = torch.zeros_like(mean) if gradient is None else gradient
-            graph._run(_covariance_pass, 18, known(scores, exists), goal, of_mean.contiguous(), gradient)
-        return None if gradient is None else gradient.to(scores.dtype), None, None, None
+@moments.register_fake
+def _moments_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, with_mean: bool) -> tuple[Tensor, Tensor]:
+    parts = scores.shape[1] if with_mean else 0
+    return _wide(scores, len(scores)), _wide(scores, len(scores), parts)
+
+
+def _wide(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float64)
+
+
+@torch.library.custom_op("structgrad::hypergraph_covariance", mutates_args=())
+def _covariance(scores: Tensor, exists: Tensor, size: Tensor, graph: int, direction: Tensor) -> Tensor:
+    """The covariance of the parts times ``direction`` ``[B, P]``: the Jacobian of the marginals, which is symmetric."""
+    product = torch.zeros_like(direction, memory_format=torch.contiguous_format)
+    _run(_covariance_pass, 18, graph, scores, exists, size, direction.contiguous(), product)
+    return product
+
+
+@_covariance.register_fake
+def _covariance_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, direction: Tensor) -> Tensor:
+    return direction.new_empty(direction.shape)
+
+
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    scores, exists, size, ctx.graph, ctx.with_mean = inputs
+    ctx.held = _NUMBERED[ctx.graph]
+    ctx.save_for_backward(scores, exists, size, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _moments_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    scores, exists, size, mean = ctx.saved_tensors
+    of_value, of_mean = upstream
+    if twin_needed(*upstream):
+        graph: Hypergraph = ctx.held
+
+        def twin(scores: Tensor) -> tuple[Tensor, ...]:
+            return value_and_gradient(lambda s: graph.total(s, graph.goal(size), log_sum), known(scores, exists))
+
+        return *gradients(twin, [scores], upstream), None, None, None, None
+    gradient = None if of_value is None else of_value[:, None] * mean
+    if of_mean is not None:
+        moved = _covariance(scores, exists, size, ctx.graph, of_mean)
+        gradient = moved if gradient is None else gradient + moved
+    return None if gradient is None else gradient.to(scores.dtype), None, None, None, None
+
+
+moments.register_autograd(_moments_backward, setup_context=_save_moments)
+
+
+@torch.library.custom_op("structgrad::hypergraph_argmax", mutates_args=())
+def argmax(scores: Tensor, exists: Tensor, size: Tensor, graph: int) -> tuple[Tensor, Tensor]:
+    """Highest values ``[B]`` and vertices ``[B, P]`` that have them, float64."""
+    value, vertex = _wide(scores, len(scores)), _wide(scores, *scores.shape)
+    _run(_argmax_pass, 4, graph, scores, exists, size, value, vertex.zero_())
+    return value, vertex
+
+
+@argmax.register_fake
+def _argmax_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int) -> tuple[Tensor, Tensor]:
+    return _wide(scores, len(scores)), _wide(scores, *scores.shape)
+
+
+@torch.library.custom_op("structgrad::hypergraph_sample", mutates_args=())
+def sample(scores: Tensor, exists: Tensor, size: Tensor, graph: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """``log Z`` ``[B]`` and a sample of each example ``[B, P]``, float64, made of ``uniform``: float64, as the
+    scores.
+    """
+    log_z, vertex = _wide(scores, len(scores)), _wide(scores, *scores.shape)
+    _run(_sample_pass, 10, graph, scores, exists, size, uniform.contiguous(), log_z, vertex.zero_())
+    return log_z, vertex
+
+
+@sample.register_fake
+def _sample_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    return _wide(scores, len(scores)), _wide(scores, *scores.shape)
+
+
+@torch.library.custom_op("structgrad::hypergraph_top_k", mutates_args=())
+def top_k(scores: Tensor, exists: Tensor, size: Tensor, graph: int, k: int) -> tuple[Tensor, Tensor]:
+    """Values ``[B, k]``, best first, -inf where there are fewer, and vertices ``[B, k, P]``, float64."""
+    value, vertex = _top_k_fake(scores, exists, size, graph, k)
+    _run(_top_k_pass, 4 * k, graph, scores, exists, size, k, value.fill_(-torch.inf), vertex.zero_())
+    return value, vertex
+
+
+@top_k.register_fake
+def _top_k_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, k: int) -> tuple[Tensor, Tensor]:
+    return _wide(scores, len(scores), k), _wide(scores, len(scores), k, scores.shape[1])
+
+
+def pricing(exists: Tensor, size: Tensor, graph: int) -> Pricing:
+    """The argmax for the active-set method."""
+    program = _NUMBERED[graph]
+    goal, rows = program.goal(size).contiguous(), exists.contiguous()
+
+    def advance(target: Tensor, slots: Slots, status: Tensor, steps: Tensor, enough: Tensor, limit: int) -> None:
+        work = 200 * len(target) * len(program.compiled[1])
+        arrays = *program.compiled, target.contiguous(), rows, goal, *slots.arrays()
+        run(_active_set_pass, work, *arrays, status, steps, enough, limit)
+
+    return Pricing(min(exists.shape[1], program.depth), advance)
+
+
+def _run(kernel: Any, operations: int, graph: int, scores: Tensor, exists: Tensor, size: Tensor, *others: Any) -> None:
+    program = _NUMBERED[graph]
+    arrays = *program.compiled, known(scores, exists).contiguous(), program.goal(size).contiguous()
+    run(kernel, operations * len(scores) * len(program.compiled[1]), *arrays, *others)
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
@@ -392,35 +459,86 @@ def _covariance_pass(first, stride, start, left, right, part, scores, goal, dire
 
 
 @numba.njit(nogil=True, cache=True)
+def _best(start, left, right, part, scores, goal, value, choice, used, found):  # type: ignore[no-untyped-def]
+    """Upwards maxima, downwards the edges that have them: the highest value of one example, and how many parts
+    (``found``) its vertex has.
+    """
+    value[ONE], value[ZERO] = 0.0, IMPOSSIBLE
+    for v in range(2, goal + 1):
+        top = IMPOSSIBLE
+        pick = start[v]
+        for e in range(start[v], start[v + 1]):
+            term = value[left[e]] + value[right[e]]
+            if part[e] >= 0:
+                term += scores[part[e]]
+            if term > top:
+                top = term
+                pick = e
+        value[v] = top
+        choice[v] = pick
+    used[: goal + 1] = False
+    used[goal] = value[goal] > IMPOSSIBLE / 2
+    count = 0
+    for v in range(goal, 1, -1):
+        if used[v]:
+            e = choice[v]
+            used[left[e]] = True
+            used[right[e]] = True
+            if part[e] >= 0:
+                found[count] = part[e]
+                count += 1
+    return value[goal], count
+
+
+@numba.njit(nogil=True, cache=True)
 def _argmax_pass(first, stride, start, left, right, part, scores, goal, best, vertex):  # type: ignore[no-untyped-def]
-    """Upwards maxima, downwards the edges that have them."""
+    """Best vertices."""
     nodes = len(start) - 1
     value, choice, used = np.empty(nodes), np.empty(nodes, np.int32), np.empty(nodes, np.bool_)
-    value[ONE], value[ZERO] = 0.0, IMPOSSIBLE
+    found = np.empty(nodes, np.int32)
     for b in range(first, len(scores), stride):
-        own = scores[b]
-        for v in range(2, goal[b] + 1):
-            top = IMPOSSIBLE
-            pick = start[v]
-            for e in range(start[v], start[v + 1]):
-                term = value[left[e]] + value[right[e]]
-                if part[e] >= 0:
-                    term += own[part[e]]
-                if term > top:
-                    top = term
-                    pick = e
-            value[v] = top
-            choice[v] = pick
-        best[b] = value[goal[b]]
-        used[: goal[b] + 1] = False
-        used[goal[b]] = best[b] > IMPOSSIBLE / 2
-        for v in range(goal[b], 1, -1):
-            if used[v]:
-                e = choice[v]
-                used[left[e]] = True
-                used[right[e]] = True
-                if part[e] >= 0:
-                    vertex[b, part[e]] = 1.0
+        best[b], count = _best(start, left, right, part, scores[b], goal[b], value, choice, used, found)
+        for t in range(count):
+            vertex[b, found[t]] = 1.0
+
+
+@numba.njit(nogil=True, cache=True)
+def _active_set_pass(  # type: ignore[no-untyped-def]
+    first,
+    stride,
+    start,
+    left,
+    right,
+    part,
+    target,
+    exists,
+    goal,
+    ones,
+    count,
+    weights,
+    system,
+    factor,
+    status,
+    steps,
+    enough,
+    limit,
+):
+    """The active-set method for every example that goes on, until it is done or needs more slots."""
+    nodes, size = len(start) - 1, target.shape[1]
+    value, choice, used = np.empty(nodes), np.empty(nodes, np.int32), np.empty(nodes, np.bool_)
+    found, vertex = np.empty(nodes, np.int32), np.empty(ones.shape[2], np.int32)
+    residual, scores = np.empty(size), np.empty(size)
+    for b in range(first, len(target), stride):
+        while status[b] == GOING and steps[b] < limit:
+            residual_of(target[b], ones[b], count[b], weights[b], residual)
+            for p in range(size):
+                scores[p] = residual[p] if exists[b, p] else IMPOSSIBLE
+            _, parts = _best(start, left, right, part, scores, goal[b], value, choice, used, found)
+            vertex[:parts] = found[:parts]
+            vertex[parts:] = size
+            arrays = ones[b], count[b : b + 1], weights[b], system[b], factor[b]
+            status[b] = step(residual, vertex, *arrays, enough[b])
+            steps[b] += status[b] != FULL
 
 
 @numba.njit(nogil=True, cache=True)

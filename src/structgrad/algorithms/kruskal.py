@@ -21,6 +21,7 @@ from structgrad.algorithms.derivatives import second_gradients
 from structgrad.algorithms.eager import on_host
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
+from structgrad.algorithms.transforms import over_batch
 
 _LOG_ZERO = -1e30  # finite: see matrix_tree
 _NO_RATE = gpu.constant(_LOG_ZERO)
@@ -41,7 +42,7 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
         -1, and bool ``[B]``: whether the example is connected.
     """
     costs = costs.detach()
-    if gpu.takes(costs, costs.shape[-1], LARGEST):
+    if gpu.takes(costs, costs.shape[-1], LARGEST, on_cpu=True):
         found: tuple[Tensor, Tensor, Tensor] = _spanning_tree_operator(costs, exists, sign)
         return found
     if not on_host(costs):
@@ -94,13 +95,18 @@ def torch_minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0
 
 def joined_at(choices: Tensor, n: int) -> Tensor:
     """The step at which i and j come into one component: int64 ``[B, n, n]``, symmetric, -1 if they never do."""
-    if gpu.takes(choices, n, LARGEST):
+    if gpu.takes(choices, n, LARGEST, on_cpu=True):
         joined: Tensor = _joined_at_operator(choices, n)
         return joined
     if not on_host(choices):
         return torch_joined_at(choices, n)
-    out = torch.empty(len(choices), n, n, dtype=torch.int64)
-    run(_joined_at_kernel, 3 * out.numel(), choices.contiguous(), n, out)
+    return over_batch(lambda c: (_compiled_joined_at(c, n),), choices)[0]
+
+
+def _compiled_joined_at(choices: Tensor, n: int) -> Tensor:
+    out = torch.empty(*choices.shape[:-1], n, n, dtype=torch.int64)
+    flat = choices.reshape(-1, choices.shape[-1]).contiguous()
+    run(_joined_at_kernel, 3 * out.numel(), flat, n, out.view(len(flat), n, n))
     return out
 
 
@@ -353,6 +359,8 @@ def _launch(kernel: Any, programs: int, n: int, *arguments: Tensor | float) -> N
 
 @torch.library.custom_op("structgrad::kruskal_spanning_tree", mutates_args=())
 def _spanning_tree_operator(costs: Tensor, exists: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+    if not gpu.launches(costs):
+        return minimum_spanning_tree(costs, exists, sign)
     vertex, choices, reached = _spanning_tree_fake(costs, exists, sign)
     _launch(_gpu_spanning_tree, len(costs), costs.shape[-1], costs, exists, sign, vertex, choices, reached)
     return vertex, choices, reached
@@ -368,6 +376,8 @@ def _spanning_tree_fake(costs: Tensor, exists: Tensor, sign: float) -> tuple[Ten
 
 @torch.library.custom_op("structgrad::kruskal_joined_at", mutates_args=())
 def _joined_at_operator(choices: Tensor, n: int) -> Tensor:
+    if not gpu.launches(choices):
+        return joined_at(choices, n)
     joined = choices.new_empty(len(choices), n, n)
     _launch(_gpu_joined_at, len(choices), n, choices, joined)
     return joined

@@ -18,7 +18,9 @@ where the one subtraction is of how many children i has on average. So marginals
 leaves row i, ``w[i, j]``, and column i, ``p[k]``, as they are from then on: everything is done in place, in n^3
 multiplications and O(n^2) memory for one example.
 
-On the CPU compiled kernels do this for each example, in linear float64; where products come near underflow, a loop
+On the CPU compiled kernels invert the Laplacian of an example, which is faster, and keep the result where residuals and
+a bound on the amplification of rounding certify it (:func:`_invert`): for most scores in training. Otherwise they do
+the elimination above, in linear float64; where products come near underflow, a loop
 over nodes does it in plain torch with logarithms, and autograd provides the derivatives. GPU kernels work with
 logarithms throughout, one program an example; the plain torch version is for larger graphs and other devices.
 """
@@ -34,8 +36,8 @@ from numba import njit
 from torch import Tensor
 
 from structgrad.algorithms import gpu
-from structgrad.algorithms.derivatives import gradients, second_gradients
-from structgrad.algorithms.eager import on_host
+from structgrad.algorithms.derivatives import gradients, second_gradients, twin_needed
+from structgrad.algorithms.eager import on_host, transformed
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.threads import run
@@ -51,6 +53,8 @@ LARGEST = 128
 _FAST = {"reassoc", "contract"}
 #: A product of weights below this may have lost digits to underflow; the example is then redone with logarithms.
 _TINY = 1e-280
+#: An inverse is used where rounding is amplified by less than this, and residuals are below that.
+_AMPLIFIED, _RESIDUAL = 1e3, 1e-10
 
 
 def present_nodes(exists: Tensor) -> Tensor:
@@ -128,12 +132,33 @@ def _load(weights: Any, exists: Any, root: int, nodes: Any, w: Any) -> tuple[int
                     m += 1
                     nodes[m] = v
                     break
-    tiny = False
-    for k in range(m + 1):
-        for j in range(1, m + 1):
-            w[k, j] = weights[nodes[k], nodes[j]]
-            tiny = tiny or (w[k, j] < _TINY and k != j and exists[nodes[k], nodes[j]])
-    return m, tiny
+    tiny = 0
+    if m + 1 == n and root == 0:
+        for k in range(n):
+            for j in range(n):
+                w[k, j] = weights[k, j]
+                tiny += (weights[k, j] < _TINY) & exists[k, j] & (k != j)
+    else:
+        for k in range(m + 1):
+            for j in range(1, m + 1):
+                w[k, j] = weights[nodes[k], nodes[j]]
+                tiny += (w[k, j] < _TINY) & exists[nodes[k], nodes[j]] & (k != j)
+    return m, tiny > 0
+
+
+@njit(cache=True)
+def _store(m: int, nodes: Any, values: Any, out: Any) -> None:
+    """Write ``values`` where they belong in ``out``, which is zeroed, but for the diagonal."""
+    if m + 1 == out.shape[0] and nodes[0] == 0:
+        for k in range(m + 1):
+            for j in range(1, m + 1):
+                out[k, j] = values[k, j]
+            out[k, k] = 0.0
+    else:
+        for k in range(m + 1):
+            for j in range(1, m + 1):
+                if k != j:
+                    out[nodes[k], nodes[j]] = values[k, j]
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
@@ -164,6 +189,111 @@ def _eliminate(m: int, w: Any) -> float:
         if least_in * least_out < _TINY:
             return math.inf
     return logz
+
+
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
+def _invert(m: int, w: Any, x: Any, rows: Any) -> float:
+    """``x``, the inverse of the Laplacian of the nodes 1 to m, by Gauss and Jordan's method without exchanges; return
+    log Z, or NaN where the result is not certified to be right.
+
+    The Laplacian is a column diagonally dominant M-matrix: its inverse is positive, and no entry of a column exceeds
+    that on the diagonal of the row. Rounding is amplified by ``D[j] x[j, j]``, D being its diagonal, in each of the
+    three factors of an error, ``x |L| x`` (Higham 2002, section 14.4). So the inverse is used where that product is
+    moderate and the identities ``sum_j w[0, j] x[j, k] = 1`` and ``(x L)[j, j] = 1``, which are residuals, hold.
+    """
+    size = m + 1
+    for j in range(1, size):
+        w[j, j] = 0.0
+        rows[0, j] = 0.0
+    for k in range(size):
+        for j in range(1, size):
+            rows[0, j] += w[k, j]
+            x[k, j] = -w[k, j]
+    for j in range(1, size):
+        w[j, j], x[j, j] = rows[0, j], rows[0, j]
+    logz = 0.0
+    for p in range(1, m, 2):  # two pivots at a time: half the passes over the matrix
+        q = p + 1
+        a, b, c, d = x[p, p], x[p, q], x[q, p], x[q, q]
+        determinant = a * d - b * c
+        if not (a > 0.0 and determinant > 0.0):
+            return math.nan
+        logz += math.log(determinant)
+        a, b, c, d = d / determinant, -b / determinant, -c / determinant, a / determinant
+        x[p, p], x[p, q], x[q, p], x[q, q] = 1.0, 0.0, 0.0, 1.0
+        for j in range(1, size):
+            rows[0, j], rows[1, j] = a * x[p, j] + b * x[q, j], c * x[p, j] + d * x[q, j]
+        for i in range(1, size):
+            one, other = x[i, p], x[i, q]
+            x[i, p], x[i, q] = 0.0, 0.0
+            for j in range(1, size):
+                x[i, j] -= one * rows[0, j] + other * rows[1, j]
+        for j in range(1, size):
+            x[p, j], x[q, j] = rows[0, j], rows[1, j]
+    if m % 2:
+        pivot = x[m, m]
+        if not pivot > 0.0:
+            return math.nan
+        logz += math.log(pivot)
+        x[m, m] = 1.0
+        for j in range(1, size):
+            rows[0, j] = x[m, j] / pivot
+        for i in range(1, m):
+            one = x[i, m]
+            x[i, m] = 0.0
+            for j in range(1, size):
+                x[i, j] -= one * rows[0, j]
+        for j in range(1, size):
+            x[m, j] = rows[0, j]
+    amplified, off = 0.0, 0.0
+    for k in range(1, size):
+        rows[0, k] = 0.0
+    for j in range(1, size):
+        returned = 0.0
+        from_root = w[0, j]
+        for k in range(1, size):
+            rows[0, k] += from_root * x[j, k]
+            rows[1, k] = w[k, j]
+        for k in range(1, size):
+            returned += x[j, k] * rows[1, k]
+        own = w[j, j] * x[j, j]
+        amplified = max(amplified, own)
+        off = max(off, abs(2.0 * own - returned - 1.0))  # the sum has the diagonal, with the other sign
+    for k in range(1, size):
+        off = max(off, abs(rows[0, k] - 1.0))
+    return logz if amplified < _AMPLIFIED and off < _RESIDUAL else math.nan
+
+
+@njit(cache=True, fastmath=_FAST)
+def _invert_tangent(m: int, w: Any, x: Any, dw: Any, dx: Any, scratch: Any) -> None:
+    """``dx = -x dL x``, how the inverse moves as the weights move by ``dw``."""
+    for j in range(1, m + 1):
+        dw[j, j] = 0.0
+        scratch[0, j] = 0.0
+    for k in range(m + 1):
+        for j in range(1, m + 1):
+            scratch[0, j] += dw[k, j]
+    for j in range(1, m + 1):
+        dw[j, j] = -scratch[0, j]
+    _multiply(m, x, dw, scratch)
+    _multiply(m, scratch, x, dx)
+
+
+@njit(cache=True, fastmath=_FAST)
+def _multiply(m: int, a: Any, b: Any, product: Any) -> None:
+    """Of the rows and columns 1 to m."""
+    size = m + 1
+    for i in range(1, size):
+        for j in range(1, size):
+            product[i, j] = 0.0
+        for k in range(1, m - 2, 4):  # four at a time: a quarter of the passes over the row
+            p, q, r, s = a[i, k], a[i, k + 1], a[i, k + 2], a[i, k + 3]
+            for j in range(1, size):
+                product[i, j] += p * b[k, j] + q * b[k + 1, j] + r * b[k + 2, j] + s * b[k + 3, j]
+        for k in range(m - m % 4 + 1, size):
+            p = a[i, k]
+            for j in range(1, size):
+                product[i, j] += p * b[k, j]
 
 
 @njit(cache=True, fastmath=_FAST)
@@ -276,15 +406,33 @@ def _moments_kernel(
     logz: Any,
     mean: Any,
     nodes: Any,
+    certified: Any,
     factors: Any,
 ) -> None:
     """``logz [B]``, relative to the tops, and if asked ``mean [B, n, n]`` (zeroed by the caller); -inf where there is
-    no arborescence, +inf where logarithms are needed. Leaves ``nodes [B, n]`` and ``w, g`` in ``factors [B, 2, n, n]``.
+    no arborescence, +inf where logarithms are needed. Leaves ``nodes [B, n]`` and, in ``factors [B, 2, n, n]``, weights
+    and the inverse where that is ``certified [B]``, else ``w, g``.
     """
+    rows, moved = np.empty((2, weights.shape[1])), np.empty(weights.shape[1:])
     for b in range(first, weights.shape[0], stride):
         w, g = factors[b, 0], factors[b, 1]
         m, tiny = _load(weights[b], exists[b], root[b], nodes[b], w)
+        certified[b] = False
+        if with_mean and not tiny:
+            logz[b] = _invert(m, w, g, rows)
+            certified[b] = not math.isnan(logz[b])
+        if certified[b]:
+            for j in range(1, m + 1):
+                rows[0, j] = g[j, j]
+                moved[0, j] = min(1.0, w[0, j] * g[j, j])
+            for k in range(1, m + 1):
+                for j in range(1, m + 1):
+                    moved[k, j] = min(1.0, max(0.0, w[k, j] * (rows[0, j] - g[j, k])))
+            _store(m, nodes[b], moved, mean[b])
+            continue
         logz[b] = math.inf if tiny else _eliminate(m, w)
+        if logz[b] == -math.inf:
+            nodes[b] = -1  # whose marginals are 0 and do not move
         if with_mean and abs(logz[b]) != math.inf:
             _differentiate(m, w, g)
             for k in range(m + 1):
@@ -297,14 +445,31 @@ def _moments_kernel(
 
 @njit(cache=True, nogil=True)
 def _covariance_kernel(
-    first: int, stride: int, weights: Any, nodes: Any, factors: Any, direction: Any, out: Any
+    first: int, stride: int, weights: Any, nodes: Any, certified: Any, factors: Any, direction: Any, out: Any
 ) -> None:
     """``out [B, n, n]`` (zeroed by the caller): the covariance of the edges times ``direction``."""
     n = weights.shape[1]
-    dw, dg = np.empty((n, n)), np.empty((n, n))
+    dw, dg, scratch = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
     for b in range(first, weights.shape[0], stride):
         m = (nodes[b] >= 0).sum() - 1
         w, g = factors[b, 0], factors[b, 1]
+        if certified[b]:
+            plain = m + 1 == n and nodes[b, 0] == 0
+            for k in range(m + 1):
+                if plain:
+                    for j in range(1, m + 1):
+                        dw[k, j] = w[k, j] * direction[b, k, j]
+                else:
+                    for j in range(1, m + 1):
+                        dw[k, j] = w[k, j] * direction[b, nodes[b, k], nodes[b, j]]
+            _invert_tangent(m, w, g, dw, dg, scratch)
+            for j in range(1, m + 1):
+                scratch[0, j] = dw[0, j] * g[j, j] + w[0, j] * dg[j, j]
+            for k in range(1, m + 1):
+                for j in range(1, m + 1):
+                    scratch[k, j] = dw[k, j] * (g[j, j] - g[j, k]) + w[k, j] * (dg[j, j] - dg[j, k])
+            _store(m, nodes[b], scratch, out[b])
+            continue
         for k in range(m + 1):
             for j in range(1, m + 1):
                 weight = weights[b, nodes[b, k], nodes[b, j]]
@@ -359,7 +524,8 @@ def _moments(scores: Tensor, exists: Tensor, root: Tensor, with_mean: bool) -> t
     batch, n = scores.shape[:2]
     logz, mean = torch.empty(batch, dtype=torch.float64), torch.zeros_like(scores, requires_grad=False)
     nodes, factors = torch.empty(batch, n, dtype=torch.int64), weights.new_empty(batch, 2, n, n)
-    _run(_moments_kernel, weights, exists, root, with_mean, logz, mean, nodes, factors)
+    certified = torch.empty(batch, dtype=torch.bool)
+    _run(_moments_kernel, weights, exists, root, with_mean, logz, mean, nodes, certified, factors)
     hard = logz == torch.inf
     logz += tops.scatter(1, root[:, None], 0.0).sum(1) if n else 0.0
     if bool(hard.any()):
@@ -367,7 +533,7 @@ def _moments(scores: Tensor, exists: Tensor, root: Tensor, with_mean: bool) -> t
         logz[hard] = torch_log_partition(*arguments)
         if with_mean:
             mean[hard] = torch_marginals(*arguments)
-    return logz, mean, hard, weights, nodes, factors
+    return logz, mean, hard, weights, nodes, certified, factors
 
 
 class _LogPartition(torch.autograd.Function):
@@ -395,18 +561,33 @@ class _Marginals(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         # The Jacobian is the covariance of the edges, which is symmetric: the derivative along `upstream` is wanted.
-        scores, exists, root, hard, weights, nodes, factors = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        scores, exists, root, *saved = ctx.saved_tensors
+        if twin_needed(upstream):
             return *gradients(lambda s: torch_marginals(s, exists, root), [scores], [upstream]), None, None
-        out = torch.zeros_like(scores)
-        if bool(hard.any()):
-            with torch.enable_grad():
-                some = scores.detach()[hard].requires_grad_()
-                mean = torch_marginals(some, exists[hard], root[hard])
-                (out[hard],) = torch.autograd.grad(mean, some, upstream[hard])
-            nodes = nodes.masked_fill(hard[:, None], -1)  # nothing more to be done there
-        _run(_covariance_kernel, weights, nodes, factors, upstream.contiguous(), out)
-        return out, None, None
+        return _covariance(scores, exists, root, upstream, *saved), None, None
+
+
+def _covariance(
+    scores: Tensor,
+    exists: Tensor,
+    root: Tensor,
+    upstream: Tensor,
+    hard: Tensor,
+    weights: Tensor,
+    nodes: Tensor,
+    certified: Tensor,
+    factors: Tensor,
+) -> Tensor:
+    """The covariance of the edges times ``upstream``, from what :func:`_moments` left."""
+    out = torch.zeros_like(scores)
+    if bool(hard.any()):
+        with torch.enable_grad():
+            some = scores.detach()[hard].requires_grad_()
+            mean = torch_marginals(some, exists[hard], root[hard])
+            (out[hard],) = torch.autograd.grad(mean, some, upstream[hard])
+        nodes = nodes.masked_fill(hard[:, None], -1)  # nothing more to be done there
+    _run(_covariance_kernel, weights, nodes, certified, factors, upstream.contiguous(), out)
+    return out
 
 
 # Under torch.compile these are called as they are, between two graphs.
@@ -634,6 +815,8 @@ def _launch(kernel: Any, scores: Tensor, *others: Tensor) -> None:
 def _eliminate_operator(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
     """``log Z`` ``[B]``, and what elimination leaves, for samples: rows ``w[i, j]`` and columns ``p[k]``, logs."""
     logz, factors = _eliminate_fake(scores, exists, root)
+    if not gpu.launches(scores):
+        return _moments(scores, exists.contiguous(), root, False)[0], factors
     _launch(_gpu_eliminate, scores, exists, root, logz, factors)
     return logz, factors
 
@@ -647,6 +830,8 @@ def _eliminate_fake(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tenso
 
 @torch.library.custom_op("structgrad::matrix_tree_marginals", mutates_args=())
 def _marginals_operator(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    if not gpu.launches(scores):
+        return _moments(scores, exists.contiguous(), root, True)[1]
     mean = scores.new_empty(scores.shape)
     _launch(_gpu_marginals, scores, exists, root, mean)
     return mean
@@ -655,6 +840,8 @@ def _marginals_operator(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 @torch.library.custom_op("structgrad::matrix_tree_covariance", mutates_args=())
 def _covariance_operator(scores: Tensor, exists: Tensor, root: Tensor, direction: Tensor) -> Tensor:
     """The covariance of the edges times ``direction``: the Jacobian of the marginals, which is symmetric."""
+    if not gpu.launches(scores):
+        return _covariance(scores, exists, root, direction, *_moments(scores, exists.contiguous(), root, True)[2:])
     product = scores.new_empty(scores.shape)
     _launch(_gpu_covariance, scores, exists, root, direction, product)
     return product
@@ -662,6 +849,8 @@ def _covariance_operator(scores: Tensor, exists: Tensor, root: Tensor, direction
 
 @torch.library.custom_op("structgrad::matrix_tree_sample", mutates_args=())
 def _sample_operator(scores: Tensor, exists: Tensor, root: Tensor, factors: Tensor, uniform: Tensor) -> Tensor:
+    if not gpu.launches(scores):
+        return sample_arborescences(scores, exists, root, uniform)
     tree = scores.new_empty(scores.shape)
     _launch(_gpu_sample, scores, exists, root, factors, uniform, tree)
     return tree
@@ -697,10 +886,10 @@ def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     contiguous.
     """
     logz: Tensor
-    if gpu.takes(scores, scores.shape[-1], LARGEST):
+    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
         logz, _ = _eliminate_operator(scores, exists, root)
         return logz
-    if on_host(scores):
+    if on_host(scores) and not transformed(scores):
         logz = _compiled_log_partition(scores, exists, root)
         return logz
     return torch_log_partition(scores, exists, root)
@@ -709,10 +898,10 @@ def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     """Edge marginals ``[B, n, n]`` in the dtype of the scores, differentiable (compiled once, then in plain torch)."""
     mean: Tensor
-    if gpu.takes(scores, scores.shape[-1], LARGEST):
+    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
         mean = _marginals_operator(scores, exists, root)
         return mean
-    if on_host(scores):
+    if on_host(scores) and not transformed(scores):
         mean = _compiled_marginals(scores, exists, root)
         return mean
     return torch_marginals(scores, exists, root)
@@ -733,7 +922,7 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: 
     if uniform is None:
         uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
     scores = scores.detach()
-    if gpu.takes(scores, scores.shape[-1], LARGEST):
+    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
         _, factors = _eliminate_operator(scores, exists, root)
         tree: Tensor = _sample_operator(scores, exists, root, factors, uniform)
         return tree

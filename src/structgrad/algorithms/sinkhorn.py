@@ -38,7 +38,7 @@ def potentials(
         max_iterations: at most; always this many in plain torch where values are not read.
     """
     n = log_k.shape[-1]
-    if gpu.takes(log_k, n, LARGEST):
+    if gpu.takes(log_k, n, LARGEST, on_cpu=True):
         known, present = log_k.reshape(-1, n, n), (x.reshape(-1, n) for x in (rows, columns))
         found = _potentials_operator(g.reshape(-1, n), known, *present, tolerance, max_iterations)
         return found[0].reshape(g.shape), found[1].reshape(g.shape)
@@ -107,7 +107,7 @@ def central_duals(log_k: Tensor, vertex: Tensor, duals: Tensor) -> Tensor:
 def _distances(cost: Tensor) -> Tensor:
     """Of shortest paths between all pairs, by Floyd and Warshall's algorithm: ``[*batch, n, n]``, 0 on the diagonal."""
     n = cost.shape[-1]
-    if gpu.takes(cost, n, LARGEST):
+    if gpu.takes(cost, n, LARGEST, on_cpu=True):
         found: Tensor = _distances_operator(cost.reshape(-1, n, n))
         return found.reshape(cost.shape)
     distance = cost.clone()
@@ -226,6 +226,8 @@ def _gpu_distances(cost, distance, n, SIZE: tl.constexpr):  # type: ignore[no-un
 def _potentials_operator(
     g: Tensor, log_k: Tensor, rows: Tensor, columns: Tensor, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor]:
+    if not gpu.launches(g):
+        return potentials(g, log_k, rows, columns, tolerance, max_iterations)
     f_end, g_end = _potentials_fake(g)
     n, size = g.shape[1], gpu.block(max(g.shape[1], 16))
     arguments = (g, log_k, rows, columns, f_end, g_end, n, tolerance, max_iterations)
@@ -241,6 +243,8 @@ def _potentials_fake(g: Tensor, *_: Tensor | float) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("structgrad::shortest_paths", mutates_args=())
 def _distances_operator(cost: Tensor) -> Tensor:
+    if not gpu.launches(cost):
+        return _distances(cost)
     distance = gpu.like_first(cost)
     n, size = cost.shape[1], gpu.block(max(cost.shape[1], 16))
     gpu.launch(_gpu_distances, len(cost) if n else 0, cost, distance, n, warps=size * size // 256, SIZE=size)

@@ -7,6 +7,7 @@ says which. What is not private stands where it is used.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -27,6 +28,32 @@ def is_functorch_tensor(tensor: Tensor) -> bool:
     import torch
 
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def is_batched_gradient(tensor: Tensor) -> bool:
+    """Whether a tensor is one of ``torch.autograd.grad(..., is_grads_batched=True)``, which vectorises Jacobians."""
+    import torch
+
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def constant_when_traced(function: Callable[P, R]) -> Callable[P, R]:
+    """``torch.compiler.assume_constant_result``, which imports the compiler at once for a second; this does not."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+def break_graph(reason: str) -> None:
+    """While ``torch.compile`` traces: end this graph; whoever asked for one graph is told the reason."""
+    import torch
+
+    torch._dynamo.graph_break(msg=reason)
+
+
+def reason_of_break(error: Exception) -> str | None:
+    """The reason that :func:`break_graph` was given, if it was that."""
+    found = re.search(r"User-inserted graph break\. Message: (.+)", str(error))
+    return found[1] if found else None
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:

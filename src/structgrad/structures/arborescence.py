@@ -19,11 +19,9 @@ class Arborescence(Tree):
     existing part is absent. Every other node must be reachable from the root.
 
     ``argmax`` and ``trace`` are exact, O(n^2) for one example (Chu-Liu-Edmonds by path growing). ``log_partition``,
-    ``marginals`` and ``sample`` are O(n^3) and use no subtraction, so they hold for any finite scores; see
-    ``matrix_tree``. ``marginals`` and ``log_partition`` have first derivatives everywhere, and ``log_partition``
-    second ones. The CPU path is compiled code and does not run under ``torch.func.vmap`` (leading batch dimensions do
-    what it would); ``torch.compile`` breaks the graph there. On a GPU each of these, and what the trace needs, is one
-    launch (two for a sample) up to 128 nodes; beyond, a loop over nodes in plain torch.
+    ``marginals`` and ``sample`` are O(n^3) and hold for any finite scores, by an elimination without subtractions or,
+    on the CPU where that is certified to be right, an inverse; see ``matrix_tree``. On a GPU each of these, and what
+    the trace needs, is one launch (two for a sample) up to 128 nodes; beyond, a loop over nodes in plain torch.
 
     Args:
         root: the node that reaches all others, the same in every example.
@@ -59,8 +57,7 @@ class Arborescence(Tree):
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact sample for each example, without random walks; see ``matrix_tree.sample_arborescences``."""
-        self._refuse_empty(scores, mask)
-        return matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
+        return self._arborescences(scores, mask)
 
     # --- the trace ------------------------------------------------------------------------------------------------
 

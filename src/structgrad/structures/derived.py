@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms import active_set
-from structgrad.algorithms.eager import refuse
+from structgrad.algorithms.eager import refuse, transformed
 from structgrad.algorithms.gradients import value_and_gradient
-from structgrad.algorithms.k_best import k_best
+from structgrad.algorithms.k_best import best_first, k_best
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, best, draw, log_sum
+from structgrad.algorithms.transforms import over_batch
+from structgrad.common.private import break_graph, untraced
 from structgrad.structures.base import SparseDistribution, Structure, derived_from
 
 # --- the Gibbs distribution -------------------------------------------------------------------------------------------
@@ -186,8 +188,11 @@ class DynamicProgram(Gibbs, abc.ABC):
 
     def _choose(self, scores: Tensor, mask: Tensor | None, plus: Aggregation) -> Tensor:
         self.check(scores, mask)
-        wide, exists = scores.detach().double(), self.parts(scores, mask)
-        _, vertex = value_and_gradient(lambda s, there: self._checked(s, there, plus), wide, exists)
+
+        def choose(scores: Tensor, exists: Tensor) -> tuple[Tensor]:
+            return (value_and_gradient(lambda s, there: self._checked(s, there, plus), scores, exists)[1],)
+
+        (vertex,) = over_batch(choose, scores.detach().double(), self.parts(scores, mask))
         return self.layout.mirror(vertex).to(scores.dtype)
 
 
@@ -207,11 +212,21 @@ class KBest(Structure):
             where an example has fewer than k.
         """
         self.argmax(scores, mask)  # refuses what has no vertex
+        mask = None if mask is None else mask.expand(scores.shape)
+        masks = () if mask is None else (mask,)
+        found, real = over_batch(lambda s, *m: self._best(s, k, *m), scores.detach(), *masks)
+        ndim = self.layout.ndim
+        found, values = best_first(found, real, torch.where(self.parts(scores, mask), scores, 0.0).flatten(-ndim))
+        shown = found.reshape(*found.shape[:-1], *scores.shape[-ndim:]).to(scores.dtype)
+        return self.layout.mirror(shown), values
+
+    def _best(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The k best vertices on the parts, bool ``[*batch, k, P]``, and which of them there are ``[*batch, k]``."""
         shape, batch = scores.shape[-self.layout.ndim :], scores.shape[: -self.layout.ndim]
         flat = scores.reshape(batch.numel(), *shape)
         exists = self.parts(scores, mask).reshape(flat.shape)
-        known = torch.where(exists, flat.detach(), 0.0)[:, None]
-        masks = None if mask is None else mask.expand(scores.shape).reshape(flat.shape)[:, None]
+        known = torch.where(exists, flat, 0.0)[:, None]
+        masks = None if mask is None else mask.reshape(flat.shape)[:, None]
 
         def solve(allowed: Tensor, forced: Tensor) -> Tensor:
             where = (*allowed.shape[:2], *shape)
@@ -222,8 +237,7 @@ class KBest(Structure):
         vertices, values = k_best(
             flat.flatten(1), exists.flatten(1), k, solve, same_size=self.constant_size, branches=self._branches(shape)
         )
-        shown = self.layout.mirror(vertices.reshape(len(flat), k, *shape).to(scores.dtype))
-        return shown.reshape(*batch, *shown.shape[1:]), values.reshape(*batch, k)
+        return vertices.reshape(*batch, *vertices.shape[1:]), (values > -torch.inf).reshape(*batch, k)
 
     def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
         """A best vertex with all ``forced`` parts and none that is not ``allowed``; anything where there is none.
@@ -279,12 +293,26 @@ def sparsemap(
     Waits for the device in every iteration. Everything is computed in float64; see
     :mod:`structgrad.algorithms.active_set`.
     """
+    if transformed(scores):
+        raise NotImplementedError(
+            f"sparsemap of {structure.name} has as many vertices as it needs, so it does not run under torch.func "
+            "transforms; it takes leading batch dimensions, and torch.autograd gives its gradients"
+        )
+    structure.check(scores, mask)
     target, argmax, show = _flat(structure, scores, mask)
     first = None if start is None else structure.layout.flatten(start).reshape(target.shape).double()
     vertices, rows, weights = active_set.sparse_distribution(
-        target, argmax, start=first, max_iterations=max_iterations, tolerance=tolerance
+        target,
+        argmax,
+        start=first,
+        pricing=_pricing(structure, scores.detach(), mask),
+        max_iterations=max_iterations,
+        tolerance=tolerance,
     )
     return SparseDistribution(show(vertices).to(scores.dtype), rows, weights.to(scores.dtype))
+
+
+_active_set = untraced(over_batch)
 
 
 def project(
@@ -296,8 +324,31 @@ def project(
     tolerance: float = 1e-11,
 ) -> Tensor:
     """The nearest point of conv(X), differentiable: ``[*batch, *parts]``; arguments as for :func:`sparsemap`."""
-    target, argmax, show = _flat(structure, scores, mask)
-    point = active_set.nearest_point(target, argmax, max_iterations=max_iterations, tolerance=tolerance)
+    structure.check(scores, mask)
+    batch = scores.shape[: -structure.layout.ndim]
+    with_face = transformed(scores) or (scores.requires_grad and torch.is_grad_enabled())
+
+    def solve(scores: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+        target, argmax, _ = _flat(structure, scores, masks[0] if masks else None)
+        found = active_set.nearest_point(
+            target,
+            argmax,
+            with_face,
+            pricing=_pricing(structure, scores, masks[0] if masks else None),
+            max_iterations=max_iterations,
+            tolerance=tolerance,
+        )
+        return tuple(part.reshape(*scores.shape[: -structure.layout.ndim], *part.shape[1:]) for part in found)
+
+    if torch.compiler.is_compiling():  # where one graph is asked for, this is the message
+        break_graph(f"the active-set projection of {structure.name} looks at values in every step")
+    masks = () if mask is None else (mask.expand(scores.shape),)
+    point, *face = (
+        part.reshape(batch.numel(), *part.shape[len(batch) :]) for part in _active_set(solve, scores.detach(), *masks)
+    )
+    target, _, show = _flat(structure, scores, mask)
+    if with_face:
+        point = active_set.along_face(point, target, *face)
     return show(point).to(scores.dtype).reshape(scores.shape)
 
 
@@ -305,7 +356,6 @@ def _flat(
     structure: Structure, scores: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, active_set.Argmax, Callable[[Tensor], Tensor]]:
     """Scores as float64 vectors ``[B, P]``, the argmax over such vectors, and what shows them as parts."""
-    structure.check(scores, mask)
     layout = structure.layout
     shape = scores.shape[-layout.ndim :]
     size = scores.shape[: -layout.ndim].numel()
@@ -324,11 +374,19 @@ def _flat(
     return target, argmax, show
 
 
+def _pricing(structure: Structure, scores: Tensor, mask: Tensor | None) -> active_set.Pricing | None:
+    return structure.pricing(scores, mask) if isinstance(structure, ActiveSetProjection) else None
+
+
 class ActiveSetProjection(Structure):
     """Gives a structure with an ``argmax`` its ``project`` and ``sparsemap`` by the active-set method.
 
     Sets with a closed-form projection need none of this.
     """
+
+    def pricing(self, scores: Tensor, mask: Tensor | None = None) -> active_set.Pricing | None:
+        """The argmax of these examples for compiled code that does all steps of the method; None without such code."""
+        return None
 
     @derived_from("argmax")
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -7,11 +7,15 @@ import abc
 import torch
 from torch import Tensor
 
-from structgrad.algorithms.eager import refuse, values_can_be_read
+from structgrad.algorithms import hypergraph
+from structgrad.algorithms.active_set import Pricing
+from structgrad.algorithms.eager import on_host, refuse, values_can_be_read
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.hypergraph import Hypergraph, known
 from structgrad.algorithms.k_best import best_first
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation
+from structgrad.algorithms.transforms import over_batch
+from structgrad.common.private import constant_when_traced
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram
 
 
@@ -42,30 +46,31 @@ class Derivations(DynamicProgram, ActiveSetProjection):
 
     def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``log sum_x exp <x, s>``: ``[*batch]``, differentiable."""
-        if not values_can_be_read(scores):
+        if not _compiled(scores, mask):
             return super().log_partition(scores, mask)
-        if torch.is_grad_enabled() and scores.requires_grad:
-            return self._moments(scores, mask)[0].to(scores.dtype)
-        graph, flat, goal = self._flat(scores, mask)
-        return self._known(graph.log_partition(flat, goal), scores).to(scores.dtype)
+        slope = torch.is_grad_enabled() and scores.requires_grad
+        log_z, _ = hypergraph.moments(*self._read(scores, mask), slope)
+        return self._known(log_z, scores).to(scores.dtype)
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """A best vertex: ``[*batch, *parts]``, 0/1, no gradient."""
-        if not values_can_be_read(utility):
+        if not _compiled(utility, mask):
             return super().argmax(utility, mask)
-        graph, flat, goal = self._flat(utility.detach(), mask)
-        value, vertex = graph.argmax(flat, goal)
+        value, vertex = hypergraph.argmax(*self._read(utility.detach(), mask))
         self._known(value, utility)
-        return vertex.reshape(utility.shape).to(utility.dtype)
+        chosen: Tensor = vertex.reshape(utility.shape).to(utility.dtype)
+        return chosen
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact Gibbs sample an example: ``[*batch, *parts]``, 0/1, no gradient."""
-        if not values_can_be_read(scores):
+        if not _compiled(scores, mask):
             return super().sample(scores, mask)
-        graph, flat, goal = self._flat(scores.detach(), mask)
-        value, vertex = graph.sample(flat, goal)
+        batch, parts = self._split(scores)
+        uniform = torch.rand(batch.numel(), self._graph(parts)[1], dtype=torch.float64, device=scores.device)
+        value, vertex = hypergraph.sample(*self._read(scores.detach(), mask), uniform)
         self._known(value, scores)
-        return vertex.reshape(scores.shape).to(scores.dtype)
+        drawn: Tensor = vertex.reshape(scores.shape).to(scores.dtype)
+        return drawn
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k best vertices, exact and distinct: ``[*batch, k, *parts]`` and ``[*batch, k]``.
@@ -75,25 +80,39 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         """
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
-        graph, flat, goal = self._flat(scores.detach(), mask)
-        if values_can_be_read(scores):
-            values, vertices = graph.top_k(flat, goal, k)
+        self.check(scores, mask)
+        exists = self.parts(scores, mask)
+        batch, parts = self._split(scores)
+        if _compiled(scores, mask):
+            values, vertices = hypergraph.top_k(*self._read(scores.detach(), mask), k)
             self._known(values[:, 0], scores)
+            values, vertices = values.reshape(*batch, k), vertices.reshape(*batch, k, *parts)
         else:
-            each = [
-                value_and_gradient(lambda s, g, r=r: graph.best_totals(s, g, k)[:, r], flat, goal) for r in range(k)
-            ]
-            values, vertices = torch.stack([v for v, _ in each], 1), torch.stack([x for _, x in each], 1)
-        real, (batch, parts) = values > IMPOSSIBLE / 2, self._split(scores)
-        known = torch.where(self.parts(scores, mask), scores, 0.0).reshape(flat.shape)
-        found, values = best_first((vertices > 0) & real[..., None], real, known)
-        return found.reshape(*batch, k, *parts).to(scores.dtype), values.reshape(*batch, k)
+            values, vertices = over_batch(lambda s, e: self._best(s, e, k), scores.detach(), exists)
+        real = values > IMPOSSIBLE / 2
+        gains = torch.where(exists, scores, 0.0).flatten(-len(parts))
+        found, values = best_first((vertices.flatten(-len(parts)) > 0) & real[..., None], real, gains)
+        return found.reshape(*batch, k, *parts).to(scores.dtype), values
+
+    def pricing(self, scores: Tensor, mask: Tensor | None = None) -> Pricing | None:
+        """The argmax, for the active-set method in compiled code."""
+        if not values_can_be_read(scores, mask):
+            return None
+        return hypergraph.pricing(*self._read(scores, mask)[1:])
+
+    def _best(self, scores: Tensor, exists: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Values ``[*batch, k]`` and the k best vertices ``[*batch, k, *parts]``, in plain torch."""
+        parts = self._split(scores)[1]
+        graph = self._hypergraph(parts)
+        flat, goal = known(scores, exists).flatten(-len(parts)), graph.goal(self._size(exists))
+        found = [value_and_gradient(lambda s, g, r=r: graph.best_totals(s, g, k)[..., r], flat, goal) for r in range(k)]
+        values, vertices = torch.stack([v for v, _ in found], -1), torch.stack([x for _, x in found], -2)
+        return values, vertices.unflatten(-1, parts)
 
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        if not values_can_be_read(scores):
+        if not _compiled(scores, mask):
             return super()._moments(scores, mask)
-        graph, flat, exists, goal = self._read(scores, mask)
-        log_z, mean = graph.moments(flat, exists, goal)
+        log_z, mean = hypergraph.moments(*self._read(scores, mask), True)
         return self._known(log_z, scores), mean.reshape(scores.shape)
 
     def _total(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
@@ -114,27 +133,46 @@ class Derivations(DynamicProgram, ActiveSetProjection):
     def _split(self, scores: Tensor) -> tuple[torch.Size, torch.Size]:
         return scores.shape[: -self.layout.ndim], scores.shape[-self.layout.ndim :]
 
-    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Hypergraph, Tensor, Tensor, Tensor]:
-        """The graph, checked scores and which parts exist ``[B, P]``, and goals ``[B]``."""
+    def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Checked scores and which parts exist ``[B, P]``, sizes ``[B]``, and the number of the graph."""
         self.check(scores, mask)
         batch, parts = self._split(scores)
-        graph, exists = self._hypergraph(parts), self.parts(scores, mask)
+        exists = self.parts(scores, mask)
         # Without a mask all examples are of one size.
-        size = self._size(exists if mask is not None else self.parts(scores.new_empty(parts)))
-        goal = graph.goal(size).expand(batch)
+        size = self._size(exists if mask is not None else self.parts(scores.new_empty(parts))).expand(batch)
         flat = (batch.numel(), parts.numel())
-        return graph, scores.reshape(flat).contiguous(), exists.reshape(flat), goal.reshape(batch.numel())
+        return scores.reshape(flat), exists.reshape(flat), size.reshape(batch.numel()), self._graph(parts)[0]
 
-    def _flat(self, scores: Tensor, mask: Tensor | None) -> tuple[Hypergraph, Tensor, Tensor]:
-        """The graph, scores ``[B, P]`` that say themselves which parts are missing, and goals ``[B]``."""
-        graph, flat, exists, goal = self._read(scores, mask)
-        return graph, known(flat, exists), goal
+    def _graph(self, parts: torch.Size) -> tuple[int, int]:
+        """The number of the graph for parts of this shape, and the most nodes that a derivation uses."""
+        if torch.compiler.is_compiling():
+            return self._kept(*parts)
+        graph = self._hypergraph(parts)
+        return graph.number, graph.depth
+
+    @constant_when_traced
+    def _kept(self, *parts: int) -> tuple[int, int]:
+        """The same while a step is compiled, which may run when no cache has the graph any more."""
+        graph = self._hypergraph(torch.Size(parts))
+        _KEPT.add(graph)
+        return graph.number, graph.depth
 
     def _known(self, value: Tensor, scores: Tensor) -> Tensor:
         """``[B] -> [*batch]``; refuses examples without a vertex."""
         shown = value.reshape(self._split(scores)[0])
         refuse(~(shown > IMPOSSIBLE / 2), f"has no vertex: {self.name} finds none among its parts")
         return shown
+
+
+#: Graphs that compiled steps know by their numbers.
+_KEPT: set[Hypergraph] = set()
+
+
+def _compiled(scores: Tensor, mask: Tensor | None) -> bool:
+    """Whether the compiled passes take these: on the CPU, outside ``torch.func`` transforms."""
+    if torch.compiler.is_compiling():
+        return on_host(scores)
+    return values_can_be_read(scores, mask)
 
 
 def last(exists: Tensor) -> Tensor:

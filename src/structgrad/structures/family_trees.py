@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms import matrix_tree
-from structgrad.algorithms.eager import refuse_transforms, values_can_be_read
+from structgrad.algorithms.eager import values_can_be_read
+from structgrad.algorithms.transforms import over_batch
 from structgrad.structures.base import Trace
 from structgrad.structures.derived import ActiveSetProjection, Gibbs, KBest
 
@@ -26,10 +27,14 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         return self._minimum(utility, mask, sign=-1.0).vertex
 
     def _minimum(self, costs: Tensor, mask: Tensor | None, sign: float) -> Trace:
-        flat, exists = self._flat(costs, mask)
-        vertex, choices, reached = self._solve(flat, exists, sign)
-        self._refuse(~reached, costs)
-        return Trace(vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], *choices.shape[1:]))
+        self.check(costs, mask)
+
+        def solve(costs: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+            vertex, choices, reached = self._solve(*_matrices(costs, exists), sign)
+            self._refuse(~reached, costs)
+            return vertex.reshape(costs.shape), choices.reshape(*costs.shape[:-2], *choices.shape[1:])
+
+        return Trace(*over_batch(solve, costs.detach(), self.parts(costs, mask)))
 
     def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
         costs, open_ = self._constrained(scores, allowed, forced)
@@ -59,15 +64,21 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
     def _flat(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores and existing parts, checked, ``[B, n, n]`` and contiguous."""
         self.check(scores, mask)
-        refuse_transforms(scores, self.name)
-        batch = scores.shape[:-2].numel()
-        exists = self.parts(scores, mask).reshape(batch, *scores.shape[-2:])
-        return scores.reshape(exists.shape).contiguous(), exists.contiguous()
+        return _matrices(scores, self.parts(scores, mask))
 
-    def _refuse_empty(self, scores: Tensor, mask: Tensor | None) -> None:
-        """Raise if an example has no tree, where that can be seen."""
-        if values_can_be_read(scores):
-            self._log_partition(scores.detach(), mask)
+    def _arborescences(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Samples of the arborescences that are summed over."""
+        self.check(scores, mask)
+
+        def draw(scores: Tensor, exists: Tensor, uniform: Tensor) -> tuple[Tensor]:
+            flat, there = _matrices(scores, exists)
+            if values_can_be_read(flat):
+                self._refuse(matrix_tree.log_partition(*self._rooted(flat, there)) == -torch.inf, scores)
+            trees = matrix_tree.sample_arborescences(*self._rooted(flat, there), uniform.reshape(flat.shape))
+            return (trees.reshape(scores.shape),)
+
+        uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
+        return over_batch(draw, scores.detach(), self.parts(scores, mask), uniform)[0]
 
     def _refuse(self, unreached: Tensor, scores: Tensor) -> None:
         """Raise if an example (of the flattened batch) has no tree, where that can be seen for free."""
@@ -93,3 +104,9 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
     @abc.abstractmethod
     def _lacking(self) -> str:
         """What an example without a tree lacks, and why, for the message."""
+
+
+def _matrices(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    """``[*batch, n, n]`` -> ``[B, n, n]``, contiguous."""
+    shape = (scores.shape[:-2].numel(), *scores.shape[-2:])
+    return scores.reshape(shape).contiguous(), exists.reshape(shape).contiguous()

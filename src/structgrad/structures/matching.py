@@ -77,7 +77,6 @@ class Matching(KBest, ActiveSetProjection):
         """The best perfect matching, exact, by shortest augmenting paths, O(n^3): ``[*batch, n, n]``, no gradient.
 
         Compiled and parallel over examples on the CPU, one launch on a GPU (up to 1024 rows), batched torch elsewhere.
-        Not under ``vmap``; batch instead.
         """
         self.check(utility, mask)
         vertex, _ = self._assign(utility.detach(), self.parts(utility, mask))

@@ -44,9 +44,8 @@ class SpanningTree(Tree):
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact sample for each example, without random walks; see ``matrix_tree.sample_arborescences``."""
-        self._refuse_empty(scores, mask)
-        tree = matrix_tree.sample_arborescences(*self._rooted(*self._flat(scores, mask)))
-        return (tree + tree.transpose(1, 2)).reshape(scores.shape)
+        tree = self._arborescences(scores, mask)
+        return tree + tree.transpose(-1, -2)
 
     # --- the trace ------------------------------------------------------------------------------------------------
 

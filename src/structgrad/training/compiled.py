@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from structgrad.common.private import compiler_errors, compiling_whole_steps, with_captured_graphs
+from structgrad.common.private import compiler_errors, compiling_whole_steps, reason_of_break, with_captured_graphs
 from structgrad.common.text import first_line
 from structgrad.data import Batch
 from structgrad.tasks.base import StepOutput, Task
@@ -52,7 +52,7 @@ def compiled_step(task: Task, mode: str) -> Callable[[Batch], StepOutput]:
             with compiling_whole_steps():
                 out = program(batch)
         except compiler_errors() as error:
-            reason = first_line(getattr(error, "inner_exception", error))
+            reason = _reason(error)
             raise RunError(
                 f"trainer.compile={mode}: this training step is no single program: {reason}{_where(error)}; "
                 "the same command without it continues this run"
@@ -69,6 +69,11 @@ def _captured(graph: fx.GraphModule, inputs: list[Tensor]) -> Any:
         if free_unbacked_symbols(node.meta.get("example_value")):
             raise ValueError(f"what {node.name} returns depends on values, and a captured graph has fixed shapes")
     return with_captured_graphs(graph, inputs)
+
+
+def _reason(error: Exception) -> str:
+    """In our words, where it is our code that is between two graphs; else the first line of torch's."""
+    return reason_of_break(error) or first_line(getattr(error, "inner_exception", error))
 
 
 def _where(error: Exception) -> str:

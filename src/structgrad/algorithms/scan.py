@@ -1,0 +1,41 @@
+"""Products of a sequence of matrices over a semiring, in a number of steps that is logarithmic in its length.
+
+Neighbours are multiplied, then neighbours of the products, and so on: a parallel scan (Blelloch 1990), of which only
+the last value is wanted. The paths through n matrices of size C are aggregated in O(n C^3) work and O(n C^3) memory, in
+about ``log2(n)`` launches of each kernel; from left to right it would be O(n C^2), in n of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation
+
+
+def chain_total(scores: Tensor, length: Tensor, plus: Aggregation) -> Tensor:
+    """The aggregate of all paths through the first ``length`` matrices; 0 for none of them.
+
+    Args:
+        scores: ``[*batch, n, C, C]``, ``IMPOSSIBLE`` where there is no transition.
+        length: int64 ``[*batch]``.
+        plus: aggregates alternatives along a dimension. Each aggregate is part of a path at most once.
+
+    Returns:
+        ``[*batch]``, differentiable as often as ``plus``; near ``IMPOSSIBLE`` where there is no path.
+    """
+    n, labels = scores.shape[-3], scores.shape[-1]
+    device = scores.device
+    if not n:
+        return scores.sum((-3, -2, -1))  # of nothing, but connected for autograd
+    beyond = (torch.arange(n, device=device) >= length[..., None])[..., None, None]
+    unit = torch.where(torch.eye(labels, dtype=torch.bool, device=device), 0.0, IMPOSSIBLE).to(scores.dtype)
+    left = torch.where(beyond, unit, scores)
+    while left.shape[-3] > 1:
+        pairs = left.shape[-3] // 2
+        both = left[..., : 2 * pairs, :, :].unflatten(-3, (pairs, 2))
+        product = plus(both[..., 0, :, :, None] + both[..., 1, None, :, :], -2)
+        # Else sums of what is impossible would grow without bound.
+        product = torch.where(product < IMPOSSIBLE / 2, IMPOSSIBLE, product)
+        left = torch.cat([product, left[..., 2 * pairs :, :, :]], -3)
+    return torch.where(length > 0, plus(left[..., 0, :, :].flatten(-2), -1), 0.0)
