@@ -90,7 +90,7 @@ def test_constant_when_traced() -> None:
     assert compiled(torch.zeros(3)).tolist() == [3.0] * 3
 
 
-def test_break_graph_and_reason_of_break() -> None:
+def test_break_graph() -> None:
     def breaks(x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             private.break_graph("it is too long")
@@ -99,9 +99,14 @@ def test_break_graph_and_reason_of_break() -> None:
     with pytest.raises(private.compiler_errors()) as refused:
         torch.compile(breaks, backend="eager", fullgraph=True)(torch.zeros(1))
     assert private.reason_of_break(refused.value) == "it is too long"
-    assert private.reason_of_break(ValueError("other")) is None
     torch.compiler.reset()
     assert torch.compile(breaks, backend="eager")(torch.zeros(1)).item() == 1
+
+
+def test_reason_of_break() -> None:
+    """Of other errors there is none."""
+    assert private.reason_of_break(ValueError("User-inserted graph break. Message: too long\n")) == "too long"
+    assert private.reason_of_break(ValueError("other")) is None
 
 
 def test_untraced() -> None:
