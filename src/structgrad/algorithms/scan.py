@@ -17,7 +17,7 @@ def chain_total(scores: Tensor, length: Tensor, plus: Aggregation) -> Tensor:
     """The aggregate of all paths through the first ``length`` matrices; 0 for none of them.
 
     Args:
-        scores: ``[*batch, n, C, C]``, ``IMPOSSIBLE`` where there is no transition.
+        scores: float64 ``[*batch, n, C, C]``, ``IMPOSSIBLE`` where there is no transition.
         length: int64 ``[*batch]``.
         plus: aggregates alternatives along a dimension. Each aggregate is part of a path at most once.
 
@@ -29,7 +29,8 @@ def chain_total(scores: Tensor, length: Tensor, plus: Aggregation) -> Tensor:
     if not n:
         return scores.sum((-3, -2, -1))  # of nothing, but connected for autograd
     beyond = (torch.arange(n, device=device) >= length[..., None])[..., None, None]
-    unit = torch.where(torch.eye(labels, dtype=torch.bool, device=device), 0.0, IMPOSSIBLE).to(scores.dtype)
+    unit = scores.new_zeros(labels, labels)
+    unit = unit.masked_fill(~torch.eye(labels, dtype=torch.bool, device=device), IMPOSSIBLE)
     left = torch.where(beyond, unit, scores)
     while left.shape[-3] > 1:
         pairs = left.shape[-3] // 2
