@@ -192,19 +192,17 @@ class Structure:
 
     @property
     def relaxations(self) -> dict[str, Relaxation]:
-        """Relaxations of the argmax that this structure has, by name.
-
-        Those that follow from oracles are here. A structure with others adds them::
-
-            @property
-            def relaxations(self):
-                return super().relaxations | {"mine": Relaxation("my_method")}
-        """
+        """Relaxations of the argmax that this structure has, by name: what follows from oracles, and its own."""
         general = {
             "exp_family": Relaxation("marginals", symmetric=True),
             "euclidean": Relaxation("project", regularizer=half_square, symmetric=True),
         }
-        return {name: relaxation for name, relaxation in general.items() if relaxation.method in self.oracles}
+        derived = {name: relaxation for name, relaxation in general.items() if relaxation.method in self.oracles}
+        return derived | self.own_relaxations()
+
+    def own_relaxations(self) -> dict[str, Relaxation]:
+        """Relaxations beyond those that follow from oracles; a structure that has any overrides this."""
+        return {}
 
     @property
     def is_linear(self) -> bool:

@@ -59,10 +59,9 @@ class KSubset(Counted):
     def __repr__(self) -> str:
         return f"KSubset(k={self.k}, layout={self.layout.name!r})"
 
-    @property
-    def relaxations(self) -> dict[str, Relaxation]:
+    def own_relaxations(self) -> dict[str, Relaxation]:
         """With the last four of the table above; L2X takes k independent utilities."""
-        return super().relaxations | {
+        return {
             "categorical": Relaxation("categorical", regularizer=negative_entropy, symmetric=True),
             "binary": Relaxation("binary", regularizer=negative_binary_entropy, symmetric=True),
             "l2x": Relaxation("l2x", draws=self.k),

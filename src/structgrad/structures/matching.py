@@ -59,10 +59,9 @@ class Matching(KBest, ActiveSetProjection):
         self.tolerance = tolerance
         self.max_iterations = max_iterations
 
-    @property
-    def relaxations(self) -> dict[str, Relaxation]:
+    def own_relaxations(self) -> dict[str, Relaxation]:
         """With ``sinkhorn``, which is also ``categorical``."""
-        return super().relaxations | {
+        return {
             name: Relaxation("sinkhorn", regularizer=negative_entropy, symmetric=True)
             for name in ("sinkhorn", "categorical")
         }

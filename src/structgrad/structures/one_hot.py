@@ -37,12 +37,9 @@ class OneHot(Gibbs):
     def __init__(self) -> None:
         self.layout = Vector()
 
-    @property
-    def relaxations(self) -> dict[str, Relaxation]:
+    def own_relaxations(self) -> dict[str, Relaxation]:
         """With ``categorical``, which is the softmax again."""
-        return super().relaxations | {
-            "categorical": Relaxation("marginals", regularizer=negative_entropy, symmetric=True)
-        }
+        return {"categorical": Relaxation("marginals", regularizer=negative_entropy, symmetric=True)}
 
     def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Checked scores, lowest where a category is missing, and which categories exist; None for all."""

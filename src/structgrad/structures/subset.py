@@ -45,10 +45,9 @@ class Subset(Flat, Gibbs):
     def __repr__(self) -> str:
         return f"Subset(layout={self.layout.name!r})"
 
-    @property
-    def relaxations(self) -> dict[str, Relaxation]:
+    def own_relaxations(self) -> dict[str, Relaxation]:
         """With ``binary``, which is the sigmoid again, and ``categorical``."""
-        return super().relaxations | {
+        return {
             "binary": Relaxation("marginals", regularizer=negative_binary_entropy, symmetric=True),
             "categorical": Relaxation("categorical", regularizer=negative_entropy, symmetric=True),
         }
