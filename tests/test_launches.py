@@ -61,4 +61,5 @@ def test_launches_of_images(title: str, cache: Path) -> None:
 def test_a_ragged_support_is_waited_for_once(cache: Path) -> None:
     forward, backward = count(ROWS["ssvae: sparsemax"], str(cache))
     assert forward.waits + backward.waits == {"nonzero": 1}
-    assert forward.launches.total() + backward.launches.total() <= 200
+    # Six more than before: the loss is computed in float64, as float32 was wrong by 0.65 at scores of 1e4.
+    assert forward.launches.total() + backward.launches.total() <= 206

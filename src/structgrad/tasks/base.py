@@ -198,15 +198,19 @@ class Task(pl.LightningModule, abc.ABC):
         self.log_training(out)
         return out.loss
 
-    def log_training(self, out: StepOutput) -> None:
-        """Log ``train/*`` of a step, if the loggers or the progress bar look at this one.
+    def is_logged(self) -> bool:
+        """Whether the loggers or the progress bar look at the step that is being made.
 
         Lightning would take as long over every step as a small model over its training.
         """
         step, trainer = self.global_step + 1, self.trainer
         every_n: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         shown_every = getattr(trainer.progress_bar_callback, "refresh_rate", 0)
-        if all(every < 1 or step % every for every in (every_n, shown_every, trainer.max_steps)):
+        return any(every > 0 and step % every == 0 for every in (every_n, shown_every, trainer.max_steps))
+
+    def log_training(self, out: StepOutput) -> None:
+        """Log ``train/*`` of a step that :meth:`is_logged`."""
+        if not self.is_logged():
             return
         values = {"loss": out.loss.detach()} | {
             name: value[0] / value[1].clamp_min(1) if isinstance(value, tuple) else value

@@ -145,9 +145,10 @@ class BitVectorVAE(Task):
             "rate": rate.detach().mean(),
             "distortion": estimate.objective.mean(),
             "elbo": -(estimate.objective + rate.detach()).mean(),
-            "varying_bits": self._varying_bits(scores.detach(), estimate),
             **estimate.metrics,
         }
+        if not self.training:
+            metrics["varying_bits"] = self._varying_bits(scores.detach(), estimate)
         return StepOutput((estimate.surrogate + rate).mean(), len(images), metrics), scores, estimate
 
     def _varying_bits(self, scores: Tensor, estimate: Estimate) -> Tensor:
@@ -156,7 +157,9 @@ class BitVectorVAE(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; at the end of an epoch of the data, the quartiles of the decoder calls."""
-        out, _, estimate = self._step(batch)
+        out, scores, estimate = self._step(batch)
+        if self.is_logged():
+            out.metrics["varying_bits"] = self._varying_bits(scores.detach(), estimate)
         self.log_training(out)
         self._calls.append(estimate.rows.bincount(minlength=out.size))
         if (self.global_step + 1) % (self.data.train // self.batch_size) == 0:

@@ -181,8 +181,9 @@ class CommunicationGame(CallsOverTime):
         with torch.no_grad():
             right = self._right(estimate.vertices, estimate.rows, candidates, target)
             metrics["success"] = estimate.mean(right).mean()
-            most_likely = self.structure.argmax(scores.detach())
-            metrics["success_most_likely"] = self._right(most_likely, games, candidates, target).mean()
+            if not self.training:
+                most_likely = self.structure.argmax(scores.detach())
+                metrics["success_most_likely"] = self._right(most_likely, games, candidates, target).mean()
         return StepOutput(loss, len(images), metrics)
 
     def _right(self, vertices: Tensor, rows: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
