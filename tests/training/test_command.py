@@ -30,6 +30,16 @@ def launch(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
 
 
+def test_what_a_run_prints_is_ours(tmp_path: Path) -> None:
+    """No line of Lightning's about devices, advertisements or checkpoints, and no deprecation of other libraries."""
+    result = launch(tmp_path, "trainer.max_steps=4", "trainer.val_every_n_steps=2")
+    assert result.returncode == 0, result.stderr
+    printed = result.stdout + result.stderr
+    foreign = ("TPU", "GPU available", "Tip", "http", "Restoring", "Loaded model", "max_steps", "Warning", "deprecated")
+    assert not [line for line in printed.splitlines() if any(word in line for word in foreign)], printed
+    assert f"run:      {tmp_path}" in printed
+
+
 @pytest.mark.parametrize(("signal_", "name", "code"), [(signal.SIGTERM, "SIGTERM", 75), (signal.SIGINT, "Ctrl-C", 130)])
 def test_a_stopped_command_says_what_it_kept(tmp_path: Path, signal_: signal.Signals, name: str, code: int) -> None:
     process = subprocess.Popen(

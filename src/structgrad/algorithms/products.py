@@ -21,6 +21,11 @@ def _highest() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@torch.compiler.assume_constant_result  # a run has one precision, and a compiled step cannot ask for it
+def _is_highest() -> bool:
+    return torch.get_float32_matmul_precision() == "highest"
+
+
 def product(left: Tensor, right: Tensor) -> Tensor:
     """``left @ right`` as under ``torch.set_float32_matmul_precision("highest")``, and so are its derivatives.
 
@@ -28,7 +33,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         left: ``[*batch, m, k]``.
         right: ``[*batch, k, n]``; batch dimensions are broadcast.
     """
-    if torch.get_float32_matmul_precision() == "highest":
+    if _is_highest():
         return left @ right
     return _Product.apply(left, right)  # type: ignore[no-any-return]
 

@@ -6,12 +6,10 @@ Exit codes: 0 finished, 1 an error, 130 Ctrl-C, 75 "again": preempted by SIGTERM
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -49,8 +47,6 @@ def train(config: DictConfig) -> None:
     # After Hydra has dealt with --help and with unknown choices, which need not wait for torch.
     from structgrad.training.run import run
 
-    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     if not _begun:
         announce_compilation()
     hydra_config = HydraConfig.get()

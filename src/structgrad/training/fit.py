@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -42,6 +43,10 @@ from structgrad.training.loggers import MetricsFile
 from structgrad.training.processes import number_of_devices
 from structgrad.training.stopping import StopRequest
 
+# What a run prints is ours. Lightning sets the level of its loggers when it is imported, which is above.
+for _name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
 #: Choices that a summary names.
 _GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment")
 
@@ -81,7 +86,8 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
     followed = [ProgressFile(Path(progress), metrics_file.file, task.monitor)] if progress else []
     timer = Timer()  # its time is part of the checkpoint, so a resumed run reports its whole training time
     with products_in(config.trainer.matmul_precision), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(num_workers|Checkpoint directory|isinstance\\(treespec|dataloader).*")
+        for module in ("pytorch_lightning", "lightning_fabric"):
+            warnings.filterwarnings("ignore", module=module)
         trainer = pl.Trainer(
             accelerator=config.trainer.accelerator,
             devices=config.trainer.devices,
