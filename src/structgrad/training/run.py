@@ -64,6 +64,7 @@ def run(
         summary = read_summary(this.folder, this.name)
         if summary is not None:
             log.info("this run is finished: %s", this.folder)
+            _say_what_is_not_logged(this)
             _keep(summary, this)
             _print_summary(summary, this.folder)
         else:
@@ -158,6 +159,15 @@ def _unwritable(folder: Path, key: str, error: OSError) -> RunError:
     """Names the file of the error, where it has one, which may be elsewhere."""
     where = error.filename or folder
     return RunError(f"cannot use {where}: {error.strerror or error}; free space or set {key}, then repeat the command")
+
+
+def _say_what_is_not_logged(run: Run) -> None:
+    """A finished run logs nothing more; say how a dashboard gets it."""
+    services = sorted(str(name) for name in run.config.get("logger") or {} if name != "tensorboard")
+    if services:
+        offline = sorted(run.folder.glob("wandb/offline-run-*"))
+        how = f"wandb sync {offline[-1]}" if offline else "paths.runs=<another folder> makes it again, and logs it"
+        log.info("nothing is logged to %s now; %s", ", ".join(services), how)
 
 
 def _make_folder(folder: Path) -> None:
