@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from structgrad.data import Batches
 from structgrad.estimators import RELAX, SST, Reinforce, SurrogateGradient
 from structgrad.estimators.base import Estimator
-from structgrad.structures import CorrelatedKSubset, KSubset, NoStructure, OneHot, Subset
+from structgrad.structures import BudgetSubset, CorrelatedKSubset, KSubset, NoStructure, OneHot, Subset
 from structgrad.structures.base import Structure
 from structgrad.tasks.l2x import L2X, PlantedReviews
 from structgrad.tasks.l2x.data import PAD, Reviews
@@ -324,7 +324,7 @@ def test_padding_is_chosen_where_it_may_be(structure: Structure, planted: Plante
         assert task.step(batch).loss.isfinite()
 
 
-@pytest.mark.parametrize("structure", [Subset(), OneHot()], ids=lambda s: s.name)
+@pytest.mark.parametrize("structure", [Subset(), OneHot(), BudgetSubset(3)], ids=lambda s: s.name)
 @pytest.mark.parametrize("choose_padding", [True, False])
 def test_any_structure_over_words_may_choose(
     structure: Structure, choose_padding: bool, planted: PlantedReviews, tmp_path: Path
