@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from structgrad.common.private import constant_when_traced
+
 
 @contextmanager
 def _highest() -> Iterator[None]:
@@ -21,7 +23,7 @@ def _highest() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-@torch.compiler.assume_constant_result  # a run has one precision, and a compiled step cannot ask for it
+@constant_when_traced  # a run has one precision, and a compiled step cannot ask for it
 def _is_highest() -> bool:
     return torch.get_float32_matmul_precision() == "highest"
 
@@ -33,7 +35,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         left: ``[*batch, m, k]``.
         right: ``[*batch, k, n]``; batch dimensions are broadcast.
     """
-    if _is_highest():
+    if left.dtype != torch.float32 or _is_highest():
         return left @ right
     return _Product.apply(left, right)  # type: ignore[no-any-return]
 
