@@ -159,12 +159,9 @@ def inside(choices: Tensor, n: int) -> Tensor:
 
 def _compiled_inside(choices: Tensor, n: int) -> Tensor:
     out = torch.empty(*choices.shape[:-1], n, dtype=torch.bool)
-    run(
-        _inside_kernel,
-        2 * out.numel(),
-        choices.reshape(-1, *choices.shape[-2:]).contiguous(),
-        out.view(-1, *out.shape[-2:]),
-    )
+    batch, events = choices.shape[:-2].numel(), choices.shape[-2]
+    flat = choices.reshape(batch, events, 2).contiguous()
+    run(_inside_kernel, 2 * out.numel(), flat, out.view(batch, events, n))
     return out
 
 

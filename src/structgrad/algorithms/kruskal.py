@@ -105,8 +105,9 @@ def joined_at(choices: Tensor, n: int) -> Tensor:
 
 def _compiled_joined_at(choices: Tensor, n: int) -> Tensor:
     out = torch.empty(*choices.shape[:-1], n, n, dtype=torch.int64)
-    flat = choices.reshape(-1, choices.shape[-1]).contiguous()
-    run(_joined_at_kernel, 3 * out.numel(), flat, n, out.view(len(flat), n, n))
+    batch = choices.shape[:-1].numel()
+    flat = choices.reshape(batch, choices.shape[-1]).contiguous()
+    run(_joined_at_kernel, 3 * out.numel(), flat, n, out.view(batch, n, n))
     return out
 
 
