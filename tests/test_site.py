@@ -42,7 +42,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
         assert not remote, page
 
 
-@pytest.mark.parametrize("module", ["structures/matching", "estimators/score_function", "data", "training/run"])
+@pytest.mark.parametrize("module", ["structures/matching", "estimators/score_function", "data/batches", "training/run"])
 def test_the_reference_has_every_module(site: Path, module: str) -> None:
     assert f"structgrad.{module.replace('/', '.')}" in (site / "reference" / f"{module}.html").read_text()
 

@@ -106,6 +106,8 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
         key, parent = str(cause.key), cause.parent_node
         known = [str(k) for k in parent] if hasattr(parent, "keys") else []
+        if "." not in str(cause.full_key):
+            known = sorted({*known, *GROUPS})
         if known and key not in known:
             return f"{cause.full_key}: no such option; nearest: {nearest(key, known)}"
     return (

@@ -152,7 +152,8 @@ def _train(this: Run, task: Task, request: StopRequest, command: str) -> dict[st
 def _steps_so_far(folder: Path) -> int:
     """Of a run that continues: the last step that its metrics know."""
     lines = (folder / "metrics.csv").read_text().splitlines() if (folder / "metrics.csv").exists() else []
-    return int(lines[-1].split(",")[0]) + 1 if len(lines) > 1 else 0
+    last = lines[-1].split(",")[0] if len(lines) > 1 else ""
+    return int(last) + 1 if last.isdecimal() else 0  # a damaged file is refused where it is gone on with
 
 
 def _unwritable(folder: Path, key: str, error: OSError) -> RunError:

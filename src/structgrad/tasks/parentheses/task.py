@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from structgrad.data import Batch, Batches
-from structgrad.estimators.base import Estimate, Estimator
+from structgrad.estimators.base import Estimate, Estimator, PerturbAndMap
 from structgrad.estimators.utilities import Gumbel
 from structgrad.structures import BinaryTree, NoStructure
 from structgrad.structures.base import Structure
@@ -131,7 +131,8 @@ class Parentheses(Task):
                 f"parentheses generates along a tree, for which there is no relaxation; {type(estimator).__name__} "
                 "evaluates relaxed ones: take a score function, e.g. relax or t_reinforce_plus"
             )
-        noise = getattr(estimator, "utility", None)
+        distribution = None if estimator is None else estimator.vertex_distribution
+        noise = distribution.utility if isinstance(distribution, PerturbAndMap) else None
         if noise is not None and not isinstance(noise, Gumbel):
             raise ValueError(
                 "parentheses needs log q(T | x), which a binary tree has for Gumbel utilities, "
