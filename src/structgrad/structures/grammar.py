@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Container
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ class Grammar(Derivations):
                     if i == j:
                         vertex[i, i, symbol - self.nonterminals] = 1
                         continue
-                    meet = max(k for k in range(i, j) if (i, k) in split and (k + 1, j) in split)
+                    meet = where_halves_meet(split, i, j)
                     left, right = chosen[split[i, meet]], chosen[split[meet + 1, j]]
                     vertex[i, j, (symbol * symbols + left) * symbols + right] = 1
                 found.append(vertex)
@@ -157,6 +158,24 @@ def whole(emissions: Tensor, lengths: Tensor | None) -> Tensor:
     end = torch.arange(n, device=emissions.device)
     at = end == (n if lengths is None else lengths[..., None]) - 1
     return ((end == 0)[:, None] & at[..., None, :]).to(emissions.dtype)
+
+
+def where_halves_meet(tree: Container[tuple[int, int]], i: int, j: int) -> int:
+    """The last word of the left half of a span (i, j) of a tree, given by its spans."""
+    return next(k for k in range(i, j) if (i, k) in tree and (k + 1, j) in tree)
+
+
+def of_lengths(builder: Builder, tree: Index, nonterminals: int) -> list[int]:
+    """The goals of sentences of 0 to n words: one preterminal over a single word, a nonterminal over several.
+
+    Args:
+        builder: gets their nodes.
+        tree: ``[n, n, S]``, the nodes of symbols over spans.
+        nonterminals: how many of the symbols.
+    """
+    if not len(tree):
+        return [ONE]
+    return [ONE, *builder.level(tree[0, :1, nonterminals:]), *builder.level(tree[0, 1:, :nonterminals])]
 
 
 @functools.lru_cache(maxsize=32)
@@ -201,8 +220,4 @@ def _graph(n: int, nonterminals: int, preterminals: int) -> Hypergraph:
         shape = (len(i) * nonterminals, parts.shape[-1])
         left, right = (np.broadcast_to(a, parts.shape).reshape(shape) for a in (left, right))
         tree[i, j, :nonterminals] = builder.level(left, right, parts.reshape(shape)).reshape(len(i), nonterminals)
-    goals = [ONE]
-    if n:
-        goals.extend(builder.level(tree[0, :1, nonterminals:]))
-        goals.extend(builder.level(tree[0, 1:, :nonterminals]))
-    return builder.build(goals)
+    return builder.build(of_lengths(builder, tree, nonterminals))

@@ -13,7 +13,7 @@ from torch import Tensor
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
 from structgrad.structures.constituency import binary_trees
 from structgrad.structures.family_dynamic_programs import Derivations, last
-from structgrad.structures.grammar import spans, whole
+from structgrad.structures.grammar import of_lengths, spans, where_halves_meet, whole
 from structgrad.structures.layout import Layout
 
 
@@ -149,7 +149,7 @@ class LowRankGrammar(Derivations):
                     if i == j:
                         vertex[i, i, (upper + 2 * symbols) * rank + symbol - upper] = 1
                         continue
-                    meet = max(k for k in range(i, j) if (i, k) in split and (k + 1, j) in split)
+                    meet = where_halves_meet(split, i, j)
                     vertex[i, j, symbol * rank + q] = 1
                     vertex[i, meet, (upper + chosen[split[i, meet]][0]) * rank + q] = 1
                     vertex[meet + 1, j, (upper + symbols + chosen[split[meet + 1, j]][0]) * rank + q] = 1
@@ -197,8 +197,4 @@ def _graph(n: int, nonterminals: int, preterminals: int, rank: int) -> Hypergrap
             shape = (len(i) * rank, len(own))
             tails = np.broadcast_to(tree[i, j][:, None, own], parts.shape)
             half[side, i, j] = builder.level(tails.reshape(shape), ONE, parts.reshape(shape)).reshape(len(i), rank)
-    goals = [ONE]
-    if n:
-        goals.extend(builder.level(tree[0, :1, nonterminals:]))
-        goals.extend(builder.level(tree[0, 1:, :nonterminals]))
-    return builder.build(goals)
+    return builder.build(of_lengths(builder, tree, nonterminals))
