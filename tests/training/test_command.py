@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,9 +26,18 @@ def environment() -> dict[str, str]:
     return others | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def launch(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "train.py", *overrides, *OWN, f"paths.runs={folder}"]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment() | variables, capture_output=True, text=True)
+
+
+def port() -> str:
+    """A free port that the kernel gives to nobody who asks for any: tests beside this one cannot take it by chance."""
+    for number in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", number)) != 0:
+                return str(number)
+    raise OSError("no free port between 20000 and 32000")
 
 
 def test_what_a_run_prints_is_ours(tmp_path: Path) -> None:
@@ -115,7 +125,7 @@ def test_a_killed_run_continues_to_the_same_metrics(tmp_path: Path) -> None:
 
 def test_two_processes_share_the_batches(tmp_path: Path) -> None:
     short = ["trainer.max_steps=4", "trainer.val_every_n_steps=4"]
-    result = launch(tmp_path, *short, "trainer.strategy=ddp", "trainer.devices=2")
+    result = launch(tmp_path, *short, "trainer.strategy=ddp", "trainer.devices=2", MASTER_PORT=port())
     assert result.returncode == 0, result.stderr
     (file,) = tmp_path.glob("find_window/*/summary.json")
     assert json.loads(file.read_text())["metrics"]["test/overlap"] > 0
