@@ -1,4 +1,4 @@
-"""Algorithms: tensors in, tensors out. They know no structure; structures are made of them.
+"""Algorithms take tensors and return tensors. They know no structure; structures call them.
 
-One file an algorithm, its plain torch version and its compiled kernel together.
+Each algorithm is one file, which holds its plain torch version and its compiled kernels.
 """

@@ -3,24 +3,35 @@
     min_{w in simplex over X}  |sum_x w_x x - t|^2 / 2                         (Niculae et al. 2018; Correia et al.
     2020, eq. 4)
 
-The algorithm is that of Wolfe (1976) for the nearest point of a polytope, of which the active-set method of Niculae
-et al. is an instance. It keeps an affinely independent *active set* S of vertices, whose weights are therefore
-unique, and repeats: ask the argmax for the vertex furthest in the direction of the residual ``t - x``; if it is no
-further than x, x is the projection; else add it, move to the nearest point of the affine hull of S, and where that
-leaves the simplex stop at its boundary and drop the vertices whose weight got 0. It ends after finitely many steps at
-the exact solution. All examples of a batch go through it together, and leave as they converge.
+The algorithm is that of Wolfe (1976) for the nearest point of a polytope. The active-set method of
+Niculae et al. is an instance of it. It keeps an affinely independent *active set* S of vertices, so
+the weights of x, their mean, are unique. It repeats these steps:
 
-**Gradients.** Where S stays as it is, the weights are affine in t, and the mean moves by the orthogonal projection on
-the linear hull of S. The projection on a polytope moves by the orthogonal projection on the linear hull of the *face*
-F on which it lies. S is a subset of F that need not span it, for two reasons. For ties (equal scores, as at
-initialisation) fewer vertices do: two opposite corners of a square have its centre as their mean, where the
-projection still moves in all directions. And with many fractional parts (64 bits) the weights of successive vertices
-fall like powers of two, until they are below what float64 resolves while directions are still missing. Therefore
-:func:`project` looks for further vertices of F, by the argmax in directions orthogonal to S, before it
-differentiates: its gradient is that of the projection in both cases. The weights of :func:`sparsemap` have the
-gradient of the distribution that is returned, hence along S only; through them the mean has the gradient of
-:func:`project` exactly where S spans F, which is almost everywhere for up to some 40 parts. Sets with a closed-form
-projection need none of this and override the methods.
+1. Ask the argmax for the vertex that is furthest in the direction of the residual ``t - x``.
+2. If this vertex is no further than x, x is the projection, and the algorithm ends.
+3. Otherwise add the vertex to S and move to the nearest point of the affine hull of S. If that
+   point lies outside the simplex, stop at its boundary and drop the vertices whose weight is 0.
+
+It ends at the exact solution after finitely many steps. All examples of a batch go through it
+together, and each leaves when it has converged.
+
+**Gradients.** As long as S stays the same, the weights are affine in t, and the mean moves by the
+orthogonal projection on the linear hull of S. The projection on a polytope moves by the orthogonal
+projection on the linear hull of the *face* F on which it lies. S is a subset of F that need not
+span it, for two reasons:
+
+- Ties (equal scores, as at initialisation). Two opposite corners of a square have its centre as
+  their mean, but the projection can still move in all directions there.
+- Many fractional parts (64 bits). The weights of successive vertices fall like powers of two.
+  They fall below the resolution of float64 while directions are still missing.
+
+Therefore :func:`project` looks for further vertices of F before it differentiates, by the argmax in
+directions orthogonal to S. Its gradient is that of the projection in both cases.
+
+The weights of :func:`sparsemap` have the gradient of the distribution that is returned, hence along
+S only. Through them the mean has the gradient of :func:`project` exactly where S spans F. This
+holds almost everywhere for up to about 40 parts. Sets with a closed-form projection need none of
+this and override the methods.
 """
 
 from __future__ import annotations
@@ -40,11 +51,12 @@ from structgrad.algorithms.threads import run
 
 #: A weight below this has left the active set.
 _ZERO = 1e-12
-#: Directions must be independent of the scores, so this is no seed that anybody else would take.
+#: The seed of the random directions. They must be independent of the scores, so nobody else should
+#: use this seed.
 _PROBE_SEED = 7_046_029_254_386_353_131
-#: Of the warning.
+#: The warning is given above this error.
 _ORACLE = "the active-set method"
-#: Safety net for ``max_iterations=None``: far beyond the number of steps that were ever seen.
+#: The limit if ``max_iterations`` is None: far beyond the number of steps that was ever observed.
 _STEPS_A_PART = 100
 
 #: ``(directions [b, P], rows int64 [b]) -> [b, P]``, float64: vertices of the examples ``rows`` that are furthest in
@@ -65,21 +77,23 @@ def sparse_distribution(
 
     Args:
         target: float64 ``[B, P]``.
-        argmax: what the polytopes are known by.
-        start: float64 ``[B, P]``: the vertices that the active sets begin with; None: the argmax of the targets. Where
-            the mean has several sparse distributions, it decides between them.
-        pricing: the same argmax for compiled code, where there is one.
-        max_iterations: stop after so many calls of the argmax, with the best distribution so far; None: at the
-            solution.
-        tolerance: the solution is reached when no vertex is further in the direction of the residual than the mean,
-            up to this times the norm of the target (or 1).
+        argmax: the oracle by which the polytopes are known.
+        start: float64 ``[B, P]``, the first vertices of the active sets. None: the argmax of
+            the targets. If the mean has several sparse distributions, the start decides between
+            them.
+        pricing: the same argmax for compiled code, if there is one.
+        max_iterations: stop after this many calls of the argmax, with the best distribution so
+            far. None: continue until the solution.
+        tolerance: the solution is reached when no vertex is further than the mean in the
+            direction of the residual, up to this times the norm of the target (or 1).
 
     Returns:
-        at most P + 1 vertices an example, affinely independent, ``[N, P]``; the example each belongs to, int64
-        ``[N]``, ascending; and weights ``[N]``, differentiable: the gradient is exact where the active set stays the
-        same, that is almost everywhere.
+        at most P + 1 affinely independent vertices an example, ``[N, P]``; the example of each
+        vertex, int64 ``[N]``, ascending; and weights ``[N]``. The weights are
+        differentiable. Their gradient is exact where the active set stays the same, that is
+        almost everywhere.
 
-    Waits for the device in every iteration.
+    The function waits for the device in every iteration.
     """
     found = _minimise(target, argmax, max_iterations, tolerance, start, pricing)
     weights = found.weights + found.direction(_moves(found, target))
@@ -96,8 +110,10 @@ def nearest_point(
     max_iterations: int | None = None,
     tolerance: float = 1e-11,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The nearest point to the target ``[B, P]``, and (if asked) what :func:`along_face` needs of the face on which it
-    lies; other arguments as for :func:`sparse_distribution`.
+    """The nearest point to the target ``[B, P]``, and on request the face on which it lies.
+
+    The face is given as the arguments of :func:`along_face`. The other arguments are those of
+    :func:`sparse_distribution`.
     """
     found = _minimise(target, argmax, max_iterations, tolerance, pricing=pricing)
     point = found.mean(target.shape[-1])
@@ -112,15 +128,18 @@ def along_face(point: Tensor, target: Tensor, ones: Tensor, active: Tensor, gram
 
 
 def _scale(target: Tensor) -> Tensor:
-    """What rounding is relative to: ``[B]``."""
+    """The size ``[B]`` to which rounding errors are relative."""
     size: Tensor = target.detach().norm(dim=-1)
     return size.clamp_min(1.0)
 
 
 @dataclass
 class _ActiveSet:
-    """Vertices in slots, as the indices of their parts ``[B, K, M]`` (P where one has fewer than M), which slots are
-    used ``[B, K]``, weights ``[B, K]`` (0 where unused), inner products of the vertices ``[B, K, K]``.
+    """The active sets of a batch, each with vertices in K slots.
+
+    There are four tensors. One holds the indices of the parts of each vertex ``[B, K, M]`` (P where
+    a vertex has fewer than M). The others say whether a slot is used ``[B, K]``, and hold weights
+    ``[B, K]`` (0 where unused) and the inner products of the vertices ``[B, K, K]``.
     """
 
     ones: Tensor
@@ -145,26 +164,29 @@ class _ActiveSet:
         return weights.new_zeros(len(weights), size + 1).scatter_add(1, self.ones.flatten(1), spread)[:, :size]
 
     def products(self, direction: Tensor) -> Tensor:
-        """Of the vertices with a direction ``[B, P]``: ``[B, K]``."""
+        """The products of the vertices with a direction ``[B, P]``: ``[B, K]``."""
         return pad(direction, (0, 1)).gather(1, self.ones.flatten(1)).reshape(self.ones.shape).sum(-1)
 
     def vertices(self, rows: Tensor, slots: Tensor, size: int) -> Tensor:
-        """Those of some slots: ``[N, P]``."""
+        """The vertices in some slots: ``[N, P]``."""
         return self.weights.new_zeros(len(rows), size + 1).scatter(1, self.ones[rows, slots], 1.0)[:, :size]
 
     def select(self, rows: Tensor) -> _ActiveSet:
-        """The examples of these rows (indices or bool)."""
+        """The active sets of these examples (indices or bool)."""
         return _ActiveSet(*(getattr(self, part.name)[rows] for part in fields(self)))
 
     def widen(self, slots: int, most: int, size: int) -> None:
-        """Have so many slots, of vertices with up to ``most`` parts."""
+        """Make room for this many slots and for vertices of up to ``most`` parts."""
         more = slots - self.active.shape[1]
         self.ones = pad(self.ones, (0, most - self.ones.shape[2], 0, more), value=size)
         self.active, self.weights = pad(self.active, (0, more)), pad(self.weights, (0, more))
         self.gram = pad(self.gram, (0, more, 0, more))
 
     def add(self, vertex: Tensor, which: Tensor) -> Tensor:
-        """Give a vertex ``[B, P]`` to the examples ``which`` (bool ``[B]``), with weight 0; the slots ``[B]``."""
+        """Add a vertex ``[B, P]`` to the examples ``which`` (bool ``[B]``) with weight 0.
+
+        Returns the slots ``[B]``.
+        """
         slots, most, size = self.active.shape[1], self.ones.shape[2], vertex.shape[-1]
         ones = _indices(vertex)
         if bool(self.active.all(-1)[which].any()):
@@ -188,9 +210,10 @@ class _ActiveSet:
 
 
 def _direction(active: Tensor, gram: Tensor, moves: Tensor) -> Tensor:
-    """How the weights of the nearest point of aff(S) move, ``[B, K]``, as the products of t with the vertices move by
-    ``moves`` ``[B, K]``: solves ``G d + mu 1 = moves, 1'd = 0`` over the active set; linear and differentiable in
-    ``moves``.
+    """The direction ``[B, K]`` in which the weights of the nearest point of aff(S) move.
+
+    ``moves`` ``[B, K]`` says how the products of t with the vertices move. This solves ``G d + mu 1
+    = moves, 1'd = 0`` over the active set. It is linear and differentiable in ``moves``.
     """
     # Vertices with a 1 appended are linearly independent where they are affinely, so G + 11' is positive definite.
     both = active.unsqueeze(-1) & active.unsqueeze(-2)
@@ -211,7 +234,9 @@ def _indices(vertex: Tensor) -> Tensor:
 
 
 def _moves(found: _ActiveSet, target: Tensor) -> Tensor:
-    """Products of the vertices with the target, 0 in value: what carries the gradient. ``[B, K]``."""
+    """Products of the vertices with the target ``[B, K]``. Their value is 0; they carry the
+    gradient.
+    """
     return found.products(target - target.detach())
 
 
@@ -245,9 +270,9 @@ def _minimise(
         going = going & (gap > tolerance * scale)
         slot = now.add(vertex, going)
         _descend(now, now.products(residual), going.clone())
-        # A vertex that leaves again at once says that the rest is rounding.
+        # A vertex that leaves at once shows that the rest is rounding.
         going = going & now.active.gather(-1, slot.unsqueeze(-1)).squeeze(-1)
-        # To drop those that have finished copies the others: only when that halves the work.
+        # Dropping the finished examples copies the others, so do it only when it halves the work.
         if 2 * int(going.sum()) <= len(rows):
             finished.append((rows[~going], now.select(~going)))
             rows, now, target, scale = rows[going], now.select(going), target[going], scale[going]
@@ -266,8 +291,10 @@ def _minimise(
 
 
 def _descend(now: _ActiveSet, moves: Tensor, pending: Tensor) -> None:
-    """Move the weights of the pending examples (bool ``[B]``) towards the nearest point of aff(S), dropping vertices on
-    the way out of conv(S), until it is inside. ``moves`` ``[B, K]``: products of the vertices with the residual.
+    """Move the weights of the pending examples (bool ``[B]``) towards the nearest point of aff(S).
+
+    Vertices at which the path leaves conv(S) are dropped, until the nearest point is inside.
+    ``moves`` ``[B, K]`` are the products of the vertices with the residual.
     """
     while bool(pending.any()):
         rows = pending.nonzero().squeeze(-1)
@@ -275,7 +302,7 @@ def _descend(now: _ActiveSet, moves: Tensor, pending: Tensor) -> None:
         step = _direction(active, gram, moves[rows])
         goal = weights + step
         leaving = active & (goal <= _ZERO)
-        # How far each leaving weight can go before it is 0; the first one to get there leaves.
+        # How far each decreasing weight can go before it is 0. The first one to get there leaves.
         reach = torch.where(leaving, weights / (weights - goal).clamp_min(_ZERO), torch.inf)
         length, blocking = reach.min(-1)
         inside = ~leaving.any(-1)
@@ -291,12 +318,14 @@ def _descend(now: _ActiveSet, moves: Tensor, pending: Tensor) -> None:
 
 
 # --- compiled, CPU ----------------------------------------------------------------------------------------------------
-# Of one example: the vertices of the active set are the first ``count`` slots. ``ones [K, M]`` are indices of parts, P
-# (``size``) where a vertex has fewer than M; ``system [K, K]`` inner products plus 1; ``factor`` its Cholesky factor.
+# For one example. The vertices of the active set are the first ``count`` slots. ``ones [K, M]`` are
+# indices of parts, P (``size``) where a vertex has fewer than M. ``system [K, K]`` holds the inner
+# products plus 1, ``factor`` its Cholesky factor.
 
-#: What becomes of an example: it goes on, it has converged, it needs more slots.
+#: The state of an example: it continues, it has converged, or it needs more slots.
 GOING, CONVERGED, FULL = 0, 1, 2
-#: A squared distance from the affine hull below this is rounding: vertices are 0/1, a vertex outside is further away.
+#: A squared distance from the affine hull below this is rounding. A 0/1 vertex outside is further
+#: away.
 _DEPENDENT = 1e-12
 
 
@@ -311,11 +340,11 @@ class Slots:
     factor: Tensor
 
     def arrays(self) -> tuple[Tensor, ...]:
-        """In this order."""
+        """All tensors, in the order of the fields."""
         return self.ones, self.count, self.weights, self.system, self.factor
 
     def widen(self, slots: int, most: int, size: int) -> None:
-        """Have so many slots, of vertices with up to ``most`` parts."""
+        """Make room for this many slots and for vertices of up to ``most`` parts."""
         more = slots - self.weights.shape[1]
         self.ones = pad(self.ones, (0, most - self.ones.shape[2], 0, more), value=size).contiguous()
         self.weights = pad(self.weights, (0, more)).contiguous()
@@ -329,8 +358,8 @@ class Pricing:
 
     Attributes:
         most: the most parts of a vertex.
-        run: ``(target, slots, status, steps, tolerance, limit)``: goes on with every example that is :data:`GOING`
-            until it is something else, or has done so many steps.
+        run: ``(target, slots, status, steps, tolerance, limit)``. It continues every example that
+            is :data:`GOING` until its status changes or it has done ``limit`` steps.
     """
 
     most: int
@@ -345,7 +374,7 @@ def _minimise_compiled(
     start: Tensor | None,
     pricing: Pricing | None,
 ) -> _ActiveSet:
-    """The same algorithm, all but the argmax of an example in compiled code; examples that are done stop."""
+    """The same algorithm in compiled code, except for the argmax. Finished examples stop."""
     size = target.shape[-1]
     everybody = torch.arange(len(target))
     first = _ActiveSet.of((argmax(target, everybody) if start is None else start).detach())
@@ -386,7 +415,7 @@ def _minimise_compiled(
 
 
 def _warn(target: Tensor, stopped: _ActiveSet, argmax: Argmax, rows: Tensor, tolerance: float) -> None:
-    """Of examples that had no more steps."""
+    """Warn about examples that reached the limit of steps."""
     if has_warned(_ORACLE):
         return
     reached = stopped.mean(target.shape[-1])
@@ -420,7 +449,10 @@ def _product(residual, ones):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _factorise(first, count, system, factor):  # type: ignore[no-untyped-def]
-    """Rows ``first`` and later of the Cholesky factor; False if the last vertex depends on the others."""
+    """Compute the rows ``first`` and later of the Cholesky factor.
+
+    Returns False if the last vertex depends on the others.
+    """
     for i in range(first, count):
         for j in range(i):
             total = system[i, j]
@@ -438,7 +470,7 @@ def _factorise(first, count, system, factor):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _solve(count, factor, free, constant):  # type: ignore[no-untyped-def]
-    """Both right sides, in place."""
+    """Solve for both right sides, in place."""
     for i in range(count):
         one, other = free[i], constant[i]
         for t in range(i):
@@ -456,8 +488,9 @@ def _solve(count, factor, free, constant):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def step(residual, vertex, ones, count, weights, system, factor, enough):  # type: ignore[no-untyped-def]
-    """Take a vertex (indices of its parts ``[M]``) into the active set ``count [1]``, and descend: see
-    :func:`_descend`. Returns what becomes of the example.
+    """Add a vertex (the indices of its parts ``[M]``) to the active set ``count [1]``, and descend.
+
+    See :func:`_descend`. Returns the new state of the example.
     """
     k, size = count[0], len(residual)
     room = len(weights)
@@ -488,7 +521,7 @@ def step(residual, vertex, ones, count, weights, system, factor, enough):  # typ
     system[k, k] = 1.0 + parts
     weights[k], moves[k] = 0.0, gain
     if not _factorise(k, k + 1, system, factor):
-        return CONVERGED  # what is left to gain is rounding
+        return CONVERGED  # only rounding is left
     new = k
     k += 1
     while True:
@@ -552,7 +585,7 @@ def step(residual, vertex, ones, count, weights, system, factor, enough):  # typ
         if not _factorise(first, k, system, factor):
             break
     count[0] = k
-    # A vertex that leaves again at once says that the rest is rounding.
+    # A vertex that leaves at once shows that the rest is rounding.
     return GOING if new >= 0 else CONVERGED
 
 
@@ -577,8 +610,9 @@ def _steps_kernel(  # type: ignore[no-untyped-def]
 def _span_face(target: Tensor, argmax: Argmax, found: _ActiveSet, point: Tensor) -> _ActiveSet:
     """Add vertices (of weight 0) to the active sets until they span the faces on which the points lie.
 
-    A random direction orthogonal to aff(S) is constant on the face only if S spans it, with probability one; so
-    almost always this is a single call of the argmax, which finds nothing.
+    If S does not span the face, a random direction orthogonal to aff(S) is not constant on the
+    face, with probability one. So almost always a single call of the argmax is enough, and it finds
+    nothing.
     """
     face = found.select(torch.arange(len(point), device=point.device))
     residual, scale = target.detach() - point, _scale(target)
@@ -590,7 +624,7 @@ def _span_face(target: Tensor, argmax: Argmax, found: _ActiveSet, point: Tensor)
         noise = torch.randn(point.shape, generator=generator, device=point.device, dtype=point.dtype)
         along = face.combine(face.direction(face.products(noise)), point.shape[-1])
         across = noise - along
-        # Small enough not to leave the face, unless another one is as good up to this.
+        # Small enough not to leave the face, unless another vertex is almost as good.
         size = residual.norm(dim=-1)
         size = torch.where(size > 0, 1e-6 * size, 1.0).unsqueeze(-1)
         rows = going.nonzero().squeeze(-1)

@@ -1,9 +1,11 @@
 """Matchings of a batch: exact linear assignment by shortest augmenting paths, and the greedy algorithm.
 
-Assignment is that of Jonker and Volgenant (1987) without its heuristic start: rows are added one at a time, each by a
-shortest path in reduced costs (Dijkstra) to a free column, after which the dual variables are updated. O(n^3) an
-example: compiled for the CPU, one program an example on a GPU, otherwise in plain torch. The compiled ones do the same
-arithmetic in the same order and return the same matching, also among ties.
+Assignment is the algorithm of Jonker and Volgenant (1987) without its heuristic start. Rows are
+added one at a time. Each is joined to a free column by a shortest path in reduced costs (Dijkstra);
+then the dual variables are updated. It costs O(n^3) an example. There is a compiled version for the
+CPU, a GPU kernel with one program an example, and a version in plain torch. The two compiled
+versions do the same arithmetic in the same order, so they return the same matching, also among
+ties.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ LARGEST, LARGEST_GREEDY = 1024, 128
 
 @njit(cache=True, nogil=True)
 def _assign(utility: Any, exists: Any, row_of: Any, u: Any, v: Any, distance: Any, before: Any, done: Any) -> bool:
-    """Assign the rows of one example that have an existing entry; False if they, or the columns, cannot all be."""
+    """Assign the rows of one example that have an existing entry.
+
+    Returns False if not all of these rows, or not all columns, can be assigned.
+    """
     n = utility.shape[0]
     assigned = 0
     for j in range(n):
@@ -96,9 +101,9 @@ def assign_compiled(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Te
         exists: bool ``[batch, n, n]``.
 
     Returns:
-        matchings ``[batch, n, n]`` in the dtype of ``utility``; optimal dual variables ``f, g``, float64 ``[batch, 2,
-        n]``, such that ``utility_ij + f_i + g_j <= 0`` with equality where matched; and whether there is a matching,
-        bool ``[batch]``.
+        matchings ``[batch, n, n]`` in the dtype of ``utility``; optimal dual variables ``f, g``,
+        float64 ``[batch, 2, n]``; and whether a matching exists, bool ``[batch]``. The duals
+        satisfy ``utility_ij + f_i + g_j <= 0``, with equality where i and j are matched.
     """
     vertex = torch.zeros(utility.shape, dtype=utility.dtype)
     duals = torch.zeros(len(utility), 2, utility.shape[-1], dtype=torch.float64)
@@ -110,8 +115,10 @@ def assign_compiled(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def assign(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for any device, without reading values: one launch on a GPU, for at most :data:`LARGEST` rows; otherwise
-    plain torch, O(n^2) steps of O(batch n) work each.
+    """Best perfect matchings on any device, without reading values.
+
+    On a GPU this is one launch for at most :data:`LARGEST` rows. Otherwise plain torch takes O(n^2)
+    steps of O(batch n) work each.
 
     Returns matchings and dual variables as :func:`assign_compiled`. Examples without a perfect matching get one of the
     rows that could be assigned.
@@ -161,15 +168,16 @@ def assign(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def greedy(costs: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the least entry and drop its row and column, until none is left; among ties the first.
+    """Repeatedly take the least entry and drop its row and column. Among ties the first entry wins.
 
     Args:
         costs: ``[batch, n, n]``; infinite where there is no entry.
 
     Returns:
-        matchings ``[batch, n, n]`` in the dtype of ``costs``; and ``i * n + j`` of the entries in the order in which
-        they were taken, -1 after the last, int64 ``[batch, n]``. One launch on a GPU for at most
-        :data:`LARGEST_GREEDY` rows; otherwise n steps of O(batch n^2) work.
+        matchings ``[batch, n, n]`` in the dtype of ``costs``; and the entries ``i * n + j`` in the
+        order in which they were taken, then -1, int64 ``[batch, n]``. On a GPU this is one
+        launch for at most :data:`LARGEST_GREEDY` rows. Otherwise it takes n steps of O(batch
+        n^2) work.
     """
     n = costs.shape[-1]
     if gpu.takes(costs, n, LARGEST_GREEDY, on_cpu=True):
@@ -200,7 +208,7 @@ def _at(x, j, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @gpu.jit
 def _gpu_assign(utility, exists, vertex, duals, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One lane a column. ``u`` is the dual variable of the row that a column has."""
+    """One lane works on one column. ``u`` is the dual variable of the row matched with a column."""
     b = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
     known = column < n
@@ -249,7 +257,7 @@ def _gpu_assign(utility, exists, vertex, duals, n, SIZE: tl.constexpr):  # type:
 
 @gpu.jit
 def _gpu_greedy(costs, vertex, choices, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The whole matrix in registers."""
+    """Works on the whole matrix in registers."""
     b = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
     row, column = at[:, None], at[None, :]

@@ -1,7 +1,7 @@
-"""Structured arithmetic is exempt from autocast: products in half precision would cost digits that nobody asked for.
+"""Structured arithmetic is exempt from autocast: products in half precision would lose digits.
 
-Scores may come from a model under autocast, and an objective may be one: what they compute is theirs. What lies between
-them computes in the precision of the scores, or in float64.
+The model that makes the scores and the objective may run under autocast. The oracles and estimators
+between them compute in the precision of the scores, or in float64.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _device(arguments: tuple[Any, ...], named: dict[str, Any]) -> str | None:
 
 
 def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, during which autocast is off on the device of its first tensor."""
+    """``function`` with autocast switched off on the device of its first tensor."""
 
     @functools.wraps(function)
     def exempt(*arguments: P.args, **named: P.kwargs) -> R:
@@ -41,7 +41,7 @@ def without_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def under_autocast_of(like: Tensor, function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, for which autocast is as it is now on the device of ``like``, wherever it is called."""
+    """``function`` with today's state of autocast on the device of ``like``, wherever it is called."""
     kind = _device((like,), {})
     if kind is None:
         return function

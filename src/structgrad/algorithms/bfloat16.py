@@ -1,7 +1,9 @@
 """Matrix products of bfloat16 numbers on a CPU, and these numbers in compiled (numba) kernels.
 
-numba knows no bfloat16: kernels see the 16 bits as a whole number, :func:`widen` what they read to float32 and
-:func:`narrow` what they write. Arrays of other types go through both unchanged, so that a kernel is written once.
+numba does not know bfloat16, so kernels see the 16 bits as a whole number. An entry that was read
+goes through :func:`widen`, which makes it a float32. A number to be written goes through
+:func:`narrow`, which makes it the array's type. Arrays of other types pass through both unchanged,
+so one kernel serves all types.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from structgrad.common.private import has_bfloat16_units
 
 
 def products_in(tensor: Tensor) -> torch.dtype:
-    """The type of the factors of matrix products in own kernels: that of ``tensor``.
+    """The type of the factors of matrix products in our own kernels.
 
-    bfloat16 in the place of float32 on a CPU with units for it, where torch's precision of products is ``medium``.
+    It is the type of ``tensor``, with one exception. On a CPU with bfloat16 units, float32 becomes
+    bfloat16 if torch's precision of matrix products is ``medium``.
     """
     medium = torch.get_float32_matmul_precision() == "medium"
     lower = medium and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and has_bfloat16_units()
@@ -29,7 +32,7 @@ def products_in(tensor: Tensor) -> torch.dtype:
 
 
 def as_array(tensor: Tensor) -> Any:
-    """The tensor as an array for a kernel, the same memory."""
+    """The tensor as an array for a kernel, in the same memory."""
     tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 

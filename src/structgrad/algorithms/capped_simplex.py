@@ -19,15 +19,17 @@ from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 
-#: Newton's method, kept within a bracket, ends after a few steps; bisection, its worst case, well before so many.
+#: Newton's method within a bracket ends after a few steps. Bisection, its worst case, ends well
+#: before this limit.
 _NEWTON_STEPS = 200
-#: So many where values are not read, and the end is not seen: each halves the bracket at least.
+#: The number of steps where values are not read, so that the end is not seen. Each step at least
+#: halves the bracket.
 _BLIND_STEPS = 60
-#: The threshold of a projection is found when the sum is right up to this share of it, ...
+#: The threshold of a projection is found when the sum is right up to this fraction of it, ...
 _EXACT_MASS = 1e-14
 #: ... or when the bracket is this small, relative to its own size (or 1).
 _EXACT_THRESHOLD = 1e-15
-#: The multiplier of the sigmoids is found when the sum is right up to this share of it.
+#: The multiplier of the sigmoids is found when the sum is right up to this fraction of it.
 _SMOOTH_MASS = 1e-13
 _GPU_SMOOTH_MASS, _GPU_STEPS = gpu.constant(_SMOOTH_MASS), gpu.constant(_BLIND_STEPS)
 _GPU_NEWTON_STEPS, _GPU_EXACT_MASS = gpu.constant(_NEWTON_STEPS), gpu.constant(_EXACT_MASS)
@@ -41,10 +43,10 @@ LARGEST = 16384
 def project_capped_simplex(scores: Tensor, exists: Tensor, total: int) -> Tensor:
     """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x = total``: ``[*batch, n]``, exact and differentiable.
 
-    The solution is ``clip(scores - tau, 0, 1)``, with tau the root of a piecewise linear function with breakpoints at
-    ``scores`` and ``scores - 1``. A compiled kernel finds the piece by Newton's method, on the CPU and, for at most
-    :data:`LARGEST` parts, on a GPU, one program an example; sorting does so elsewhere (O(n log n)). On the piece tau is
-    a mean.
+    The solution is ``clip(scores - tau, 0, 1)``. Here tau is the root of a piecewise linear
+    function with breakpoints at ``scores`` and ``scores - 1``. On the CPU a compiled kernel finds
+    the right piece by Newton's method. So does a GPU kernel, one program an example, for at most
+    :data:`LARGEST` parts. Elsewhere sorting finds it (O(n log n)). On the piece, tau is a mean.
 
     Args:
         scores: ``[*batch, n]``, finite everywhere.
@@ -61,7 +63,8 @@ def project_capped_simplex(scores: Tensor, exists: Tensor, total: int) -> Tensor
 def project_budget(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
     """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x <= budget``: ``[*batch, n]``, exact, differentiable.
 
-    ``clip(scores, 0, 1)`` where that is within the budget, else :func:`project_capped_simplex`.
+    It is ``clip(scores, 0, 1)`` if that is within the budget, otherwise
+    :func:`project_capped_simplex`.
     """
     if gpu.takes(scores, scores.shape[-1], LARGEST):
         return _project_by_operator(scores, exists, budget, True)
@@ -110,7 +113,9 @@ class _Projection(torch.autograd.Function):
 
 @numba.njit(nogil=True, cache=True)
 def _project_rows(first, stride, scores, exists, total, at_most, point, is_bound):  # type: ignore[no-untyped-def]
-    """Every ``stride``-th row of ``scores`` ``[B, n]`` projected; whether the sum was a binding constraint ``[B]``."""
+    """Project every ``stride``-th row of ``scores`` ``[B, n]``; say whether the sum was binding
+    ``[B]``.
+    """
     batch, n = scores.shape
     for b in range(first, batch, stride):
         if at_most:
@@ -227,7 +232,7 @@ def _gpu_project_backward(point, is_bound, upstream, out, n, SIZE: tl.constexpr)
 
 @torch.library.custom_op("structgrad::project_capped_simplex", mutates_args=())
 def _projection_operator(scores: Tensor, exists: Tensor, total: int, at_most: bool) -> tuple[Tensor, Tensor]:
-    """``[B, n]`` and whether the sum was a binding constraint ``[B]``."""
+    """The projection ``[B, n]``, and whether the sum was a binding constraint ``[B]``."""
     point, is_bound = _projection_fake(scores, exists, total, at_most)
     batch, n = scores.shape
     constants = {"AT_MOST": int(at_most), "SIZE": gpu.block(n)}
@@ -310,7 +315,7 @@ def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
 def nested_decomposition(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A point of the unit cube as a mixture of its upper level sets ``{i : point_i >= threshold}``.
 
-    At most n + 1 vertices, each contained in the next; their number is the least possible for a chain, and the
+    There are at most n + 1 vertices, and each contains the next. No chain with this mean has fewer. The
     weights are differences of sorted entries.
 
     Args:
@@ -346,7 +351,8 @@ def systematic_decomposition(point: Tensor, low: int, high: int) -> tuple[Tensor
     fixed = (point.detach() >= 1).double()
     inside = (point.detach() > 0) & (fixed == 0)
     cumulative = torch.where(inside, point.double(), 0.0).cumsum(-1)
-    # What rounding may not break: the last sum is within the bounds, and no step is longer than 1.
+    # Rounding must not break these: the last sum is within the bounds, and no step is longer than
+    # 1.
     ones = fixed.sum(-1, keepdim=True)
     left = inside.sum(-1, keepdim=True) - inside.cumsum(-1)
     cumulative = torch.minimum(torch.maximum(cumulative, low - ones - left), high - ones)
@@ -384,11 +390,12 @@ def decompose_by_size(
 
 @torch.no_grad()
 def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
-    """The nu with ``sum sigmoid(scores - nu) = total``: ``[*batch, 1]``; 0 where no more than ``total`` parts exist.
+    """The nu that solves ``sum sigmoid(scores - nu) = total``: ``[*batch, 1]``.
 
-    Newton's method inside a bracket, in float64. With ``u_k`` the k-th largest score, the k + 1 largest alone reach the
-    total at ``u_{k+1} - log k``, and the rest cannot lift it to the total at ``u_k + log(n - k)``. On a GPU one program
-    an example takes all steps, for at most :data:`LARGEST` parts.
+    It is 0 where at most ``total`` parts exist. Newton's method inside a bracket finds it, in
+    float64. Let ``u_k`` be the k-th largest score. At ``u_{k+1} - log k`` the k + 1 largest scores
+    alone reach the total; at ``u_k + log(n - k)`` the rest cannot lift the sum to the total. On a
+    GPU one program an example takes all steps, for at most :data:`LARGEST` parts.
     """
     present = exists.sum(-1, keepdim=True)
     padded = torch.nn.functional.pad(scores.masked_fill(~exists, -math.inf), (0, 1), value=-math.inf)
@@ -439,7 +446,7 @@ def _gpu_multiplier(scores, exists, low, high, start, multiplier, n, total, SIZE
 def _multiplier_operator(
     scores: Tensor, exists: Tensor, low: Tensor, high: Tensor, start: Tensor, total: int
 ) -> Tensor:
-    """``[B]``; of no meaning where there is none."""
+    """The multiplier ``[B]``; arbitrary for examples that have none."""
     multiplier = torch.empty_like(start)
     n = scores.shape[1]
     tensors = (scores, exists, low, high, start, multiplier)

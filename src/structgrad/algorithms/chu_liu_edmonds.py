@@ -1,20 +1,24 @@
 r"""Chu-Liu-Edmonds by path growing, and the events that are its execution trace.
 
-Every node but the root picks its cheapest incoming edge. Nodes on a cycle of picks become one node, whose incoming
-edges cost what they cost beyond the pick of the node that they end in; it picks in turn. An *event* is one pick: event
-v < n is the pick of node v, event n + t that of the t-th contracted node. The order of contraction does not change
-which cycles arise; here a path of picks grows backwards from the first node not yet connected to the root, so one pick
-is made at a time and each contraction costs O(n) for each node that it removes: O(n^2) in total (Tarjan 1977, for dense
+Every node except the root picks its cheapest incoming edge. Nodes on a cycle of picks are
+contracted to one node. The edges into it cost the difference between their cost and that of the
+pick of the node where they end. The contracted node picks in turn. An *event* is one pick: event v
+< n is the pick of node v, event n + t is that of the t-th contracted node.
+
+The order of contraction does not change which cycles arise. Here a path of picks grows backwards
+from the first node that is not yet connected to the root, so one pick is made at a time. Each
+contraction costs O(n) for each node that it removes, O(n^2) in total (Tarjan 1977, for dense
 graphs).
 
-What an event stands for is a set S of nodes (``inside``); the sets are nested or disjoint. A pick enters S from
-outside. The edges picked before are inside S, so none has the infinite rate of Algorithm 2 of Paulus et al. 2020 (B.8):
-with exponential costs the pick of S is an edge entering S with probability proportional to its rate, independently of
-the other picks given the sets. The arborescence is found by going through the events from the last to the first: a pick
-counts unless one that counts already ends in its S.
+An event belongs to a set S of nodes (``inside``); the sets are nested or disjoint. A pick enters S
+from outside. The edges that were picked before are inside S. So no edge has the infinite rate that
+Algorithm 2 of Paulus et al. 2020 (B.8) needs. With exponential costs, the pick of S is an edge that
+enters S, with probability proportional to its rate. Given the sets it is independent of the other
+picks. The arborescence follows from the events in reverse order: a pick counts unless an edge that
+already counts ends in its S.
 
-``choices [B, E, 2]`` records for each event the edge ``u * n + v`` and the event that contracts it; -1 where there is
-none. E = max(2 n - 2, n).
+``choices [B, E, 2]`` records two numbers for each event: the edge ``u * n + v`` and the event that
+contracts it. They are -1 where there is none. E = max(2 n - 2, n).
 """
 
 from __future__ import annotations
@@ -38,12 +42,12 @@ from structgrad.common.private import untraced
 _DONE, _GONE, _FRESH = -2, -3, -1
 _GPU_DONE, _GPU_GONE, _GPU_FRESH = (gpu.constant(name) for name in (_DONE, _GONE, _FRESH))
 _NO_RATE = gpu.constant(-1e30)  # finite: see matrix_tree
-#: The largest graph that one program of a GPU holds; plain torch is for larger ones.
+#: The largest graph for one GPU program; plain torch handles larger ones.
 LARGEST = 128
 
 
 def n_events(n: int) -> int:
-    """How many picks there may be on n nodes."""
+    """The largest possible number of picks on n nodes."""
     return max(2 * n - 2, n)
 
 
@@ -51,9 +55,9 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
     """Exact minimum arborescences of ``sign * costs``.
 
     Args:
-        costs: ``[B, n, n]``, contiguous; what lies outside ``exists`` is never looked at.
+        costs: ``[B, n, n]``, contiguous; entries outside ``exists`` are never read.
         exists: bool ``[B, n, n]``, contiguous; no loops, nothing into the root.
-        root: of all examples.
+        root: the root of all examples.
         sign: -1 for maximum arborescences.
 
     Returns:
@@ -78,12 +82,15 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
 def torch_minimum_arborescence(
     costs: Tensor, exists: Tensor, root: int, sign: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`minimum_arborescence` for any device: one pick of every example at a time, 2 n - 2 times O(n^2)."""
+    """Minimum arborescences on any device: one pick of every example at a time, 2 n - 2 times
+    O(n^2).
+    """
     batch, n = costs.shape[:2]
     limit, device = n_events(n), costs.device
     rows = torch.arange(batch, device=device)
     slots = torch.arange(n, device=device).expand(batch, n)
-    # A slot holds one (contracted) node: cost and head of its cheapest edge from every original node.
+    # A slot holds one (contracted) node: cost and head of its cheapest edge from every original
+    # node.
     cost = torch.where(exists, sign * costs.double(), torch.inf).transpose(1, 2).contiguous()
     head = slots[:, :, None].expand(batch, n, n).clone()
     slot_of = slots.clone()
@@ -116,11 +123,11 @@ def torch_minimum_arborescence(
         closes = active & (met >= 0)
         grows = active & (met == _FRESH)
         ends = active & (met == _DONE)
-        # The path has come to a new node, ...
+        # The path has reached a new node, ...
         place[rows, r] = torch.where(grows, length, met)
-        # ... or to one that the root reaches, ...
+        # ... or a node that the root reaches, ...
         place = torch.where(ends[:, None] & (place >= 0), _DONE, place)
-        # ... or to itself: slots of the cycle merge into slot r.
+        # ... or itself: the slots of the cycle merge into slot r.
         ring = closes[:, None] & (place >= met[:, None])
         beyond = torch.where(ring[:, :, None], cost - best[:, :, None], torch.inf)
         merged, which = beyond.min(1)
@@ -148,7 +155,7 @@ def torch_minimum_arborescence(
 
 
 def inside(choices: Tensor, n: int) -> Tensor:
-    """Which nodes each event stands for: bool ``[B, E, n]``."""
+    """The nodes in the set of each event: bool ``[B, E, n]``."""
     if gpu.takes(choices, n, LARGEST, on_cpu=True):
         members: Tensor = _inside_operator(choices, n)
         return members
@@ -198,8 +205,9 @@ _compiled_log_entering = untraced(_LogEntering.apply)
 
 
 def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
-    """Log of the total rate of the edges that enter what each event stands for: float64 ``[B, E]``, 0 where none
-    happened.
+    """Log of the total rate of the edges that enter the set of each event: float64 ``[B, E]``.
+
+    It is 0 where an event did not happen.
     """
     out: Tensor
     if gpu.takes(log_rates, log_rates.shape[-1], LARGEST, on_cpu=True):
@@ -229,17 +237,18 @@ def torch_log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Te
 
 @njit(cache=True)
 def _contract(exists: Any, root: int, cost: Any, head: Any, members: Any, choices: Any) -> int:
-    """Chu-Liu-Edmonds on ``cost[v, u]`` (of u -> v, +inf where missing; overwritten); see above for the algorithm.
+    """Chu-Liu-Edmonds on ``cost[v, u]``, the cost of u -> v (+inf where missing; overwritten).
 
-    Writes ``choices [E, 2]`` and, for each event, ``members [E, n]``, the nodes that it stands for. ``head [n, n]`` is
-    scratch memory: of each slot's cheapest edge from u, the original node that it ends in. Returns how many events
-    there were, or -1 if a node cannot be reached.
+    The module's docstring explains the algorithm. It writes ``choices [E, 2]`` and, for each event,
+    ``members [E, n]``, the nodes of its set. ``head [n, n]`` is scratch memory: the original node
+    where each slot's cheapest edge from u ends. Returns the number of events, or -1 if a node
+    cannot be reached.
     """
     n = exists.shape[0]
     done, fresh = -2, -1
     events: int = n
     scratch = np.empty((4, n), np.int64)
-    # Of a node: its slot. Of a slot: the event that it stands for, and its place on the path.
+    # For a node: its slot. For a slot: its event and its place on the path.
     comp, owner, place, path = scratch[0], scratch[1], scratch[2], scratch[3]
     best = np.empty(n)
     for v in range(n):
@@ -283,7 +292,7 @@ def _contract(exists: Any, root: int, cost: Any, head: Any, members: Any, choice
                 place[r] = length
                 length += 1
                 continue
-            # A cycle: everything on the path from r on becomes one node, which takes r's slot.
+            # A cycle: the path from r on becomes one node, which takes r's slot.
             first = place[r]
             for x in range(n):
                 cost[r, x] -= best[r]
@@ -313,8 +322,9 @@ def _contract(exists: Any, root: int, cost: Any, head: Any, members: Any, choice
 def _arborescence_kernel(
     first: int, stride: int, costs: Any, exists: Any, root: int, sign: float, vertex: Any, choices: Any, reached: Any
 ) -> None:
-    """Minimum arborescences of ``sign * costs``: ``vertex [B, n, n]`` (zeroed), ``choices [B, E, 2]``,
-    ``reached [B]``.
+    """Write minimum arborescences of ``sign * costs``.
+
+    The outputs are ``vertex [B, n, n]`` (zeroed), ``choices [B, E, 2]`` and ``reached [B]``.
     """
     n = costs.shape[1]
     cost, head = np.empty((n, n)), np.empty((n, n), np.int64)
@@ -339,7 +349,7 @@ def _arborescence_kernel(
 
 @njit(cache=True)
 def _inside(choices: Any, n: int, members: Any) -> None:
-    """Which nodes each event stands for, from the ``choices [E, 2]`` of one example."""
+    """Which nodes are in the set of each event, from the ``choices [E, 2]`` of one example."""
     for e in range(choices.shape[0]):
         for v in range(n):
             members[e, v] = e == v
@@ -352,14 +362,16 @@ def _inside(choices: Any, n: int, members: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def _inside_kernel(first: int, stride: int, choices: Any, out: Any) -> None:
-    """``out [B, E, n]``: which nodes each event stands for."""
+    """``out [B, E, n]``: the nodes in the set of each event."""
     for b in range(first, choices.shape[0], stride):
         _inside(choices[b], out.shape[2], out[b])
 
 
 @njit(cache=True, nogil=True)
 def _entering_kernel(first: int, stride: int, log_rates: Any, exists: Any, choices: Any, out: Any) -> None:
-    """``out [B, E]``: log of the total rate of the edges that enter what an event stands for; 0 where none happened."""
+    """``out [B, E]``: log of the total rate of the edges that enter the set of an event, 0 if it
+    did not happen.
+    """
     n = log_rates.shape[1]
     limit = choices.shape[1]
     members = np.empty((limit, n), np.bool_)
@@ -420,7 +432,9 @@ def _gpu_arborescence(
     limit: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    """One program an example: the steps of :func:`torch_minimum_arborescence`, which explains the names."""
+    """One program an example does the steps of :func:`torch_minimum_arborescence`, which explains
+    the names.
+    """
     b = tl.program_id(0).to(tl.int64)
     slots, names = tl.arange(0, SIZE), tl.arange(0, 2 * SIZE)
     i, j = slots[:, None], slots[None, :]
@@ -450,13 +464,13 @@ def _gpu_arborescence(
             picked = tl.where(names == event, u * n + gpu.entry(gpu.row(head, s), u), picked)
             r = gpu.entry(slot_of, u)
             met = gpu.entry(place, r)
-            if met == _GPU_FRESH:  # the path has come to a new node, ...
+            if met == _GPU_FRESH:  # the path has reached a new node, ...
                 place = tl.where(slots == r, length, place)
                 length += 1
-            elif met == _GPU_DONE:  # ... or to one that the root reaches, ...
+            elif met == _GPU_DONE:  # ... or a node that the root reaches, ...
                 place = tl.where(place >= 0, _GPU_DONE, place)
                 length = 0
-            else:  # ... or to itself: slots of the cycle merge into slot r.
+            else:  # ... or itself: the slots of the cycle merge into slot r.
                 ring = place >= met
                 beyond = tl.where(ring[:, None], cost - best[:, None], float("inf"))
                 merged, which = tl.min(beyond, 0), tl.argmin(beyond, 0)
@@ -473,7 +487,8 @@ def _gpu_arborescence(
                 length = met + 1
                 events += 1
     tl.store(reached + b, lost == 0)
-    # From the last event to the first: one that counts keeps those from counting that stand for its edge's head.
+    # From the last event to the first. An event that counts excludes the events whose set contains
+    # its edge's head.
     parent = tl.full([SIZE], -1, tl.int32)
     counts = picked >= 0
     for back in range(limit):
@@ -492,7 +507,9 @@ def _gpu_arborescence(
 
 @gpu.jit
 def _gpu_inside(choices: tl.tensor, inside: tl.tensor, n: tl.tensor, limit: tl.tensor, SIZE: tl.constexpr) -> None:
-    """One program a node: from its own event to the ones that contract it."""
+    """One program works on one node: it goes from the node's own event to the events that contract
+    it.
+    """
     b, v = (tl.program_id(0) // n).to(tl.int64), tl.program_id(0) % n
     names = tl.arange(0, 2 * SIZE)
     found = names < 0
@@ -514,7 +531,7 @@ def _gpu_log_entering(
     limit: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    """One program an event."""
+    """One program works on one event."""
     e = tl.program_id(0).to(tl.int64)
     nodes = tl.arange(0, SIZE)
     i, j = nodes[:, None], nodes[None, :]
@@ -540,7 +557,9 @@ def _gpu_log_entering_backward(
     limit: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    """One program an example: each edge's share of the total rate, at the events that could have picked it."""
+    """One program an example adds up each edge's share of the total rate, over the events that
+    could pick it.
+    """
     b = tl.program_id(0).to(tl.int64)
     nodes = tl.arange(0, SIZE)
     i, j = nodes[:, None], nodes[None, :]

@@ -1,19 +1,21 @@
 """Dynamic programs over bit vectors with a count: k-subsets, budgets, and chains with neighbour correlations.
 
-Bits are decided from left to right. The state before bit i is the count ``j`` of ones so far and, for chains, the last
-bit ``c``. With ``V`` the log-sum of what can follow a state,
+Bits are decided from left to right. The state before bit i is the count ``j`` of ones so far and,
+for chains, the last bit ``c``. Let ``V`` be the log-sum over all continuations of a state:
 
-    V_i(j, c) = log(exp V_{i+1}(j, 0) + exp(s_i + c t_{i-1} + V_{i+1}(j + 1, 1))),
+    V_i(j, c) = log(exp V_{i+1}(j, 0) + exp(s_i + c t_{i-1} + V_{i+1}(j + 1, 1))).
 
-the odds of its two terms are the Gibbs distribution as a Markov chain, ``r_i(j, c) = P(x_i = 1 | j, c)``: one pass in
-the log domain gives ``V`` and ``r``, and everything else - marginals, their derivative, samples - is arithmetic on
-probabilities, which neither over- nor underflows. Time and memory are O(n k) an example (Swersky et al. 2012 and
-Tarlow et al. 2012 for the counts; Mezuman et al. 2013 for the chain; Paulus et al. 2020, B.4, B.5).
+The odds of the two terms make the Gibbs distribution a Markov chain with ``r_i(j, c) = P(x_i = 1 |
+j, c)``. One pass in the log domain gives ``V`` and ``r``. Marginals, their derivative and samples
+are then arithmetic on probabilities, which neither overflows nor underflows.
 
-On the CPU compiled kernels run in parallel over the batch, with the Jacobian of the marginals (a covariance, hence
-symmetric) applied in the same O(n k); on a GPU one program an example does the same with all counts at once. Elsewhere,
-and under ``torch.func``, plain torch multiplies the bits' polynomials in a tree, O(n k) in O(log n) batched steps. All
-compute in float64.
+Time and memory are O(n k) an example. Sources: Swersky et al. (2012) and Tarlow et al. (2012) for
+the counts; Mezuman et al. (2013) for the chain; Paulus et al. (2020), B.4 and B.5.
+
+On the CPU compiled kernels run in parallel over the batch. They apply the Jacobian of the marginals
+(a covariance, hence symmetric) in the same O(n k). On a GPU one program an example does the same
+with all counts at once. Elsewhere, and under ``torch.func``, plain torch multiplies the polynomials
+of the bits in a tree: O(n k) work in O(log n) batched steps. All versions compute in float64.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.semirings import Aggregation, best, log_sum
 from structgrad.algorithms.threads import run
 
-#: Log-weight of what is impossible in the torch version; finite, so that no gradient is inf - inf.
+#: Log-weight of an impossible event in the torch version; finite, so that no gradient is inf - inf.
 _NEVER = -1e30
-#: The most ones that one program of a GPU counts.
+#: The largest number of ones for one GPU program.
 LARGEST = 2047
-#: What the kernel computes.
+#: The kinds of result that the kernel computes.
 _MEANS, _SAMPLE, _BEST = (gpu.constant(kind) for kind in range(3))
 
 
@@ -64,12 +66,14 @@ class Chain:
 
     @property
     def states(self) -> int:
-        """Values of the last bit that the future depends on."""
+        """The number of values of the last bit that the future depends on."""
         return 1 if self.pair is None else 2
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``log Z`` ``[*batch]``, ``E[x_i]`` ``[*batch, n]`` and ``E[x_i x_{i+1}]`` ``[*batch, n - 1]`` (chains only,
-        else empty); float64, differentiable.
+        """``log Z`` ``[*batch]``, ``E[x_i]`` ``[*batch, n]`` and ``E[x_i x_{i+1}]`` ``[*batch, n -
+        1]``.
+
+        The last one is empty except for chains. All are float64 and differentiable.
         """
         batch, n = self.unary.shape[:-1], self.unary.shape[-1]
         on_gpu = gpu.takes(self.unary, self.high, LARGEST)
@@ -110,8 +114,10 @@ class Chain:
         return bits.reshape(self.unary.shape)
 
     def top_k(self, k: int) -> tuple[Tensor, Tensor]:
-        """The k vectors of highest score: bool ``[*batch, k, n]``, best first, and which of them there are, bool
-        ``[*batch, k]``. Every state keeps a list of k: O(n k high); compiled on the CPU, elsewhere in plain torch.
+        """The k vectors of highest score: bool ``[*batch, k, n]``, best first.
+
+        The second result, bool ``[*batch, k]``, says which of them exist. Every state keeps a list
+        of k, so this costs O(n k high). It is compiled on the CPU and plain torch elsewhere.
         """
         unary, pair, exists = self._flat()
         if self.pair is None:
@@ -179,8 +185,9 @@ class _Moments(torch.autograd.Function):
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
-# Each does the examples first, first + stride, ... and writes to its last arguments, which start as zeros. Arrays:
-# unary [B, n], pair [B, n - 1] (or [B, 0] with one state), exists [B, n], ratio [B, n, high + 1, states].
+# Each kernel does the examples first, first + stride, ... and writes to its last arguments, which
+# start as zeros. Arrays: unary [B, n], pair [B, n - 1] (or [B, 0] with one state), exists [B, n],
+# ratio [B, n, high + 1, states].
 
 
 @numba.njit(nogil=True, cache=True)
@@ -220,8 +227,10 @@ def _backward_pass(first, stride, unary, pair, exists, low, high, states, log_z,
 
 
 def _left_to_right(with_tangent: bool) -> Any:
-    """One example, left to right: ``E[x_i]`` and ``E[x_i x_{i+1}]`` from the ratios ``[n, high + 1, states]`` or, with
-    tangent, how they move as the ratios move by ``slope``. Compiled once for each.
+    """One example, left to right: ``E[x_i]`` and ``E[x_i x_{i+1}]`` from the ratios.
+
+    The ratios are ``[n, high + 1, states]``. With tangent, it returns how these means move if the
+    ratios move by ``slope``. It is compiled once for each case.
     """
 
     @numba.njit(nogil=True, cache=True)
@@ -285,7 +294,8 @@ def _covariance_pass(first, stride, ratio, d_mean, d_both, unary, pair):  # type
     """The covariance of (bits, pairs) times a vector: the derivative of the marginals in that direction."""
     batch, n, rows, states = ratio.shape
     for b in range(first, batch, stride):
-        # Right to left: the derivative of V, which is what is expected to come, and from it that of the ratios.
+        # Right to left: the derivative of V, which is the expected direction of the continuation,
+        # and from it that of the ratios.
         slope = np.zeros((n, rows, states))
         value = np.zeros((rows + 1, states))
         for i in range(n - 1, -1, -1):
@@ -347,7 +357,7 @@ def _argmax_pass(first, stride, unary, pair, exists, low, high, states, bits):  
 
 @numba.njit(nogil=True, cache=True)
 def _merge(here, gain_here, there, gain_there, value, origin):  # type: ignore[no-untyped-def]
-    """The k best of two lists of k, which are in descending order, and where they come from."""
+    """The k best of two lists of k, both in descending order, and their origins."""
     k = len(value)
     i = 0
     j = 0
@@ -362,7 +372,9 @@ def _merge(here, gain_here, there, gain_there, value, origin):  # type: ignore[n
 
 @numba.njit(nogil=True, cache=True)
 def _top_k_pass(first, stride, unary, pair, exists, low, high, k, bits, real):  # type: ignore[no-untyped-def]
-    """Left to right, the k best prefixes of every count and last bit; then back along their origins."""
+    """Find the k best prefixes of every count and last bit from left to right, then follow their
+    origins back.
+    """
     batch, n = unary.shape
     origin = np.zeros((n, high + 1, 2, k), dtype=np.int32)
     value, after = np.empty((high + 1, 2, k)), np.full((high + 1, 2, k), -np.inf)
@@ -419,7 +431,7 @@ def _previous(x, COUNTS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @gpu.jit
 def _choose(zero, one, uniform, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The value of a choice of 0 or 1, and how often it is 1."""
+    """The value of a choice between 0 and 1, and how often it is 1."""
     top = tl.maximum(zero, one)
     if KIND == _BEST:
         often = tl.where(one > zero, 1.0, 0.0).to(tl.float64)
@@ -449,7 +461,9 @@ def _gpu_chain(  # type: ignore[no-untyped-def]
     STATES: tl.constexpr,
     COUNTS: tl.constexpr,
 ):
-    """Right to left values and ratios, left to right means, or the bits where each ratio is 0 or 1."""
+    """Values and ratios from right to left, then means from left to right (or bits, if each ratio
+    is 0 or 1).
+    """
     b = tl.program_id(0).to(tl.int64)
     count = tl.arange(0, COUNTS)
     known = count <= high
@@ -495,7 +509,7 @@ def _gpu_chain(  # type: ignore[no-untyped-def]
 def _gpu_chain_covariance(  # type: ignore[no-untyped-def]
     ratio, d_mean, d_both, slope, unary, pair, n, high, STATES: tl.constexpr, COUNTS: tl.constexpr
 ):
-    """As the compiled pass of that name."""
+    """As the compiled pass with this name."""
     b = tl.program_id(0).to(tl.int64)
     count = tl.arange(0, COUNTS)
     known = count <= high
@@ -567,7 +581,9 @@ def _moments_fake(
 def _bits_operator(
     unary: Tensor, pair: Tensor, exists: Tensor, uniform: Tensor | None, low: int, high: int, states: int
 ) -> Tensor:
-    """The sample that ``uniform`` makes, equal to that of the compiled pass; without it a vector of highest score."""
+    """The sample made of ``uniform``, as in the compiled pass; without ``uniform`` a vector of
+    highest score.
+    """
     bits, ratio = torch.empty_like(unary), unary.new_empty(*unary.shape, high + 1, states)
     kind = 2 if uniform is None else 1
     tensors = (pair, exists, bits if uniform is None else uniform, bits, ratio, bits, bits)
@@ -655,14 +671,15 @@ _covariance_operator.register_autograd(_differentiate_covariance, setup_context=
 
 
 # --- the same in torch ------------------------------------------------------------------------------------------------
-# Bits are combined two by two, then pieces of two bits, and so on: O(log n) batched steps. A piece is known by the
-# log-weights [states, states, count + 1] of what its bits can do: of the last bit before it (the first index), its own
-# last bit (the second) and the number of its ones, polynomials whose product is that of the pieces (Tarlow et al. 2012,
-# section 3). A distribution over what the whole does is split back down in the same tree.
+# Bits are combined two by two, then pieces of two bits, and so on: O(log n) batched steps. A piece
+# is represented by log-weights [states, states, count + 1]. The first index is the last bit before
+# the piece, the second its own last bit, and the third the number of its ones. These are
+# polynomials; the product of two of them is that of the joined piece (Tarlow et al. 2012, section
+# 3). A choice for the whole is split back down in the same tree.
 
 
 def _bits(chain: Chain) -> Tensor:
-    """Pieces of one bit each, missing ones up to a power of two: ``[*batch, bits, states, states, 1 or 2]``."""
+    """Pieces of one bit each, padded to a power of two: ``[*batch, bits, states, states, 1 or 2]``."""
     n = chain.unary.shape[-1]
     missing = (1 << max(n - 1, 0).bit_length()) - n
     before = [torch.where(chain.exists, chain.unary.double(), _NEVER)]
@@ -675,9 +692,10 @@ def _bits(chain: Chain) -> Tensor:
 
 
 def _splits(pieces: Tensor, high: int) -> Tensor:
-    """Log-weights of all that two neighbouring pieces can do: ``[*batch, pieces / 2, states, states, counts, splits]``.
+    """Log-weights of all combinations of neighbouring pieces.
 
-    A split is the last bit of the first piece and, from the largest to 0, its number of ones.
+    The shape is ``[*batch, pieces / 2, states, states, counts, splits]``. A split is the last bit
+    of the first piece and its number of ones, from the largest to 0.
     """
     most = pieces.shape[-1]
     counts = min(2 * (most - 1), high) + 1
@@ -716,7 +734,9 @@ def _moments_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tensor]) -> Tensor:
-    """What the bits do, ``[*batch, n]``, by one choice ``[...]`` among alternatives ``[..., splits]`` a piece."""
+    """The bits ``[*batch, n]`` that follow if ``choose`` picks one of the alternatives ``[...,
+    splits]`` of each piece.
+    """
     states = chain.states
     whole = levels[-1][..., 0, :, chain.low :]
     chosen, counts = choose(whole.flatten(-2)), whole.shape[-1]
@@ -741,7 +761,7 @@ def _sample_in_torch(chain: Chain) -> Tensor:
 
 
 def _top_k_in_torch(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, k: int) -> tuple[Tensor, Tensor]:
-    """As :func:`_top_k_pass`, of all examples and counts at once."""
+    """As :func:`_top_k_pass`, for all examples and counts at once."""
     batch, n = unary.shape
     value = unary.new_full((batch, high + 1, 2, k), -torch.inf)
     value[:, 0, 0, 0] = 0

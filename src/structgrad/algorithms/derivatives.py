@@ -1,9 +1,11 @@
-"""Second derivatives of what is differentiated by hand: backward passes, and roots found by iteration.
+"""Second derivatives of code with a handwritten backward pass, and of roots found by iteration.
 
-A backward pass in compiled code has no derivative of its own. Asked for one, autograd would drop the path silently
-(``torch.autograd.grad(..., create_graph=True)`` with other inputs, ``torch.autograd.functional.hessian``), also where
-the pass is marked once-differentiable. A backward pass that builds a graph (``torch.is_grad_enabled()``) therefore
-either goes through a twin in plain torch, or is tied to what it depends on by a node that raises.
+A backward pass in compiled code has no derivative of its own. If a second derivative is wanted,
+autograd would drop the path silently, even where the pass is marked once-differentiable. This
+happens in ``torch.autograd.grad(..., create_graph=True)`` with other inputs and in
+``torch.autograd.functional.hessian``. Therefore a backward pass that builds a graph
+(``torch.is_grad_enabled()``) does one of two things. It goes through a twin in plain torch, or a
+node that raises ties its result to all that it depends on.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from structgrad.algorithms.eager import transformed
 
 
 def twin_needed(*upstream: Tensor | None) -> bool:
-    """Whether a compiled backward pass has to leave its work to a twin in plain torch: a graph is to be built, or the
-    upstream gradients are those of a vectorised Jacobian (``is_grads_batched``), which compiled code cannot read.
+    """Whether a compiled backward pass must leave its work to a twin in plain torch.
+
+    It must if a graph is to be built. It must also if the upstream gradients belong to a vectorised
+    Jacobian (``is_grads_batched``), because compiled code cannot read those.
     """
     return torch.is_grad_enabled() or any(u is not None and transformed(u) for u in upstream)
 
@@ -29,17 +33,18 @@ def gradients(
 ) -> list[Tensor | None]:
     """Vector-Jacobian products of a twin in plain torch, themselves differentiable in ``inputs`` and ``upstream``.
 
-    For the backward pass of an ``autograd.Function``, where :func:`twin_needed` says so.
+    For the backward pass of an ``autograd.Function``, if :func:`twin_needed` says so.
 
     Args:
-        twin: what the function computes, of its saved ``inputs``.
+        twin: the same function of its saved ``inputs``, in plain torch.
         inputs: saved by ``ctx.save_for_backward``, so that they are still connected.
         upstream: one for each output, None for those without a gradient.
 
     Returns:
         one for each input; None for inputs that need none.
     """
-    # Aliases: where an input is a function of another (an upstream gradient may be), the path between them is not ours.
+    # Aliases: if an input is a function of another input (or of an upstream gradient), that path is
+    # not ours.
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = [i.view_as(i) if i.requires_grad else i for i in inputs]
@@ -59,16 +64,17 @@ def gradients(
 def second_gradients(
     twin: Callable[[Tensor], Tensor], scores: Tensor, upstream: Tensor, again: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The same for a backward pass that is an operator: derivatives of the twin's vector-Jacobian product.
+    """The same for a backward pass that is an operator: derivatives of the twin's vector-Jacobian
+    product.
 
     Args:
-        twin: what the forward pass computes of its scores, in plain torch.
-        scores: saved, still connected.
-        upstream: of the forward pass's value; likewise.
-        again: upstream of the backward pass's result.
+        twin: the forward pass as a function of its scores, in plain torch.
+        scores: saved, still connected to the graph.
+        upstream: the upstream gradient of the forward pass's value; likewise connected.
+        again: the upstream gradient of the backward pass's result.
 
     Returns:
-        in the scores and in ``upstream``; None for what needs none.
+        the gradients in the scores and in ``upstream``; None where none is needed.
     """
 
     def backward(inputs: Tensor, along: Tensor) -> Tensor:
@@ -92,12 +98,12 @@ class _FirstOrder(torch.autograd.Function):
 
 
 def first_order_only(gradient: Tensor, what: str, *depends_on: Tensor) -> Tensor:
-    """The result of a backward pass, of which a derivative raises, however it is asked for.
+    """The result of a backward pass, made so that every attempt to differentiate it raises.
 
     Args:
         gradient: any shape.
         what: the subject of the message.
-        depends_on: what the gradient is a function of.
+        depends_on: the tensors of which the gradient is a function.
     """
     if not torch.is_grad_enabled():
         return gradient
@@ -106,16 +112,18 @@ def first_order_only(gradient: Tensor, what: str, *depends_on: Tensor) -> Tensor
 
 
 def implicit(root: Tensor, residual: Callable[[Tensor], Tensor], step: Callable[[Tensor], Tensor]) -> Tensor:
-    """A root of an equation, differentiable twice in whatever the equation depends on; its value is unchanged.
+    """A root of an equation, differentiable twice in all that the equation depends on.
 
-    Two simplified Newton steps from the root, along which nothing moves but derivatives: the first makes those of
-    first order right (the implicit function theorem), the second those of second order, as each leaves an error of one
-    order more.
+    The value is unchanged. Two simplified Newton steps start at the root; they move only
+    derivatives. The first step makes the first derivative right (the implicit function theorem),
+    the second step the second derivative. Each step raises the order of the error by one.
 
     Args:
         root: found without a graph.
-        residual: the equation's left side, differentiable; how far it is from 0 at the root does not matter.
-        step: minus the inverse Jacobian of the residual at the root, without a graph: linear.
+        residual: the equation's left side, differentiable. Its distance from 0 at the root does not
+            matter.
+        step: minus the inverse Jacobian of the residual at the root, as a linear function without a
+            graph.
     """
     for _ in range(2):
         excess = residual(root)

@@ -1,4 +1,6 @@
-"""What code may do in eager mode on the CPU only: look at values, raise about them, hand them to compiled kernels."""
+"""Helpers for eager mode on the CPU, where code may read values, raise errors about them and call
+compiled kernels.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +11,29 @@ from torch import Tensor
 
 from structgrad.common.private import is_batched_gradient, is_functorch_tensor
 
-#: Types of devices whose tensors compiled (numba) code takes and whose values may be looked at. Tests take the CPU
-#: away, see :func:`structgrad.testing.computing`.
+#: Types of devices whose tensors compiled (numba) code accepts and whose values may be read. Tests
+#: remove the CPU from it, see :func:`structgrad.testing.computing`.
 HOSTS = {"cpu"}
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is where compiled (numba) code can take it."""
+    """Whether compiled (numba) code can read ``tensor``."""
     return tensor.device.type in HOSTS
 
 
 def transformed(tensor: Tensor) -> bool:
-    """Whether a tensor is one of ``torch.func`` or of ``is_grads_batched``: its values are not in its memory."""
+    """Whether a tensor belongs to ``torch.func`` or ``is_grads_batched``, so that its memory does
+    not hold its values.
+    """
     if torch.compiler.is_compiling():
         return False
     return is_functorch_tensor(tensor) or is_batched_gradient(tensor)
 
 
 def values_can_be_read(*tensors: Tensor | None) -> bool:
-    """Whether looking at the values of all these is free: eager CPU code, outside ``torch.func`` transforms and
-    ``torch.compile``.
+    """Whether it is free to read the values of all these tensors.
+
+    It is free in eager CPU code, outside ``torch.func`` transforms and ``torch.compile``.
     """
     if torch.compiler.is_compiling():
         return False
@@ -36,32 +41,35 @@ def values_can_be_read(*tensors: Tensor | None) -> bool:
 
 
 def refuse(bad: Tensor, what: str) -> None:
-    """Raise ``ValueError`` naming the first example for which ``bad`` ``[*batch]`` holds, where looking is free."""
+    """Raise ``ValueError`` with the first example where ``bad`` ``[*batch]`` holds, if reading
+    values is free.
+    """
     if values_can_be_read(bad) and bool(bad.any()):
         raise ValueError(f"example {bad.nonzero()[0].tolist()} {what}")
 
 
 class StoppedEarly(UserWarning):
-    """An iterative oracle stopped before its solution; said once for each oracle of a process."""
+    """An iterative oracle stopped before its solution. A process reports this once for each oracle."""
 
 
-#: Oracles that have said so.
+#: Oracles that have reported it.
 _STOPPED: set[str] = set()
 
 
 def has_warned(oracle: str) -> bool:
-    """Whether :func:`warn_stopped` has nothing more to say of this one."""
+    """Whether :func:`warn_stopped` has already warned about this oracle."""
     return oracle in _STOPPED
 
 
 def warn_stopped(error: Tensor, tolerance: float, oracle: str, what: str) -> None:
-    """Warn where looking is free, if a result is further from the solution than its tolerance.
+    """Warn, if reading values is free, that a result is further from the solution than its
+    tolerance.
 
     Args:
-        error: how far, any shape; NaN is far.
-        tolerance: how far it may be.
-        oracle: its name; it warns once.
-        what: the figure, for the message "<oracle> stopped early: <what> <error>".
+        error: the distance, any shape; NaN counts as far.
+        tolerance: the largest distance that is allowed.
+        oracle: the oracle's name; there is one warning for each name.
+        what: the name of the figure, for the message "<oracle> stopped early: <what> <error>".
     """
     if has_warned(oracle) or not error.numel() or not values_can_be_read(error):
         return

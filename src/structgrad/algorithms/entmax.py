@@ -1,13 +1,18 @@
-"""Entmax, between softmax and sparsemax and beyond (Peters et al. 2019; Correia et al. 2019).
+"""Entmax: softmax (alpha 1), sparsemax (alpha 2) and all in between and beyond (Peters et al. 2019;
+Correia et al. 2019).
 
-With ``a = alpha - 1`` and ``d_i`` the distance of score i from the largest one, the solution is
+Let ``a = alpha - 1``, and let ``d_i`` be the distance of score i from the largest score. The
+solution is
 
     p_i = [t^a - a d_i]_+ ^ (1 / a),       exp(-d_i) t at a = 0,
 
-where t, the largest probability, makes the sum 1. In t nothing cancels: the threshold of the scores themselves, which
-the literature solves for, leaves nothing of the differences for alpha above 4. Where alpha is so large that the sum
-jumps from one floating-point number t to the next, some p_i does; the mean of both sides with the sum 1 is right then,
-since that p_i is what the others leave.
+where t, the largest probability, makes the sum 1. Nothing cancels when we solve for t. The
+literature solves for the threshold of the scores instead, which loses all digits of the differences
+for alpha above 4.
+
+If alpha is very large, the sum may jump between neighbouring floating-point numbers t because some
+p_i jumps. Then the right solution is the mixture of both sides whose sum is 1, since that p_i is
+the remainder of the others.
 """
 
 from __future__ import annotations
@@ -19,11 +24,13 @@ from torch import Tensor
 
 from structgrad.algorithms.derivatives import implicit
 
-#: Bisections of ``log t``, which lies in ``[-log K, 0]``: as many as float64 has digits, and some for its size.
+#: Bisections of ``log t``, which lies in ``[-log K, 0]``: the number of float64's digits, and some
+#: for the exponent.
 _STEPS = 60
-#: Below this a series is more precise than differences.
+#: Below this value a series is more precise than differences.
 _SMALL = 1e-5
-#: Of a derivative that would overflow: of a probability that alpha > 2 makes as good as a step of its score.
+#: A bound for a derivative that would overflow. With alpha > 2 a probability is almost a step
+#: function of its score.
 _STEEP = 1e290
 
 
@@ -31,16 +38,17 @@ def entmax(scores: Tensor, alpha: float | Tensor, exists: Tensor) -> Tensor:
     """``argmax_p <p, scores> + H_alpha(p)`` over the simplex of what exists: ``[*batch, K]``, differentiable twice.
 
     Args:
-        scores: ``[*batch, K]``, finite, any number where a category is missing.
-        alpha: at least 1, a number or a tensor broadcastable to ``[*batch, 1]``, in which the result is differentiable
-            too.
+        scores: ``[*batch, K]``, finite; any number where a category is missing.
+        alpha: at least 1, a number or a tensor broadcastable to ``[*batch, 1]``. The result is
+            differentiable in it too.
         exists: bool ``[*batch, K]``; at least one category an example, else all are 0.
 
     Returns:
-        in the dtype of the scores; computed in float64.
+        the probabilities in the dtype of the scores; computed in float64.
     """
     power = torch.as_tensor(alpha, dtype=torch.float64, device=scores.device) - 1
-    # Relative to the largest, whose own derivative cancels: the result does not change as all scores move.
+    # Relative to the largest score. Its own derivative cancels, since the result does not change if
+    # all scores move.
     known = torch.where(exists, scores.double(), -torch.inf).detach()
     top = known.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).min)
     distance = torch.where(exists, top - torch.where(exists, scores.double(), 0.0), 0.0)
@@ -54,7 +62,7 @@ def entmax(scores: Tensor, alpha: float | Tensor, exists: Tensor) -> Tensor:
         steepest = weight.argmax(-1, keepdim=True)
 
     def marginal(p: Tensor) -> Tensor:
-        """What is equal for all p_i > 0 at the solution: ``(p^a - 1) / a + d``."""
+        """The quantity ``(p^a - 1) / a + d``, which is equal for all p_i > 0 at the solution."""
         log_p = torch.where(inside, p, 1.0).log()
         u = power * log_p
         near = u.abs() < _SMALL
@@ -62,7 +70,7 @@ def entmax(scores: Tensor, alpha: float | Tensor, exists: Tensor) -> Tensor:
         return torch.where(inside, log_p * ratio + distance, 0.0)
 
     def step(excess: Tensor) -> Tensor:
-        # Relative to where the slope is largest: elsewhere it would be lost in the rounding of that one.
+        # Relative to the largest slope: elsewhere it would be lost in that one's rounding.
         excess = torch.where(inside, excess - excess.gather(-1, steepest), 0.0)
         return slope * ((weight * excess).sum(-1, keepdim=True) - excess)
 
@@ -70,7 +78,9 @@ def entmax(scores: Tensor, alpha: float | Tensor, exists: Tensor) -> Tensor:
 
 
 def _solve(distance: Tensor, power: Tensor, exists: Tensor) -> Tensor:
-    """The probabilities, without a graph: bisection of ``log t``, then the mean of both ends with the sum 1."""
+    """The probabilities, without a graph: bisect ``log t``, then mix both ends so that the sum is
+    1.
+    """
 
     def at(log_t: Tensor) -> Tensor:
         scaled = distance * (-power * log_t).exp()  # d / t^a

@@ -1,15 +1,18 @@
 """GPU kernels: which tensors take them, and how they are launched.
 
-A kernel is written in Triton, in the file of its algorithm, beside the compiled CPU code and the plain torch version,
-and is reached through a ``torch.library`` operator with a fake implementation, so that ``torch.compile`` passes through
-and the ``meta`` device counts it as the one launch that it is. What a function of ``algorithms`` does with a tensor:
+A kernel is written in Triton, in the file of its algorithm, beside the compiled CPU code and the
+plain torch version. It is called through a ``torch.library`` operator with a fake implementation.
+So ``torch.compile`` passes through it, and the ``meta`` device counts it as one launch. A function
+of ``algorithms`` chooses by the device of its tensor:
 
-- on CUDA, with Triton (CUDA builds of torch bring it along): the operator, for problems that one program can hold;
+- on CUDA, with Triton (CUDA builds of torch bring it along): the operator, for problems that fit
+  into one program;
 - on ``meta``: the operator's fake implementation, for the same problems;
 - on the CPU: compiled (numba) code or torch; under ``torch.compile`` the operator, which calls that code;
 - otherwise: plain torch.
 
-Triton is looked for where torch is built for a GPU or ``TRITON_INTERPRET`` is set (to import it takes a while). With
+Triton is looked for where torch is built for a GPU or ``TRITON_INTERPRET`` is set, because it takes
+long to import. With
 ``TRITON_INTERPRET=1`` its interpreter runs the kernels on CPU tensors, as ``tests/kernels.py`` does.
 """
 
@@ -56,30 +59,31 @@ elif torch.version.cuda or torch.version.hip or "TRITON_INTERPRET" in os.environ
 else:
     tl = None
 
-#: Types of devices whose tensors take the operators.
+#: Types of devices whose tensors go to the operators.
 DEVICES = {"cuda", "meta"}
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def jit(function: F) -> F:
-    """``triton.jit``; without Triton the function as it is, which nobody calls then."""
+    """``triton.jit``. Without Triton it returns the function as it is, and nobody calls it."""
     return function if triton is None else triton.jit(function)  # type: ignore[no-any-return]
 
 
 def constant(value: float) -> Any:
-    """A number as kernels may read it from their module."""
+    """A number that kernels may read from their module."""
     return value if triton is None else tl.constexpr(value)
 
 
 def takes(tensor: Tensor, size: int, largest: int, *, on_cpu: bool = False) -> bool:
-    """Whether an operator is to be called for ``tensor``.
+    """Whether ``tensor`` should go to the operator.
 
     Args:
         tensor: any of the operands.
-        size: of each example's problem.
-        largest: that one program holds.
-        on_cpu: whether the operator also has the CPU's compiled code, which ``torch.compile`` cannot call otherwise.
+        size: the size of each example's problem.
+        largest: the largest size for one program.
+        on_cpu: whether the operator also has the CPU's compiled code, which ``torch.compile``
+            cannot call in another way.
     """
     if torch.compiler.is_compiling():
         if on_cpu and on_host(tensor):
@@ -91,17 +95,17 @@ def takes(tensor: Tensor, size: int, largest: int, *, on_cpu: bool = False) -> b
 
 
 def launches(tensor: Tensor) -> bool:
-    """For an operator: whether its kernel is launched for this operand; else the CPU's compiled code is called."""
+    """For an operator: whether its kernel is launched. If not, the CPU's compiled code is called."""
     return tensor.device.type in DEVICES
 
 
 def block(size: int) -> int:
-    """The least power of two that is not below ``size``, and 16 at least: blocks have such lengths."""
+    """The least power of two that is at least ``size`` and at least 16: the length of a block."""
     return 1 << max(size - 1, 15).bit_length()
 
 
 def warps(elements: int) -> int:
-    """How many warps a program has that works on blocks of so many elements (a power of two)."""
+    """The number of warps of a program that works on blocks of so many elements (a power of two)."""
     return min(16, max(1, elements // 512))
 
 
@@ -110,10 +114,10 @@ def launch(kernel: Any, programs: int, *arguments: Tensor | float, warps: int, *
 
     Args:
         kernel: decorated by :func:`jit`.
-        programs: how many; 0 is nothing to do.
-        arguments: outputs are contiguous; inputs are made so.
-        warps: of 32 threads, for each program.
-        constants: known when the kernel is compiled.
+        programs: the number of programs; with 0 nothing is done.
+        arguments: outputs must be contiguous; inputs are made contiguous.
+        warps: the number of warps (of 32 threads) of each program.
+        constants: values known when the kernel is compiled.
     """
     if not programs:
         return
@@ -128,17 +132,19 @@ def launch(kernel: Any, programs: int, *arguments: Tensor | float, warps: int, *
 
 
 def like_first(first: Tensor, *others: Any) -> Tensor:
-    """The fake implementation of an operator whose result is as its first operand."""
+    """The fake implementation of an operator whose result has the shape and type of its first
+    operand.
+    """
     return first.new_empty(first.shape)
 
 
 def save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    """``setup_context`` of an operator of tensors: its inputs are saved."""
+    """The ``setup_context`` of an operator of tensors: save its inputs."""
     ctx.save_for_backward(*inputs)
 
 
 def save_all(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    """Likewise, inputs and the result."""
+    """The same, but save the inputs and the result."""
     ctx.save_for_backward(*inputs, output)
 
 
@@ -165,6 +171,6 @@ def entry(x: tl.tensor, i: tl.tensor) -> tl.tensor:
 
 @jit
 def log_sum_exp(x: tl.tensor, axis: tl.constexpr) -> tl.tensor:
-    """Over one axis, of finite numbers."""
+    """Log-sum-exp over one axis of finite numbers."""
     top = tl.max(x, axis)
     return top + tl.log(tl.sum(tl.exp(x - tl.expand_dims(top, axis)), axis))

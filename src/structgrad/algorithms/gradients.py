@@ -11,16 +11,17 @@ from structgrad.algorithms.eager import transformed
 
 
 def value_and_gradient(function: Callable[..., Tensor], scores: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-    """``function(scores, *others)`` and the gradient of its sum in the scores, also under ``no_grad`` and
-    ``inference_mode``.
+    """``function(scores, *others)`` and the gradient of its sum in the scores.
+
+    It works under ``no_grad`` and ``inference_mode`` as well.
 
     Args:
         function: differentiable in its first argument.
         scores: any shape.
-        others: the tensors without gradient that the function needs beside them.
+        others: the other arguments of the function, tensors without gradient.
 
     Returns:
-        both differentiable themselves if the scores are; the gradient has the shape of the scores.
+        both are differentiable if the scores are; the gradient has the shape of the scores.
     """
     if torch.compiler.is_compiling() or any(map(transformed, (scores, *others))):
 
@@ -32,7 +33,7 @@ def value_and_gradient(function: Callable[..., Tensor], scores: Tensor, *others:
         return value, gradient
     tracked = torch.is_grad_enabled() and scores.requires_grad
     with torch.inference_mode(False), torch.enable_grad():
-        # Tensors made in inference mode cannot take part in a graph, their copies can.
+        # Tensors made in inference mode cannot take part in a graph, but their copies can.
         inputs = scores if tracked else scores.detach().clone().requires_grad_()
         value = function(inputs, *(other.clone() if other.is_inference() else other for other in others))
         if not value.requires_grad:  # nothing to sum over: no part was looked at

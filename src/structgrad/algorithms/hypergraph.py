@@ -1,26 +1,30 @@
-"""Semiring parsing: every dynamic program as one acyclic hypergraph, and every question about it as one pass over that.
+"""Semiring parsing: every dynamic program is an acyclic hypergraph, and every oracle is one pass
+over it.
 
-A node stands for a set of partial structures. Each of its incoming hyperedges builds one of them from a member of each
-of two earlier nodes (its tails) and at most one part; so the value of a node is
+A node stands for a set of partial structures. Each hyperedge into it builds one of them from
+members of two earlier nodes (its tails) and at most one part. So the value of a node is
 
     value(v) = plus over edges e into v of value(left_e) + value(right_e) + score(part_e),
 
-with ``plus`` a maximum, a log-sum, or a merge of k best lists (Goodman 1999; Klein and Manning 2001; Huang 2008). Paths
-in a DAG are the case of one tail (Niculae et al. 2025, section 2.3.3). A derivation of the goal uses no node twice and
-every vertex has exactly one derivation; whoever builds a graph sees to that.
+with ``plus`` a maximum, a log-sum, or a merge of k best lists (Goodman 1999; Klein and Manning
+2001; Huang 2008). Paths in a DAG are the case of one tail (Niculae et al. 2025, section 2.3.3). A
+derivation of the goal uses no node twice, and every vertex has exactly one derivation. The code
+that builds a graph must guarantee both.
 
-With ``p_e = exp(score_e - value(v))`` the share of an edge in its node, one pass upwards and one downwards give
+Let ``p_e = exp(score_e - value(v))`` be the share of an edge in its node. One pass upwards and one
+downwards give
 
-* ``log Z`` and the marginals: inside and outside scores, the downward pass adding up ``p_e`` times the share of the
-  node in the goal;
-* the product of the covariance of the vertices with a vector, which is the derivative of the marginals: the same two
-  passes, differentiated in that direction;
-* a best vertex and exact samples, following one edge from every node that is used (Huang 2008);
-* the k best vertices, every node keeping k edges with the ranks of their tails (Huang and Chiang 2005, algorithm 1).
+- ``log Z`` and the marginals (inside and outside scores): the downward pass adds up ``p_e`` times
+  the share of the node in the goal;
+- the product of the covariance of the vertices with a vector, which is the derivative of the
+  marginals: the same two passes, differentiated in that direction;
+- a best vertex and exact samples: one edge is followed from every node that is used (Huang 2008);
+- the k best vertices: every node keeps k edges with the ranks of their tails (Huang and Chiang
+  2005, algorithm 1).
 
-Time is linear in the number of edges. On the CPU these passes are compiled and run in parallel over the batch;
-elsewhere, and for derivatives of higher order, plain torch goes through the graph level by level. Both compute in
-float64, with :data:`IMPOSSIBLE` far beyond what scores in float32 add up to.
+Time is linear in the number of edges. On the CPU these passes are compiled and run in parallel over
+the batch. Elsewhere, and for derivatives of higher order, plain torch goes through the graph level
+by level. Both compute in float64; :data:`IMPOSSIBLE` is far below any sum of float32 scores.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ from structgrad.algorithms.threads import run
 
 Index = npt.NDArray[np.int64]
 
-#: The node with one way to be built, from nothing; its value is 0.
+#: The node that is built from nothing in one way; its value is 0.
 ONE = 0
 #: The node that cannot be built.
 ZERO = 1
@@ -54,8 +58,10 @@ ZERO = 1
 
 @dataclass(frozen=True)
 class Level:
-    """Nodes whose tails are all on earlier levels; ``[H, K]`` for H nodes of up to K edges, which are padded with
-    edges whose left tail is :data:`ZERO`.
+    """Nodes whose tails are all on earlier levels.
+
+    Arrays are ``[H, K]`` for H nodes of up to K edges. Padding edges have the left tail
+    :data:`ZERO`.
 
     Attributes:
         left: one tail.
@@ -82,8 +88,10 @@ class Hypergraph:
 
     @cached_property
     def compiled(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For the kernels: ``first [nodes + 1]``, edges of a node being ``first[v] .. first[v + 1] - 1``, and ``left``,
-        ``right``, ``part`` ``[edges]``.
+        """The graph as arrays for the kernels: ``first [nodes + 1]`` and ``left``, ``right``,
+        ``part`` ``[edges]``.
+
+        The edges of node v are ``first[v]``, ..., ``first[v + 1] - 1``.
         """
         counts = [np.zeros(2, np.int64), *((level.left != ZERO).sum(1) for level in self.levels)]
         ends = np.concatenate([[0], np.concatenate(counts).cumsum()])
@@ -93,19 +101,19 @@ class Hypergraph:
             )
             for name in ("left", "right", "part")
         ]
-        # Compiled code takes an unsigned index as it is; a signed one might count from the end.
+        # Compiled code uses an unsigned index as it is; a signed one might count from the end.
         kinds = (np.uint32, np.uint32, np.uint32, np.int32)
         first, left, right, part = (torch.from_numpy(a.astype(t)) for a, t in zip((ends, *columns), kinds, strict=True))
         return first, left, right, part
 
     @cached_property
     def nodes(self) -> int:
-        """How many there are."""
+        """The number of nodes."""
         return 2 + sum(len(level.left) for level in self.levels)
 
     @cached_property
     def depth(self) -> int:
-        """The most nodes that a derivation uses."""
+        """The largest number of nodes in a derivation."""
         size = np.zeros(self.nodes, np.int64)
         start = 2
         for level in self.levels:
@@ -115,7 +123,7 @@ class Hypergraph:
         return int(size.max())
 
     def count(self, goal: int) -> int:
-        """How many vertices a goal stands for, exactly."""
+        """The exact number of vertices of a goal."""
         ways = np.array([1, 0], dtype=object)
         for level in self.levels:
             ways = np.concatenate([ways, (ways[level.left] * ways[level.right]).sum(1)])
@@ -124,11 +132,11 @@ class Hypergraph:
     # --- any device -----------------------------------------------------------------------------------------------
 
     def goal(self, size: Tensor) -> Tensor:
-        """The goals of examples of these sizes: int64 ``[*batch]``, on the device of ``size``, as that."""
+        """The goals of examples of these sizes: int64 ``[*batch]``, on the device of ``size``."""
         return self._on(size.device)[0][size]
 
     def _on(self, device: torch.device) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
-        """The goals, and ``left``, ``right`` and ``part`` of every level, copied there once."""
+        """The goals, and ``left``, ``right`` and ``part`` of every level, copied to a device once."""
         if device not in self._copies:
             arrays = ((level.left, level.right, level.part) for level in self.levels)
             copies = [tuple(torch.from_numpy(a).to(device) for a in level) for level in arrays]
@@ -149,21 +157,24 @@ class Hypergraph:
         """
         batch = scores.shape[:-1]
         extended = torch.cat([scores, scores.new_zeros(*batch, 1)], -1)
-        # The 0 of the scores, so that the total of a graph without levels has a graph for autograd as well.
+        # The zero times the scores connects the total of a graph without levels to autograd as
+        # well.
         value = torch.cat([extended[..., -1:], scores.new_full((*batch, 1), IMPOSSIBLE)], -1)
         for left, right, part in self._on(scores.device)[1]:
             new = plus(_take(value, left) + _take(value, right) + _take(extended, part % extended.shape[-1]), -1)
-            # Else sums of what is impossible would grow without bound.
+            # Otherwise sums of impossible values would grow without bound.
             new = torch.where(new < IMPOSSIBLE / 2, IMPOSSIBLE, new)
             value = torch.cat([value, new], -1)
         return value.gather(-1, goal[..., None])[..., 0]
 
     def best_totals(self, scores: Tensor, goal: Tensor, k: int) -> Tensor:
-        """Values of the k best vertices: ``[*batch, k]``, near ``IMPOSSIBLE`` where there are fewer; the gradient of
-        each is its vertex. Arguments as for :meth:`total`.
+        """Values of the k best vertices: ``[*batch, k]``, near ``IMPOSSIBLE`` if there are fewer.
+
+        The gradient of each value is its vertex. The arguments are those of :meth:`total`.
         """
         batch = scores.shape[:-1]
-        # The i-th best of one tail with the j-th of the other: (i + 1) (j + 1) - 1 combinations are at least as good.
+        # Combine the i-th best of one tail with the j-th of the other: (i + 1) (j + 1) - 1
+        # combinations are at least as good.
         ranks = [(i, j) for i in range(k) for j in range(k) if (i + 1) * (j + 1) <= k]
         i, j = torch.tensor(ranks, device=scores.device).T
         extended = torch.cat([scores, scores.new_zeros(*batch, 1)], -1)
@@ -179,7 +190,7 @@ class Hypergraph:
 
     @cached_property
     def number(self) -> int:
-        """By which operators know this graph, as long as somebody has it."""
+        """The number by which operators know this graph, as long as the graph is alive."""
         number = next(_NUMBERS)
         _NUMBERED[number] = self
         return number
@@ -197,10 +208,10 @@ class Builder:
         self._size = 2
 
     def level(self, left: npt.ArrayLike, right: npt.ArrayLike = ONE, part: npt.ArrayLike = -1) -> Index:
-        """Add nodes, one a row.
+        """Add nodes, one for each row.
 
         Args:
-            left: node numbers that broadcast to ``[H, K]``; :data:`ZERO` for an edge that is not there.
+            left: node numbers that broadcast to ``[H, K]``; :data:`ZERO` for a missing edge.
             right: the same; :data:`ONE` for edges with one tail.
             part: part numbers; -1 for none.
 
@@ -230,14 +241,15 @@ def known(scores: Tensor, exists: Tensor) -> Tensor:
 
 
 # --- compiled, as operators -------------------------------------------------------------------------------------------
-# Of scores [B, P] on the CPU, bool exists [B, P], int64 sizes [B] and the number of a graph. Values are near IMPOSSIBLE
-# where there is no vertex.
+# The operands are scores [B, P] on the CPU, bool exists [B, P], int64 sizes [B] and the number of a
+# graph. Values are near IMPOSSIBLE for examples without a vertex.
 
 
 @torch.library.custom_op("structgrad::hypergraph_moments", mutates_args=())
 def moments(scores: Tensor, exists: Tensor, size: Tensor, graph: int, with_mean: bool) -> tuple[Tensor, Tensor]:
-    """``log Z`` ``[B]`` and ``E[x]`` ``[B, P]`` (or, without, ``[B, 0]``), float64, differentiable to any order, the
-    first one compiled.
+    """``log Z`` ``[B]`` and ``E[x]`` ``[B, P]`` (``[B, 0]`` if not ``with_mean``), in float64.
+
+    Both are differentiable to any order; the first derivative is compiled.
     """
     log_z, mean = _wide(scores, len(scores)), _wide(scores, len(scores), scores.shape[1] if with_mean else 0)
     if with_mean:
@@ -299,7 +311,7 @@ moments.register_autograd(_moments_backward, setup_context=_save_moments)
 
 @torch.library.custom_op("structgrad::hypergraph_argmax", mutates_args=())
 def argmax(scores: Tensor, exists: Tensor, size: Tensor, graph: int) -> tuple[Tensor, Tensor]:
-    """Highest values ``[B]`` and vertices ``[B, P]`` that have them, float64."""
+    """The highest values ``[B]`` and vertices ``[B, P]`` that attain them, float64."""
     value, vertex = _wide(scores, len(scores)), _wide(scores, *scores.shape)
     _run(_argmax_pass, 4, graph, scores, exists, size, value, vertex.zero_())
     return value, vertex
@@ -312,8 +324,9 @@ def _argmax_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int) -> tu
 
 @torch.library.custom_op("structgrad::hypergraph_sample", mutates_args=())
 def sample(scores: Tensor, exists: Tensor, size: Tensor, graph: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """``log Z`` ``[B]`` and a sample of each example ``[B, P]``, float64, made of ``uniform``: float64, as the
-    scores.
+    """``log Z`` ``[B]`` and a sample of each example ``[B, P]``, both float64.
+
+    The sample is a function of the noise ``uniform``, float64, in the shape of the scores.
     """
     log_z, vertex = _wide(scores, len(scores)), _wide(scores, *scores.shape)
     _run(_sample_pass, 10, graph, scores, exists, size, uniform.contiguous(), log_z, vertex.zero_())
@@ -327,7 +340,7 @@ def _sample_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, unifo
 
 @torch.library.custom_op("structgrad::hypergraph_top_k", mutates_args=())
 def top_k(scores: Tensor, exists: Tensor, size: Tensor, graph: int, k: int) -> tuple[Tensor, Tensor]:
-    """Values ``[B, k]``, best first, -inf where there are fewer, and vertices ``[B, k, P]``, float64."""
+    """Values ``[B, k]``, best first (-inf if there are fewer), and vertices ``[B, k, P]``, float64."""
     value, vertex = _top_k_fake(scores, exists, size, graph, k)
     _run(_top_k_pass, 4 * k, graph, scores, exists, size, k, value.fill_(-torch.inf), vertex.zero_())
     return value, vertex
@@ -358,8 +371,9 @@ def _run(kernel: Any, operations: int, graph: int, scores: Tensor, exists: Tenso
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
-# Each does the examples first, first + stride, ... and writes to its last arguments, of which vertices, means and
-# products are added to. Arrays: start [nodes + 1], left, right, part [edges] of the graph; scores [B, P]; goal [B].
+# Each kernel does the examples first, first + stride, ... and writes to its last arguments. It adds
+# to vertices, means and products. Arrays: start [nodes + 1], left, right, part [edges] of the
+# graph; scores [B, P]; goal [B].
 
 
 @numba.njit(nogil=True, cache=True)
@@ -391,7 +405,7 @@ def _inside(start, left, right, part, scores, goal, value, share):  # type: igno
 
 @numba.njit(nogil=True, cache=True)
 def _log_partition_pass(first, stride, start, left, right, part, scores, goal, log_z):  # type: ignore[no-untyped-def]
-    """Upwards."""
+    """One pass upwards."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
     for b in range(first, len(scores), stride):
         _inside(start, left, right, part, scores[b], goal[b], value, share)
@@ -400,7 +414,7 @@ def _log_partition_pass(first, stride, start, left, right, part, scores, goal, l
 
 @numba.njit(nogil=True, cache=True)
 def _moments_pass(first, stride, start, left, right, part, scores, goal, log_z, mean):  # type: ignore[no-untyped-def]
-    """Upwards; then downwards the probabilities of edges, added up over those of a part."""
+    """One pass upwards; then downwards the probabilities of edges, added up for each part."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
     probability = np.empty(len(start) - 1)
     for b in range(first, len(scores), stride):
@@ -415,7 +429,7 @@ def _moments_pass(first, stride, start, left, right, part, scores, goal, log_z, 
             for e in range(start[v], start[v + 1]):
                 here = probability[v] * share[e]
                 probability[left[e]] += here
-                if right[e] != ONE:  # additions to one place would wait for each other
+                if right[e] != ONE:  # two additions to one place would wait for each other
                     probability[right[e]] += here
                 if part[e] >= 0:
                     into[part[e]] += here
@@ -423,7 +437,7 @@ def _moments_pass(first, stride, start, left, right, part, scores, goal, log_z, 
 
 @numba.njit(nogil=True, cache=True)
 def _covariance_pass(first, stride, start, left, right, part, scores, goal, direction, product):  # type: ignore[no-untyped-def]
-    """Both passes, and their derivatives in a direction."""
+    """Both passes and their derivatives in a direction."""
     nodes = len(start) - 1
     value, share, change = np.empty(nodes), np.empty(len(left)), np.empty(len(left))
     moved = np.zeros(nodes)
@@ -460,8 +474,9 @@ def _covariance_pass(first, stride, start, left, right, part, scores, goal, dire
 
 @numba.njit(nogil=True, cache=True)
 def _best(start, left, right, part, scores, goal, value, choice, used, found):  # type: ignore[no-untyped-def]
-    """Upwards maxima, downwards the edges that have them: the highest value of one example, and how many parts
-    (``found``) its vertex has.
+    """The highest value of one example, and the number of parts (``found``) of its vertex.
+
+    The pass upwards computes maxima, the pass downwards follows the edges that attain them.
     """
     value[ONE], value[ZERO] = 0.0, IMPOSSIBLE
     for v in range(2, goal + 1):
@@ -523,7 +538,9 @@ def _active_set_pass(  # type: ignore[no-untyped-def]
     enough,
     limit,
 ):
-    """The active-set method for every example that goes on, until it is done or needs more slots."""
+    """The active-set method: continue every unfinished example until it is done or needs more
+    slots.
+    """
     nodes, size = len(start) - 1, target.shape[1]
     value, choice, used = np.empty(nodes), np.empty(nodes, np.int32), np.empty(nodes, np.bool_)
     found, vertex = np.empty(nodes, np.int32), np.empty(ones.shape[2], np.int32)
@@ -543,7 +560,7 @@ def _active_set_pass(  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform, log_z, vertex):  # type: ignore[no-untyped-def]
-    """Upwards; then downwards, one edge of every node that is used."""
+    """One pass upwards; then downwards, one edge of every node that is used."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
     used = np.empty(len(start) - 1, np.bool_)
     for b in range(first, len(scores), stride):
@@ -559,7 +576,7 @@ def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform,
             drawn += 1
             pick = start[v]
             for e in range(start[v], start[v + 1]):
-                if share[e] > 0.0:  # rounding may leave something over after the last one: it is taken then
+                if share[e] > 0.0:  # rounding may leave a remainder after the last edge, which is then taken
                     pick = e
                     left_over -= share[e]
                     if left_over < 0.0:
@@ -572,8 +589,10 @@ def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform,
 
 @numba.njit(nogil=True, cache=True)
 def _top_k_pass(first, stride, start, left, right, part, scores, goal, k, best, vertex):  # type: ignore[no-untyped-def]
-    """Upwards the k best edges of every node with the ranks of their tails, downwards what they are made of. ``best``
-    is -inf before.
+    """The k best edges of every node upwards, with the ranks of their tails; then downwards along
+    them.
+
+    ``best`` is -inf at the start.
     """
     nodes = len(start) - 1
     count = np.zeros(nodes, np.int32)

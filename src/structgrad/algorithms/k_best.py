@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: ``(allowed, forced) -> vertices``: best of ``[B, S, P]`` subproblems, bool; anything where there is none.
+#: ``(allowed, forced) -> vertices``: the best of ``[B, S, P]`` subproblems, bool. The result is
+#: arbitrary if the subproblem has no vertex.
 Solver = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -17,24 +18,25 @@ def k_best(
 ) -> tuple[Tensor, Tensor]:
     """The k best vertices of each example, exact, best first.
 
-    By partition of the solution space (Murty 1968; Lawler 1972). The vertices that are left after the best one x fall
-    into disjoint sets: those of set t agree with x on the first t - 1 parts and differ from it in the t-th. Each is a
-    smaller problem of the same kind, so k rounds of at most P argmaxes do. Where all vertices have equally many parts,
-    none has all of x and more: then only the parts of x count.
+    The solution space is partitioned (Murty 1968; Lawler 1972). The vertices other than the best
+    one, x, fall into disjoint sets. Those of set t agree with x on the first t - 1 parts and differ
+    from it in part t. Each set is a smaller problem of the same kind, so k rounds of at most P
+    argmaxes suffice. If all vertices have equally many parts, no other vertex contains all of x.
+    Then only the parts of x count.
 
     Args:
         scores: ``[B, P]``.
         exists: bool ``[B, P]``, each part once.
         k: how many.
-        solve: finds best vertices with all ``forced`` parts and none outside ``allowed``, marked on the entries of
-            ``exists``; examples x subproblems, ``[B, S, P]``.
+        solve: finds the best vertices that have all ``forced`` parts and none outside ``allowed``.
+            Both are marked on the entries of ``exists``, as examples x subproblems, ``[B, S, P]``.
         same_size: whether all vertices of an example have equally many parts.
-        branches: how many parts of a vertex determine the rest, at most P (trees of n nodes have n - 1 edges, and the
-            last entry of a matching follows from the others); None: P.
+        branches: how many parts of a vertex determine the rest, at most P. Trees of n nodes have n
+            - 1 edges, and the last entry of a matching follows from the others. None: P.
 
     Returns:
-        bool ``[B, k, P]`` on the entries of ``exists``, and their values ``[B, k]`` in the dtype of the scores,
-        differentiable, -inf where there are not that many.
+        bool ``[B, k, P]`` on the entries of ``exists``, and their values ``[B, k]`` in the dtype of
+        the scores. The values are differentiable, and -inf if there are fewer than k vertices.
 
     Raises:
         ValueError: for k < 1.
@@ -70,7 +72,7 @@ def k_best(
         value = value.scatter(1, best[:, None], -torch.inf)
         value = torch.cat([value, torch.where(solved, (gain * more).sum(-1), -torch.inf)], 1)
         vertex, allowed, forced = (torch.cat(pair, 1) for pair in ((vertex, more), (allowed, may), (forced, has)))
-        # Only so many of the candidates can still be among the k best.
+        # Only this many of the candidates can still be among the k best.
         value, keep = value.topk(min(left, value.shape[1]), dim=1)
         keep = keep[:, :, None].expand(*keep.shape, size)
         vertex, allowed, forced = (of.gather(1, keep) for of in (vertex, allowed, forced))
@@ -78,16 +80,18 @@ def k_best(
 
 
 def best_first(vertices: Tensor, real: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertices with their values, in the order of these: the order in which they were found may differ by rounding.
+    """Vertices and their values, sorted by value: rounding may change the order in which they were
+    found.
 
     Args:
         vertices: bool ``[*batch, k, n]``.
-        real: bool ``[*batch, k]``, which of them there are.
+        real: bool ``[*batch, k]``, whether the vertex exists.
         scores: ``[*batch, n]``, finite.
 
     Returns:
-        the vertices, those of equal value in the order in which they come, and their values ``[*batch, k]`` in the
-        dtype of the scores, differentiable, -inf where there are not that many.
+        the vertices, equal values in the order of the input; and their values ``[*batch, k]`` in
+        the dtype of the scores. The values are differentiable, and -inf where a vertex does not
+        exist.
     """
     values = torch.where(vertices, scores.double()[..., None, :], 0.0).sum(-1).masked_fill(~real, -math.inf)
     values, order = values.sort(dim=-1, descending=True, stable=True)
@@ -95,7 +99,7 @@ def best_first(vertices: Tensor, real: Tensor, scores: Tensor) -> tuple[Tensor, 
 
 
 def largest(scores: Tensor, k: int) -> Tensor:
-    """Which entries of ``[*batch, n]`` are the k largest, of equal ones the first: bool, in O(n)."""
+    """Marks the k largest entries of ``[*batch, n]``, among ties the first: bool, in O(n)."""
     least = scores.topk(k, dim=-1).values[..., -1:]
     above, equal = scores > least, scores == least
     return above | equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True))
@@ -106,16 +110,17 @@ def best_of_cardinality(
 ) -> tuple[Tensor, Tensor]:
     """The k best 0/1 vectors with a bound on the number of ones, exact.
 
-    Sort the parts, and let the best vector be the first ``size`` of them. Whichever vector leaves out one more than k
-    places before that point, or uses one more than k places after it, has k better ones; so only 2k parts are open.
-    Over these, a dynamic program keeps the k best partial vectors for every count: O(n log n + k^2 min(k, most)).
+    Sort the parts; the best vector is then the first ``size`` of them. Consider a vector that
+    leaves out a part more than k places before that point, or uses one more than k places after it.
+    At least k vectors are better. So only 2k parts are open. Over these, a dynamic program keeps
+    the k best partial vectors for every count: O(n log n + k^2 min(k, most)).
 
     Args:
         scores: ``[*batch, n]``, finite.
         exists: ``[*batch, n]``.
         k: how many vectors.
-        size: int64 ``[*batch]``, ones of the best vector.
-        most: bound on the ones.
+        size: int64 ``[*batch]``, the number of ones of the best vector.
+        most: an upper bound on the number of ones.
         exact: whether all vectors have ``size`` ones, rather than at most ``most``.
 
     Returns:

@@ -1,9 +1,10 @@
 """Minimum spanning trees, and the order of their edges as an execution trace.
 
-Kruskal's algorithm takes edges in ascending order unless their ends are joined already. With independent exponentials
-of rates ``exp(l)`` each step takes one of the edges between different components, with probability proportional to its
-rate (Paulus et al. 2020, B.7; Struminsky et al. 2021, 2.3). All that the trace says about an edge is the step at which
-its ends are joined (``joined_at``): it is in the running up to that step.
+Kruskal's algorithm takes edges in ascending order unless their ends are joined already. Let the
+costs be independent exponentials of rates ``exp(l)``. Then each step takes one of the edges between
+different components, with probability proportional to its rate (Paulus et al. 2020, B.7; Struminsky
+et al. 2021, 2.3). The trace says one thing about an edge: the step at which its ends are joined
+(``joined_at``). Up to that step the edge can be taken.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from structgrad.algorithms.transforms import over_batch
 
 _LOG_ZERO = -1e30  # finite: see matrix_tree
 _NO_RATE = gpu.constant(_LOG_ZERO)
-#: The largest graph that one program of a GPU holds; plain torch is for larger ones.
+#: The largest graph for one GPU program; plain torch handles larger ones.
 LARGEST = 128
 
 
@@ -33,13 +34,13 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
     """Exact minimum spanning trees of ``sign * costs``.
 
     Args:
-        costs: ``[B, n, n]``, contiguous, read where ``exists``.
+        costs: ``[B, n, n]``, contiguous; only entries in ``exists`` are read.
         exists: bool ``[B, n, n]``, contiguous, above the diagonal only.
         sign: -1 for maximum trees.
 
     Returns:
-        symmetric vertices ``[B, n, n]``, edges ``i * n + j`` (i < j) in ascending order of cost ``[B, n - 1]``, then
-        -1, and bool ``[B]``: whether the example is connected.
+        symmetric vertices ``[B, n, n]``; the edges ``i * n + j`` (i < j) in ascending order of cost
+        ``[B, n - 1]``, then -1; and bool ``[B]``: whether the example is connected.
     """
     costs = costs.detach()
     if gpu.takes(costs, costs.shape[-1], LARGEST, on_cpu=True):
@@ -56,7 +57,9 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
 
 
 def torch_minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`minimum_spanning_tree` for any device: Prim's algorithm on all examples at once, n - 1 times O(n)."""
+    """Minimum spanning trees on any device: Prim's algorithm for all examples at once, n - 1 times
+    O(n).
+    """
     batch, n = costs.shape[:2]
     device = costs.device
     rows = torch.arange(batch, device=device)
@@ -128,10 +131,11 @@ def torch_joined_at(choices: Tensor, n: int) -> Tensor:
 
 
 def log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
-    """Log of the total rate of the edges in the running at each step: float64 ``[B, n - 1]``, differentiable.
+    """Log of the total rate of the edges that can be taken at each step: float64 ``[B, n - 1]``.
 
-    From the last step to the first: those in the running at the next step, and those joined at this one. Nothing is
-    subtracted. Steps that did not happen have a very low but finite value.
+    It is differentiable, and computed from the last step to the first. The edges of a step are
+    those of the next step and those that are joined at this one, so nothing is subtracted. Steps
+    that did not happen have a very low but finite value.
     """
     if gpu.takes(log_rates, log_rates.shape[-1], LARGEST):
         total: Tensor = _log_running_operator(log_rates, exists, joined)
@@ -140,10 +144,10 @@ def log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
 
 
 def torch_log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
-    """:func:`log_running` for any device and to any order."""
+    """The same as :func:`log_running`, for any device and differentiable to any order."""
     batch, n = log_rates.shape[:2]
     steps = max(n - 1, 0)
-    step = torch.where(exists, joined, steps).flatten(1)  # a last column takes what is no part
+    step = torch.where(exists, joined, steps).flatten(1)  # the last column takes entries that are no part
     rates = torch.where(exists, log_rates, 0).double().flatten(1)
     top = rates.new_full((batch, steps + 1), _LOG_ZERO).scatter_reduce(1, step, rates.detach(), "amax")
     total = torch.zeros_like(top).scatter_add(1, step, torch.exp(rates - top.gather(1, step)))
@@ -161,8 +165,8 @@ def _spanning_tree_kernel(
 ) -> None:
     """Minimum spanning trees of ``sign * costs`` (symmetric in use, read above the diagonal) by Prim's algorithm.
 
-    ``vertex [B, n, n]`` (zeroed) gets both triangles, ``choices [B, n - 1]`` the edges ``i * n + j``, i < j, cheapest
-    first, then -1.
+    ``vertex [B, n, n]`` (zeroed) gets both triangles. ``choices [B, n - 1]`` gets the edges ``i * n
+    + j``, i < j, cheapest first, then -1.
     """
     n = costs.shape[1]
     nearest = np.empty(n)
@@ -314,7 +318,7 @@ def _gpu_joined_at(choices: tl.tensor, joined: tl.tensor, n: tl.tensor, SIZE: tl
 def _gpu_log_running(
     log_rates: tl.tensor, exists: tl.tensor, joined: tl.tensor, total: tl.tensor, n: tl.tensor, SIZE: tl.constexpr
 ) -> None:
-    """One program a step."""
+    """One program works on one step."""
     b, t = (tl.program_id(0) // (n - 1)).to(tl.int64), tl.program_id(0) % (n - 1)
     i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
     there = (i < n) & (j < n)
@@ -337,7 +341,9 @@ def _gpu_log_running_backward(
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    """One program an example: each edge's share of the total rate, over the steps that it is in the running for."""
+    """One program an example adds up each edge's share of the total rate, over the steps that can
+    take it.
+    """
     b = tl.program_id(0).to(tl.int64)
     i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
     there = (i < n) & (j < n)

@@ -1,28 +1,32 @@
 r"""The matrix-tree theorem for rooted directed trees, without a subtraction.
 
-With weights ``w[k, j] = exp(s[k, j])`` of the edges k -> j, the arborescences from a root sum to the determinant of a
-Laplacian (Tutte 1948; Koo et al. 2007; Paulus et al. 2020, B.7 and B.8). An LU factorisation of it cancels
-catastrophically once scores spread over some ten nats. Instead nodes are eliminated one by one, in the way of
-Grassmann, Taksar and Heyman (1985). Eliminating i, where ``D = sum_k w[k, i]`` and ``p[k] = w[k, i] / D``, gives
+Let ``w[k, j] = exp(s[k, j])`` be the weight of the edge k -> j. The total weight of the
+arborescences from a root is the determinant of a Laplacian (Tutte 1948; Koo et al. 2007; Paulus et
+al. 2020, B.7 and B.8). An LU factorisation of it cancels catastrophically once scores spread over
+about ten nats. Instead nodes are eliminated one by one, in the way of Grassmann, Taksar and Heyman
+(1985). Eliminating i, where ``D = sum_k w[k, i]`` and ``p[k] = w[k, i] / D``, gives
 
-    Z(w) = D Z(w'),    w'[k, j] = w[k, j] + p[k] w[i, j]    (k != j),
+    Z(w) = D Z(w'),    w'[k, j] = w[k, j] + p[k] w[i, j]    (k != j).
 
-with positive terms only, so that every intermediate is accurate to a few units in the last place whatever the scores.
-The derivatives ``g = d log Z / d w`` follow in the opposite order from the same numbers. Those of the weights that i's
-elimination left, ``g[k, j]``, stay what they are, and
+All terms are positive, so every intermediate is accurate to a few units in the last place for any
+scores. The derivatives ``g = d log Z / d w`` follow from the same numbers in the opposite order.
+The derivatives ``g[k, j]`` of the weights that remained after eliminating i do not change, and
 
-    g[i, j] = sum_k p[k] g[k, j],    g[k, i] = (1 - sum_j g[i, j] w[i, j] + sum_j g[k, j] w[i, j]) / D,
+    g[i, j] = sum_k p[k] g[k, j],    g[k, i] = (1 - sum_j g[i, j] w[i, j] + sum_j g[k, j] w[i, j]) /
+    D.
 
-where the one subtraction is of how many children i has on average. So marginals ``w g`` are right to some
-1e-14 (absolutely) at scores of +-100, and an exact Gibbs sample likewise (:func:`sample_arborescences`). Elimination
-leaves row i, ``w[i, j]``, and column i, ``p[k]``, as they are from then on: everything is done in place, in n^3
-multiplications and O(n^2) memory for one example.
+The only subtraction involves the mean number of children of i. So the absolute error of the
+marginals ``w g`` is about 1e-14 at scores of +-100. The same is true of an exact Gibbs sample
+(:func:`sample_arborescences`). After its elimination, row i keeps ``w[i, j]`` and column i keeps
+``p[k]``. So everything is done in place, with n^3 multiplications and O(n^2) memory for one
+example.
 
-On the CPU compiled kernels invert the Laplacian of an example, which is faster, and keep the result where residuals and
-a bound on the amplification of rounding certify it (:func:`_invert`): for most scores in training. Otherwise they do
-the elimination above, in linear float64; where products come near underflow, a loop
-over nodes does it in plain torch with logarithms, and autograd provides the derivatives. GPU kernels work with
-logarithms throughout, one program an example; the plain torch version is for larger graphs and other devices.
+On the CPU compiled kernels invert the Laplacian of an example, which is faster. They keep the
+result if residuals and a bound on the amplification of rounding certify it (:func:`_invert`); for
+most scores in training they do. Otherwise they do the elimination above in linear float64. If
+products come near underflow, a loop over nodes in plain torch works with logarithms, and autograd
+provides the derivatives. GPU kernels work with logarithms throughout, one program an example. The
+plain torch version serves larger graphs and other devices.
 """
 
 from __future__ import annotations
@@ -43,22 +47,25 @@ from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.threads import run
 from structgrad.common.private import untraced
 
-#: Stands for log 0: finite, so that sums and differences of it are no NaN; exp of it, and of it plus any score, is 0.
+#: Stands for log 0. It is finite, so sums and differences of it are not NaN; exp of it plus any
+#: score is 0.
 _LOG_ZERO = -1e30
 _NO_WEIGHT = gpu.constant(_LOG_ZERO)
-#: The largest graph that one program of a GPU holds; samples beyond 64 nodes take 128 KiB of shared memory, which GPUs
-#: of data centres have.
+#: The largest graph for one GPU program. Samples beyond 64 nodes take 128 KiB of shared memory,
+#: which GPUs of data centres have.
 LARGEST = 128
-#: Reassociation and fused multiply-add only: infinities and NaN keep their meaning.
+#: The flags allow reassociation and fused multiply-add only: infinities and NaN keep their meaning.
 _FAST = {"reassoc", "contract"}
-#: A product of weights below this may have lost digits to underflow; the example is then redone with logarithms.
+#: A product of weights below this may have lost digits to underflow. The example is then redone
+#: with logarithms.
 _TINY = 1e-280
-#: An inverse is used where rounding is amplified by less than this, and residuals are below that.
+#: An inverse is used if its amplification of rounding is below the first and its residuals are
+#: below the second.
 _AMPLIFIED, _RESIDUAL = 1e3, 1e-10
 
 
 def present_nodes(exists: Tensor) -> Tensor:
-    """Which nodes touch an existing edge: bool ``[*batch, n]``."""
+    """The nodes that touch an existing edge: bool ``[*batch, n]``."""
     return exists.any(-1) | exists.any(-2)
 
 
@@ -69,13 +76,14 @@ def eliminate(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, lis
     """Eliminate all nodes of a batch, differentiably.
 
     Args:
-        scores: ``[B, n, n]``; what lies outside ``exists`` is never looked at.
+        scores: ``[B, n, n]``; entries outside ``exists`` are never read.
         exists: bool ``[B, n, n]``.
         root: int64 ``[B]``.
 
     Returns:
-        log Z ``[B]`` in float64, and the log-weights ``[B, n, n]`` before each elimination, node n-1 first. Absent
-        nodes and the root are eliminated too, as nodes without children and with one edge of weight 1 from the root.
+        log Z ``[B]`` in float64, and the log-weights ``[B, n, n]`` before each elimination, node
+        n-1 first. Absent nodes and the root are eliminated too. They count as nodes without
+        children and with one edge of weight 1 from the root.
     """
     n = scores.shape[-1]
     nodes = torch.arange(n, device=scores.device)
@@ -113,13 +121,16 @@ def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 
 
 # --- compiled, CPU: one example ---------------------------------------------------------------------------------------
-# Row and column 0 are the root's, 1 to m the present nodes'. The diagonal is nobody's, and holds the D.
+# Row and column 0 belong to the root, 1 to m to the present nodes. The diagonal has no edge and
+# holds the D.
 
 
 @njit(cache=True)
 def _load(weights: Any, exists: Any, root: int, nodes: Any, w: Any) -> tuple[int, bool]:
-    """Write the root and the nodes that touch an existing edge to ``nodes`` (then -1), their weights to ``w``; return
-    m, how many there are beside the root, and whether an existing edge has a weight near underflow.
+    """Load one example, and return m and whether an existing edge has a weight near underflow.
+
+    The root and the nodes that touch an existing edge go to ``nodes`` (then -1), their weights to
+    ``w``. m is the number of these nodes without the root.
     """
     n = exists.shape[0]
     nodes[:] = -1
@@ -148,7 +159,7 @@ def _load(weights: Any, exists: Any, root: int, nodes: Any, w: Any) -> tuple[int
 
 @njit(cache=True)
 def _store(m: int, nodes: Any, values: Any, out: Any) -> None:
-    """Write ``values`` where they belong in ``out``, which is zeroed, but for the diagonal."""
+    """Write ``values``, except for the diagonal, to their places in ``out``, which is zeroed."""
     if m + 1 == out.shape[0] and nodes[0] == 0:
         for k in range(m + 1):
             for j in range(1, m + 1):
@@ -163,8 +174,9 @@ def _store(m: int, nodes: Any, values: Any, out: Any) -> None:
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _eliminate(m: int, w: Any) -> float:
-    """Eliminate the nodes m, ..., 1 in place; return log Z, -inf if there is no tree, +inf if products came near
-    underflow.
+    """Eliminate the nodes m, ..., 1 in place and return log Z.
+
+    It returns -inf if there is no tree, and +inf if products came near underflow.
     """
     logz = 0.0
     for i in range(m, 0, -1):
@@ -193,13 +205,16 @@ def _eliminate(m: int, w: Any) -> float:
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _invert(m: int, w: Any, x: Any, rows: Any) -> float:
-    """``x``, the inverse of the Laplacian of the nodes 1 to m, by Gauss and Jordan's method without exchanges; return
-    log Z, or NaN where the result is not certified to be right.
+    """Write the inverse of the Laplacian of the nodes 1 to m to ``x``, and return log Z.
 
-    The Laplacian is a column diagonally dominant M-matrix: its inverse is positive, and no entry of a column exceeds
-    that on the diagonal of the row. Rounding is amplified by ``D[j] x[j, j]``, D being its diagonal, in each of the
-    three factors of an error, ``x |L| x`` (Higham 2002, section 14.4). So the inverse is used where that product is
-    moderate and the identities ``sum_j w[0, j] x[j, k] = 1`` and ``(x L)[j, j] = 1``, which are residuals, hold.
+    It uses Gauss and Jordan's method without exchanges. It returns NaN if the result is not
+    certified to be right.
+
+    The Laplacian is a column diagonally dominant M-matrix. Its inverse is positive, and no entry of
+    a column exceeds the diagonal entry of its row. Rounding is amplified by ``D[j] x[j, j]``, where
+    D is the diagonal, in each of the three factors of an error, ``x |L| x`` (Higham 2002, section
+    14.4). So the inverse is used on two conditions: that product is moderate, and the identities
+    ``sum_j w[0, j] x[j, k] = 1`` and ``(x L)[j, j] = 1`` hold. Their errors are the residuals.
     """
     size = m + 1
     for j in range(1, size):
@@ -258,7 +273,7 @@ def _invert(m: int, w: Any, x: Any, rows: Any) -> float:
             returned += x[j, k] * rows[1, k]
         own = w[j, j] * x[j, j]
         amplified = max(amplified, own)
-        off = max(off, abs(2.0 * own - returned - 1.0))  # the sum has the diagonal, with the other sign
+        off = max(off, abs(2.0 * own - returned - 1.0))  # the sum contains the diagonal with the other sign
     for k in range(1, size):
         off = max(off, abs(rows[0, k] - 1.0))
     return logz if amplified < _AMPLIFIED and off < _RESIDUAL else math.nan
@@ -281,7 +296,7 @@ def _invert_tangent(m: int, w: Any, x: Any, dw: Any, dx: Any, scratch: Any) -> N
 
 @njit(cache=True, fastmath=_FAST)
 def _multiply(m: int, a: Any, b: Any, product: Any) -> None:
-    """Of the rows and columns 1 to m."""
+    """The product over the rows and columns 1 to m."""
     size = m + 1
     for i in range(1, size):
         for j in range(1, size):
@@ -298,13 +313,15 @@ def _multiply(m: int, a: Any, b: Any, product: Any) -> None:
 
 @njit(cache=True, fastmath=_FAST)
 def _differentiate(m: int, w: Any, g: Any) -> None:
-    """``g``, the derivatives of log Z in the weights, from what :func:`_eliminate` left."""
+    """Write to ``g`` the derivatives of log Z in the weights, from the result of
+    :func:`_eliminate`.
+    """
     for i in range(1, m + 1):
         g[i, 1 : i + 1] = 0.0
         for k in range(i):
             p = w[k, i]
             g[k, i] = 0.0
-            if p > 0.0:  # the derivative in a weight that remained 0 is of no use, and may overflow
+            if p > 0.0:  # the derivative in a weight that remained 0 is not needed and may overflow
                 through = 0.0
                 for j in range(1, i):
                     through += g[k, j] * w[i, j]
@@ -320,7 +337,9 @@ def _differentiate(m: int, w: Any, g: Any) -> None:
 
 @njit(cache=True, fastmath=_FAST)
 def _tangent(m: int, w: Any, g: Any, dw: Any, dg: Any) -> None:
-    """``dg``, how ``g`` moves as the weights move by ``dw`` (overwritten): both passes above, differentiated."""
+    """Write to ``dg`` how ``g`` moves if the weights move by ``dw`` (overwritten): both passes,
+    differentiated.
+    """
     for i in range(m, 0, -1):
         d_total = 0.0
         for k in range(i):
@@ -354,7 +373,7 @@ def _tangent(m: int, w: Any, g: Any, dw: Any, dg: Any) -> None:
 
 @njit(cache=True)
 def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any) -> None:
-    """Undo an elimination on trees, see :func:`sample_arborescences`: ``parent[1:m + 1]``."""
+    """Undo an elimination on trees: write ``parent[1:m + 1]``. See :func:`sample_arborescences`."""
     reaches_root = np.empty(m + 1, np.bool_)
     known = np.empty(m + 1, np.bool_)
     walk = np.empty(m + 1, np.int64)
@@ -366,7 +385,7 @@ def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any)
                 whole += w[k, e] * w[e, j]
             if uniform[nodes[i], nodes[j]] * whole < w[k, i] * w[i, j]:
                 parent[j] = i
-        # The parent of i may be any node that still reaches the root; those below i do not.
+        # The parent of i may be any node that still reaches the root, so it is not below i.
         known[:i] = False
         reaches_root[0], known[0] = True, True
         reaches_root[i], known[i] = False, True
@@ -409,9 +428,11 @@ def _moments_kernel(
     certified: Any,
     factors: Any,
 ) -> None:
-    """``logz [B]``, relative to the tops, and if asked ``mean [B, n, n]`` (zeroed by the caller); -inf where there is
-    no arborescence, +inf where logarithms are needed. Leaves ``nodes [B, n]`` and, in ``factors [B, 2, n, n]``, weights
-    and the inverse where that is ``certified [B]``, else ``w, g``.
+    """``logz [B]``, relative to the tops, and on request ``mean [B, n, n]`` (zeroed by the caller).
+
+    ``logz`` is -inf where there is no arborescence and +inf where logarithms are needed. The kernel
+    leaves ``nodes [B, n]`` and ``factors [B, 2, n, n]`` for the derivative. The factors are the
+    weights and the inverse where the inverse is ``certified [B]``, and otherwise ``w`` and ``g``.
     """
     rows, moved = np.empty((2, weights.shape[1])), np.empty(weights.shape[1:])
     for b in range(first, weights.shape[0], stride):
@@ -432,14 +453,15 @@ def _moments_kernel(
             continue
         logz[b] = math.inf if tiny else _eliminate(m, w)
         if logz[b] == -math.inf:
-            nodes[b] = -1  # whose marginals are 0 and do not move
+            nodes[b] = -1  # its marginals are 0 and do not move
         if with_mean and abs(logz[b]) != math.inf:
             _differentiate(m, w, g)
             for k in range(m + 1):
                 for j in range(1, m + 1):
                     weight = weights[b, nodes[b, k], nodes[b, j]]
                     if weight > 0.0:
-                        # Right to some 1e-14 absolutely: this removes that much and no more.
+                        # The error is about 1e-14; this removes that much
+                        # and no more.
                         mean[b, nodes[b, k], nodes[b, j]] = min(1.0, max(0.0, weight * g[k, j]))
 
 
@@ -503,8 +525,10 @@ def _sample_kernel(
 
 
 def _weights(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights ``[B, n, n]`` relative to the largest that enters a node, and the logs of these ``[B, n]`` (0 where none
-    enters); float64.
+    """Weights ``[B, n, n]`` relative to the largest that enters a node, and logs of the largest
+    ``[B, n]``.
+
+    The logs are 0 where no edge enters. Both are float64.
     """
     if scores.numel() == 0:
         return scores.detach().double(), scores.new_zeros(scores.shape[:2], dtype=torch.float64)
@@ -519,7 +543,9 @@ def _run(kernel: Any, weights: Tensor, *rest: Any) -> None:
 
 
 def _moments(scores: Tensor, exists: Tensor, root: Tensor, with_mean: bool) -> tuple[Tensor, ...]:
-    """Log Z, marginals (zeros unless asked for), which examples need logarithms, and what :func:`_covariance` takes."""
+    """Log Z, marginals (zeros unless requested), which examples need logarithms, and the input of
+    :func:`_covariance`.
+    """
     weights, tops = _weights(scores, exists)
     batch, n = scores.shape[:2]
     logz, mean = torch.empty(batch, dtype=torch.float64), torch.zeros_like(scores, requires_grad=False)
@@ -546,7 +572,7 @@ class _LogPartition(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         scores, exists, root, mean = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants second derivatives
+        if torch.is_grad_enabled():  # second derivatives are wanted
             mean = _Marginals.apply(scores, exists, root)
         return upstream[:, None, None].to(mean.dtype) * mean, None, None
 
@@ -578,26 +604,27 @@ def _covariance(
     certified: Tensor,
     factors: Tensor,
 ) -> Tensor:
-    """The covariance of the edges times ``upstream``, from what :func:`_moments` left."""
+    """The covariance of the edges times ``upstream``, from the results of :func:`_moments`."""
     out = torch.zeros_like(scores)
     if bool(hard.any()):
         with torch.enable_grad():
             some = scores.detach()[hard].requires_grad_()
             mean = torch_marginals(some, exists[hard], root[hard])
             (out[hard],) = torch.autograd.grad(mean, some, upstream[hard])
-        nodes = nodes.masked_fill(hard[:, None], -1)  # nothing more to be done there
+        nodes = nodes.masked_fill(hard[:, None], -1)  # nothing more to do for these examples
     _run(_covariance_kernel, weights, nodes, certified, factors, upstream.contiguous(), out)
     return out
 
 
-# Under torch.compile these are called as they are, between two graphs.
+# torch.compile calls these as they are, between two graphs.
 _compiled_log_partition = untraced(_LogPartition.apply)
 _compiled_marginals = untraced(_Marginals.apply)
 
 
 # --- GPU: one program an example, in float64 logarithms ---------------------------------------------------------------
-# Blocks are [SIZE, SIZE], in registers. `ends` are the indices of the nodes as rows (tails) and as columns (heads).
-# Nodes are eliminated in the order n-1, ..., 0 without the root r; at i those before i and the root are left.
+# Blocks are [SIZE, SIZE], in registers. `ends` are the indices of the nodes as rows (tails) and as
+# columns (heads). Nodes are eliminated in the order n-1, ..., 0 without the root r. At node i the
+# earlier nodes and the root are left.
 
 
 @gpu.jit
@@ -607,8 +634,9 @@ def _log_add_exp(x: tl.tensor, y: tl.tensor) -> tl.tensor:
 
 @gpu.jit
 def _load_block(scores: tl.tensor, exists: tl.tensor, root: tl.tensor, n: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    """Log-weights, which entries are edges, where they lie, and the root; an absent node has an edge of weight 1 from
-    the root.
+    """Log-weights, which entries are edges, their places, and the root.
+
+    An absent node has an edge of weight 1 from the root.
     """
     b = tl.program_id(0).to(tl.int64)
     k, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
@@ -625,9 +653,11 @@ def _load_block(scores: tl.tensor, exists: tl.tensor, root: tl.tensor, n: tl.ten
 def _eliminate_block(
     w: tl.tensor, t: tl.tensor, r: tl.tensor, n: tl.tensor, TANGENT: tl.constexpr, SIZE: tl.constexpr
 ) -> tl.tensor:
-    """Eliminate all nodes: ``w`` is left with rows ``w[i, j]`` and columns ``p[k]``, ``total [SIZE]`` are the D; logs.
+    """Eliminate all nodes. ``w`` then holds rows ``w[i, j]`` and columns ``p[k]``; ``total [SIZE]``
+    are the D; all logs.
 
-    With ``TANGENT``, ``t``, how ``w`` moves, is left with how what is left moves; ``moved [SIZE]`` is how the D do.
+    With ``TANGENT``, ``t`` says how ``w`` moves before, and afterwards how the results move;
+    ``moved [SIZE]`` says how the D move.
     """
     at = tl.arange(0, SIZE)
     total, moved = tl.zeros([SIZE], tl.float64), tl.zeros([SIZE], tl.float64)
@@ -665,7 +695,9 @@ def _differentiate_block(
     TANGENT: tl.constexpr,
     SIZE: tl.constexpr,
 ) -> tl.tensor:
-    """``g``, logs of the derivatives of log Z in the weights; with ``TANGENT`` also how they move."""
+    """``g``, the logs of the derivatives of log Z in the weights; with ``TANGENT`` also how they
+    move.
+    """
     at = tl.arange(0, SIZE)
     g, t_g = tl.full([SIZE, SIZE], _NO_WEIGHT, tl.float64), tl.zeros([SIZE, SIZE], tl.float64)
     for step in range(n - 1):
@@ -698,7 +730,7 @@ def _differentiate_block(
 
 @gpu.jit
 def _reached(total: tl.tensor) -> tl.tensor:
-    """Whether there is an arborescence."""
+    """Whether an arborescence exists."""
     return tl.min(total, 0) > -1e29
 
 
@@ -727,7 +759,7 @@ def _gpu_marginals(
     w, total, t, moved = _eliminate_block(start, start, r, n, False, SIZE)
     g, _ = _differentiate_block(w, total, t, moved, r, n, False, SIZE)
     there = tl.arange(0, SIZE) < n
-    # Right to some 1e-14 absolutely: the minimum removes that much and no more.
+    # The error is about 1e-14; the minimum removes that much and no more.
     value = tl.minimum(tl.exp(start + g), 1.0)
     tl.store(
         mean + at, tl.where(_reached(total), tl.where(edge, value, 0.0), 0.0), mask=there[:, None] & there[None, :]
@@ -765,7 +797,7 @@ def _gpu_sample(
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    """As :func:`torch_sample`, which explains the names; the root is a node like the others."""
+    """As :func:`torch_sample`, which explains the names. Here the root is a node like the others."""
     start, edge, at, r = _load_block(scores, exists, root, n, SIZE)
     first = tl.program_id(0).to(tl.int64) * n * n
     ends = tl.arange(0, SIZE)
@@ -779,7 +811,8 @@ def _gpu_sample(
         left, heads = (ends < i) | (ends == r), (ends < i) & (ends != r)
         into = tl.where(left, gpu.column(w, i), _NO_WEIGHT)
         draws = tl.load(uniform + first + i * n + ends, mask=ends < n, other=1.0)
-        # The weight of parent[j] -> j with the nodes from i on eliminated: the edge itself and the ways through those.
+        # The weight of parent[j] -> j after eliminating the nodes from i on: the edge itself and
+        # the ways through those nodes.
         through = (k >= i) & (k != r) & (k < n) & heads[None, :]
         ways = tl.load(factors + first + parent[None, :] * n + k, mask=through, other=_NO_WEIGHT) + w
         chosen = k == parent[None, :]
@@ -813,7 +846,9 @@ def _launch(kernel: Any, scores: Tensor, *others: Tensor) -> None:
 
 @torch.library.custom_op("structgrad::matrix_tree_eliminate", mutates_args=())
 def _eliminate_operator(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """``log Z`` ``[B]``, and what elimination leaves, for samples: rows ``w[i, j]`` and columns ``p[k]``, logs."""
+    """``log Z`` ``[B]``, and the result of elimination for samples: rows ``w[i, j]`` and columns
+    ``p[k]``, as logs.
+    """
     logz, factors = _eliminate_fake(scores, exists, root)
     if not gpu.launches(scores):
         return _moments(scores, exists.contiguous(), root, False)[0], factors
@@ -882,8 +917,9 @@ _covariance_operator.register_autograd(_covariance_backward, setup_context=gpu.s
 
 
 def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-    """``log Z`` ``[B]`` in float64, -inf where there is no arborescence; arguments as for :func:`eliminate`,
-    contiguous.
+    """``log Z`` ``[B]`` in float64, -inf where there is no arborescence.
+
+    The arguments are those of :func:`eliminate`, contiguous.
     """
     logz: Tensor
     if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
@@ -896,7 +932,10 @@ def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 
 
 def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-    """Edge marginals ``[B, n, n]`` in the dtype of the scores, differentiable (compiled once, then in plain torch)."""
+    """Edge marginals ``[B, n, n]`` in the dtype of the scores.
+
+    They are differentiable: the first derivative is compiled, later ones are in plain torch.
+    """
     mean: Tensor
     if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
         mean = _marginals_operator(scores, exists, root)
@@ -908,16 +947,23 @@ def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 
 
 def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor | None = None) -> Tensor:
-    """One exact Gibbs sample for each example: ``[B, n, n]``, a function of the noise ``uniform`` (float64, as the
-    scores), which is drawn if it is not given.
+    """One exact Gibbs sample for each example: ``[B, n, n]``.
 
-    The elimination is undone on trees. Given a tree of the reduced graph without i, each of its edges k -> j goes
-    through i with probability ``p[k] w[i, j] / w'[k, j]``, and then j becomes a child of i. If so, the parent of i is
-    drawn with probability proportional to ``w[k, i]`` among the k that still reach the root (not those below i); that
-    the parents k of those edges say nothing more is Cayley's identity: with ``a`` the weight from the root's side and
-    ``b_1, ..., b_r`` that from the subtrees cut off, the ways to attach them to each other weigh
-    ``a (a + sum b)^(r - 1)``, and ``a + sum b = D``. No rejection, no random walk whose length depends on the scores
-    (as Wilson's), no subtraction.
+    It is a function of the noise ``uniform`` (float64, in the shape of the scores), which is drawn
+    if it is not given.
+
+    The elimination is undone on trees. Take a tree of the reduced graph without i. Each of its
+    edges k -> j goes through i with probability ``p[k] w[i, j] / w'[k, j]``, and then j becomes a
+    child of i. If some edge does, the parent of i is drawn with probability proportional to ``w[k,
+    i]`` among the k that still reach the root (not those below i).
+
+    The old parents k of those edges carry no further information, by Cayley's identity. Let ``a``
+    be the weight from the root's side, and ``b_1, ..., b_r`` the weights from the subtrees that
+    were cut off. The ways to attach them to each other weigh ``a (a + sum b)^(r - 1)``, and ``a +
+    sum b = D``.
+
+    There is no rejection, no subtraction, and no random walk whose length depends on the scores (as
+    in Wilson's algorithm).
     """
     if uniform is None:
         uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
@@ -936,7 +982,7 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: 
 
 
 def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) -> Tensor:
-    """:func:`sample_arborescences` for any device."""
+    """The same as :func:`sample_arborescences`, on any device."""
     batch, n = scores.shape[:2]
     rows = torch.arange(batch, device=scores.device)
     stages = eliminate(scores, exists, root)[1]
@@ -947,7 +993,7 @@ def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) 
     for i in range(n):
         w = stages[n - 1 - i]
         into_i = torch.cat([w[:, :i, i], w[:, -1:, i]], 1)
-        row = parent[:, :i].clamp(max=i)  # of the parent in the reduced weights, where the root is the last
+        row = parent[:, :i].clamp(max=i)  # the parent's row in the reduced weights, where the root is the last
         detour = into_i.gather(1, row) - into_i.logsumexp(1, keepdim=True) + w[:, i, :i]
         direct = torch.cat([w[:, :i, :i], w[:, -1:, :i]], 1).gather(1, row[:, None, :])[:, 0]
         moved = uniform[:, i, :i] < torch.sigmoid(detour - direct)
@@ -960,7 +1006,8 @@ def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) 
         parent[:, i] = torch.where(drawn == i, n, drawn)
         above[:, i] = above[rows, parent[:, i]]
         above[:, i, i] = True
-        # What lay below a moved node keeps its ancestors up to that node, and continues with i and those of i.
+        # A node below a moved node keeps its ancestors up to that node, and continues with
+        # i and the ancestors of i.
         kept = above & (cuts[:, :, None] == cuts[:, None, :])
         above = torch.where(below[:, :, None], kept | above[:, i, None, :], above)
     chosen = torch.where(parent == n, root[:, None], parent)

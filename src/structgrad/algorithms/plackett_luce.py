@@ -1,4 +1,5 @@
-"""Plackett-Luce: the order in which independent exponentials are smallest, and what is left before each choice.
+"""Plackett-Luce: the order of the smallest exponentials, and the total rate that is left before
+each choice.
 
 Everything here works on flat parts, ``[*batch, n]``.
 """
@@ -15,12 +16,13 @@ from structgrad.algorithms import gpu
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.gpu import tl
 
-#: The most parts that one program of a GPU holds.
+#: The largest number of parts for one GPU program.
 LARGEST = 16384
 
 
 def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
-    """What the probability of an order of the smallest exponentials consists of (Struminsky et al. 2021, 2.1).
+    """The terms of the probability of an order of the smallest exponentials (Struminsky et al.
+    2021, 2.1).
 
     Args:
         choices: int64 ``[*batch, k]``, distinct existing parts.
@@ -28,8 +30,8 @@ def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> t
         exists: ``[*batch, n]``.
 
     Returns:
-        log-rates of the choices, and logarithms of the total rate of all that was there before each: ``[*batch, k]``
-        each. The log-probability of the order is the sum of their differences.
+        log-rates of the choices, and logs of the total rate of all parts left before each choice,
+        ``[*batch, k]`` each. The log-probability of the order is the sum of their differences.
     """
     chosen = log_rates.gather(-1, choices)
     if takes_operator(log_rates):
@@ -37,7 +39,8 @@ def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> t
         until = torch.where(exists, len(step), -1).scatter(-1, choices, step.expand(choices.shape))
         return chosen, log_totals(until, log_rates, len(step))
     rest = log_rates.masked_fill(~exists.scatter(-1, choices, False), -math.inf)
-    # Summed from the end: what is never chosen, then the choices backwards. No rate is subtracted.
+    # Summed from the end: the parts that are never chosen, then the choices backwards. No rate is
+    # subtracted.
     has_rest = (rest > -math.inf).any(-1, keepdim=True)
     never = torch.where(has_rest, rest, 0.0).logsumexp(-1, keepdim=True).masked_fill(~has_rest, -math.inf)
     backwards = torch.cat([never, chosen.flip(-1)], -1)
@@ -49,9 +52,11 @@ def plackett_luce_conditional(
 ) -> Tensor:
     """Exponentials given the order of the smallest (Struminsky et al. 2021, Algorithm 6): ``[*batch, n]``.
 
-    The gaps between consecutive minima are independent exponentials with the rate of everything still there; what is
-    not chosen continues memorylessly after the last choice. Reparameterised in ``log_rates``; 1 where nothing exists.
-    ``steps`` ``[*batch, k]`` and ``parts`` ``[*batch, n]`` are the standard exponentials that it is made of.
+    The gaps between consecutive minima are independent exponentials. Their rate is the total rate
+    of the parts that are left. Parts that are not chosen continue after the last choice, because
+    exponentials have no memory. The result is reparameterised in ``log_rates``, and 1 where no part
+    exists. It is a function of the standard exponentials ``steps`` ``[*batch, k]`` and ``parts``
+    ``[*batch, n]``.
     """
     _, totals = plackett_luce_terms(choices, log_rates, exists)
     times = (steps * (-totals).exp()).cumsum(-1)
@@ -66,17 +71,17 @@ def plackett_luce_conditional(
 
 
 def takes_operator(log_rates: Tensor) -> bool:
-    """Whether :func:`log_totals` is for these rates: on a GPU, up to :data:`LARGEST` parts."""
+    """Whether :func:`log_totals` accepts these rates: on a GPU, up to :data:`LARGEST` parts."""
     return gpu.takes(log_rates, log_rates.shape[-1], LARGEST)
 
 
 def log_totals(until: Tensor, log_rates: Tensor, steps: int) -> Tensor:
-    """Logarithms of the total rate of what is left at every step, in one launch; differentiable twice.
+    """Logs of the total rate that is left at every step, in one launch; differentiable twice.
 
     Args:
-        until: int64 ``[*batch, n]``: the last step at which a part is there; -1 for none.
+        until: int64 ``[*batch, n]``, the last step at which a part is left; -1 if it never is.
         log_rates: ``[*batch, n]``, finite.
-        steps: how many.
+        steps: the number of steps.
 
     Returns:
         ``[*batch, steps]``; 0 where nothing is left.

@@ -1,4 +1,4 @@
-"""Matrix products of structures, which stay float32 whatever the precision of those of a model."""
+"""Matrix products of structures. They stay float32 whatever the precision of the model's products."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def _is_highest() -> bool:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` as under ``torch.set_float32_matmul_precision("highest")``, and so are its derivatives.
+    """``left @ right`` and its derivatives, as under
+    ``torch.set_float32_matmul_precision("highest")``.
 
     Args:
         left: ``[*batch, m, k]``.

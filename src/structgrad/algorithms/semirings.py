@@ -1,10 +1,12 @@
-"""Three ways to aggregate the alternatives of a dynamic program: their log-sum, the best one, or one drawn at random.
+"""Three ways to aggregate the alternatives of a dynamic program: log-sum, maximum, random draw.
 
-A dynamic program that adds the scores of what it combines and aggregates alternatives by ``plus(values, dim)`` computes
-a log-partition function with :func:`log_sum` and a maximum with :func:`best`. Its gradient in the scores is then the
-mean and a best vertex (Eisner 2016; Mensch and Blondel 2018). With :func:`draw`, which has the values of
-:func:`log_sum` and sends its gradient to one alternative, drawn in proportion to its share, the gradient is an exact
-sample: ancestral sampling, from the last aggregation back to the first (Rush 2020, section 3).
+A dynamic program adds the scores of what it combines, and aggregates alternatives by ``plus(values,
+dim)``. With :func:`log_sum` it computes a log-partition function and with :func:`best` a maximum.
+The gradient in the scores is then the mean or a best vertex (Eisner 2016; Mensch and Blondel 2018).
+
+:func:`draw` has the values of :func:`log_sum`. It sends its gradient to one alternative, drawn in
+proportion to its share. The gradient of the program is then an exact sample. This is ancestral
+sampling from the last aggregation back to the first (Rush 2020, section 3).
 """
 
 from __future__ import annotations
@@ -15,19 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: ``(values, dim) -> aggregated``, without the dimension.
+#: ``(values, dim) -> aggregated``, without that dimension.
 Aggregation = Callable[[Tensor, int], Tensor]
 
-#: The value of what cannot be: finite, so that no difference of two such is NaN; far below any sum of scores, also of
-#: the lowest number of float32, so that the exponential of the difference is 0. For float64 only.
+#: The value of an impossible event, for float64 only. It is finite, so the difference of two is not
+#: NaN. It is far below any sum of scores, even of the lowest float32 number, so the exponential of
+#: the difference is 0.
 IMPOSSIBLE = -1e300
 
 
 def log_sum(values: Tensor, dim: int) -> Tensor:
     """``log sum exp``, differentiable to any order.
 
-    Its gradient is a quotient of sums. That of ``torch.logsumexp``, ``exp(value - result)``, has the rounding of the
-    result: 1e-9 at scores of 1e7, which times such a score is 1 % of an entropy.
+    Its gradient is a quotient of sums. The gradient of ``torch.logsumexp``, ``exp(value -
+    result)``, suffers from the rounding of the result. At scores of 1e7 that error is 1e-9;
+    multiplied by such a score it is 1 % of an entropy.
     """
     top = values.detach().amax(dim, keepdim=True)
     return (values - top).exp().sum(dim).log() + top.squeeze(dim)
@@ -39,7 +43,7 @@ def best(values: Tensor, dim: int) -> Tensor:
 
 
 def draw(values: Tensor, dim: int) -> Tensor:
-    """``log sum exp``, whose gradient goes to one alternative, drawn anew for every aggregation."""
+    """``log sum exp``. Its gradient goes to one alternative, drawn anew for every aggregation."""
     drawn: Tensor = _Draw.apply(values, dim)
     return drawn
 

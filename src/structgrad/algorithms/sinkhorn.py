@@ -1,8 +1,9 @@
 """Sinkhorn scaling to doubly stochastic matrices, in the log domain with Newton steps on the dual.
 
-Alternating normalisation of rows and columns (Sinkhorn 1964; Mena et al. 2018), in float64, O(n^2) an iteration; every
-eighth is followed by a Newton step, O(n^3), which is kept where it reduces the error. In plain torch; on a GPU one
-program an example does all iterations and stops when that example is done.
+Rows and columns are normalised in turn (Sinkhorn 1964; Mena et al. 2018), in float64, at O(n^2) an
+iteration. Every eighth iteration is followed by a Newton step, O(n^3), which is kept if it reduces
+the error. The code is plain torch. On a GPU one program an example does all iterations and stops
+when that example is done.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.products import product
 
-#: Iterations between Newton steps.
+#: The number of iterations between Newton steps.
 NEWTON_EVERY = 8
-#: Added to the sums of rows and columns, as the Newton step has no unique solution.
+#: Added to the sums of rows and columns, because the solution of the Newton step is not unique.
 RIDGE = 1e-10
-#: The most rows that one program of a GPU holds.
+#: The largest number of rows for one GPU program.
 LARGEST = 64
 _GPU_RIDGE = gpu.constant(RIDGE)
 
@@ -27,15 +28,17 @@ _GPU_RIDGE = gpu.constant(RIDGE)
 def potentials(
     g: Tensor, log_k: Tensor, rows: Tensor, columns: Tensor, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """``f, g`` ``[*batch, n]`` such that ``exp(log_k + f 1^T + 1 g^T)`` is doubly stochastic; 0 where absent.
+    """``f, g`` ``[*batch, n]`` that make ``exp(log_k + f 1^T + 1 g^T)`` doubly stochastic; 0 where
+    absent.
 
     Args:
-        g: a start, float64 ``[*batch, n]``.
-        log_k: float64 ``[*batch, n, n]``, -inf where there is no entry.
-        rows: which there are, bool ``[*batch, n]``.
-        columns: likewise.
-        tolerance: enough if the row sums are together no further than this from 1.
-        max_iterations: at most; always this many in plain torch where values are not read.
+        g: the start, float64 ``[*batch, n]``.
+        log_k: float64 ``[*batch, n, n]``, -inf for a missing entry.
+        rows: which rows exist, bool ``[*batch, n]``.
+        columns: which columns exist, likewise.
+        tolerance: stop when the errors of the row sums add up to at most this.
+        max_iterations: the largest number of iterations. In plain torch, where values are not read,
+        it is always reached.
     """
     n = log_k.shape[-1]
     if gpu.takes(log_k, n, LARGEST, on_cpu=True):
@@ -44,7 +47,7 @@ def potentials(
         return found[0].reshape(g.shape), found[1].reshape(g.shape)
 
     def normalize(f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Exact columns for this f; logarithms of the row sums without f; the largest error of a row."""
+        """Exact columns for this f; logs of the row sums without f; the largest error of a row."""
         g = torch.where(columns, -(log_k + f.unsqueeze(-1)).logsumexp(-2), 0.0)
         row_sum = (log_k + g.unsqueeze(-2)).logsumexp(-1)
         return g, row_sum, torch.where(rows, (row_sum + f).expm1().abs(), 0.0).sum(-1)
@@ -67,7 +70,8 @@ def potentials(
 
 
 def dual_step(point: Tensor, row_excess: Tensor, column_excess: Tensor) -> tuple[Tensor, Tensor]:
-    """How f and g have to move to take these excesses ``[*batch, n]`` from the sums of ``point``, to first order.
+    """The first-order moves of f and g that remove the excesses ``[*batch, n]`` from the sums of
+    ``point``.
 
     Solves ``[[R, P], [P^T, C]] d(f, g) = -excess``. The matrix is singular along (1, -1) of every connected block,
     where f + g does not change; a ridge picks one of the solutions. Linear and differentiable in the excesses.
@@ -78,7 +82,8 @@ def dual_step(point: Tensor, row_excess: Tensor, column_excess: Tensor) -> tuple
     column_sum = torch.where(column_sum > 0, column_sum, 1.0) + RIDGE
     schur = column_sum.diag_embed() - product(transposed, point / row_sum.unsqueeze(-1))
     right = column_excess - product(transposed, (row_excess / row_sum).unsqueeze(-1)).squeeze(-1)
-    # Positive definite for any point, by its own sums and the ridge; a check would wait for the device.
+    # Positive definite for any point, because of its own sums and the ridge. A check would wait for
+    # the device.
     factor, _ = torch.linalg.cholesky_ex(schur)
     move_g = -torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
     move_f = -(row_excess + product(point, move_g.unsqueeze(-1)).squeeze(-1)) / row_sum
@@ -88,9 +93,9 @@ def dual_step(point: Tensor, row_excess: Tensor, column_excess: Tensor) -> tuple
 def central_duals(log_k: Tensor, vertex: Tensor, duals: Tensor) -> Tensor:
     """Column duals of the best matching, moved from a corner of the optimal face into its interior.
 
-    With rows renamed to their columns, reduced costs c >= 0 allow any shift p with ``c_ij + p_j - p_i >= 0``.
-    Shortest distances from i, averaged over all ends, give every entry at least 1/n of the gap of its cheapest
-    cycle.
+    Rename rows to their columns. Then reduced costs c >= 0 allow any shift p with ``c_ij + p_j -
+    p_i >= 0``. Take the shortest distances from i, averaged over all ends. They give every entry at
+    least 1/n of the gap of its cheapest cycle.
     """
     n = log_k.shape[-1]
     rows = vertex.any(-1)
@@ -98,14 +103,16 @@ def central_duals(log_k: Tensor, vertex: Tensor, duals: Tensor) -> Tensor:
     partner = vertex.argmax(-1).unsqueeze(-2).expand(cost.shape)
     cost = torch.where(rows.unsqueeze(-2), cost.gather(-1, partner), torch.inf).clamp_min(0.0)
     distance = _distances(cost)
-    # What cannot be reached is as far away as no path is.
+    # Unreachable nodes are as far away as if no path existed.
     far = 1 + n * torch.where(cost.isfinite(), cost, 0.0).amax((-2, -1), keepdim=True)
     shift = torch.minimum(distance, far).mean(-1)
     return duals[..., 1, :] - product(shift.unsqueeze(-2), vertex).squeeze(-2)
 
 
 def _distances(cost: Tensor) -> Tensor:
-    """Of shortest paths between all pairs, by Floyd and Warshall's algorithm: ``[*batch, n, n]``, 0 on the diagonal."""
+    """The lengths of shortest paths between all pairs, by Floyd and Warshall: ``[*batch, n, n]``, 0
+    on the diagonal.
+    """
     n = cost.shape[-1]
     if gpu.takes(cost, n, LARGEST, on_cpu=True):
         found: Tensor = _distances_operator(cost.reshape(-1, n, n))
@@ -132,7 +139,7 @@ def _column(x, i, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @gpu.jit
 def _log_sum(x, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """0 where everything is -inf."""
+    """Log-sum-exp; 0 where all entries are -inf."""
     top = tl.max(x, AXIS)
     some = top > -float("inf")
     top = tl.where(some, top, 0.0)
@@ -142,7 +149,7 @@ def _log_sum(x, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @gpu.jit
 def _normalize(f, log_k, rows, columns):  # type: ignore[no-untyped-def]
-    """Exact columns for this f; logarithms of the row sums without f; the error of the rows."""
+    """Exact columns for this f; logs of the row sums without f; the error of the rows."""
     g = tl.where(columns, -_log_sum(log_k + f[:, None], 0), 0.0)
     row_sum = _log_sum(log_k + g[None, :], 1)
     return g, row_sum, tl.sum(tl.where(rows, tl.abs(tl.exp(row_sum + f) - 1.0), 0.0), 0)
@@ -150,7 +157,7 @@ def _normalize(f, log_k, rows, columns):  # type: ignore[no-untyped-def]
 
 @gpu.jit
 def _newton(point, excess, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How f has to move to take this excess from the rows."""
+    """The move of f that removes this excess from the rows."""
     at = tl.arange(0, SIZE)
     row_sum, column_sum = tl.sum(point, 1), tl.sum(point, 0)
     row_sum = tl.where(row_sum > 0.0, row_sum, 1.0) + _GPU_RIDGE
@@ -163,7 +170,7 @@ def _newton(point, excess, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-de
             * (_row(point, k, SIZE) / tl.sum(tl.where(at == k, row_sum, 0.0), 0))[None, :]
         )
     right = -tl.sum(transposed * (excess / row_sum)[None, :], 1)
-    # Positive definite: elimination needs no exchange of rows.
+    # The matrix is positive definite, so elimination needs no exchange of rows.
     for k in range(n):
         row, pivot = (
             _row(schur, k, SIZE),

@@ -1,4 +1,4 @@
-"""Compiled (numba, CPU) kernels on several threads: the examples of a batch are dealt out to them."""
+"""Run compiled (numba, CPU) kernels on several threads, which share the examples of a batch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 from structgrad.common.private import untraced
 
-#: Fewer elementary operations than this are done before a second thread has started.
+#: A kernel with fewer elementary operations ends before a second thread has started.
 _WORTH_A_THREAD = 200_000
 
 _pool: ThreadPoolExecutor | None = None
 
 
 def _forget_pool() -> None:
-    """A forked child has the pool, but not its threads."""
+    """A forked child inherits the pool but not its threads."""
     global _pool
     _pool = None
 
@@ -27,15 +27,16 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 @untraced
 def run(kernel: Any, operations: int, *tensors: Any) -> None:
-    """Call ``kernel(first, stride, *arrays)`` on as many threads as torch uses, one share of the examples each.
+    """Call ``kernel(first, stride, *arrays)`` on as many threads as torch uses, each with its share
+    of the examples.
 
-    Kernels release the interpreter lock. Plain threads, not numba's own: they share no state with torch's OpenMP and
-    may be used from any thread and after a fork.
+    Kernels release the interpreter lock. The threads are plain threads, not numba's own. They share
+    no state with torch's OpenMP, and they work from any thread and after a fork.
 
     Args:
         kernel: compiled with ``nogil``; does the examples ``first``, ``first + stride`` and so on, where
             ``first < stride <= torch.get_num_threads()``.
-        operations: roughly how many elementary operations there are altogether.
+        operations: the approximate number of elementary operations in all.
         tensors: the other arguments, tensors on the CPU (contiguous) or numbers.
     """
     global _pool

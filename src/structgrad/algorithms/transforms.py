@@ -1,7 +1,8 @@
-"""What compiled code does under ``torch.func`` (``vmap``, ``jvp``, ``grad`` and what is made of them).
+"""Compiled code under ``torch.func`` (``vmap``, ``jvp``, ``grad`` and functions made of them).
 
-The tensors of a transform have no memory that compiled code could read. What is differentiated is then computed in
-plain torch (``values_can_be_read`` says no); what has no derivative is computed as ever, by :func:`over_batch`.
+The tensors of a transform have no memory that compiled code could read. What needs a derivative is
+therefore computed in plain torch (``values_can_be_read`` returns False). What has no derivative
+goes through :func:`over_batch`, which calls the usual code.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from structgrad.algorithms.eager import transformed
 
 
 def over_batch(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """``function(*tensors)``, which sees plain tensors under ``torch.func`` transforms as well: the examples of
-    ``vmap`` are one more leading dimension.
+    """``function(*tensors)``, where the function sees plain tensors under ``torch.func`` transforms
+    too.
+
+    The examples of ``vmap`` become one more leading dimension.
 
     Args:
-        function: of tensors with any leading dimensions, the same of all; so are its results.
+        function: accepts tensors with any leading dimensions, the same for all, and returns such
+            tensors.
         tensors: the arguments.
 
     Returns:
-        what the function returns, without a derivative.
+        the results of the function, without a derivative.
     """
     if not any(map(transformed, tensors)):
         return function(*tensors)
