@@ -15,16 +15,18 @@ from structgrad.structures.layout import Matrix
 
 
 class Alignment(Derivations):
-    """Monotone paths through a grid, from its first cell to its last: dynamic time warping (Sakoe and Chiba 1978).
+    """Monotone paths through a grid from its first to its last cell: dynamic time warping (Sakoe
+    and Chiba 1978).
 
-    Parts are the cells ``[n, m]``: ``[i, j]`` aligns item i of one sequence with item j of another. From a cell a path
-    goes on to the next row, the next column, or both. Absent items are the last ones of either sequence: the mask of
-    lengths (L, M) is True for ``i < L, j < M``. Any cell may be missing, as in a band around the diagonal, but the
-    first and the last. Scores of moves rather than cells (Needleman and Wunsch 1970) need the edges of the grid as
-    parts: :class:`~structgrad.structures.DagPath`.
+    Parts are the cells ``[n, m]``: ``[i, j]`` aligns item i of one sequence with item j of another.
+    From a cell a path continues to the next row, the next column, or both. Absent items are the
+    last ones of a sequence: for lengths (L, M) the mask is True at ``i < L, j < M``. Any cell
+    except the first and the last may be missing, as in a band around the diagonal. If moves rather
+    than cells have scores (Needleman and Wunsch 1970), the parts must be the edges of the grid; use
+    :class:`~structgrad.structures.DagPath`.
 
-    ``marginals`` are those of soft-DTW (Cuturi and Blondel 2017; Mensch and Blondel 2018); every oracle is O(n m) an
-    example.
+    ``marginals`` are those of soft-DTW (Cuturi and Blondel 2017; Mensch and Blondel 2018). Every
+    oracle is O(n m) an example.
 
     Raises:
         ValueError: from every oracle (eager CPU code), if an example has no path.
@@ -43,7 +45,7 @@ class Alignment(Derivations):
         return last(exists.any(-1)) * (exists.shape[-1] + 1) + last(exists.any(-2))
 
     def enumerate(self, *shape: int) -> Tensor:
-        """All paths (Delannoy numbers): ``[V, n, m]``."""
+        """All paths (there are as many as a Delannoy number): ``[V, n, m]``."""
         self.check_shape_listable(*shape)
         n, m = shape
         if not n or not m:
@@ -67,7 +69,9 @@ def _paths(i: int, j: int) -> Iterator[list[tuple[int, int]]]:
 
 @functools.lru_cache(maxsize=64)
 def _graph(n: int, m: int) -> Hypergraph:
-    """Diagonal by diagonal; a node is a cell, the last one of paths so far. Size: ``rows * (m + 1) + columns``."""
+    """Built diagonal by diagonal. A node is the last cell of a partial path. Size: ``rows * (m + 1)
+    + columns``.
+    """
     builder = Builder()
     cell = np.full((n + 1, m + 1), ZERO)  # with a border before the first row and column
     for diagonal in range(n + m - 1 if n and m else 0):

@@ -15,20 +15,22 @@ from structgrad.structures.layout import Directed
 class Arborescence(Tree):
     """Directed trees in which a fixed root reaches every node (Paulus et al. 2020, B.8; Struminsky et al. 2021, 2.3).
 
-    Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root. A node that touches no
-    existing part is absent. Every other node must be reachable from the root.
+    Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root. A
+    node that touches no existing part is absent. The root must reach every other node.
 
-    ``argmax`` and ``trace`` are exact, O(n^2) for one example (Chu-Liu-Edmonds by path growing). ``log_partition``,
-    ``marginals`` and ``sample`` are O(n^3) and hold for any finite scores, by an elimination without subtractions or,
-    on the CPU where that is certified to be right, an inverse; see ``matrix_tree``. On a GPU each of these, and what
-    the trace needs, is one launch (two for a sample) up to 128 nodes; beyond, a loop over nodes in plain torch.
+    ``argmax`` and ``trace`` are exact, O(n^2) for one example (Chu-Liu-Edmonds by path growing).
+    ``log_partition``, ``marginals`` and ``sample`` are O(n^3) and work for any finite scores. They
+    use an elimination without subtractions. On the CPU they use an inverse instead if it is
+    certified to be right; see ``matrix_tree``. On a GPU each of these, and each quantity that the
+    trace needs, is one launch (two for a sample) for at most 128 nodes. Larger graphs take a loop
+    over nodes in plain torch.
 
     Args:
         root: the node that reaches all others, the same in every example.
 
     Raises:
-        ValueError: for a negative root; from every oracle, if the root is not one of the n nodes, or (eager CPU code)
-            if an example has a node that the root cannot reach.
+        ValueError: for a negative root; from every oracle, if the root is not one of the n nodes;
+            or (eager CPU code) if an example has a node that the root cannot reach.
     """
 
     def __init__(self, root: int = 0) -> None:
@@ -38,21 +40,25 @@ class Arborescence(Tree):
         self.layout = Directed()
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As for every structure; also refuses graphs too small to have the root."""
+        """The checks of every structure; graphs that are too small to have the root are refused
+        too.
+        """
         super().check(scores, mask)
         n = scores.shape[-1]
         if self.root >= n > 0:
             raise ValueError(f"root {self.root} is not one of the {n} nodes of scores {list(scores.shape)}")
 
     def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Edges off the diagonal and not into the root: no arborescence has those."""
+        """Edges off the diagonal and not into the root; no arborescence has the others."""
         head = torch.arange(scores.shape[-1], device=scores.device)
         return super().parts(scores, mask) & (head != self.root)
 
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
 
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E[x]``; a vector-Jacobian product costs twice as much. It has no derivative itself on the CPU."""
+        """``E[x]``. A vector-Jacobian product costs twice as much. Second derivatives are in plain
+        torch.
+        """
         return matrix_tree.marginals(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -64,8 +70,8 @@ class Arborescence(Tree):
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
         """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks (see ``chu_liu_edmonds``).
 
-        ``choices[..., e, 0]`` is the edge ``u * n + v`` that event e picks, ``choices[..., e, 1]`` the event that
-        contracts it; E = max(2 n - 2, n).
+        ``choices[..., e, 0]`` is the edge ``u * n + v`` that event e picks. ``choices[..., e, 1]``
+        is the event that contracts it. E = max(2 n - 2, n).
         """
         return self._minimum(exponentials, mask, sign=1.0)
 
@@ -81,10 +87,12 @@ class Arborescence(Tree):
     def conditional(
         self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
     ) -> Tensor:
-        """``E | T``: the minima of the picks that an edge took part in and, unless it was picked, a fresh exponential.
+        """A sample of ``E | T``, made from the minima of the picks.
 
-        The minimum at each pick is exponential with the total rate of the edges entering that node, and independent of
-        what was picked; the edges that lose are memoryless.
+        Each edge gets the sum of the minima of the picks that it took part in. It also gets a fresh
+        exponential unless it was picked. The minimum of a pick is exponential with the total rate
+        of the edges that enter that node. It is independent of which edge was picked, and the edges
+        that lose are memoryless.
         """
         self.check(log_rates, mask)
         flat, exists = self._flat(log_rates.double(), mask)

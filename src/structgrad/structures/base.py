@@ -46,7 +46,7 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
-    """Whether a shape broadcasts to another, which stays as it is."""
+    """Whether a shape broadcasts to the shape ``to``."""
     try:
         return tuple(torch.broadcast_shapes(shape, to)) == tuple(to)
     except RuntimeError:
@@ -54,7 +54,9 @@ def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
 
 
 def derived_from(*oracles: str) -> Callable[[_Method], _Method]:
-    """Marks an oracle that is computed from others: a structure has it if it has those (see :mod:`.derived`)."""
+    """Marks an oracle that is computed from others. A structure has it if it has the others (see
+    :mod:`.derived`).
+    """
 
     def mark(method: _Method) -> _Method:
         method.derived_from = oracles  # type: ignore[attr-defined]
@@ -63,7 +65,7 @@ def derived_from(*oracles: str) -> Callable[[_Method], _Method]:
     return mark
 
 
-#: Entries of all vertices together that :meth:`Structure.enumerate` makes: 512 MiB.
+#: The largest number of entries of all vertices together in :meth:`Structure.enumerate`: 512 MiB.
 _LISTED = 2**26
 
 
@@ -73,20 +75,21 @@ class UnsupportedError(ValueError):
 
 @dataclass(frozen=True)
 class Trace:
-    """What a recursive algorithm with a stochastic invariant chose (Struminsky et al. 2021, section 2.2).
+    """The choices of a recursive algorithm with a stochastic invariant (Struminsky et al. 2021,
+    section 2.2).
 
     Attributes:
-        vertex: ``[*batch, *parts]``, the structure that the choices make: ``x = X(t)``.
-        choices: int64 ``[*batch, *steps]``, the choices in the structure's own encoding (see its ``trace``); -1 where
-            a step did not happen (masked or shorter examples).
+        vertex: ``[*batch, *parts]``, the structure that follows from the choices: ``x = X(t)``.
+        choices: int64 ``[*batch, *steps]``, the choices in the structure's own encoding (see its
+            ``trace``). They are -1 where a step did not happen (masked or shorter examples).
     """
 
     vertex: Tensor
     choices: Tensor
 
 
-#: Standard exponentials (float64) that a sample given a trace is made of: one a step of the trace, ``[*batch, steps]``,
-#: and one a part, ``[*batch, *parts]``.
+#: Standard exponentials (float64) for a sample given a trace: one for each step of the trace,
+#: ``[*batch, steps]``, and one for each part, ``[*batch, *parts]``.
 Noise = tuple[Tensor, Tensor]
 
 
@@ -96,8 +99,9 @@ class SparseDistribution:
 
     Attributes:
         vertices: ``[N, *parts]``, hard.
-        rows: int64 ``[N]``, ascending: the (flattened) example each vertex belongs to.
-        weights: ``[N]``, positive, sum to one within a row; differentiable in the scores.
+        rows: int64 ``[N]``, ascending: the (flattened) example of each vertex.
+        weights: ``[N]``, positive; they sum to one within a row and are differentiable in the
+        scores.
     """
 
     vertices: Tensor
@@ -106,47 +110,54 @@ class SparseDistribution:
 
 
 class Structure:
-    """A finite set X of 0/1 vertices over parts, and what can be computed about it.
+    """A finite set X of 0/1 vertices over parts, and the computations on it.
 
-    Shapes: scores, utilities, masks and vertices are ``[*batch, *parts]`` with an arbitrary leading ``*batch``
-    shape; how the parts lie is said by :attr:`layout`. ``mask`` is bool, broadcastable to the scores, and False
-    where a part is missing; a missing part is 0 in every vertex, and its score is never looked at (it may be
-    anything, NaN and infinity included) and has no gradient. Examples of one batch may have different masks. Scores are
-    finite.
+    **Shapes.** Scores, utilities, masks and vertices are ``[*batch, *parts]`` with an arbitrary
+    leading ``*batch`` shape. :attr:`layout` says how the parts lie. ``mask`` is bool, broadcastable
+    to the scores, and False where a part is missing. A missing part is 0 in every vertex. Its score
+    is never read, so it may be anything (NaN and infinity included), and its gradient is 0.
+    Examples of one batch may have different masks. Scores are finite.
 
-    What is absent: in a graph, a node that touches no existing part. In a sequence, whose parts join neighbouring
-    positions, a position that touches no existing part; absent positions are the last ones, so that a mask says a
-    length. In both, an example without any part (one node, one position, or none) has one vertex, the empty one, and
-    ``log_partition`` 0. An example that has no vertex (a graph that falls apart, a sequence with a gap, fewer parts
-    than are to be chosen) is a ``ValueError`` in eager CPU code.
+    **Absent nodes and positions.** In a graph, a node that touches no existing part is absent. In a
+    sequence, whose parts join neighbouring positions, a position that touches no existing part is
+    absent. Absent positions are the last ones, so that a mask says a length. In both cases an
+    example without any part (one node, one position, or none) has one vertex, the empty one, and
+    ``log_partition`` 0. Some examples have no vertex: a graph that falls apart, a sequence with a
+    gap, fewer parts than must be chosen. They are a ``ValueError`` in eager CPU code.
 
-    The Gibbs distribution of scores ``s`` is ``p(x) = exp(<x, s>) / sum_y exp(<y, s>)``; ``<x, s>`` counts each part
-    once.
+    **Gibbs distribution.** For scores ``s`` it is ``p(x) = exp(<x, s>) / sum_y exp(<y, s>)``. ``<x,
+    s>`` counts each part once.
 
-    A subclass implements the oracles that exist for it, and nothing else; calling another one raises
-    :class:`UnsupportedError`, and :meth:`require` says so before any data is touched. Beyond the oracles below a
-    structure may have relaxations: methods ``(utility, mask=None) -> relaxed vertex`` that :attr:`relaxations`
-    describes. What else can be said of all its vertices (:attr:`constant_size`, :attr:`is_ordinal`, ...) are traits,
-    by which estimators choose; they never ask for a class.
+    **Oracles.** A subclass implements the oracles that exist for it and nothing else. Any other
+    oracle raises :class:`UnsupportedError`, and :meth:`require` raises it before any data is
+    touched. A structure may also have relaxations: methods ``(utility, mask=None) -> relaxed
+    vertex`` that :attr:`relaxations` describes. Other properties of all its vertices
+    (:attr:`constant_size`, :attr:`is_ordinal`, ...) are traits. Estimators choose by traits and
+    never by class.
 
-    Everything is batched, differentiable where that makes sense, and runs on the device of the scores. Values are
-    checked (NaN, empty sets) where looking is free, that is in eager mode on the CPU; shapes are always checked.
+    Everything is batched, differentiable where that makes sense, and runs on the device of the
+    scores. Shapes are always checked. Values (NaN, empty sets) are checked where reading them is
+    free, in eager mode on the CPU.
     """
 
-    #: False for the stand-ins of ``structure=none`` and ``structure=ground_truth``, which take no estimator.
+    #: False for the stand-ins ``structure=none`` and ``structure=ground_truth``, which take no
+    #: estimator.
     is_latent: ClassVar[bool] = True
 
-    #: Whether all vertices of an example have equally many parts: adding a number to all scores changes nothing.
+    #: Whether all vertices of an example have equally many parts. Then a constant added to all
+    #: scores changes nothing.
     constant_size: ClassVar[bool] = False
 
-    #: Whether a vertex is one part out of all.
+    #: Whether a vertex is one part chosen from all.
     is_categorical: ClassVar[bool] = False
 
-    #: Whether parts are chosen independently: the argmax is ``utility > 0``, Gibbs parts are independent bits.
+    #: Whether parts are chosen independently: the argmax is ``utility > 0``, and parts of a Gibbs
+    #: sample are independent.
     is_independent: ClassVar[bool] = False
 
-    #: Whether the order of the utilities alone decides the argmax, as for bases of a matroid (which the greedy
-    #: algorithm finds) and for sorting. ``trace(E).vertex`` is then ``argmax(-E)`` and ``argmax(-log E)``.
+    #: Whether only the order of the utilities decides the argmax. This is so for bases of a matroid
+    #: (the greedy algorithm finds them) and for sorting. ``trace(E).vertex`` is then ``argmax(-E)``
+    #: and ``argmax(-log E)``.
     is_ordinal: ClassVar[bool] = False
 
     #: Whether the vertex of a trace is the argmax: ``trace(E).vertex = argmax(-E)``.
@@ -160,7 +171,9 @@ class Structure:
 
     @property
     def vertex_layout(self) -> Layout:
-        """How vertices are shown; differs from :attr:`layout` only where a vertex is not linear in the scores."""
+        """The layout of vertices. It differs from :attr:`layout` only if a vertex is not linear in
+        the scores.
+        """
         return self.layout
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -182,7 +195,9 @@ class Structure:
 
     @property
     def oracles(self) -> frozenset[str]:
-        """Names of the oracles that this structure has: what it overrides, and what follows from that."""
+        """Names of the oracles of this structure: those that it overrides and those that follow
+        from them.
+        """
 
         def has(oracle: str) -> bool:
             method = getattr(type(self), oracle)
@@ -192,7 +207,9 @@ class Structure:
 
     @property
     def relaxations(self) -> dict[str, Relaxation]:
-        """Relaxations of the argmax that this structure has, by name: what follows from oracles, and its own."""
+        """Relaxations of the argmax, by name: those that follow from oracles, and the structure's
+        own.
+        """
         general = {
             "exp_family": Relaxation("marginals", symmetric=True),
             "euclidean": Relaxation("project", regularizer=half_square, symmetric=True),
@@ -201,28 +218,29 @@ class Structure:
         return derived | self.own_relaxations()
 
     def own_relaxations(self) -> dict[str, Relaxation]:
-        """Relaxations beyond those that follow from oracles; a structure that has any overrides this."""
+        """Relaxations that do not follow from oracles. A structure that has any overrides this."""
         return {}
 
     @property
     def is_linear(self) -> bool:
-        """Whether a vertex has one entry a score, so that its value is ``<x, scores>``."""
+        """Whether a vertex has one entry for each score, so that its value is ``<x, scores>``."""
         return self.vertex_layout is self.layout
 
     @property
     def perturbs_all_parts(self) -> bool:
-        """Whether random utilities perturb every part, see :meth:`noisy_parts`."""
+        """Whether random utilities perturb every part; see :meth:`noisy_parts`."""
         return type(self).noisy_parts is Structure.noisy_parts
 
     def require(self, *oracles: str, by: str) -> None:
         """Raise unless all ``oracles`` exist.
 
         Args:
-            oracles: names out of :data:`ORACLES`.
-            by: who asks, for the message, e.g. ``"estimator marginalize (distribution=sparsemap)"``.
+            oracles: names from :data:`ORACLES`.
+            by: who asks, for the message, e.g.
+                ``"estimator marginalize (distribution=sparsemap)"``.
 
         Raises:
-            UnsupportedError: one line that says what is missing and what there is.
+            UnsupportedError: one line that says which oracles are missing and which exist.
         """
         missing = [o for o in oracles if o not in self.oracles]
         if missing:
@@ -230,7 +248,7 @@ class Structure:
             raise UnsupportedError(f"{by} needs {', '.join(missing)}, which {self.name} lacks; it has {have}")
 
     def require_linear(self, *, by: str) -> None:
-        """Raise :class:`UnsupportedError` unless a vertex has one entry a score."""
+        """Raise :class:`UnsupportedError` unless a vertex has one entry for each score."""
         if not self.is_linear:
             raise UnsupportedError(f"{by} needs vertices with one entry a score, which {self.name} lacks")
 
@@ -243,7 +261,7 @@ class Structure:
         symmetric: bool = False,
         regularized: bool = False,
     ) -> Relaxation:
-        """The relaxation of that name, with the properties that are asked for.
+        """The relaxation with this name, if it has the requested properties.
 
         Args:
             name: a key of :attr:`relaxations`.
@@ -274,14 +292,16 @@ class Structure:
     def relax(
         self, relaxation: str, utility: Tensor, mask: Tensor | None = None, temperature: float | Tensor = 1.0
     ) -> Tensor:
-        """The relaxation of that name: a point of conv(X) (or its bespoke substitute), differentiable in ``utility``.
+        """Apply a relaxation: a point of conv(X) (or its substitute), differentiable in
+        ``utility``.
 
         Args:
             relaxation: a key of :attr:`relaxations`.
-            utility: ``[*batch, *parts]``, already divided by the temperature; ``[draws, *batch, *parts]`` for
-                relaxations of several utilities.
+            utility: ``[*batch, *parts]``, already divided by the temperature. For relaxations of
+                several utilities it is ``[draws, *batch, *parts]``.
             mask: which parts exist.
-            temperature: what the utility was divided by, for the few that are no function of the quotient alone.
+            temperature: the divisor of the utility. A few relaxations need it because they are not
+                a function of the quotient alone.
 
         Raises:
             UnsupportedError: if this structure lacks it.
@@ -292,7 +312,8 @@ class Structure:
         return relaxed
 
     def noisy_parts(self, scores: Tensor) -> Tensor:
-        """Which parts random utilities perturb; the others have their score as utility (Paulus et al. 2020, B.5).
+        """The parts that random utilities perturb. The utility of the others is their score (Paulus
+        et al. 2020, B.5).
 
         Returns:
             bool, broadcastable to ``scores``: all parts, unless the structure says otherwise.
@@ -300,7 +321,8 @@ class Structure:
         return torch.ones((), dtype=torch.bool, device=scores.device)
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """The shape of the parts at size n: n parts, n rows and columns, n nodes, or what the structure says n is.
+        """The shape of the parts at size n: n parts, n rows and columns, n nodes, or what the
+        structure calls n.
 
         Raises:
             UnsupportedError: for a layout of the structure's own, if the structure does not override this.
@@ -315,14 +337,16 @@ class Structure:
     # --- helpers for implementations and users --------------------------------------------------------------------
 
     def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Which entries of the scores are parts that exist, each counted once: bool ``[*batch, *parts]``."""
+        """The entries of the scores that are existing parts, each counted once: bool ``[*batch,
+        *parts]``.
+        """
         return self.layout.parts(scores, mask)
 
     def restrict(self, vertices: Tensor, scores: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Which of the vertices of :meth:`enumerate` are left under a mask, and how they are shown there.
+        """The vertices of :meth:`enumerate` that remain under a mask, and how they are shown there.
 
-        Those that use no missing part, unless the structure says otherwise; vertices that must cover what exists
-        (trees of fewer nodes) are not among them.
+        By default these are the vertices that use no missing part. Vertices that must cover all
+        existing nodes (trees of fewer nodes) are not among them; such structures override this.
 
         Args:
             vertices: ``[V, *parts]``, of the full size.
@@ -344,12 +368,13 @@ class Structure:
         return product.flatten(-self.layout.ndim).sum(-1)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """Refuse what no oracle can answer: wrong shape or precision, a mask of the wrong kind, NaN or infinity.
+        """Refuse inputs that no oracle can answer: a wrong shape, precision or mask, NaN or
+        infinity.
 
         Raises:
             TypeError: unless scores are float32 or float64 and the mask is bool. (Estimators widen half precision.)
-            ValueError: for a shape that does not fit, or (eager CPU code only) a NaN or an infinity in an
-                existing part.
+            ValueError: for a shape that does not fit, or (eager CPU code only) a NaN or an infinity
+                in an existing part.
         """
         self.layout.check(scores)
         if scores.dtype not in (torch.float32, torch.float64):
@@ -368,13 +393,13 @@ class Structure:
                     raise ValueError(f"scores must be finite; the entry at {where} is {scores[tuple(where)].item()}")
 
     def check_vertex(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> None:
-        """Refuse what is no vertex, where looking is free.
+        """Refuse a tensor that is not a vertex, where reading values is free.
 
-        A 0/1 vector x is the only one that maximises ``<2 x - 1, y>`` over all 0/1 vectors y: it is a vertex if and
-        only if the structure's argmax finds it.
+        Among all 0/1 vectors y, a 0/1 vector x is the only one that maximises ``<2 x - 1, y>``. So
+        it is a vertex if and only if the structure's argmax finds it.
 
         Raises:
-            ValueError: naming the first example; or for another shape.
+            ValueError: with the first bad example; or for another shape.
         """
         self._check_shown(vertex, scores.shape)
         if values_can_be_read(vertex):
@@ -384,7 +409,7 @@ class Structure:
             refuse(wrong.flatten(-self.layout.ndim).any(-1), f"is no vertex of {self.name}")
 
     def _check_shown(self, vertex: Tensor, shape: Sequence[int]) -> None:
-        """Refuse vertices of another shape than ``[*batch, *vertex]``, to which they may broadcast."""
+        """Refuse vertices of another shape than ``[*batch, *vertex]``, unless they broadcast to it."""
         ndim = self.vertex_layout.ndim
         if vertex.shape[-ndim:] != shape[-ndim:] or not _broadcasts(vertex.shape, shape):
             raise ValueError(
@@ -392,11 +417,12 @@ class Structure:
             )
 
     def check_listable(self, count: int, *shape: int) -> None:
-        """For :meth:`enumerate`: refuse lists that would not fit, before anything is allocated.
+        """For :meth:`enumerate`: refuse a list that would not fit into memory, before anything is
+        allocated.
 
         Args:
-            count: of vertices.
-            shape: of one vertex.
+            count: the number of vertices.
+            shape: the shape of one vertex.
 
         Raises:
             ValueError: with the number of vertices.
@@ -407,7 +433,9 @@ class Structure:
     # --- oracles --------------------------------------------------------------------------------------------------
 
     def conditional_noise(self, trace: Trace, log_rates: Tensor) -> Noise:
-        """What :meth:`conditional` is made of: to make the same sample at other log-rates."""
+        """The noise of :meth:`conditional`. The same noise gives the same sample at other
+        log-rates.
+        """
         batch = log_rates.shape[: log_rates.dim() - self.layout.ndim]
         steps = (*batch, trace.choices.shape[len(batch)])
         return wide_exponentials(log_rates, steps), wide_exponentials(log_rates)
@@ -421,9 +449,9 @@ class Structure:
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """A vertex of highest utility, exact: ``[*batch, *parts]``, 0/1 in the dtype of ``utility``, no gradient.
 
-        Ties are decided by the indices of the parts alone, in favour of earlier ones where vertices are subsets: equal
-        utilities have the same vertex, whatever other examples are in the batch. (Utilities that a network computes may
-        themselves depend on the batch, by rounding.)
+        Ties are decided by the indices of the parts alone, in favour of earlier ones if vertices
+        are subsets. So equal utilities give the same vertex, whatever other examples are in the
+        batch. (Utilities that a network computes may themselves depend on the batch, by rounding.)
         """
         raise self._lacks()
 
@@ -441,7 +469,9 @@ class Structure:
         raise self._lacks()
 
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean of the Gibbs distribution, the exponential-family relaxation: ``[*batch, *parts]``, differentiable."""
+        """Mean of the Gibbs distribution, the exponential-family relaxation: ``[*batch, *parts]``,
+        differentiable.
+        """
         raise self._lacks()
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -452,7 +482,8 @@ class Structure:
         """``log p(vertex)`` under the Gibbs distribution: ``[*batch]``, differentiable in the scores.
 
         Raises:
-            ValueError: in eager CPU code, for what is no vertex; elsewhere it has no meaning.
+            ValueError: in eager CPU code, if ``vertex`` is not a vertex. Elsewhere the result is
+            then arbitrary.
         """
         raise self._lacks()
 
@@ -461,12 +492,13 @@ class Structure:
         raise self._lacks()
 
     def cross_entropy(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``-sum_x p(x) log q(x)`` of the Gibbs distributions of two scores, in nats: ``[*batch]``, differentiable in
-        both.
+        """``-sum_x p(x) log q(x)`` of the Gibbs distributions of two scores, in nats: ``[*batch]``.
+
+        It is differentiable in both scores.
 
         Args:
             p_scores: ``[*batch, *parts]``.
-            q_scores: of the same parts; its batch broadcasts against that of ``p_scores``.
+            q_scores: scores of the same parts; their batch broadcasts against that of ``p_scores``.
             mask: which parts exist, for both: p and q have the same support.
 
         Raises:
@@ -476,14 +508,19 @@ class Structure:
         raise self._lacks()
 
     def kl(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Kullback-Leibler divergence ``KL(p || q) = sum_x p(x) log p(x) / q(x)`` in nats: ``[*batch]``, differentiable
-        in both; arguments and errors as for :meth:`cross_entropy`. For the reverse one swap the scores.
+        """Kullback-Leibler divergence ``KL(p || q) = sum_x p(x) log p(x) / q(x)`` in nats:
+        ``[*batch]``.
+
+        It is differentiable in both scores. Arguments and errors are those of
+        :meth:`cross_entropy`. For the reverse divergence swap the scores.
         """
         raise self._lacks()
 
     def renyi(self, p_scores: Tensor, q_scores: Tensor, alpha: float, mask: Tensor | None = None) -> Tensor:
-        """Renyi divergence ``log(sum_x p(x)^alpha q(x)^(1 - alpha)) / (alpha - 1)`` in nats: ``[*batch]``,
-        differentiable in both scores; arguments as for :meth:`cross_entropy`.
+        """Renyi divergence ``log(sum_x p(x)^alpha q(x)^(1 - alpha)) / (alpha - 1)`` in nats:
+        ``[*batch]``.
+
+        It is differentiable in both scores. Arguments are those of :meth:`cross_entropy`.
 
         Raises:
             ValueError: for ``alpha <= 0`` or ``alpha = 1``, whose limit is :meth:`kl`.
@@ -491,13 +528,17 @@ class Structure:
         raise self._lacks()
 
     def expected_hamming(self, p_scores: Tensor, q_scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Expected number of parts in which independent samples of p and q differ: ``[*batch]``, differentiable in both
-        scores; arguments and errors as for :meth:`cross_entropy`.
+        """Expected number of parts in which independent samples of p and q differ: ``[*batch]``.
+
+        It is differentiable in both scores. Arguments and errors are those of
+        :meth:`cross_entropy`.
         """
         raise self._lacks()
 
     def minimum_bayes_risk(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """A vertex whose expected Hamming distance from a Gibbs sample is least: ``[*batch, *parts]``, no gradient."""
+        """A vertex with the least expected Hamming distance from a Gibbs sample: ``[*batch,
+        *parts]``, no gradient.
+        """
         raise self._lacks()
 
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -511,8 +552,8 @@ class Structure:
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
         """Run the structure's recursive algorithm, smallest first, on ``exponentials`` ``[*batch, *parts]`` > 0.
 
-        With ``E ~ Exp(rate)`` the trace is a sample of :meth:`trace_log_prob`, and its vertex is ``argmax(-E)``,
-        unless the structure says otherwise.
+        With ``E ~ Exp(rate)`` the trace is a sample of the distribution of :meth:`trace_log_prob`.
+        Its vertex is ``argmax(-E)``, unless the structure says otherwise.
         """
         raise self._lacks()
 
@@ -529,28 +570,33 @@ class Structure:
         """A fresh sample of ``E | T = trace``, reparameterised in ``log_rates`` (Struminsky et al., Algorithm 6).
 
         Args:
-            trace: of exponentials of these rates.
+            trace: the trace of exponentials with these rates.
             log_rates: ``[*batch, *parts]``.
             mask: which parts exist.
-            noise: what the sample is made of, see :meth:`conditional_noise`; None draws it.
+            noise: the noise of the sample, see :meth:`conditional_noise`; None draws it.
 
         Returns:
-            ``[*batch, *parts]``, float64 (rates of different orders would overflow float32), positive where a part
-            exists, 1 elsewhere; running :meth:`trace` on it gives the trace back. Finite for log-rates within +-600.
+            ``[*batch, *parts]``, positive where a part exists and 1 elsewhere. It is float64,
+            because rates of different orders would overflow float32, and finite for log-rates
+            within +-600. :meth:`trace` of it gives the trace back.
         """
         raise self._lacks()
 
     def conditional_utility(
         self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """A fresh sample of the utilities ``U`` given ``argmax(U) = vertex``, reparameterised in the scores, where a
-        Gibbs sample is the argmax of independent utilities and no trace says more than the vertex does.
+        """A fresh sample of the utilities ``U`` given ``argmax(U) = vertex``, reparameterised in
+        the scores.
+
+        It is for structures whose Gibbs sample is the argmax of independent utilities, and whose
+        trace says no more than the vertex.
 
         Args:
             vertex: ``[*batch, *parts]``.
             scores: ``[*batch, *parts]``.
             mask: which parts exist.
-            noise: standard exponentials, one a part, float64 ``[*batch, *parts]``; None draws them.
+            noise: standard exponentials, one for each part, float64 ``[*batch, *parts]``; None
+            draws them.
 
         Returns:
             ``[*batch, *parts]``, 0 where no part exists.
@@ -558,7 +604,7 @@ class Structure:
         raise self._lacks()
 
     def enumerate(self, *shape: int) -> Tensor:
-        """Every vertex at a tiny size, the oracle of the tests.
+        """Every vertex of a tiny size, for tests.
 
         Args:
             shape: the shape of the parts, e.g. ``(4, 4)``.
@@ -567,6 +613,6 @@ class Structure:
             ``[V, *parts]``, float64, distinct.
 
         Raises:
-            ValueError: for sets too large to be listed, with their size.
+            ValueError: for sets that are too large to list, with their size.
         """
         raise self._lacks()

@@ -1,4 +1,6 @@
-"""Binary trees over the tokens of a sequence: the smallest token is the root, both sides are its subtrees."""
+"""Binary trees over the tokens of a sequence: the smallest token is the root, and each side is a
+subtree.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,21 @@ from structgrad.structures.layout import Directed, Layout, Vector
 
 
 class BinaryTree(ItemRecursion):
-    """Binary trees whose in-order traversal is the sequence, made by a recursive algorithm (Struminsky et al. 2021,
-    section 2.3).
+    """Binary trees whose in-order traversal is the sequence, made by a recursive algorithm.
 
-    The token of largest utility (smallest exponential) becomes the root, the tokens to its left make its left subtree,
-    those to its right its right subtree, recursively: the Cartesian tree of the sequence. Among ties the leftmost wins.
+    See Struminsky et al. (2021, section 2.3). The token of largest utility (smallest exponential)
+    becomes the root. The tokens to its left make its left subtree, those to its right its right
+    subtree, recursively. The result is the Cartesian tree of the sequence. Among ties the leftmost
+    token wins.
 
-    Scores are ``[*batch, n]``; vertices are adjacencies ``[*batch, n, n]``, ``x[i, j] = 1`` where i is the parent of j,
-    so a child j < i is the left one. Missing tokens (``mask`` bool ``[*batch, n]``, usually a length) are skipped. A
-    tree over one token has no edge.
+    Scores are ``[*batch, n]``. Vertices are adjacencies ``[*batch, n, n]`` with ``x[i, j] = 1`` if
+    i is the parent of j. A child j < i is the left child. Missing tokens (``mask`` bool ``[*batch,
+    n]``, usually a length) are skipped. A tree over one token has no edge.
 
-    Trace and tree are one to one. ``choices[j]`` is the parent of token j, j itself for the root, -1 for missing
-    tokens. Every oracle takes O(n^2) work in O(log n) batched steps. The outcome of ``argmax`` is the limit of small
-    noise, and need not be the most probable tree, which favours balance.
+    Trace and tree correspond one to one. ``choices[j]`` is the parent of token j, j itself for the
+    root, and -1 for a missing token. Every oracle takes O(n^2) work in O(log n) batched steps. The
+    result of ``argmax`` is the limit of small noise. It need not be the most probable tree, because
+    the distribution favours balanced trees.
     """
 
     layout = Vector()
@@ -53,8 +57,9 @@ class BinaryTree(ItemRecursion):
         return (choices.unsqueeze(-2) == token.unsqueeze(-1)) & (token.unsqueeze(-1) != token)
 
     def _within(self, vertex: Tensor) -> Tensor:
-        # S(v) is the subtree of v, a stretch of the sequence: from the end of the path of left children to that of the
-        # right ones. By pointer doubling: after k rounds those up to distance 2^k are known.
+        # S(v) is the subtree of v, a stretch of the sequence. It goes from the end of the path of
+        # left children to the end of the path of right children. Pointer doubling finds both: after
+        # k rounds those up to distance 2^k are known.
         n = vertex.shape[-1]
         if not n:
             return vertex > 0
@@ -72,7 +77,9 @@ class BinaryTree(ItemRecursion):
         self.check_listable(math.comb(2 * n, n) // (n + 1), n, n)
 
         def trees(first: int, last: int) -> list[tuple[int, list[tuple[int, int]]]]:
-            """Roots and edges of all trees over the tokens of ``range(first, last)``; root -1 if there are none."""
+            """Roots and edges of all trees over the tokens of ``range(first, last)``; root -1 for
+            no tokens.
+            """
             if first == last:
                 return [(-1, [])]
             found = []

@@ -1,4 +1,4 @@
-"""Subsets of at most so many parts."""
+"""Subsets of at most a given number of parts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from structgrad.structures.layout import Layout, LayoutName, make_layout
 class BudgetSubset(Counted):
     """All 0/1 vectors with at most B ones (Correia et al. 2020, section 4 and appendix C).
 
-    :meth:`argmax` takes the largest positive scores. Relaxations: ``exp_family`` is the mean of the Gibbs distribution
-    (O(D B), as for k-subsets), ``euclidean`` the projection on ``0 <= x <= 1, sum x <= B`` (O(D log D)), and
-    :meth:`sparsemap` splits it in closed form.
+    :meth:`argmax` takes the largest positive scores. The relaxation ``exp_family`` is the mean of
+    the Gibbs distribution (O(D B), as for k-subsets). The relaxation ``euclidean`` is the
+    projection on ``0 <= x <= 1, sum x <= B`` (O(D log D)). :meth:`sparsemap` splits the projection
+    in closed form.
 
     Args:
-        budget: B, at least 1. Larger budgets than there are parts are no constraint.
+        budget: B, at least 1. A budget above the number of parts is no constraint.
         layout: how the parts lie.
 
     Raises:
@@ -45,7 +46,7 @@ class BudgetSubset(Counted):
         return Chain(flat.double(), None, exists, 0, min(self.budget, flat.shape[-1]))
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The B largest of the positive utilities, of equal ones the first: ``[*batch, *parts]``."""
+        """The B largest of the positive utilities; among ties the first: ``[*batch, *parts]``."""
         flat, _ = self._read(utility.detach(), mask)
         chosen = largest(flat, min(self.budget, flat.shape[-1])) & (flat > 0)
         return self._show(chosen.to(flat.dtype), utility)
@@ -72,13 +73,14 @@ class BudgetSubset(Counted):
     ) -> SparseDistribution:
         """At most D + 1 subsets within the budget whose mean is :meth:`project`, in closed form, O(D log D).
 
-        Level sets, which serve :class:`Subset`, may exceed the budget; systematic sampling gives sizes of floor(sum)
-        and ceil(sum) only.
+        The level sets of :class:`Subset` may exceed the budget. Systematic sampling gives only the
+        sizes floor(sum) and ceil(sum).
 
         Args:
             scores: ``[*batch, *parts]``.
             mask: which parts exist.
-            method: ``systematic``: cumulative sums modulo 1 in the order of the parts; ``sorted``: largest first.
+            method: ``systematic`` takes cumulative sums modulo 1 in the order of the parts,
+                ``sorted`` with the largest first.
         """
         flat, exists = self._read(scores, mask)
         point = project_budget(flat, exists, self.budget).reshape(flat.shape[:-1].numel(), flat.shape[-1])

@@ -19,20 +19,21 @@ from structgrad.structures.layout import Layout
 class Constituency(Derivations):
     """Binary constituency trees over n positions with a label on every span (Niculae et al. 2025, table 2.2).
 
-    Parts are ``[n, n, C]``: ``[i, j, c]`` with i <= j is the span of the positions i to j, both included, with label c.
-    Each of the 2n - 1 spans of a tree, single positions and the whole sequence among them, has one label; the tree is
-    unlabelled for C = 1. A position that no existing part covers is absent, and absent positions are the last ones: the
-    mask of an example of L positions is True for ``j < L``.
+    Parts are ``[n, n, C]``: ``[i, j, c]`` with i <= j is the span of the positions i to j, both
+    included, with label c. A tree has 2n - 1 spans, which include single positions and the whole
+    sequence. Each has one label; for C = 1 the tree is unlabelled. A position that no existing part
+    covers is absent. Absent positions are the last ones: for L positions the mask is True at ``j <
+    L``.
 
-    ``argmax`` is the algorithm of Cocke, Kasami and Younger, ``marginals`` are inside-outside (Baker 1979); every
-    oracle is O(n^3 + n^2 C) an example.
+    ``argmax`` is the algorithm of Cocke, Kasami and Younger; ``marginals`` use inside-outside
+    (Baker 1979). Every oracle is O(n^3 + n^2 C) an example.
 
     Args:
         labels: C, at least 1.
 
     Raises:
-        ValueError: for no label; from every oracle for scores of another shape, or (eager CPU code) if an example has
-            no tree.
+        ValueError: if there is no label; from every oracle for scores of another shape, or (eager
+            CPU code) if an example has no tree.
     """
 
     constant_size: ClassVar[bool] = True
@@ -47,11 +48,11 @@ class Constituency(Derivations):
         return f"Constituency(labels={self.labels})"
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """Of n positions."""
+        """The shape for n positions."""
         return (n, n, self.labels)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; C must be that of the structure."""
+        """The checks of every structure; C must also be that of the structure."""
         self.layout.check(scores)
         if scores.shape[-1] != self.labels:
             raise ValueError(
@@ -99,7 +100,9 @@ def binary_trees(i: int, j: int) -> Iterator[list[tuple[int, int]]]:
 
 @functools.lru_cache(maxsize=64)
 def _graph(n: int, labels: int) -> Hypergraph:
-    """Bottom up: two trees side by side, then a span with a label above them. Size: positions of an example."""
+    """Built bottom up: two trees side by side, then a labelled span above them. Size: positions of
+    an example.
+    """
     builder, tree = Builder(), np.full((n, n), ZERO)
     for width in range(n):
         i = np.arange(n - width)[:, None]

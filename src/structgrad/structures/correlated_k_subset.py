@@ -1,4 +1,4 @@
-"""k-subsets of a sequence with correlations of neighbours."""
+"""k-subsets of a sequence with scores for pairs of neighbours."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from structgrad.structures.layout import Vector
 
 
 class CorrelatedKSubset(Gibbs):
-    """k-hot vectors of n items, with indicators of neighbouring ones (Paulus et al. 2020, B.5, eq. 44).
+    """k-hot vectors of n items, with indicators of neighbouring pairs (Paulus et al. 2020, B.5, eq.
+    44).
 
-    Parts are ``[x_1 .. x_n, x_1 x_2 .. x_{n-1} x_n]``, 2n - 1 of them; vertices, scores and masks have that shape. The
-    only relaxation is ``exp_family``, the mean of the Gibbs distribution, by dynamic programming (Mezuman et al. 2013):
-    O(n k) forward and backward. A pair exists where its two items do; a pair that the mask removes beyond that has no
-    score and is shown as 0. In the perturbation model only the items' scores are perturbed (:meth:`noisy_parts`).
+    The 2n - 1 parts are ``[x_1 .. x_n, x_1 x_2 .. x_{n-1} x_n]``. Vertices, scores and masks have
+    that shape. The only relaxation is ``exp_family``, the mean of the Gibbs distribution, by
+    dynamic programming (Mezuman et al. 2013): O(n k) forward and backward. A pair exists if its two
+    items exist. The mask may also remove a pair alone; the pair then has no score and is shown as
+    0. In the perturbation model only the scores of items are perturbed (:meth:`noisy_parts`).
 
     Args:
         k: number of items, at least 1.
 
     Raises:
-        ValueError: for k < 1, an even number of parts, or (from every oracle, in eager CPU code) an example with fewer
-            than k items.
+        ValueError: for k < 1; for an even number of parts; or (from every oracle, in eager CPU
+            code) for an example with fewer than k items.
     """
 
     def __init__(self, k: int) -> None:
@@ -41,11 +43,11 @@ class CorrelatedKSubset(Gibbs):
         return f"CorrelatedKSubset(k={self.k})"
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """N items and their pairs."""
+        """The shape for n items and their pairs."""
         return (max(2 * n - 1, 1),)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; the number of parts must be odd."""
+        """The checks of every structure; the number of parts must be odd."""
         self.layout.check(scores)
         if scores.shape[-1] % 2 == 0:
             raise ValueError(f"scores over n items and n - 1 pairs have shape [..., 2n - 1]; got {list(scores.shape)}")
@@ -59,11 +61,11 @@ class CorrelatedKSubset(Gibbs):
         return torch.cat([items, parts[..., n:] & items[..., 1:] & items[..., :-1]], -1)
 
     def noisy_parts(self, scores: Tensor) -> Tensor:
-        """The items: random utilities leave the pairs alone (Paulus et al. 2020, B.5)."""
+        """The items. Random utilities do not perturb the pairs (Paulus et al. 2020, B.5)."""
         return torch.arange(scores.shape[-1], device=scores.device) < (scores.shape[-1] + 1) // 2
 
     def restrict(self, vertices: Tensor, scores: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Those whose items exist; pairs that do not are shown as 0."""
+        """The vertices whose items exist; missing pairs are shown as 0."""
         exists = self.parts(scores, mask).unsqueeze(-2)
         n = (scores.shape[-1] + 1) // 2
         return vertices * exists, ~((vertices[..., :n] > 0) & ~exists[..., :n]).any(-1)
@@ -80,7 +82,7 @@ class CorrelatedKSubset(Gibbs):
         return Chain(wide[..., :n], wide[..., n:], exists[..., :n], self.k, self.k), wide, exists
 
     def _with_pairs(self, items: Tensor, like: Tensor, exists: Tensor) -> Tensor:
-        """``[*batch, n]`` -> ``[*batch, 2n - 1]``."""
+        """Append the pairs: ``[*batch, n]`` -> ``[*batch, 2n - 1]``."""
         return (torch.cat([items, items[..., 1:] * items[..., :-1]], -1) * exists).to(like.dtype)
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -89,8 +91,9 @@ class CorrelatedKSubset(Gibbs):
         return self._with_pairs(chain.argmax(), utility, exists)
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best vertices, exact, by the same program with lists of k, O(n k) for each: ``[*batch, k, 2n - 1]`` and
-        ``[*batch, k]``.
+        """The k best vertices, exact: ``[*batch, k, 2n - 1]`` and ``[*batch, k]``.
+
+        The same program keeps lists of k, at O(n k) for each entry of a list.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")

@@ -12,30 +12,34 @@ from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
 
-#: How a path reaches its state: from the same state, from the one before, or from the label before, past a blank.
+#: The move by which a path reaches its state: stay, go on from the previous state, or pass a blank.
 _STAY, _STEP, _SKIP = range(3)
 _MOVES = 3
 
 
 class Ctc(Derivations):
-    """Alignments of T frames with a sequence of U labels, with blanks between them (Graves et al. 2006).
+    """Alignments of T frames with a sequence of U labels, with blanks between them (Graves et al.
+    2006).
 
-    The states of an alignment are the labels and the blanks around them: ``S = 2 U + 1`` states, where state 2 u is the
-    blank before label u, and state 2 u + 1 is label u. A path has one state a frame; it starts in state 0 or 1, ends in
-    state S - 1 or S - 2, and between two frames it stays, goes one state on, or goes from a label to the next one past
-    the blank between them. The last of these needs two different labels.
+    The states of an alignment are the labels and the blanks around them: ``S = 2 U + 1`` states.
+    State 2 u is the blank before label u, and state 2 u + 1 is label u. A path has one state for
+    each frame. It starts in state 0 or 1 and ends in state S - 1 or S - 2. Between two frames there
+    are three moves: it stays, it goes one state on, or it goes from a label to the next label past
+    the blank between them. The third move needs two different labels.
 
-    Parts are ``[T, S, 3]``: ``[t, s, m]`` says that frame t has state s, reached by move m (0 stays, 1 goes one state
-    on, 2 goes past a blank). In the first frame, state 0 counts as reached by move 0 and state 1 by move 1. The mask
-    says which labels are equal (no move past the blank between them) and how long an example is: absent frames and
-    absent states are the last ones. :meth:`scores` makes scores and mask out of log-probabilities of symbols.
+    Parts are ``[T, S, 3]``. The part ``[t, s, m]`` says that frame t has state s, reached by move m:
+    0 stays, 1 goes one state on, 2 goes past a blank. In the first frame, state 0 counts as reached
+    by move 0 and state 1 by move 1. The mask says which labels are equal (no move past the blank
+    between them) and how long an example is. Absent frames and absent states are the last ones.
+    :meth:`scores` makes scores and mask from log-probabilities of symbols.
 
-    With these scores ``-log_partition`` is ``torch.nn.functional.ctc_loss``, and every other oracle comes with it: the
-    best alignment and the k best ones, samples, marginals, entropy. Every oracle is O(T U) an example.
+    With these scores ``-log_partition`` is ``torch.nn.functional.ctc_loss``. The other oracles give
+    the best alignment, the k best ones, samples, marginals and entropy. Every oracle is O(T U) an
+    example.
 
     Raises:
-        ValueError: from every oracle, for an even number of states; or (eager CPU code) if an example has no path,
-            because it has fewer frames than labels and forced blanks.
+        ValueError: from every oracle, for an even number of states; or (eager CPU code) if an
+            example has no path because it has fewer frames than labels and forced blanks.
     """
 
     def __init__(self) -> None:
@@ -45,11 +49,11 @@ class Ctc(Derivations):
         return "Ctc()"
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """Of n frames and n // 2 labels."""
+        """The shape for n frames and n // 2 labels."""
         return (n, 2 * (n // 2) + 1, _MOVES)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; the number of states must be odd, and that of moves 3."""
+        """The checks of every structure; the number of states must be odd and that of moves 3."""
         self.layout.check(scores)
         if scores.shape[-2] % 2 == 0 or scores.shape[-1] != _MOVES:
             raise ValueError(
@@ -58,7 +62,9 @@ class Ctc(Derivations):
         super().check(scores, mask)
 
     def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """No state lies before state 0, and only labels lie behind a blank."""
+        """Parts that paths can use: no state lies before state 0, and only labels lie behind a
+        blank.
+        """
         state = torch.arange(scores.shape[-2], device=scores.device)
         moves = torch.stack([state >= 0, state >= 1, (state >= 3) & (state % 2 == 1)], -1)
         return super().parts(scores, mask) & moves
@@ -75,16 +81,17 @@ class Ctc(Derivations):
         """Scores and mask of the alignments of frames with labels.
 
         Args:
-            log_probs: ``[*batch, T, V]``, of V symbols, the blank among them; any scores will do.
-            targets: int64 ``[*batch, U]``, labels out of V, none of them the blank; what lies behind the length of an
-                example is never used, but it must be a symbol.
+            log_probs: ``[*batch, T, V]``, scores of V symbols, one of which is the blank. They need
+                not be normalised.
+            targets: int64 ``[*batch, U]``, labels among the V symbols, without the blank. Entries
+                beyond the length of an example are not used, but they must be symbols.
             frame_lengths: int64 ``[*batch]``; None: T.
             target_lengths: int64 ``[*batch]``; None: U.
-            blank: which symbol it is.
+            blank: the index of the blank.
 
         Returns:
-            scores ``[*batch, T, S, 3]``, a view that moves share, differentiable in ``log_probs``; and the mask, bool
-            of the same shape.
+            scores ``[*batch, T, S, 3]``, a view that the moves share, differentiable in
+            ``log_probs``; and the mask, bool of the same shape.
         """
         states = 2 * targets.shape[-1] + 1
         symbols = targets.new_full((*targets.shape[:-1], states), blank)
@@ -118,7 +125,7 @@ class Ctc(Derivations):
         return frames * (exists.shape[-2] // 2 + 1) + states // 2
 
     def enumerate(self, *shape: int) -> Tensor:
-        """All alignments: ``[V, T, S, 3]``; for no frames the empty one."""
+        """All alignments: ``[V, T, S, 3]``; without frames the empty one."""
         self.check_shape_listable(*shape)
         frames, states, _ = shape
         paths: list[list[tuple[int, int]]] = [[]]
@@ -139,7 +146,9 @@ class Ctc(Derivations):
 
 @functools.lru_cache(maxsize=64)
 def _graph(frames: int, states: int) -> Hypergraph:
-    """Frame by frame; a node is a state, the last one of paths so far. Size: ``frames * (U + 1) + labels``."""
+    """Built frame by frame. A node is the last state of a partial path. Size: ``frames * (U + 1) +
+    labels``.
+    """
     builder, labels = Builder(), states // 2
     state = np.arange(states)
     reached = np.full(states + 2, ZERO)  # with two states before the first

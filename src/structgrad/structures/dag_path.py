@@ -18,18 +18,20 @@ from structgrad.structures.layout import Vector
 class DagPath(Derivations):
     """Paths from a source to a target in a directed acyclic graph (Niculae et al. 2025, section 2.3.3, algorithm 2).
 
-    Parts are the edges of the graph, ``[E]``, in the order given; whatever a dynamic program without branching can do
-    is such a path. Each example may lack edges of its own, by the mask; one without any edge has one vertex, the empty
-    one. Every oracle is O(E) an example.
+    Parts are the edges of the graph, ``[E]``, in the given order. Every dynamic program without
+    branching is such a path. Each example may lack edges, by the mask. An example without any edge
+    has one vertex, the empty one. Every oracle is O(E) an example.
 
     Args:
-        edges: pairs (u, v) of nodes, which are numbers from 0 on. A pair that occurs twice is two edges.
-        source: where paths start.
-        target: where they end; None: the largest node.
+        edges: pairs (u, v) of nodes; nodes are numbers from 0 on. A pair that occurs twice is two
+        edges.
+        source: the start of paths.
+        target: the end of paths; None: the largest node.
 
     Raises:
-        ValueError: for something else than pairs of nodes, a cycle, or a target that no path from the source reaches;
-            from every oracle for scores of another shape, or (eager CPU code) if an example has no path.
+        ValueError: if ``edges`` are not pairs of nodes or form a cycle, or if no path from the
+            source reaches the target; from every oracle for scores of another shape, or (eager CPU
+            code) if an example has no path.
     """
 
     def __init__(self, edges: Iterable[Sequence[int]], source: int = 0, target: int | None = None) -> None:
@@ -47,11 +49,11 @@ class DagPath(Derivations):
         return f"DagPath({len(self.edges)} edges, source={self.source}, target={self.target})"
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """One score an edge, whatever n is."""
+        """One score for each edge, for every n."""
         return (len(self.edges),)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; there must be as many parts as edges."""
+        """The checks of every structure; there must be as many parts as edges."""
         self.layout.check(scores)
         if scores.shape[-1] != len(self.edges):
             raise ValueError(
@@ -84,8 +86,10 @@ class DagPath(Derivations):
 
 @functools.lru_cache(maxsize=64)
 def _graph(edges: tuple[tuple[int, int], ...], source: int, target: int) -> Hypergraph:
-    """A node is a node, the end of paths so far; a level the nodes of equal longest distance from the source. Size: 1
-    for an example with an edge.
+    """A node of the hypergraph is a node of the graph, the end of a partial path.
+
+    A level holds the nodes of equal longest distance from the source. Size: 1 for an example with
+    an edge.
     """
     entering: dict[int, list[int]] = {}
     sorter: TopologicalSorter[int] = TopologicalSorter()

@@ -1,4 +1,4 @@
-"""Oracles that follow from others: mixins for structures that have these and no better way of their own.
+"""Oracles that follow from others: mixins for structures that have no better way of their own.
 
 ============================  ===================================  =================================================
 mixin                         needs                                gives
@@ -11,7 +11,8 @@ mixin                         needs                                gives
 :class:`ActiveSetProjection`  ``argmax``, linear in the scores     ``project``, ``sparsemap``
 ============================  ===================================  =================================================
 
-A structure inherits those that it wants and overrides whatever it can do better; ``oracles`` lists what it then has.
+A structure inherits the mixins that it needs and overrides what it can do better. ``oracles`` lists
+the result.
 """
 
 from __future__ import annotations
@@ -36,17 +37,19 @@ from structgrad.structures.base import SparseDistribution, Structure, derived_fr
 
 
 class Gibbs(Structure):
-    """Gives a structure with a differentiable ``log_partition`` its ``marginals``, ``log_prob`` and ``entropy``.
+    """Gives a structure with a differentiable ``log_partition`` its ``marginals``, ``log_prob`` and
+    ``entropy``.
 
-    It also gives the distances between the distributions of two scores.
-
-    Everything is computed in float64.
+    It also gives the distances between the distributions of two scores. Everything is computed in
+    float64.
     """
 
     @derived_from("log_partition")
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean of the Gibbs distribution, the gradient of :meth:`log_partition`: ``[*batch, *parts]``, differentiable
-        as often as that is, less one.
+        """Mean of the Gibbs distribution, the gradient of :meth:`log_partition`: ``[*batch,
+        *parts]``.
+
+        It is differentiable once less often than ``log_partition``.
         """
         self.check(scores, mask)
         return self._moments(self._wide(scores, mask), mask)[1].to(scores.dtype)
@@ -80,7 +83,7 @@ class Gibbs(Structure):
         """``log Z(q) - log Z(p) + <E_p[x], p - q>``, the Bregman divergence of log Z: ``[*batch]``."""
         p, q = self._pair(p_scores, q_scores, mask)
         log_z, mean = self._moments(p, mask)
-        # The scores are subtracted first: what they have in common does not round.
+        # The scores are subtracted first, so a term that they share causes no rounding.
         return (self.log_partition(q, mask) - log_z + self.inner(mean, p - q, mask)).to(p_scores.dtype)
 
     @derived_from("log_partition")
@@ -102,7 +105,7 @@ class Gibbs(Structure):
 
     @derived_from("log_partition", "argmax")
     def minimum_bayes_risk(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``argmax(2 E[x] - 1)``, which is ``argmax(E[x])`` where all vertices have equally many parts."""
+        """``argmax(2 E[x] - 1)``; this is ``argmax(E[x])`` if all vertices have equally many parts."""
         self.check(scores, mask)
         with torch.no_grad():
             mean = self._moments(scores.double(), mask)[1]
@@ -122,12 +125,14 @@ class Gibbs(Structure):
         if p.dtype != q.dtype:
             raise TypeError(f"p and q have scores of one precision; got {p.dtype} and {q.dtype}")
         exists = self.parts(p, mask)
-        # What stands in missing parts may be NaN, which a difference or a product would spread.
+        # Scores of missing parts may be NaN, which a difference or a product would spread.
         return torch.where(exists, p.double(), 0.0), torch.where(exists, q.double(), 0.0)
 
     def _wide(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """Scores in float64, less the largest where all vertices have equally many parts: then nothing is lost to a
-        number that they have in common.
+        """Scores in float64. If all vertices have equally many parts, the largest score is
+        subtracted.
+
+        Then no digit is lost to a constant that the scores share.
         """
         wide = scores.double()
         if not self.constant_size or not scores.numel():
@@ -137,8 +142,10 @@ class Gibbs(Structure):
         return wide - torch.where(largest.isfinite(), largest, 0.0)
 
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """``log Z`` ``[*batch]`` and ``E[x]`` ``[*batch, *parts]``, both differentiable, of float64 scores; overridden
-        where both come from one pass.
+        """``log Z`` ``[*batch]`` and ``E[x]`` ``[*batch, *parts]`` of float64 scores, both
+        differentiable.
+
+        Structures that compute both in one pass override this.
         """
 
         def log_partition(s: Tensor, exists: Tensor) -> Tensor:
@@ -151,8 +158,8 @@ class Gibbs(Structure):
 class DynamicProgram(Gibbs, abc.ABC):
     """Gives a structure with a dynamic program its ``argmax``, ``log_partition``, ``sample``, and :class:`Gibbs`.
 
-    The program is written once, over a semiring (see :mod:`structgrad.algorithms.semirings`); in plain torch, it runs
-    on any device and has derivatives of any order.
+    The program is written once, over a semiring (see :mod:`structgrad.algorithms.semirings`). It is
+    in plain torch, so it runs on any device and has derivatives of any order.
     """
 
     @abc.abstractmethod
@@ -162,10 +169,12 @@ class DynamicProgram(Gibbs, abc.ABC):
         Args:
             scores: float64 ``[*batch, *parts]``, ``IMPOSSIBLE`` where a part is missing.
             exists: bool ``[*batch, *parts]``.
-            plus: aggregates alternatives along a dimension; scores of what is combined are added. Each aggregate may
-                be used once by a vertex, else a sample draws it twice.
+            plus: aggregates alternatives along a dimension; the program adds the scores of what
+                it combines. A vertex may use each aggregate once; otherwise a sample would draw
+                it twice.
 
-        An example without parts has the total 0; one without a vertex a total near ``IMPOSSIBLE``.
+        The total is 0 for an example without parts and near ``IMPOSSIBLE`` for an example
+        without a vertex.
         """
 
     def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -178,7 +187,9 @@ class DynamicProgram(Gibbs, abc.ABC):
         return self._choose(utility, mask, best)
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One exact Gibbs sample an example, drawn back through the program: ``[*batch, *parts]``, 0/1, no gradient."""
+        """One exact Gibbs sample an example, drawn back through the program: ``[*batch, *parts]``,
+        0/1, no gradient.
+        """
         return self._choose(scores, mask, draw)
 
     def _checked(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
@@ -204,14 +215,16 @@ class KBest(Structure):
 
     @derived_from("argmax")
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best vertices, exact and distinct, by k rounds of constrained argmaxes, one for each part that may
-        change (see :func:`structgrad.algorithms.k_best.k_best`).
+        """The k best vertices, exact and distinct (see
+        :func:`structgrad.algorithms.k_best.k_best`).
+
+        It takes k rounds of constrained argmaxes, one for each part that may change.
 
         Returns:
-            vertices ``[*batch, k, *parts]``, best first, and their values ``[*batch, k]``, differentiable; 0 and -inf
-            where an example has fewer than k.
+            vertices ``[*batch, k, *parts]``, best first, and their values ``[*batch, k]``,
+            differentiable. They are 0 and -inf if an example has fewer than k vertices.
         """
-        self.argmax(scores, mask)  # refuses what has no vertex
+        self.argmax(scores, mask)  # refuses examples without a vertex
         mask = None if mask is None else mask.expand(scores.shape)
         masks = () if mask is None else (mask,)
         found, real = over_batch(lambda s, *m: self._best(s, k, *m), scores.detach(), *masks)
@@ -221,7 +234,9 @@ class KBest(Structure):
         return self.layout.mirror(shown), values
 
     def _best(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The k best vertices on the parts, bool ``[*batch, k, P]``, and which of them there are ``[*batch, k]``."""
+        """The k best vertices on the parts, bool ``[*batch, k, P]``, and whether each exists
+        ``[*batch, k]``.
+        """
         shape, batch = scores.shape[-self.layout.ndim :], scores.shape[: -self.layout.ndim]
         flat = scores.reshape(batch.numel(), *shape)
         exists = self.parts(scores, mask).reshape(flat.shape)
@@ -240,10 +255,11 @@ class KBest(Structure):
         return vertices.reshape(*batch, *vertices.shape[1:]), (values > -torch.inf).reshape(*batch, k)
 
     def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
-        """A best vertex with all ``forced`` parts and none that is not ``allowed``; anything where there is none.
+        """A best vertex with all ``forced`` parts and only ``allowed`` ones; arbitrary if there is
+        none.
 
-        By the argmax, with scores at which breaking one constraint costs more than all parts can gain. To be overridden
-        where constraints can be met directly.
+        The argmax finds it, with scores at which breaking one constraint costs more than all parts
+        can gain. A structure that can meet constraints directly overrides this.
 
         Args:
             scores: ``[B, S, *parts]``, S subproblems an example; 0 where a part is missing.
@@ -257,7 +273,9 @@ class KBest(Structure):
         return self.argmax(self.layout.mirror(utility), mask)
 
     def _branches(self, shape: torch.Size) -> int | None:
-        """How many parts of a vertex determine the rest, for parts of this shape; None: all of them."""
+        """How many parts of a vertex determine the rest, for parts of this shape; None: all of
+        them.
+        """
         return None
 
 
@@ -276,21 +294,22 @@ def sparsemap(
     """A sparse distribution over vertices whose mean is the projection of the scores on conv(X).
 
     Args:
-        structure: anything with an ``argmax`` that is linear in the scores.
+        structure: any structure with an ``argmax`` that is linear in the scores.
         scores: ``[*batch, *parts]``.
         mask: which parts exist.
-        start: vertices ``[*batch, *parts]`` that the active-set method begins with; None: those of the argmax.
-        max_iterations: stop after so many calls of the argmax, with the best distribution so far; None: at the
-            solution.
-        tolerance: the solution is reached when no vertex is further in the direction of the residual than the mean,
-            up to this times the norm of the scores (or 1).
+        start: the first vertices of the active sets, ``[*batch, *parts]``; None: those of the
+            argmax.
+        max_iterations: stop after this many calls of the argmax, with the best distribution so far.
+            None: continue until the solution.
+        tolerance: the solution is reached when no vertex is further than the mean in the direction
+            of the residual, up to this times the norm of the scores (or 1).
 
     Returns:
-        at most (number of parts) + 1 vertices an example, affinely independent, in the dtype of the scores. The
-        weights are differentiable; the gradient is exact where the active set stays the same, that is almost
-        everywhere.
+        at most (number of parts) + 1 vertices an example, affinely independent, in the dtype of the
+        scores. The weights are differentiable. Their gradient is exact where the active set stays
+        the same, that is almost everywhere.
 
-    Waits for the device in every iteration. Everything is computed in float64; see
+    The function waits for the device in every iteration. Everything is computed in float64; see
     :mod:`structgrad.algorithms.active_set`.
     """
     if transformed(scores):
@@ -323,7 +342,9 @@ def project(
     max_iterations: int | None = None,
     tolerance: float = 1e-11,
 ) -> Tensor:
-    """The nearest point of conv(X), differentiable: ``[*batch, *parts]``; arguments as for :func:`sparsemap`."""
+    """The nearest point of conv(X), differentiable: ``[*batch, *parts]``. Arguments as for
+    :func:`sparsemap`.
+    """
     structure.check(scores, mask)
     batch = scores.shape[: -structure.layout.ndim]
     with_face = transformed(scores) or (scores.requires_grad and torch.is_grad_enabled())
@@ -340,7 +361,7 @@ def project(
         )
         return tuple(part.reshape(*scores.shape[: -structure.layout.ndim], *part.shape[1:]) for part in found)
 
-    if torch.compiler.is_compiling():  # where one graph is asked for, this is the message
+    if torch.compiler.is_compiling():  # if one graph was requested, this is the error message
         break_graph(f"the active-set projection of {structure.name} looks at values in every step")
     masks = () if mask is None else (mask.expand(scores.shape),)
     point, *face = (
@@ -355,7 +376,9 @@ def project(
 def _flat(
     structure: Structure, scores: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, active_set.Argmax, Callable[[Tensor], Tensor]]:
-    """Scores as float64 vectors ``[B, P]``, the argmax over such vectors, and what shows them as parts."""
+    """Scores as float64 vectors ``[B, P]``, the argmax over such vectors, and a function that shows
+    them as parts.
+    """
     layout = structure.layout
     shape = scores.shape[-layout.ndim :]
     size = scores.shape[: -layout.ndim].numel()
@@ -385,19 +408,24 @@ class ActiveSetProjection(Structure):
     """
 
     def pricing(self, scores: Tensor, mask: Tensor | None = None) -> active_set.Pricing | None:
-        """The argmax of these examples for compiled code that does all steps of the method; None without such code."""
+        """The argmax of these examples for compiled code that does all steps of the method; None if
+        there is none.
+        """
         return None
 
     @derived_from("argmax")
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Euclidean projection of the scores on conv(X), by the active-set method: ``[*batch, *parts]``, differentiable
-        (see :mod:`structgrad.algorithms.active_set`).
+        """Euclidean projection of the scores on conv(X), by the active-set method: ``[*batch,
+        *parts]``.
+
+        It is differentiable (see :mod:`structgrad.algorithms.active_set`).
         """
         return project(self, scores, mask)
 
     @derived_from("argmax")
     def sparsemap(self, scores: Tensor, mask: Tensor | None = None) -> SparseDistribution:
-        """At most (number of parts) + 1 vertices an example whose mean is :meth:`project`, by the active-set method;
-        ``*batch`` is flattened into rows.
+        """At most (number of parts) + 1 vertices an example whose mean is :meth:`project`.
+
+        The active-set method finds them. ``*batch`` is flattened into rows.
         """
         return sparsemap(self, scores, mask)

@@ -1,4 +1,4 @@
-"""What the structures of dynamic programs have in common: everything but the recursion."""
+"""The common code of structures with a dynamic program: everything except the recursion."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from structgrad.structures.derived import ActiveSetProjection, DynamicProgram
 class Derivations(DynamicProgram, ActiveSetProjection):
     """Structures that are the derivations of a hypergraph (see :mod:`structgrad.algorithms.hypergraph`).
 
-    A subclass writes its recursion once, as that graph, and has every oracle from it: ``argmax``, ``top_k``,
-    ``log_partition``, ``marginals``, ``sample``, ``log_prob`` and ``entropy`` by passes over the graph, linear in the
-    number of its edges (``top_k`` times k), compiled on the CPU and in plain torch elsewhere; ``project`` and
-    ``sparsemap`` by the active-set method on ``argmax``. ``log_partition`` and ``marginals`` have derivatives of any
-    order; the first of each is compiled.
+    A subclass writes its recursion once, as that graph, and every oracle follows. ``argmax``,
+    ``top_k``, ``log_partition``, ``marginals``, ``sample``, ``log_prob`` and ``entropy`` are passes
+    over the graph. They are linear in the number of its edges (``top_k`` times k), compiled on the
+    CPU and in plain torch elsewhere. ``project`` and ``sparsemap`` use the active-set method on
+    ``argmax``. ``log_partition`` and ``marginals`` have derivatives of any order; the first of each
+    is compiled.
 
     Raises:
         ValueError: from every oracle, in eager CPU code, if an example has no vertex.
@@ -36,11 +37,13 @@ class Derivations(DynamicProgram, ActiveSetProjection):
 
     @abc.abstractmethod
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
-        """The recursion for parts of this shape; the graphs should be cached."""
+        """The recursion for parts of this shape. Implementations should cache the graphs."""
 
     @abc.abstractmethod
     def _size(self, exists: Tensor) -> Tensor:
-        """Which of the graph's goals an example has: int64 ``[*batch]``, of bool ``[*batch, *parts]``."""
+        """The index of an example's goal in the graph: int64 ``[*batch]``, from bool ``[*batch,
+        *parts]``.
+        """
 
     # --- every oracle ---------------------------------------------------------------------------------------------
 
@@ -120,7 +123,7 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         return graph.total(scores.flatten(-self.layout.ndim), graph.goal(self._size(exists)), plus)
 
     def check_shape_listable(self, *shape: int) -> None:
-        """For :meth:`enumerate`: refuse parts of a shape with too many vertices, which the graph counts.
+        """For :meth:`enumerate`: refuse a shape with too many vertices. The graph counts them.
 
         Raises:
             ValueError: with the number of vertices.
@@ -138,13 +141,15 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         self.check(scores, mask)
         batch, parts = self._split(scores)
         exists = self.parts(scores, mask)
-        # Without a mask all examples are of one size.
+        # Without a mask all examples have the same size.
         size = self._size(exists if mask is not None else self.parts(scores.new_empty(parts))).expand(batch)
         flat = (batch.numel(), parts.numel())
         return scores.reshape(flat), exists.reshape(flat), size.reshape(batch.numel()), self._graph(parts)[0]
 
     def _graph(self, parts: torch.Size) -> tuple[int, int]:
-        """The number of the graph for parts of this shape, and the most nodes that a derivation uses."""
+        """The number of the graph for parts of this shape, and the largest number of nodes in a
+        derivation.
+        """
         if torch.compiler.is_compiling():
             return self._kept(*parts)
         graph = self._hypergraph(parts)
@@ -152,7 +157,7 @@ class Derivations(DynamicProgram, ActiveSetProjection):
 
     @constant_when_traced
     def _kept(self, *parts: int) -> tuple[int, int]:
-        """The same while a step is compiled, which may run when no cache has the graph any more."""
+        """The same while a step is compiled. The step may run when no cache has the graph any more."""
         graph = self._hypergraph(torch.Size(parts))
         _KEPT.add(graph)
         return graph.number, graph.depth
@@ -164,18 +169,22 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         return shown
 
 
-#: Graphs that compiled steps know by their numbers.
+#: Graphs to which compiled steps refer by number.
 _KEPT: set[Hypergraph] = set()
 
 
 def _compiled(scores: Tensor, mask: Tensor | None) -> bool:
-    """Whether the compiled passes take these: on the CPU, outside ``torch.func`` transforms."""
+    """Whether the compiled passes accept these inputs: on the CPU, outside ``torch.func``
+    transforms.
+    """
     if torch.compiler.is_compiling():
         return on_host(scores)
     return values_can_be_read(scores, mask)
 
 
 def last(exists: Tensor) -> Tensor:
-    """One more than the index of the last True, 0 if there is none: bool ``[*batch, n]`` -> int64 ``[*batch]``."""
+    """The index of the last True plus one, 0 if there is none: bool ``[*batch, n]`` -> int64
+    ``[*batch]``.
+    """
     number = torch.arange(1, 1 + exists.shape[-1], device=exists.device)
     return torch.nn.functional.pad(exists * number, (1, 0)).amax(-1)

@@ -1,4 +1,6 @@
-"""Recursive algorithms over items, whose trace and outcome determine one another: what orderings and trees share."""
+"""Recursive algorithms over items whose trace and result determine one another: orderings and
+trees.
+"""
 
 from __future__ import annotations
 
@@ -14,45 +16,55 @@ from structgrad.structures.base import Noise, Structure, Trace
 
 
 class ItemRecursion(Structure, abc.ABC):
-    """A structure made by repeatedly choosing the smallest item and recursing on what remains.
+    """A structure made by repeatedly choosing the smallest item and recursing on the rest.
 
-    Scores are one number an item, ``[*batch, n]``; vertices are ``[*batch, n, n]``, so that unlike in other structures
-    they have another shape than the scores (:attr:`vertex_layout`) and are not linear in them: there is no
-    ``<x, scores>`` to maximise, and ``argmax`` is the recursive algorithm run on ``-utility``. Since every vertex has
-    one trace, the distribution of the structure *is* that of its trace (Struminsky et al. 2021, Algorithm 3), and
-    ``sample`` and ``log_prob`` refer to it in place of a Gibbs distribution.
+    Scores are one number for each item, ``[*batch, n]``; vertices are ``[*batch, n, n]``
+    (:attr:`vertex_layout`). So vertices are not linear in the scores, and there is no ``<x,
+    scores>`` to maximise. ``argmax`` is the recursive algorithm applied to ``-utility``. Every
+    vertex has one trace, so the distribution of the structure *is* that of its trace (Struminsky et
+    al. 2021, Algorithm 3). ``sample`` and ``log_prob`` refer to this distribution instead of a
+    Gibbs distribution.
 
-    Let ``S(v)`` be the items among which v was the smallest, itself included. Then, for rates ``exp(scores)``,
+    Let ``S(v)`` be the items among which v was the smallest, v included. Then, for rates
+    ``exp(scores)``,
 
     - ``P(x) = prod_v rate_v / sum_{i in S(v)} rate_i``, and
-    - given x, ``E_i = sum_{v: i in S(v)} D_v`` with independent ``D_v ~ Exp(sum_{i in S(v)} rate_i)``: the minimum of
-      S(v), above the minimum that was subtracted before.
+    - given x, ``E_i = sum_{v: i in S(v)} D_v`` with independent ``D_v ~ Exp(sum_{i in S(v)}
+      rate_i)``.
+      D_v is the minimum of S(v) minus the minimum that was subtracted before.
 
-    Everything takes O(n^2) time and memory an example. Items that a mask removes take no part.
+    Every oracle takes O(n^2) time and memory an example. Items that the mask removes take no part.
     """
 
     is_ordinal: ClassVar[bool] = True
 
     @abc.abstractmethod
     def _recurse(self, keys: Tensor, exists: Tensor) -> Tensor:
-        """The algorithm: choices ``[*batch, n]`` for finite ``keys`` ``[*batch, n]``, smallest first; ties in favour
-        of the earlier item.
+        """The algorithm: choices ``[*batch, n]`` for finite ``keys`` ``[*batch, n]``, smallest
+        first.
+
+        Ties go to the earlier item.
         """
 
     @abc.abstractmethod
     def _show(self, choices: Tensor) -> Tensor:
-        """The vertex that the choices make: bool ``[*batch, n, n]``."""
+        """The vertex of the choices: bool ``[*batch, n, n]``."""
 
     @abc.abstractmethod
     def _within(self, vertex: Tensor) -> Tensor:
-        """Bool ``[*batch, n, n]``; ``[v, i]`` says that i is in S(v). Rows and columns of missing items are free."""
+        """Bool ``[*batch, n, n]``: ``[v, i]`` says that i is in S(v). Rows and columns of missing
+        items are arbitrary.
+        """
 
     def inner(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Raises: the value of a vertex is not linear in the scores."""
+        """Always raises, because the value of a vertex is not linear in the scores."""
         raise self._lacks()
 
     def check_vertex(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> None:
-        """Refuse what is no vertex, where looking is free: items are chosen in the order of the sets they are in."""
+        """Refuse a tensor that is not a vertex, where reading values is free.
+
+        An item must be chosen in the order of the sets that contain it.
+        """
         self._check_shown(vertex, scores.shape + scores.shape[-1:])
         if values_can_be_read(vertex):
             within = self._within(vertex.detach()) & self.parts(scores, mask).unsqueeze(-1)
@@ -60,7 +72,9 @@ class ItemRecursion(Structure, abc.ABC):
             refuse((again != vertex).flatten(-2).any(-1), f"is no vertex of {self.name}")
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The outcome of the recursive algorithm, largest utility first: ``[*batch, n, n]``, 0/1, no gradient."""
+        """The result of the recursive algorithm, largest utility first: ``[*batch, n, n]``, 0/1, no
+        gradient.
+        """
         self.check(utility, mask)
         exists = self.parts(utility, mask)
         keys = torch.where(exists, -utility.detach(), 0.0)
@@ -80,12 +94,14 @@ class ItemRecursion(Structure, abc.ABC):
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact sample of the trace's distribution for each example: ``[*batch, n, n]``, 0/1, no gradient."""
         self.check(scores, mask)
-        # Gumbel rather than exponential noise, which would overflow for scores below -600.
+        # Gumbel noise, because exponential noise would overflow for scores below -600.
         utility = torch.where(self.parts(scores, mask), scores.detach(), 0.0) - wide_exponentials(scores).log()
         return self.argmax(utility, mask).to(scores.dtype)
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log-probability of the one trace that makes ``vertex`` ``[*batch, n, n]``: ``[*batch]``, differentiable."""
+        """Log-probability of the one trace that gives ``vertex`` ``[*batch, n, n]``: ``[*batch]``,
+        differentiable.
+        """
         self.check(scores, mask)
         self.check_vertex(vertex, scores, mask)
         exists = self.parts(scores, mask)
@@ -93,7 +109,9 @@ class ItemRecursion(Structure, abc.ABC):
         return torch.where(exists, gain, 0.0).sum(-1)
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``log P(T = trace)`` (Struminsky et al., Algorithm 3), equal to :meth:`log_prob` of its vertex."""
+        """``log P(T = trace)`` (Struminsky et al., Algorithm 3); it equals :meth:`log_prob` of the
+        vertex.
+        """
         return self.log_prob(trace.vertex, log_rates, mask)
 
     def conditional(
@@ -101,7 +119,7 @@ class ItemRecursion(Structure, abc.ABC):
     ) -> Tensor:
         """A fresh sample of ``E | T = trace``: ``[*batch, n]``, reparameterised in ``log_rates``; 1 where missing.
 
-        The step of an item is that at which it is the smallest.
+        The step of an item is the one at which it is the smallest.
         """
         self.check(log_rates, mask)
         exists = self.parts(log_rates, mask)
@@ -112,7 +130,9 @@ class ItemRecursion(Structure, abc.ABC):
         return torch.where(exists, total, 1.0)
 
     def _log_totals(self, within: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
-        """``log sum_{i in S(v)} exp(scores_i)`` for every v: ``[*batch, n]``; of no meaning for missing v."""
+        """``log sum_{i in S(v)} exp(scores_i)`` for every v: ``[*batch, n]``; arbitrary for missing
+        v.
+        """
         finite = torch.where(exists, scores, 0.0).unsqueeze(-2)
         # A missing v has no items; a finite row keeps its gradient free of NaN.
         counted = within & exists.unsqueeze(-2) | ~exists.unsqueeze(-1)

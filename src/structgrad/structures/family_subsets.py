@@ -1,4 +1,6 @@
-"""Subsets: structures that read their parts as one vector, whatever their layout, and those that count them."""
+"""Subsets: structures that read their parts as one vector in any layout, and those with a bound on
+the size.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,17 @@ class Flat(Structure):
 
 
 class Counted(Flat, Gibbs, abc.ABC):
-    """Subsets whose number of parts is bounded: the Gibbs distribution by counting, O(n k) for at most k of n parts."""
+    """Subsets with a bounded number of parts. Their Gibbs distribution costs O(n k) for at most k
+    of n parts.
+    """
 
     @abc.abstractmethod
     def _chain(self, flat: Tensor, exists: Tensor) -> Chain:
-        """What counts the subsets, in float64."""
+        """The dynamic program that counts the subsets, in float64."""
 
     def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log of the sum of the elementary symmetric polynomials of ``exp(scores)`` of the sizes there are.
+        """Log of the sum of elementary symmetric polynomials of ``exp(scores)``, over the possible
+        sizes.
 
         Returns:
             ``[*batch]``.

@@ -1,4 +1,4 @@
-"""What directed and undirected spanning trees have in common."""
+"""The common code of directed and undirected spanning trees."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from structgrad.structures.derived import ActiveSetProjection, Gibbs, KBest
 
 
 class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
-    """Spanning trees over the parts ``[n, n]``; what tells them apart is at the end."""
+    """Spanning trees over the parts ``[n, n]``. The methods in which they differ are at the end."""
 
     constant_size: ClassVar[bool] = True
 
@@ -39,11 +39,11 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
     def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
         costs, open_ = self._constrained(scores, allowed, forced)
         vertex, _, reached = self._solve(costs.flatten(0, 1).contiguous(), open_.flatten(0, 1), -1.0)
-        # Where there is no tree, the edges that were chosen may be as many as one has, but have a cycle.
+        # Without a tree, the chosen edges may be as many as a tree has, but contain a cycle.
         return (vertex * reached[:, None, None]).reshape(allowed.shape)
 
     def _branches(self, shape: torch.Size) -> int:
-        return max(shape[-1] - 1, 0)  # as many as a tree has edges
+        return max(shape[-1] - 1, 0)  # the number of edges of a tree
 
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         return _matrices(scores, self.parts(scores, mask))
 
     def _arborescences(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """Samples of the arborescences that are summed over."""
+        """Samples of the arborescences over which the partition function sums."""
         self.check(scores, mask)
 
         def draw(scores: Tensor, exists: Tensor, uniform: Tensor) -> tuple[Tensor]:
@@ -81,7 +81,7 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         return over_batch(draw, scores.detach(), self.parts(scores, mask), uniform)[0]
 
     def _refuse(self, unreached: Tensor, scores: Tensor) -> None:
-        """Raise if an example (of the flattened batch) has no tree, where that can be seen for free."""
+        """Raise if an example (of the flattened batch) has no tree, where reading values is free."""
         if values_can_be_read(unreached) and bool(unreached.any()):
             index = int(unreached.nonzero()[0, 0])
             example = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), scores.shape[:-2] or (1,)))
@@ -91,19 +91,23 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
 
     @abc.abstractmethod
     def _solve(self, costs: Tensor, exists: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The trees of least ``sign * costs`` ``[B, n, n]``, what the algorithm chose, and whether there is a tree."""
+        """The trees of least ``sign * costs`` ``[B, n, n]``, the algorithm's choices, and whether a
+        tree exists.
+        """
 
     @abc.abstractmethod
     def _constrained(self, scores: Tensor, allowed: Tensor, forced: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and parts, of the shape of the arguments, of which the best tree has all ``forced`` parts."""
+        """Scores and parts, in the arguments' shape, whose best tree has all ``forced`` parts."""
 
     @abc.abstractmethod
     def _rooted(self, flat: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, parts ``[B, n, n]`` and roots ``[B]`` of the arborescences that are summed over."""
+        """Scores, parts ``[B, n, n]`` and roots ``[B]`` of the arborescences over which the
+        partition function sums.
+        """
 
     @abc.abstractmethod
     def _lacking(self) -> str:
-        """What an example without a tree lacks, and why, for the message."""
+        """The message's words for what an example without a tree lacks, and why."""
 
 
 def _matrices(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:

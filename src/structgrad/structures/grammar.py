@@ -19,28 +19,28 @@ from structgrad.structures.layout import Layout
 class Grammar(Derivations):
     """Trees of a context-free grammar in Chomsky form over n words (Baker 1979; Eisner 2016).
 
-    There are N nonterminals and P preterminals, ``S = N + P`` symbols, nonterminals first. A rule ``A -> B C`` rewrites
-    a nonterminal A into two symbols; a preterminal stands for one word. A tree has a nonterminal over every span of
-    several words and a preterminal over every single word. A sentence of one word has one preterminal and no rule.
+    There are N nonterminals and P preterminals, ``S = N + P`` symbols, nonterminals first. A rule
+    ``A -> B C`` rewrites a nonterminal A into two symbols; a preterminal stands for one word. A
+    tree has a nonterminal over every span of several words and a preterminal over every single
+    word. A sentence of one word has one preterminal and no rule.
 
-    Parts are *anchored* rules ``[n, n, R]`` with ``R = N S S``. For i < j, ``[i, j, (A S + B) S + C]`` says that the
-    words i to j, both included, have symbol A, rewritten by the rule ``A -> B C``; where its halves meet follows from
-    the other parts. On the diagonal, ``[i, i, p]`` with p < P says that word i has preterminal p. A word that no
-    existing part covers is absent, and absent words are the last ones.
+    Parts are *anchored* rules ``[n, n, R]`` with ``R = N S S``. For i < j, ``[i, j, (A S + B) S +
+    C]`` concerns the words i to j, both included. It says that they have symbol A, rewritten by the
+    rule ``A -> B C``. The point where the two halves meet follows from the other parts. On the
+    diagonal, ``[i, i, p]`` with p < P says that word i has preterminal p. A word that no existing
+    part covers is absent, and absent words are the last ones.
 
-    :meth:`scores` makes anchored scores out of those of a grammar, whose rules have one score wherever they are used.
-    The gradient of ``log_partition`` in these is then their expected number of uses.
-
-    Every oracle is O(n^3 N^2 + n^2 N S^2) an example (Cocke-Kasami-Younger, inside-outside). For many symbols see
-    :class:`~structgrad.structures.LowRankGrammar`.
+    :meth:`scores` makes anchored scores from the scores of a grammar, whose rules have one score
+    wherever they are used. The gradient of ``log_partition`` in these is the expected number of
+    uses of each rule.
 
     Args:
         nonterminals: N, at least 1.
         preterminals: P, at least 1.
 
     Raises:
-        ValueError: for no symbols; from every oracle for scores of another shape, or (eager CPU code) if an example has
-            no tree.
+        ValueError: if there are no symbols; from every oracle for scores of another shape, or
+            (eager CPU code) if an example has no tree.
     """
 
     def __init__(self, nonterminals: int, preterminals: int) -> None:
@@ -54,15 +54,15 @@ class Grammar(Derivations):
 
     @property
     def symbols(self) -> int:
-        """S."""
+        """S, the number of symbols."""
         return self.nonterminals + self.preterminals
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """Of n words."""
+        """The shape for n words."""
         return (n, n, self.nonterminals * self.symbols**2)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; R must be that of the structure."""
+        """The checks of every structure; R must also be that of the structure."""
         self.layout.check(scores)
         if scores.shape[-1] != self.shape(0)[-1]:
             raise ValueError(
@@ -79,13 +79,15 @@ class Grammar(Derivations):
         """Scores of anchored rules.
 
         Args:
-            rules: ``[*batch, N, S, S]``, or broadcastable to it, of ``A -> B C``.
-            emissions: ``[*batch, n, P]``, of word i given a preterminal.
-            roots: ``[*batch, N]``, or broadcastable to it, of the nonterminal over the whole sentence.
+            rules: scores of ``A -> B C``, ``[*batch, N, S, S]`` or broadcastable to it.
+            emissions: scores of word i given a preterminal, ``[*batch, n, P]``.
+            roots: scores of the nonterminal over the whole sentence, ``[*batch, N]`` or
+                broadcastable to it.
             lengths: int64 ``[*batch]``; None: n words each.
 
         Returns:
-            ``[*batch, n, n, R]``, differentiable in all three; examples that are shorter than n need a mask beside.
+            ``[*batch, n, n, R]``, differentiable in all three. Examples shorter than n also need a
+            mask.
         """
         n, count = emissions.shape[-2], self.shape(0)[-1]
         anchored = rules.flatten(-3)[..., None, None, :].expand(*emissions.shape[:-2], n, n, count)
@@ -95,8 +97,10 @@ class Grammar(Derivations):
         return torch.where(diagonal, words[..., :, None, :], anchored + whole(emissions, lengths)[..., None] * of_root)
 
     def labels(self, vertex: Tensor) -> Tensor:
-        """The symbol over every span of a vertex ``[*batch, n, n, R]``: int64 ``[*batch, n, n]``, -1 where no span is;
-        nonterminals are 0 ... N - 1, preterminals N ... S - 1.
+        """The symbol over every span of a vertex ``[*batch, n, n, R]``: int64 ``[*batch, n, n]``,
+        -1 for no span.
+
+        Nonterminals are 0 ... N - 1, preterminals N ... S - 1.
         """
         on = vertex > 0
         index = on.int().argmax(-1)
@@ -105,7 +109,9 @@ class Grammar(Derivations):
         return torch.where(on.any(-1), symbol, -1)
 
     def counts(self, vertex: Tensor) -> Tensor:
-        """How often every rule is used: ``[*batch, N, S, S]``; of marginals, the expected number of uses."""
+        """How often every rule is used: ``[*batch, N, S, S]``; for marginals, the expected number
+        of uses.
+        """
         n = vertex.shape[-2]
         apart = torch.ones(n, n, dtype=torch.bool, device=vertex.device).triu(1)[..., None]
         used = torch.where(apart, vertex, 0.0).sum((-3, -2))
@@ -139,11 +145,12 @@ class Grammar(Derivations):
 
 
 def spans(scores: Tensor, of_words: Tensor) -> Tensor:
-    """Which of the last dimension ``[n, n, R]`` belongs to a span: bool.
+    """Which entries of the last dimension of ``[n, n, R]`` belong to a span: bool.
 
     Args:
-        scores: ``[*batch, n, n, R]``, of which shape and device are used.
-        of_words: bool ``[R]``: what a single word has; several words have everything.
+        scores: ``[*batch, n, n, R]``; only shape and device are used.
+        of_words: bool ``[R]``, the entries of a single word; a span of several words has all
+        entries.
     """
     together = torch.ones(scores.shape[-3:-1], dtype=torch.bool, device=scores.device)
     word = torch.eye(scores.shape[-2], dtype=torch.bool, device=scores.device)
@@ -151,8 +158,9 @@ def spans(scores: Tensor, of_words: Tensor) -> Tensor:
 
 
 def whole(emissions: Tensor, lengths: Tensor | None) -> Tensor:
-    """1 at the span of the whole sentence, 0 elsewhere: ``[*batch, n, n]`` (or ``[n, n]``) of emissions ``[*batch, n,
-    P]`` and lengths ``[*batch]``.
+    """1 at the span of the whole sentence, 0 elsewhere: ``[*batch, n, n]`` (or ``[n, n]``).
+
+    The sizes are those of emissions ``[*batch, n, P]`` and lengths ``[*batch]``.
     """
     n = emissions.shape[-2]
     end = torch.arange(n, device=emissions.device)
@@ -161,7 +169,7 @@ def whole(emissions: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def where_halves_meet(tree: Container[tuple[int, int]], i: int, j: int) -> int:
-    """The last word of the left half of a span (i, j) of a tree, given by its spans."""
+    """The last word of the left half of a span (i, j) in a tree, which is given by its spans."""
     return next(k for k in range(i, j) if (i, k) in tree and (k + 1, j) in tree)
 
 
@@ -169,9 +177,9 @@ def of_lengths(builder: Builder, tree: Index, nonterminals: int) -> list[int]:
     """The goals of sentences of 0 to n words: one preterminal over a single word, a nonterminal over several.
 
     Args:
-        builder: gets their nodes.
+        builder: receives their nodes.
         tree: ``[n, n, S]``, the nodes of symbols over spans.
-        nonterminals: how many of the symbols.
+        nonterminals: how many of the symbols are nonterminals.
     """
     if not len(tree):
         return [ONE]
@@ -180,14 +188,14 @@ def of_lengths(builder: Builder, tree: Index, nonterminals: int) -> list[int]:
 
 @functools.lru_cache(maxsize=32)
 def _graph(n: int, nonterminals: int, preterminals: int) -> Hypergraph:
-    """Bottom up, all spans of a width at a time. Size: words of an example."""
+    """Built bottom up, all spans of a width at a time. Size: words of an example."""
     builder, symbols = Builder(), nonterminals + preterminals
     count = nonterminals * symbols**2
     tree = np.full((n, n, symbols), ZERO)
     upper, lower = np.arange(nonterminals), np.arange(nonterminals, symbols)
 
     def rules(i: Index, j: Index, left: Index, right: Index) -> Index:
-        """Parts ``[spans, N, pairs]`` of the rules with these halves."""
+        """The parts ``[spans, N, pairs]`` of the rules with these halves."""
         rule = (upper[:, None] * symbols + left) * symbols + right
         parts: Index = ((i * n + j) * count)[:, None, None] + rule
         return parts
@@ -202,13 +210,13 @@ def _graph(n: int, nonterminals: int, preterminals: int) -> Hypergraph:
                 (((i * n + i) * count)[:, None] + np.arange(preterminals)).reshape(-1, 1),
             ).reshape(n, preterminals)
             continue
-        # Halves of one word each, or one of them: the halves meet in one place.
+        # Both halves, or one of them, have one word: the halves meet in one place.
         kinds = [(lower, lower, i)] if width == 1 else [(lower, upper, i), (upper, lower, j - 1)]
         tails: list[tuple[Index, Index, Index]] = []
         for of_left, of_right, meet in kinds:
             b, c = (a.flatten() for a in np.meshgrid(of_left, of_right, indexing="ij"))
             tails.append((tree[i, meet][:, b], tree[meet + 1, j][:, c], rules(i, j, b, c)))
-        if width > 2:  # both of several words: added up over the places where they may meet
+        if width > 2:  # both have several words: add up the places where they may meet
             b, c = (a.flatten() for a in np.meshgrid(upper, upper, indexing="ij"))
             meet = i[:, None] + np.arange(1, width - 1)
             left, right = tree[i[:, None], meet][:, :, b], tree[meet + 1, j[:, None]][:, :, c]

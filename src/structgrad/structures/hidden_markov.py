@@ -20,14 +20,17 @@ from structgrad.structures.semi_markov import segment_graph
 class HiddenMarkov(Derivations):
     """Sequences of n hidden states out of C (Rabiner 1989).
 
-    Parts are the transitions ``[n, C, C]``: ``[t, c, d]`` says that position t has state d and position t - 1 has state
-    c. Position 0 has no state before it; its parts are the row ``[0, 0, :]``. A position that touches no existing part
-    is absent, and absent positions are the last ones: the mask of an example of L positions is True for ``t < L``.
+    Parts are the transitions ``[n, C, C]``: ``[t, c, d]`` says that position t has state d and
+    position t - 1 has state c. No state precedes position 0; its parts are the row ``[0, 0, :]``. A
+    position that touches no existing part is absent. Absent positions are the last ones: for L
+    positions the mask is True at ``t < L``.
 
-    :meth:`scores` makes scores out of initial, transition and emission log-probabilities. Then ``log_partition`` is the
-    log-likelihood of the observations, ``argmax`` is the most likely sequence of states, ``sample`` draws one from the
-    posterior, and :meth:`smoothing` and :meth:`filtering` give the posteriors of single states. A
-    :class:`~structgrad.structures.LinearChain` is the same without a start, for scores that are no probabilities.
+    :meth:`scores` makes scores from initial, transition and emission log-probabilities. Then
+    ``log_partition`` is the log-likelihood of the observations and ``argmax`` the most likely
+    sequence of states. ``sample`` draws a sequence from the posterior. :meth:`smoothing` and
+    :meth:`filtering` give the posteriors of single states. A
+    :class:`~structgrad.structures.LinearChain` is the same without a start, for scores that are not
+    probabilities.
 
     Every oracle is O(n C^2) an example.
 
@@ -35,8 +38,8 @@ class HiddenMarkov(Derivations):
         states: C, at least 1.
 
     Raises:
-        ValueError: for no state; from every oracle for scores of another shape, or (eager CPU code) if an example has
-            no sequence.
+        ValueError: if there is no state; from every oracle for scores of another shape, or (eager
+            CPU code) if an example has no sequence.
     """
 
     constant_size: ClassVar[bool] = True
@@ -51,11 +54,11 @@ class HiddenMarkov(Derivations):
         return f"HiddenMarkov(states={self.states})"
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """Of n positions."""
+        """The shape for n positions."""
         return (n, self.states, self.states)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; C must be that of the structure."""
+        """The checks of every structure; C must also be that of the structure."""
         self.layout.check(scores)
         if scores.shape[-1] != self.states:
             shape = f"[..., n, {self.states}, {self.states}]"
@@ -63,19 +66,21 @@ class HiddenMarkov(Derivations):
         super().check(scores, mask)
 
     def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """All transitions, and the first row of the first position."""
+        """All transitions, but only the first row of the first position."""
         n, states, _ = scores.shape[-3:]
         behind = torch.arange(n, device=scores.device)[:, None] > 0
         first = torch.arange(states, device=scores.device) == 0
         return super().parts(scores, mask) & (behind | first)[..., None]
 
     def scores(self, initial: Tensor, transition: Tensor, emission: Tensor) -> Tensor:
-        """Scores of transitions out of the log-probabilities of a model.
+        """Scores of transitions from the log-probabilities of a model.
 
         Args:
-            initial: ``[*batch, C]``, or broadcastable to it, of the state of position 0.
-            transition: ``[*batch, n - 1, C, C]``, or broadcastable to it, e.g. ``[C, C]``; ``[c, d]`` is from c to d.
-            emission: ``[*batch, n, C]``, n at least 1: of what was observed at a position, given its state.
+            initial: the state of position 0, ``[*batch, C]`` or broadcastable to it.
+            transition: ``[*batch, n - 1, C, C]`` or broadcastable to it, e.g. ``[C, C]``; ``[c,
+                d]`` is from c to d.
+            emission: the observation at a position given its state, ``[*batch, n, C]``, n at least
+                1.
 
         Returns:
             ``[*batch, n, C, C]``.
@@ -87,14 +92,20 @@ class HiddenMarkov(Derivations):
         return torch.cat([start.expand(*batch, *start.shape[-3:]), later.expand(*batch, *later.shape[-3:])], -3)
 
     def smoothing(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Posterior of every state given all observations, ``p(z_t | x_1 ... x_n)``, by forward-backward (Baum et al.
-        1970): ``[*batch, n, C]``, differentiable, 0 at absent positions.
+        """Posterior of every state given all observations, ``p(z_t | x_1 ... x_n)``: ``[*batch, n,
+        C]``.
+
+        Forward-backward computes it (Baum et al. 1970). It is differentiable, and 0 at absent
+        positions.
         """
         return self.marginals(scores, mask).sum(-2)
 
     def filtering(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Posterior of every state given the observations so far, ``p(z_t | x_1 ... x_t)``: ``[*batch, n, C]``,
-        differentiable; 0 at absent positions. The forward pass, one step a position.
+        """Posterior of every state given the observations so far, ``p(z_t | x_1 ... x_t)``:
+        ``[*batch, n, C]``.
+
+        It is the forward pass, one step for each position. It is differentiable, and 0 at absent
+        positions.
         """
         self.check(scores, mask)
         exists = self.parts(scores, mask)

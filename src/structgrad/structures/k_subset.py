@@ -24,9 +24,9 @@ from structgrad.structures.relaxation import Relaxation, negative_binary_entropy
 class KSubset(Counted):
     """All 0/1 vectors with exactly k ones (Paulus et al. 2020, B.4; Struminsky et al. 2021, section 2.1).
 
-    Gumbel utilities, or exponentials through :meth:`trace`, choose k parts without replacement (Plackett-Luce); that
-    is not the Gibbs distribution of :meth:`sample` and :meth:`log_prob`, which conditions independent bits on their
-    number.
+    Gumbel utilities, or exponentials through :meth:`trace`, choose k parts without replacement
+    (Plackett-Luce). This is not the Gibbs distribution of :meth:`sample` and :meth:`log_prob`,
+    which is that of independent bits given their sum.
 
     ==============  ==========================================================================  ===================
     relaxation      problem, over ``0 <= x <= 1, sum x = k``                                    cost of one example
@@ -60,7 +60,7 @@ class KSubset(Counted):
         return f"KSubset(k={self.k}, layout={self.layout.name!r})"
 
     def own_relaxations(self) -> dict[str, Relaxation]:
-        """With the last four of the table above; L2X takes k independent utilities."""
+        """The last four relaxations of the table above. L2X takes k independent utilities."""
         return {
             "categorical": Relaxation("categorical", regularizer=negative_entropy, symmetric=True),
             "binary": Relaxation("binary", regularizer=negative_binary_entropy, symmetric=True),
@@ -69,7 +69,7 @@ class KSubset(Counted):
         }
 
     def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Also refuses examples of fewer than k parts."""
+        """Checked flat scores and existing parts; also refuses examples of fewer than k parts."""
         flat, exists = super()._read(scores, mask)
         if flat.shape[-1] < self.k:
             raise ValueError(f"k = {self.k} parts are to be chosen, and scores {list(scores.shape)} have fewer")
@@ -85,7 +85,7 @@ class KSubset(Counted):
         return Chain(flat.double(), None, exists, self.k, self.k)
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The k largest, of equal ones the first: ``[*batch, *parts]``."""
+        """The k largest; among ties the first: ``[*batch, *parts]``."""
         flat, exists = self._read(utility.detach(), mask)
         return self._show(largest(flat.masked_fill(~exists, -math.inf), self.k).to(flat.dtype), utility)
 
@@ -107,12 +107,14 @@ class KSubset(Counted):
     ) -> SparseDistribution:
         """At most n subsets whose mean is :meth:`project`, in closed form: systematic sampling, O(n log n).
 
-        Level sets, which serve :class:`Subset`, have the wrong size here; sorting may come before sampling instead.
+        The level sets of :class:`Subset` have the wrong size here. The parts may be sorted before
+        sampling.
 
         Args:
             scores: ``[*batch, *parts]``.
             mask: which parts exist.
-            method: ``systematic``: cumulative sums modulo 1 in the order of the parts; ``sorted``: largest first.
+            method: ``systematic`` takes cumulative sums modulo 1 in the order of the parts,
+                ``sorted`` with the largest first.
         """
         flat, exists = self._read(scores, mask)
         point = project_capped_simplex(flat, exists, self.k).reshape(flat.shape[:-1].numel(), flat.shape[-1])
@@ -124,8 +126,9 @@ class KSubset(Counted):
     def categorical(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x = min(1, exp(u - nu))`` with ``sum x = k``: ``[*batch, *parts]`` (Martins and Kreutzer 2017).
 
-        If the first a of the largest are capped, the rest is a softmax of mass k - a; a is the smallest number for
-        which that puts nothing above 1. Backward by differentiating the softmax, which is exact.
+        If the a largest parts are capped, the rest is a softmax of mass k - a. The solution has the
+        smallest a at which no part exceeds 1. The gradient differentiates the softmax, which is
+        exact.
         """
         flat, exists = self._read(utility, mask)
         with torch.no_grad():
@@ -133,7 +136,7 @@ class KSubset(Counted):
             _, rest = plackett_luce_terms(largest, flat, exists)
             mass = self.k - torch.arange(self.k, device=flat.device)
             fits = flat.gather(-1, largest) <= rest - mass.to(flat.dtype).log()
-            # The last number always fits, up to rounding.
+            # The last candidate always fits, up to rounding.
             fits[..., -1] = True
             capped = fits.int().argmax(-1, keepdim=True)
             is_capped = torch.zeros_like(exists).scatter(-1, largest, torch.arange(self.k, device=flat.device) < capped)
@@ -144,7 +147,8 @@ class KSubset(Counted):
     def binary(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x = sigmoid(u - nu)`` with ``sum x = k``: ``[*batch, *parts]`` (Amos et al. 2019).
 
-        nu by safeguarded Newton steps in float64, differentiated as the root of ``sum x = k``.
+        Safeguarded Newton steps in float64 find nu, and it is differentiated as the root of ``sum x
+        = k``.
         """
         flat, exists = self._read(utility, mask)
         wide = flat.double()
@@ -155,7 +159,7 @@ class KSubset(Counted):
         def size(nu: Tensor) -> Tensor:
             return torch.where(exists, (wide - nu).sigmoid(), 0.0).sum(-1, keepdim=True)
 
-        # Where the slope underflows all parts are 0 or 1 and stay so.
+        # If the slope underflows, all parts are 0 or 1 and stay so.
         nu = implicit(nu, size, lambda excess: torch.where(slope > 0, excess / torch.where(slope > 0, slope, 1.0), 0.0))
         every = exists.sum(-1, keepdim=True) == self.k
         solution = torch.where(every, 1.0, (wide - nu).sigmoid())
@@ -164,7 +168,7 @@ class KSubset(Counted):
     def l2x(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """Elementwise maximum of k Concrete samples (Chen et al. 2018, L2X).
 
-        Not a point of conv(X): its sum is at most k.
+        The result is not a point of conv(X): its sum is at most k.
 
         Args:
             utility: ``[k, *batch, *parts]``, independent along the first dimension, divided by the temperature.
@@ -180,15 +184,17 @@ class KSubset(Counted):
         return self._show(soft.amax(0), utility)
 
     def softsub(self, utility: Tensor, mask: Tensor | None = None, temperature: float | Tensor = 1.0) -> Tensor:
-        """Successive softmaxes, each discounting what was taken before (Xie and Ermon 2019, Algorithm 1, eq. 7).
+        """Successive softmaxes; each one discounts what was taken before (Xie and Ermon 2019,
+        Algorithm 1, eq. 7).
 
-        With ``p = softmax(a / t)`` the next ``a`` is ``a + log(1 - p)``; the result is the sum of the p's, whose sum
-        is k, but whose entries may exceed 1.
+        With ``p = softmax(a / t)`` the next ``a`` is ``a + log(1 - p)``. The result is the sum of
+        the k softmaxes. It sums to k, but its entries may exceed 1.
 
         Args:
             utility: ``[*batch, *parts]``, divided by the temperature, ``a / t``.
             mask: which parts exist.
-            temperature: t, which the discount is to be divided by: a number, or ``[*batch, 1, ...]``.
+            temperature: t, by which the discount must be divided: a number, or ``[*batch, 1,
+            ...]``.
         """
         flat, exists = self._read(utility, mask)
         if isinstance(temperature, Tensor) and temperature.dim():
@@ -201,7 +207,8 @@ class KSubset(Counted):
             total = total + p
             if step + 1 == self.k:
                 break
-            # log(1 - p) of the largest from the sum of the others, as p may round to 1; there is another, as k > 1.
+            # log(1 - p) of the largest comes from the sum of the others, as p may round to 1. As k
+            # > 1, there is another.
             largest = seen.argmax(-1, keepdim=True)
             others = seen.scatter(-1, largest, -math.inf)
             is_largest = torch.zeros_like(exists).scatter(-1, largest, True)

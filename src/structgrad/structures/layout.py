@@ -1,8 +1,8 @@
 """How the parts of a structure lie in a tensor: a vector, a matrix, the edges of a graph, or an array of any shape.
 
-A *part* is one entry of the score vector that a structure is linear in. Undirected edges are one part each, although
-an adjacency matrix shows them twice. The layout is what knows about that, so that noise, inner products, KL terms and
-gradients count each part once.
+A *part* is one entry of the score vector in which a structure is linear. An undirected edge is one
+part, although an adjacency matrix shows it twice. The layout knows this, so that noise, inner
+products, KL terms and gradients count each part once.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Layout:
         Layout("transitions", ("n - 1", "C", "C"))
 
     **How parts are counted.** ``structure.parts(scores, mask)`` says which entries are parts that exist, each once.
-    Sums over parts (inner products, KL, log-densities, norms) go through it. Where only some entries of the array are
-    parts, the structure overrides ``parts`` and intersects what this layout says (``Arborescence``: no edge into the
-    root).
+    Sums over parts (inner products, KL, log-densities, norms) use it. If only some entries of the
+    array are parts, the structure overrides ``parts`` and intersects it with the layout's parts
+    (``Arborescence``: no edge into the root).
 
     **How they are shown.** A vertex has the shape of the scores, and every part is shown in its own entry. A subclass
     that shows a part in several entries overrides :meth:`parts`, :meth:`mirror`, :meth:`flatten` and
@@ -46,8 +46,9 @@ class Layout:
     :meth:`mirror`.
 
     Args:
-        name: in messages.
-        dimensions: of the parts, a name for each; used in messages, and equal names must have equal sizes.
+        name: the name in messages.
+        dimensions: a name for each dimension of the parts. Messages use them, and equal names must
+            have equal sizes.
     """
 
     #: Whether parts are edges between nodes of one graph.
@@ -101,18 +102,20 @@ class Layout:
     def mirror(self, parts: Tensor) -> Tensor:
         """Show ``parts`` as a vertex is shown, a linear map: ``[*batch, *parts]`` -> ``[*batch, *parts]``.
 
-        Differentiable. Entries that are no parts are not looked at. Here every part is shown where it lies.
+        It is differentiable. Entries that are no parts are not read. Here every part is shown where
+        it lies.
         """
         return parts
 
     def pull_back(self, gradient: Tensor) -> Tensor:
-        """The transpose of :meth:`mirror`: what a gradient for the shown entries is for the parts.
+        """The transpose of :meth:`mirror`: turns a gradient for the shown entries into one for the
+        parts.
 
         Args:
-            gradient: ``[*batch, *parts]``, one number a shown entry.
+            gradient: ``[*batch, *parts]``, one number for each shown entry.
 
         Returns:
-            ``[*batch, *parts]``, at every part the sum over the entries that show it.
+            ``[*batch, *parts]``: for every part the sum over the entries that show it.
         """
         if not self.is_mirrored:
             return gradient
@@ -123,7 +126,9 @@ class Layout:
         return out
 
     def symmetrize(self, scores: Tensor) -> Tensor:
-        """Average the scores of both directions of every edge, where edges have none; others are as they are."""
+        """Average the scores of both directions of every edge, if edges have no direction. Others
+        do not change.
+        """
         return scores
 
     def flatten(self, parts: Tensor) -> Tensor:
@@ -131,7 +136,8 @@ class Layout:
         return parts.flatten(-self.ndim)
 
     def unflatten(self, flat: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of :meth:`flatten`, shown as a vertex is: ``[*batch, P]`` -> ``[*batch, *parts]``.
+        """The inverse of :meth:`flatten`, in the form of a vertex: ``[*batch, P]`` -> ``[*batch,
+        *parts]``.
 
         Args:
             flat: ``[*batch, P]``.
@@ -180,8 +186,9 @@ class Directed(_Named):
 class Undirected(_Named):
     """``[n, n]``; the parts are the entries above the diagonal, and vertices are shown symmetric.
 
-    Scores are read above the diagonal only (as LAPACK reads one triangle of a symmetric matrix). What lies below it is
-    never looked at. A model with directed scores averages both directions first, see :meth:`symmetrize`.
+    Scores are read above the diagonal only (as LAPACK reads one triangle of a symmetric matrix).
+    Entries below it are never read. A model with directed scores averages both directions first;
+    see :meth:`symmetrize`.
     """
 
     _name, _dimensions = "undirected", ("n", "n")
@@ -222,7 +229,7 @@ _LAYOUTS: dict[str, type[_Named]] = {kind._name: kind for kind in (Vector, Matri
 
 
 def make_layout(layout: LayoutName | Layout) -> Layout:
-    """The layout of that name; an object is handed through.
+    """The layout with this name; a Layout object is returned as it is.
 
     Raises:
         ValueError: for an unknown name.

@@ -1,4 +1,4 @@
-"""Sequences of labels with scores of neighbouring ones."""
+"""Sequences of labels with scores for pairs of neighbours."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ from structgrad.structures.semi_markov import segment_graph
 class LinearChain(Derivations):
     """Sequences of n labels out of C: tagging (Lafferty et al. 2001; Niculae et al. 2025, section 2.3.3).
 
-    Parts are the transitions ``[n - 1, C, C]``: ``[i, c, d]`` says that position i has label c and position i + 1 has
-    label d. A position that touches no existing part is absent, so the mask of an example of L positions is True for
-    ``i < L - 1``, and one of a single position has no part. :meth:`transitions` makes scores out of those of labels
-    and of pairs of labels, :meth:`tags` reads the labels of a vertex.
+    Parts are the transitions ``[n - 1, C, C]``: ``[i, c, d]`` says that position i has label c and
+    position i + 1 has label d. A position that touches no existing part is absent. For L positions
+    the mask is True at ``i < L - 1``; an example of one position has no part. The method
+    :meth:`transitions` makes scores from those of labels and of pairs of labels. The method
+    :meth:`tags` reads the labels of a vertex.
 
-    ``argmax`` is the algorithm of Viterbi (1967), ``marginals`` are forward-backward (Baum 1972), ``sample`` is forward
-    filtering, backward sampling (Frühwirth-Schnatter 1994); every oracle is O(n C^2) an example.
+    ``argmax`` is the algorithm of Viterbi (1967), and ``marginals`` use forward-backward (Baum
+    1972). ``sample`` uses forward filtering and backward sampling (Frühwirth-Schnatter 1994). Every
+    oracle is O(n C^2) an example.
 
     Args:
         labels: C, at least 1.
 
     Raises:
-        ValueError: for no label; from every oracle for scores of another shape, or (eager CPU code) if an example has
-            no sequence.
+        ValueError: if there is no label; from every oracle for scores of another shape, or (eager
+            CPU code) if an example has no sequence.
     """
 
     constant_size: ClassVar[bool] = True
@@ -47,11 +49,11 @@ class LinearChain(Derivations):
         return f"LinearChain(labels={self.labels})"
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """Of n positions."""
+        """The shape for n positions."""
         return (max(n - 1, 0), self.labels, self.labels)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; C must be that of the structure."""
+        """The checks of every structure; C must also be that of the structure."""
         self.layout.check(scores)
         if scores.shape[-1] != self.labels:
             shape = f"[..., n - 1, {self.labels}, {self.labels}]"
@@ -61,22 +63,23 @@ class LinearChain(Derivations):
         super().check(scores, mask)
 
     def transitions(self, labels: Tensor, pairs: Tensor) -> Tensor:
-        """Scores of transitions that add up to those of labels and of pairs of neighbouring labels.
+        """Scores of transitions that add up to the scores of labels and of neighbouring pairs.
 
         Args:
             labels: ``[*batch, n, C]``, n at least 2.
             pairs: broadcastable to ``[*batch, n - 1, C, C]``, e.g. ``[C, C]``.
 
         Returns:
-            ``[*batch, n - 1, C, C]``: a transition has the score of the label that it leads to; the first one also
-            that of the label that it comes from.
+            ``[*batch, n - 1, C, C]``. A transition has the score of the label to which it leads.
+            The first one also has the score of the label from which it comes.
         """
         first = torch.nn.functional.pad(labels[..., :1, :], (0, 0, 0, labels.shape[-2] - 2))
         return first[..., :, None] + labels[..., 1:, None, :] + pairs
 
     def tags(self, vertex: Tensor) -> Tensor:
-        """The labels of a vertex ``[*batch, n - 1, C, C]``, n at least 2: int64 ``[*batch, n]``, -1 for absent
-        positions.
+        """The labels of a vertex ``[*batch, n - 1, C, C]``, n at least 2: int64 ``[*batch, n]``.
+
+        They are -1 at absent positions.
         """
         on = vertex > 0
         to = torch.where(on.any((-2, -1)), on.any(-2).int().argmax(-1), -1)

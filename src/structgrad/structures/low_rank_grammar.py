@@ -20,16 +20,18 @@ from structgrad.structures.layout import Layout
 class LowRankGrammar(Derivations):
     """Trees of a grammar in Chomsky form whose rules have low rank (Cohen et al. 2013; Yang et al. 2021).
 
-    The weight of a rule ``A -> B C`` is ``sum_r exp(head[A, r] + left[B, r] + right[C, r])``. A tree says, beside the
-    symbols, which r rewrites each span of several words; symbols and spans are those of
-    :class:`~structgrad.structures.Grammar`, and ``log_partition`` is that of a grammar with the weights above.
+    The weight of a rule ``A -> B C`` is ``sum_r exp(head[A, r] + left[B, r] + right[C, r])``. A
+    tree says which symbol every span has and which r rewrites each span of several words. Symbols
+    and spans are those of :class:`~structgrad.structures.Grammar`, and ``log_partition`` is that of
+    a grammar with the weights above.
 
-    Parts are ``[n, n, F]`` with ``F = (N + 2 S) r + P``; the words i to j, both included, have
+    Parts are ``[n, n, F]`` with ``F = (N + 2 S) r + P``. For the words i to j, both included, there
+    are four kinds:
 
-    * ``[i, j, A r + q]``, i < j: symbol A, rewritten by q;
-    * ``[i, j, N r + B r + q]``: symbol B, as the left half of what q rewrites;
-    * ``[i, j, (N + S) r + C r + q]``: symbol C, as the right half of what q rewrites;
-    * ``[i, i, (N + 2 S) r + p]``: preterminal p over word i.
+    - ``[i, j, A r + q]``, i < j: symbol A, rewritten by q;
+    - ``[i, j, N r + B r + q]``: symbol B, as the left half of a span that q rewrites;
+    - ``[i, j, (N + S) r + C r + q]``: symbol C, as the right half of a span that q rewrites;
+    - ``[i, i, (N + 2 S) r + p]``: preterminal p over word i.
 
     Every oracle is O(n^3 r + n^2 S r) an example, in place of O(n^3 N^2 + n^2 N S^2).
 
@@ -56,15 +58,15 @@ class LowRankGrammar(Derivations):
 
     @property
     def symbols(self) -> int:
-        """S."""
+        """S, the number of symbols."""
         return self.nonterminals + self.preterminals
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """Of n words."""
+        """The shape for n words."""
         return (n, n, (self.nonterminals + 2 * self.symbols) * self.rank + self.preterminals)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; F must be that of the structure."""
+        """The checks of every structure; F must also be that of the structure."""
         self.layout.check(scores)
         if scores.shape[-1] != self.shape(0)[-1]:
             raise ValueError(
@@ -96,12 +98,14 @@ class LowRankGrammar(Derivations):
             head: ``[*batch, N, r]``, or broadcastable to it.
             left: ``[*batch, S, r]``, or broadcastable to it.
             right: ``[*batch, S, r]``, or broadcastable to it.
-            emissions: ``[*batch, n, P]``, of word i given a preterminal.
-            roots: ``[*batch, N]``, or broadcastable to it, of the nonterminal over the whole sentence.
+            emissions: scores of word i given a preterminal, ``[*batch, n, P]``.
+            roots: scores of the nonterminal over the whole sentence, ``[*batch, N]`` or
+                broadcastable to it.
             lengths: int64 ``[*batch]``; None: n words each.
 
         Returns:
-            ``[*batch, n, n, F]``, differentiable in all five; examples that are shorter than n need a mask beside.
+            ``[*batch, n, n, F]``, differentiable in all five. Examples shorter than n also need a
+            mask.
         """
         n, batch = emissions.shape[-2], emissions.shape[:-2]
 
@@ -113,12 +117,16 @@ class LowRankGrammar(Derivations):
         return torch.cat([everywhere(head) + top, everywhere(left), everywhere(right), words], -1)
 
     def rules(self, head: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Log-weights of the rules: ``[*batch, N, S, S]``, as a :class:`~structgrad.structures.Grammar` takes them."""
+        """Log-weights of the rules: ``[*batch, N, S, S]``, in the form that
+        :class:`~structgrad.structures.Grammar` takes.
+        """
         return (head[..., :, None, None, :] + left[..., None, :, None, :] + right[..., None, None, :, :]).logsumexp(-1)
 
     def labels(self, vertex: Tensor) -> Tensor:
-        """The symbol over every span of a vertex ``[*batch, n, n, F]``: int64 ``[*batch, n, n]``, -1 where no span is;
-        nonterminals are 0 ... N - 1, preterminals N ... S - 1.
+        """The symbol over every span of a vertex ``[*batch, n, n, F]``: int64 ``[*batch, n, n]``,
+        -1 for no span.
+
+        Nonterminals are 0 ... N - 1, preterminals N ... S - 1.
         """
         heads = vertex[..., : self.nonterminals * self.rank] > 0
         words = vertex[..., vertex.shape[-1] - self.preterminals :] > 0
@@ -158,7 +166,7 @@ class LowRankGrammar(Derivations):
 
 
 def _kinds(nonterminals: int, preterminals: int, rank: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """What a single word has and what several words have: bool ``[F]``."""
+    """The entries of a single word and the entries of several words: bool ``[F]`` each."""
     upper = np.arange(nonterminals + preterminals) < nonterminals
     halves = np.concatenate([upper, upper]).repeat(rank)
     head, emission = np.ones(nonterminals * rank, bool), np.ones(preterminals, bool)
@@ -167,7 +175,7 @@ def _kinds(nonterminals: int, preterminals: int, rank: int) -> tuple[npt.NDArray
 
 @functools.lru_cache(maxsize=32)
 def _graph(n: int, nonterminals: int, preterminals: int, rank: int) -> Hypergraph:
-    """Bottom up, all spans of a width at a time. Size: words of an example."""
+    """Built bottom up, all spans of a width at a time. Size: words of an example."""
     builder, symbols = Builder(), nonterminals + preterminals
     count = (nonterminals + 2 * symbols) * rank + preterminals
     ranks = np.arange(rank)

@@ -21,30 +21,33 @@ from structgrad.structures.relaxation import Relaxation, negative_entropy
 
 
 class Matching(KBest, ActiveSetProjection):
-    """Permutation matrices ``[*batch, n, n]``: ``x[i, j] = 1`` where row i is matched with column j (Paulus et al.
-    2020, B.6).
+    """Permutation matrices ``[*batch, n, n]``: ``x[i, j] = 1`` if row i is matched with column j.
 
-    A row or column that touches no existing part is absent, so that sizes may differ in a batch (mask the outer
-    product of those present). As many rows as columns must be present and a perfect matching must exist, else
-    ``ValueError`` where values can be read.
+    See Paulus et al. (2020, B.6). A row or column that touches no existing part is absent, so sizes
+    may differ in a batch (mask the outer product of the present ones). As many rows as columns must
+    be present, and a perfect matching must exist. Otherwise the oracles raise ``ValueError`` where
+    values can be read.
 
-    The partition function is a permanent, hence no exact Gibbs oracles. Relaxations:
+    The partition function is a permanent, so there are no exact Gibbs oracles. Relaxations:
 
-    - ``sinkhorn`` (also under the name ``categorical``): ``max_{x in conv X} <x, u> - sum x log x``.
+    - ``sinkhorn`` (also under the name ``categorical``): ``max_{x in conv X} <x, u> - sum x log
+      x``.
     - ``euclidean``: ``min_{x in conv X} |x - u|^2 / 2``, the active-set projection (SparseMAP).
 
-    **Trace.** The greedy algorithm of Struminsky et al. (2021, section 2.3): take the least entry, drop its row and
-    column, repeat. Its vertex is a matching but in general *not* the best one: ``trace(E).vertex != argmax(-E)``,
-    because the Hungarian method has no stochastic invariant. ``choices[t] = i * n + j`` is the entry taken at step t,
-    -1 after the last. Every present row must be joined to every present column by an existing part, since the greedy
-    algorithm could otherwise end without a matching.
+    **Trace.** The trace is that of the greedy algorithm of Struminsky et al. (2021, section 2.3):
+    take the least entry, drop its row and column, repeat. Its vertex is a matching but in general
+    *not* the best one: ``trace(E).vertex != argmax(-E)``. The Hungarian method, which finds the
+    best one, has no stochastic invariant. ``choices[t] = i * n + j`` is the entry taken at step t,
+    -1 after the last. An existing part must join every present row to every present column, because
+    the greedy algorithm could otherwise end without a matching.
 
     Args:
-        tolerance: the Sinkhorn iterations end when the row sums are together no further than this from 1 (columns
-            sum to 1 exactly).
-        max_iterations: or after this many, with a warning (:class:`~structgrad.algorithms.eager.StoppedEarly`) where
-            values can be read; always this many in plain torch where they are not (see ``values_can_be_read``), that is
-            beyond 64 rows on a GPU, where up to 64 one launch does it all.
+        tolerance: the Sinkhorn iterations end when the errors of the row sums add up to at most
+            this (columns sum to 1 exactly).
+        max_iterations: the iterations also end after this many. Where values can be read, this
+            gives a warning (:class:`~structgrad.algorithms.eager.StoppedEarly`). Plain torch always
+            does this many where values cannot be read (see ``values_can_be_read``). On a GPU this
+            concerns more than 64 rows; up to 64 rows one launch does all iterations.
     """
 
     layout = Matrix()
@@ -60,14 +63,14 @@ class Matching(KBest, ActiveSetProjection):
         self.max_iterations = max_iterations
 
     def own_relaxations(self) -> dict[str, Relaxation]:
-        """With ``sinkhorn``, which is also ``categorical``."""
+        """The relaxation ``sinkhorn``, which is also ``categorical``."""
         return {
             name: Relaxation("sinkhorn", regularizer=negative_entropy, symmetric=True)
             for name in ("sinkhorn", "categorical")
         }
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; the matrix must be square."""
+        """The checks of every structure; the matrix must be square."""
         super().check(scores, mask)
         if scores.shape[-1] != scores.shape[-2]:
             raise ValueError(f"scores over matchings have shape [..., n, n]; got {list(scores.shape)}")
@@ -75,7 +78,8 @@ class Matching(KBest, ActiveSetProjection):
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """The best perfect matching, exact, by shortest augmenting paths, O(n^3): ``[*batch, n, n]``, no gradient.
 
-        Compiled and parallel over examples on the CPU, one launch on a GPU (up to 1024 rows), batched torch elsewhere.
+        It is compiled and parallel over examples on the CPU, one launch on a GPU (up to 1024 rows),
+        and batched torch elsewhere.
         """
         self.check(utility, mask)
         vertex, _ = self._assign(utility.detach(), self.parts(utility, mask))
@@ -109,12 +113,15 @@ class Matching(KBest, ActiveSetProjection):
     def sinkhorn(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``max_{x in conv X} <x, u> - sum x log x``: ``[*batch, n, n]``, doubly stochastic, differentiable twice.
 
-        Alternating normalisation of rows and columns in the log domain (Sinkhorn 1964; Mena et al. 2018), in float64,
-        O(n^2) an iteration, from dual variables of the best matching: they are the solution as the temperature goes
-        to 0, and from elsewhere the number of iterations grows with the scores. Every eighth iteration is followed by
-        a Newton step on the dual, O(n^3), which is kept where it reduces the error. The gradient is that of the fixed
-        point, by implicit differentiation of the dual optimality conditions, O(n^3) whatever the number of
-        iterations: exact up to the ``tolerance`` of the sums.
+        Rows and columns are normalised in turn in the log domain (Sinkhorn 1964; Mena et al. 2018),
+        in float64, at O(n^2) an iteration. The start is the dual variables of the best matching,
+        which are the solution as the temperature goes to 0. From other starts the number of
+        iterations grows with the scores. Every eighth iteration is followed by a Newton step on the
+        dual, O(n^3), which is kept if it reduces the error.
+
+        The gradient is that of the fixed point, by implicit differentiation of the dual optimality
+        conditions. It costs O(n^3) whatever the number of iterations, and is exact up to the
+        ``tolerance`` of the sums.
         """
         self.check(utility, mask)
         if not utility.numel():
@@ -174,8 +181,9 @@ class Matching(KBest, ActiveSetProjection):
     ) -> Tensor:
         """A fresh sample of ``E | T = trace``: ``[*batch, n, n]``, reparameterised in ``log_rates``; 1 where missing.
 
-        The entry taken at step t has the sum of the minima of the steps up to t; the others are memoryless, so an
-        entry dropped at step t has the same sum plus a fresh exponential of its own rate.
+        The value of the entry taken at step t is the sum of the minima of the steps up to t. The
+        others are memoryless. So an entry dropped at step t has the same sum plus a fresh
+        exponential of its own rate.
         """
         self.check(log_rates, mask)
         exists = self.parts(log_rates, mask).flatten(-2)
@@ -190,7 +198,9 @@ class Matching(KBest, ActiveSetProjection):
         return torch.where(exists, total, 1.0).reshape(log_rates.shape)
 
     def _dropped(self, trace: Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """The step at which every entry is taken or dropped: int64 ``[*batch, n * n]``; n where it does not exist."""
+        """The step at which every entry is taken or dropped: int64 ``[*batch, n * n]``; n for
+        missing entries.
+        """
         n = scores.shape[-1]
         step = torch.arange(n, device=scores.device)
         happened = trace.choices >= 0
@@ -204,11 +214,13 @@ class Matching(KBest, ActiveSetProjection):
 
     @staticmethod
     def _log_totals(dropped: Tensor, finite: Tensor, happened: Tensor) -> Tensor:
-        """Log of the total rate that is left at every step: ``[*batch, n]``; 0 where a step did not happen."""
+        """Log of the total rate that is left at every step: ``[*batch, n]``; 0 for a step that did
+        not happen.
+        """
         n = happened.shape[-1]
         if takes_operator(finite):
             return log_totals(torch.where(dropped < n, dropped, -1), finite, n)
-        # Entries dropped at one step, first among themselves, then summed over the later steps.
+        # Sum the entries dropped at one step first, then sum over the later steps.
         shape = (*happened.shape[:-1], n + 1)
         top = finite.new_full(shape, -torch.inf).scatter_reduce(-1, dropped, finite.detach(), "amax")
         weight = (finite - top.gather(-1, dropped)).exp()

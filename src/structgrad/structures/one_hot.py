@@ -22,8 +22,9 @@ from structgrad.structures.relaxation import Relaxation, negative_entropy
 class OneHot(Gibbs):
     """One-hot vectors of K categories (Paulus et al. 2020, B.2; Correia et al. 2020, section 3).
 
-    Everything is O(K) or O(K log K) an example. The exponential-family and categorical-entropy relaxations are the
-    softmax, the Euclidean one is sparsemax (Martins and Astudillo 2016), and :meth:`entmax` lies between the two.
+    Everything is O(K) or O(K log K) an example. The exponential-family and categorical-entropy
+    relaxations are the softmax. The Euclidean one is sparsemax (Martins and Astudillo 2016), and
+    :meth:`entmax` lies between the two.
 
     Raises:
         ValueError: from every oracle, in eager CPU code, if an example has no category to choose.
@@ -38,17 +39,20 @@ class OneHot(Gibbs):
         self.layout = Vector()
 
     def own_relaxations(self) -> dict[str, Relaxation]:
-        """With ``categorical``, which is the softmax again."""
+        """The relaxation ``categorical``, which is the softmax again."""
         return {"categorical": Relaxation("marginals", regularizer=negative_entropy, symmetric=True)}
 
     def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Checked scores, lowest where a category is missing, and which categories exist; None for all."""
+        """Checked scores, lowest where a category is missing, and the categories that exist (None
+        for all).
+        """
         self.check(scores, mask)
         if mask is None and scores.shape[-1]:
             return scores, None
         exists = self.parts(scores, mask)
         refuse(~exists.any(-1), "has no category to choose from")
-        # The lowest number, not -inf: an example without categories gives zeros on devices where nobody looks.
+        # The lowest number, not -inf: so an example without categories gives zeros on devices that
+        # do not read values.
         return scores.masked_fill(~exists, torch.finfo(scores.dtype).min), exists
 
     def _one_hot(self, index: Tensor, like: Tensor, exists: Tensor | None) -> Tensor:
@@ -56,7 +60,7 @@ class OneHot(Gibbs):
         return _where(exists, torch.zeros_like(like, requires_grad=False).scatter(-1, index[..., None], 1.0))
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The category of highest utility (the first of equals): ``[*batch, K]``."""
+        """The category of highest utility, among ties the first: ``[*batch, K]``."""
         utility, exists = self._read(utility.detach(), mask)
         return self._one_hot(utility.argmax(-1), utility, exists)
 
@@ -112,11 +116,12 @@ class OneHot(Gibbs):
 
         Args:
             scores: ``[*batch, K]``.
-            alpha: 1 is softmax, 2 sparsemax; a tensor, broadcastable to ``[*batch, 1]``, may be learnt.
+            alpha: 1 is softmax, 2 is sparsemax. A tensor, broadcastable to ``[*batch, 1]``, may be
+            learnt.
             mask: which categories exist.
 
         Raises:
-            ValueError: for an alpha below 1 (of a tensor: in eager CPU code).
+            ValueError: for an alpha below 1 (for a tensor, in eager CPU code only).
         """
         if not isinstance(alpha, Tensor):
             if not 1 <= alpha < math.inf:
@@ -133,8 +138,11 @@ class OneHot(Gibbs):
     def relaxed_log_density(
         self, point: Tensor, scores: Tensor, temperature: float | Tensor = 1.0, mask: Tensor | None = None
     ) -> Tensor:
-        """Log-density at ``point`` of the relaxed sample ``softmax((scores + Gumbel) / temperature)``, the Concrete
-        distribution (Maddison et al. 2017, equation 10): ``[*batch]``, differentiable in all three.
+        """Log-density at ``point`` of the relaxed sample ``softmax((scores + Gumbel) /
+        temperature)``.
+
+        This is the Concrete distribution (Maddison et al. 2017, equation 10). The result is
+        ``[*batch]``, differentiable in all three arguments.
 
         Args:
             point: ``[*batch, K]``, inside the simplex of the categories that exist, 0 elsewhere.
@@ -142,8 +150,9 @@ class OneHot(Gibbs):
             temperature: positive; a tensor broadcasts to ``[*batch]``.
             mask: which categories exist.
 
-        The density is one of the first categories but the last that exists, as that of
-        ``torch.distributions.RelaxedOneHotCategorical``; a corner, where it is infinite or 0, has no use.
+        The density is one of all existing categories except the last, as in
+        ``torch.distributions.RelaxedOneHotCategorical``. At a corner it is infinite or 0, so it is
+        of no use there.
         """
         self._read(scores, mask)
         exists = self.parts(scores, mask)
@@ -162,7 +171,7 @@ class OneHot(Gibbs):
         return SparseDistribution(vertices, rows, point[rows, index])
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
-        """The smallest: ``choices`` ``[*batch, 1]`` is its index."""
+        """Choose the smallest: ``choices`` ``[*batch, 1]`` is its index."""
         vertex = self.argmax(-exponentials, mask)
         return Trace(vertex, vertex.argmax(-1, keepdim=True))
 
@@ -188,5 +197,5 @@ class OneHot(Gibbs):
 
 
 def _where(exists: Tensor | None, values: Tensor) -> Tensor:
-    """``values``, 0 where no category is."""
+    """``values``, and 0 for a missing category."""
     return values if exists is None else torch.where(exists, values, 0.0)

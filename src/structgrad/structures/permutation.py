@@ -18,24 +18,25 @@ from structgrad.structures.relaxation import Relaxation
 class Permutation(ItemRecursion):
     """Orderings of n items, best first.
 
-    Scores are ``[*batch, n]``, vertices are permutation matrices ``[*batch, n, n]`` with ``x[i, j] = 1`` where item j
-    is at position i. Missing items (``mask`` bool ``[*batch, n]``) are in no ordering: with m items present, positions
-    m and later are zero rows. ``argmax`` sorts, which solves ``max_x sum_i rho_i (x s)_i`` for any decreasing rho
-    (Paulus et al. 2020, B.6); ties keep the order of the items.
+    Scores are ``[*batch, n]``. Vertices are permutation matrices ``[*batch, n, n]`` with ``x[i, j]
+    = 1`` if item j is at position i. Missing items (``mask`` bool ``[*batch, n]``) are in no
+    ordering: if m items are present, positions m and later are zero rows. ``argmax`` sorts, which
+    solves ``max_x sum_i rho_i (x s)_i`` for any decreasing rho (Paulus et al. 2020, B.6). Ties keep
+    the order of the items.
 
-    The distribution is Plackett-Luce, items drawn without replacement in proportion to their rates, and the trace is
-    the ordering itself (Struminsky et al. 2021, sections 2.1 and 2.3): ``choices[i]`` is the item at position i, -1
-    for positions beyond the present items.
+    The distribution is Plackett-Luce: items are drawn without replacement in proportion to their
+    rates. The trace is the ordering itself (Struminsky et al. 2021, sections 2.1 and 2.3):
+    ``choices[i]`` is the item at position i, and -1 beyond the present items.
 
-    Relaxations: ``neuralsort`` and ``softsort``, both with rows that sum to one (unimodal row-stochastic matrices; not
-    points of the Birkhoff polytope, their columns need not sum to one).
+    The relaxations are ``neuralsort`` and ``softsort``. Their rows sum to one, but their columns
+    need not. So they are unimodal row-stochastic matrices and not points of the Birkhoff polytope.
     """
 
     layout = Vector()
     vertex_layout: ClassVar[Layout] = Matrix()
 
     def own_relaxations(self) -> dict[str, Relaxation]:
-        """Both have a Jacobian that is not square, and no regularizer."""
+        """Both relaxations have a Jacobian that is not square, and no regularizer."""
         return {name: Relaxation(name) for name in ("neuralsort", "softsort")}
 
     def _recurse(self, keys: Tensor, exists: Tensor) -> Tensor:
@@ -53,8 +54,8 @@ class Permutation(ItemRecursion):
     def neuralsort(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """NeuralSort (Grover et al. 2019, equation 5): ``[*batch, n, n]``, differentiable, O(n^2).
 
-        Row i (from 1) of m present items is ``softmax_j((m + 1 - 2 i) s_j - sum_k |s_j - s_k|)``; the temperature is
-        in the utility already.
+        Row i (from 1) of m present items is ``softmax_j((m + 1 - 2 i) s_j - sum_k |s_j - s_k|)``.
+        The utility is already divided by the temperature.
         """
         self.check(utility, mask)
         exists = self.parts(utility, mask)
@@ -69,8 +70,8 @@ class Permutation(ItemRecursion):
     def softsort(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """SoftSort (Prillo and Eisenschlos 2020, equation 3): ``[*batch, n, n]``, differentiable, O(n^2).
 
-        Row i is ``softmax_j(-|s_[i] - s_j|)`` with ``s_[i]`` the i-th largest utility; the temperature is in the
-        utility already.
+        Row i is ``softmax_j(-|s_[i] - s_j|)`` with ``s_[i]`` the i-th largest utility. The utility
+        is already divided by the temperature.
         """
         self.check(utility, mask)
         exists = self.parts(utility, mask)
@@ -81,7 +82,7 @@ class Permutation(ItemRecursion):
 
     @staticmethod
     def _rows(logits: Tensor, exists: Tensor) -> Tensor:
-        """Softmax over the present items in as many rows as there are, zero elsewhere."""
+        """Softmax over the present items in as many rows as there are items, and zero elsewhere."""
         place = torch.arange(exists.shape[-1], device=exists.device)
         used = (place < exists.sum(-1, keepdim=True)).unsqueeze(-1)
         items = exists.unsqueeze(-2)

@@ -18,20 +18,22 @@ from structgrad.structures.layout import Directed
 class ProjectiveTree(Derivations):
     """Arborescences over the positions of a sequence whose edges do not cross: projective dependency trees.
 
-    Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root, as for
-    :class:`~structgrad.structures.Arborescence`; the vertices are those arborescences in which all positions between
-    the ends of an edge i -> j descend from i. The root may have several children. Absent positions are the last ones.
+    Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root, as
+    for :class:`~structgrad.structures.Arborescence`. In a vertex, all positions between the ends of
+    an edge i -> j descend from i. The root may have several children. Absent positions are the last
+    ones.
 
-    By the algorithm of Eisner (1996), every oracle is O(n^3) an example. The relaxation ``exp_family`` under perturbed
-    scores is the latent tree of Corro and Titov (2019), differentiable Perturb-and-Parse, up to their relaxing the
-    steps of the algorithm one by one.
+    Every oracle is O(n^3) an example, by the algorithm of Eisner (1996). The relaxation
+    ``exp_family`` under perturbed scores is close to the latent tree of Corro and Titov (2019),
+    differentiable Perturb-and-Parse. The difference is that they relax the steps of the algorithm
+    one by one.
 
     Args:
         root: the position of the root, the same in every example.
 
     Raises:
-        ValueError: for a negative root; from every oracle, if the root is not one of the n positions, or (eager CPU
-            code) if an example has no projective tree.
+        ValueError: for a negative root; from every oracle, if the root is not one of the n
+            positions; or (eager CPU code) if an example has no projective tree.
     """
 
     constant_size: ClassVar[bool] = True
@@ -45,11 +47,13 @@ class ProjectiveTree(Derivations):
         return f"ProjectiveTree(root={self.root})"
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As for every structure; also refuses graphs too small to have the root."""
+        """The checks of every structure; graphs that are too small to have the root are refused
+        too.
+        """
         self._arborescences.check(scores, mask)
 
     def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Edges off the diagonal and not into the root: no tree has those."""
+        """Edges off the diagonal and not into the root; no tree has the others."""
         return self._arborescences.parts(scores, mask)
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
@@ -74,9 +78,11 @@ class ProjectiveTree(Derivations):
 
 @functools.lru_cache(maxsize=64)
 def _graph(n: int, root: int) -> Hypergraph:
-    """Eisner's items over positions i <= j: ``rightward[i, j]``, all that descends from i up to j; ``leftward[i, j]``,
-    all that descends from j down to i; ``apart[i, j]``, one of each beside each other, which an edge between i and j
-    joins. Size: positions of an example.
+    """Eisner's items over positions i <= j. Size: positions of an example.
+
+    ``rightward[i, j]`` holds all that descends from i up to j. ``leftward[i, j]`` holds all that
+    descends from j down to i. ``apart[i, j]`` is one of each, side by side; an edge between i and j
+    joins them.
     """
     builder = Builder()
     rightward, leftward, apart = (np.full((n, n), ZERO) for _ in range(3))
@@ -86,7 +92,8 @@ def _graph(n: int, root: int) -> Hypergraph:
         i = np.arange(n - width)[:, None]
         j, k = i + width, i + np.arange(width)
         apart[i[:, 0], j[:, 0]] = builder.level(rightward[i, k], leftward[k + 1, j])
-        # An edge from i to k + 1 and what is left of the descendants of both; an edge from j to k likewise.
+        # An edge from i to k + 1 and the rest of the descendants of both; likewise an edge from j
+        # to k.
         both = builder.level(
             np.concatenate([apart[i, k + 1], leftward[i, k]]),
             np.concatenate([rightward[k + 1, j], apart[k, j]]),

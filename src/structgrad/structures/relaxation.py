@@ -13,16 +13,19 @@ Regularizer = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Relaxation:
-    """A point of conv(X), or a bespoke substitute, that stands in for the vertex ``argmax_x <x, u>``.
+    """A relaxation replaces the vertex ``argmax_x <x, u>`` by a point of conv(X), or by a bespoke
+    substitute.
 
     Attributes:
         method: name of the structure's method ``(utility, mask) -> relaxed vertex``.
-        regularizer: the term of one part in f, elementwise, where the relaxation is ``argmax_x <x, u> - f(x)`` over
-            conv(X) and f is a sum over parts. None for another f, or for no f.
-        symmetric: whether the Jacobian is symmetric, as that of every ``argmax_x <x, u> - f(x)`` with convex f.
-        draws: how many independent utilities the method takes, ``[draws, *batch, *parts]``. None for one utility
-            ``[*batch, *parts]``.
-        takes_temperature: whether the method has the keyword ``temperature``, by which its utility was divided.
+        regularizer: the term of one part in f, elementwise, if the relaxation is ``argmax_x <x, u>
+            - f(x)`` over conv(X) and f is a sum over parts. None for another f, or for no f.
+        symmetric: whether the Jacobian is symmetric, as for every ``argmax_x <x, u> - f(x)`` with
+            convex f.
+        draws: the number of independent utilities of the method, ``[draws, *batch, *parts]``. None
+            for one utility ``[*batch, *parts]``.
+        takes_temperature: whether the method has the keyword ``temperature``, the divisor of its
+            utility.
     """
 
     method: str

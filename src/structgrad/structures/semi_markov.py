@@ -17,18 +17,19 @@ from structgrad.structures.layout import Layout
 class SemiMarkov(Derivations):
     """Sequences of n positions cut into segments of bounded length, each with a label (Sarawagi and Cohen 2004).
 
-    Parts are ``[n - 1, K, C, C]``: ``[i, k, c, d]`` is a segment of label d on the positions ``i + 1 .. i + 1 + k``
-    after a segment of label c that ends at position i. The first segment is position 0 alone, so that with K = 1 these
-    are the sequences of :class:`~structgrad.structures.LinearChain`, whose parts are transitions; a sequence of one
-    position has no part. Scores of labels, lengths and transitions are added up by the caller.
+    Parts are ``[n - 1, K, C, C]``. The part ``[i, k, c, d]`` is a segment of label d on the positions
+    ``i + 1 .. i + 1 + k``. It follows a segment of label c that ends at position i. The first segment
+    is position 0 alone. So with K = 1 these are the sequences of
+    :class:`~structgrad.structures.LinearChain`, whose parts are transitions. A sequence of one
+    position has no part. The caller adds up scores of labels, lengths and transitions.
 
-    A segment that would end beyond the last position is not a part. The last position of an example is the last one at
-    which an existing part ends, so the mask of an example of L positions is True where ``i + 1 + k < L``. Every oracle
-    is O(n K C^2) an example.
+    A segment that would end beyond the last position is not a part. The last position of an example
+    is the last one at which an existing part ends. So for L positions the mask is True at ``i + 1 +
+    k < L``. Every oracle is O(n K C^2) an example.
 
     Args:
         labels: C, at least 1.
-        longest: K, the most positions of a segment, at least 1.
+        longest: K, the largest number of positions of a segment, at least 1.
 
     Raises:
         ValueError: for arguments below 1; from every oracle for scores of another shape, or (eager CPU code) if an
@@ -45,11 +46,11 @@ class SemiMarkov(Derivations):
         return f"SemiMarkov(labels={self.labels}, longest={self.longest})"
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """Of n positions."""
+        """The shape for n positions."""
         return (max(n - 1, 0), self.longest, self.labels, self.labels)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; K and C must be those of the structure."""
+        """The checks of every structure; K and C must also be those of the structure."""
         self.layout.check(scores)
         if scores.shape[-3:] != self.shape(2)[1:]:
             raise ValueError(
@@ -90,14 +91,18 @@ class SemiMarkov(Derivations):
 
 
 def _ends(parts: Tensor) -> Tensor:
-    """One less than the position at which a segment ends: ``[n - 1, K]`` for ``[*batch, n - 1, K, C, C]``."""
+    """The position at which a segment ends, minus one: ``[n - 1, K]`` for ``[*batch, n - 1, K, C,
+    C]``.
+    """
     steps, longest = parts.shape[-4:-2]
     return torch.arange(steps, device=parts.device)[:, None] + torch.arange(longest, device=parts.device)
 
 
 @functools.lru_cache(maxsize=64)
 def segment_graph(steps: int, longest: int, labels: int) -> Hypergraph:
-    """Left to right; a node is a position and the label of the segment that ends there. Size: steps of an example."""
+    """Built left to right. A node is a position and the label of the segment that ends there. Size:
+    steps of an example.
+    """
     builder, label = Builder(), np.arange(labels)
     ends = [builder.level(np.full((labels, 1), ONE))]
     for t in range(1, steps + 1):

@@ -17,13 +17,14 @@ from structgrad.structures.layout import Undirected
 class SpanningTree(Tree):
     """Spanning trees of an undirected graph (Paulus et al. 2020, B.7; Struminsky et al. 2021, 2.3).
 
-    Parts are the edges ``[i, j]``, i < j, of ``[n, n]``; scores are read above the diagonal, vertices and marginals are
-    symmetric. A node that touches no existing part is absent; the others must be connected.
+    Parts are the edges ``[i, j]``, i < j, of ``[n, n]``. Scores are read above the diagonal;
+    vertices and marginals are symmetric. A node that touches no existing part is absent. The others
+    must be connected.
 
-    ``argmax`` is exact, O(n^2) for one example (Prim). ``log_partition``, ``marginals`` and ``sample`` are O(n^3) and
-    use no subtraction: a spanning tree is an arborescence from any one node. The ``trace`` is the order in which
-    Kruskal's algorithm takes the edges. Derivatives, ``vmap``, ``torch.compile`` and GPUs are as for
-    :class:`Arborescence`.
+    ``argmax`` is exact, O(n^2) for one example (Prim). ``log_partition``, ``marginals`` and
+    ``sample`` are O(n^3) and use no subtraction, because a spanning tree is an arborescence from
+    any one node. The ``trace`` is the order in which Kruskal's algorithm takes the edges.
+    Derivatives, ``vmap``, ``torch.compile`` and GPUs are as for :class:`Arborescence`.
 
     Raises:
         ValueError: from every oracle, in eager CPU code, if an example is not connected.
@@ -37,8 +38,9 @@ class SpanningTree(Tree):
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
 
     def marginals(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``E[x]``, symmetric; its vector-Jacobian products cost about as much again."""
-        # Towards or away from the root: the two cases exclude each other. Rounded, they may add up to 1 + 1e-7.
+        """``E[x]``, symmetric. A vector-Jacobian product costs about as much again."""
+        # An edge points towards or away from the root, never both. Rounded, the two may add up to 1
+        # + 1e-7.
         mean = matrix_tree.marginals(*self._rooted(*self._flat(scores, mask)))
         return (mean + mean.transpose(1, 2)).clamp(max=1).reshape(scores.shape)
 
@@ -57,7 +59,9 @@ class SpanningTree(Tree):
         return self._minimum(exponentials, mask, sign=1.0)
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Sum over Kruskal's steps: log rate of the edge minus log of the total rate of those between components."""
+        """Sum over Kruskal's steps: log rate of the edge minus log of the total rate of all edges
+        between components.
+        """
         flat, exists = self._flat(log_rates, mask)
         choices = trace.choices.reshape(len(flat), trace.choices.shape[-1])
         joined = kruskal.joined_at(choices, flat.shape[-1])
@@ -68,11 +72,11 @@ class SpanningTree(Tree):
     def conditional(
         self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
     ) -> Tensor:
-        """``E | T``: step t comes an exponential time after the one before, at the total rate of the edges then in the
-        running.
+        """A sample of ``E | T``, made from the times of Kruskal's steps.
 
-        The chosen edge has the time of its step. An edge whose ends are joined by another one stays in the running
-        until then, so it has that time plus a fresh exponential.
+        Step t comes an exponential time after the step before, at the total rate of the edges that
+        could be taken. The chosen edge has the time of its step. An edge whose ends are joined by
+        another edge could be taken until then. So it has that time plus a fresh exponential.
         """
         self.check(log_rates, mask)
         flat, exists = self._flat(log_rates.double(), mask)
@@ -86,7 +90,7 @@ class SpanningTree(Tree):
         rates = torch.where(exists, flat, 0).double()
         fresh = parts.reshape(rates.shape) * torch.exp(-rates)
         fresh = fresh.masked_fill(trace.vertex.reshape(flat.shape) > 0, 0.0)
-        # A first column, so that there is one for n < 2 as well; pairs that are never joined are no parts.
+        # The first column exists for n < 2 as well. Pairs that are never joined are no parts.
         times = torch.cat([times.new_zeros(len(flat), 1), times], 1)
         waited = times.gather(1, (joined + 1).flatten(1)).reshape(flat.shape)
         return torch.where(exists, waited + fresh, 1.0).reshape(log_rates.shape)
@@ -108,7 +112,7 @@ class SpanningTree(Tree):
         return torch.where(forced, torch.inf, scores), allowed
 
     def _rooted(self, flat: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """In both directions, from the first present node."""
+        """The same edges in both directions, from the first present node."""
         both = self.layout.mirror(torch.where(exists, flat, 0.0))
         exists = exists | exists.transpose(1, 2)
         root = exists.any(1).int().argmax(1) if flat.shape[-1] else exists.new_zeros(len(flat), dtype=torch.int64)

@@ -22,13 +22,14 @@ from structgrad.structures.relaxation import Relaxation, negative_binary_entropy
 class Subset(Flat, Gibbs):
     """All 0/1 vectors over D independent parts (Paulus et al. 2020, B.3; Correia et al. 2020, section 4).
 
-    With Gibbs scores ``s`` each bit is Bernoulli(sigmoid(s)), which is ``[U > 0]`` for utilities ``U = s + Logistic``.
-    Bits are not decided by the smallest of one exponential a part, so there is no
-    ``trace``: the bits are their own trace (``log_prob`` is its probability), and :meth:`conditional_utility` is the
-    reparameterised ``U | x`` that REBAR and RELAX need.
+    With Gibbs scores ``s`` each bit is Bernoulli(sigmoid(s)), which is ``[U > 0]`` for utilities
+    ``U = s + Logistic``. The smallest of several exponentials does not decide a bit, so there is no
+    ``trace``. The bits are their own trace, and ``log_prob`` is its probability.
+    :meth:`conditional_utility` is the reparameterised ``U | x`` of REBAR and RELAX.
 
-    Relaxations: ``exp_family`` and ``binary`` are the sigmoid, ``euclidean`` is ``clip(u, 0, 1)``, ``categorical`` is
-    ``min(1, exp(u))``. O(D) an example, O(D log D) for :meth:`sparsemap`, O(D + k^2) for :meth:`top_k`.
+    Relaxations: ``exp_family`` and ``binary`` are the sigmoid, ``euclidean`` is ``clip(u, 0, 1)``,
+    and ``categorical`` is ``min(1, exp(u))``. The cost is O(D) an example, O(D log D) for
+    :meth:`sparsemap` and O(D + k^2) for :meth:`top_k`.
 
     Args:
         layout: ``"vector"`` (bit vectors), ``"matrix"``, ``"directed"`` or ``"undirected"`` (independent edges).
@@ -36,7 +37,7 @@ class Subset(Flat, Gibbs):
 
     is_independent: ClassVar[bool] = True
 
-    #: Utilities of the Gibbs distribution: scores plus this noise, then argmax.
+    #: The noise of the Gibbs distribution: a sample is the argmax of the scores plus this noise.
     noise: ClassVar[str | None] = "logistic"
 
     def __init__(self, layout: LayoutName | Layout = "vector") -> None:
@@ -46,7 +47,7 @@ class Subset(Flat, Gibbs):
         return f"Subset(layout={self.layout.name!r})"
 
     def own_relaxations(self) -> dict[str, Relaxation]:
-        """With ``binary``, which is the sigmoid again, and ``categorical``."""
+        """The relaxations ``binary``, which is the sigmoid again, and ``categorical``."""
         return {
             "binary": Relaxation("marginals", regularizer=negative_binary_entropy, symmetric=True),
             "categorical": Relaxation("categorical", regularizer=negative_entropy, symmetric=True),
@@ -60,8 +61,9 @@ class Subset(Flat, Gibbs):
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k best subsets, exact, by merging.
 
-        The k best flip few bits of the argmax, only the k - 1 cheapest ones: one bit at a time, the list of the k
-        cheapest sets of flips is merged with itself plus that bit. O(D + k^2), one pass for the whole batch.
+        The k best subsets differ from the argmax in few bits, which are among the k - 1 cheapest
+        ones to flip. The list of the k cheapest sets of flips grows one bit at a time: it is merged
+        with itself plus that bit. This is O(D + k^2), one pass for the whole batch.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1; got {k}")
@@ -122,8 +124,8 @@ class Subset(Flat, Gibbs):
     def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sum of the entropies of the bits: ``[*batch]``."""
         flat, exists = self._read(scores, mask)
-        # Even in the score; written with |score| so that nothing cancels.
-        # Not abs(), whose second derivative autograd does not know at 0.
+        # Even in the score. It is written with |score|, so that nothing cancels, but not with
+        # abs(), whose second derivative autograd does not know at 0.
         size = flat * torch.where(flat >= 0, 1.0, -1.0)
         each = torch.nn.functional.softplus(-size) + size * (-size).sigmoid()
         return torch.where(exists, each, 0.0).sum(-1)
@@ -141,13 +143,15 @@ class Subset(Flat, Gibbs):
     ) -> SparseDistribution:
         """SparseMAP on the bits (Correia et al. 2020, eq. 4): at most D + 1 subsets whose mean is :meth:`project`.
 
-        The mean is unique, the distribution is not; both methods give one in closed form, O(D log D).
+        The mean is unique, the distribution is not. Both methods give a distribution in closed
+        form, O(D log D).
 
         Args:
             scores: ``[*batch, *parts]``.
             mask: which parts exist.
-            method: ``nested``: level sets of the projection, a chain of subsets; ``systematic``: cumulative sums
-                modulo 1, subsets whose sizes differ by at most one.
+            method: ``nested`` takes level sets of the projection, a chain of subsets.
+                ``systematic`` takes cumulative sums modulo 1, which gives subsets whose sizes
+                differ by at most one.
         """
         flat, _ = self._read(scores, mask)
         point = flat.clamp(0, 1).reshape(flat.shape[:-1].numel(), flat.shape[-1])
@@ -164,11 +168,12 @@ class Subset(Flat, Gibbs):
     ) -> Tensor:
         """A sample of ``U | [U > 0] = vertex`` for ``U = scores + Logistic``, reparameterised in the scores.
 
-        The logistic truncated at 0, by inverting its survival function (Tucker et al. 2017, appendix C; Grathwohl et
-        al. 2018, section 3.2): with ``a = s`` for a bit of 1 and ``-s`` for a bit of 0, ``P(|U| > m | x) =
-        sigmoid(a - m) / sigmoid(a)``, so ``|U| = softplus(softplus(a) + Logistic)``, which nothing overflows.
+        The logistic is truncated at 0 by inverting its survival function (Tucker et al. 2017,
+        appendix C; Grathwohl et al. 2018, section 3.2). Let ``a = s`` for a bit of 1 and ``a = -s``
+        for a bit of 0. Then ``P(|U| > m | x) = sigmoid(a - m) / sigmoid(a)``, so ``|U| =
+        softplus(softplus(a) + Logistic)``, which cannot overflow.
 
-        Positive exactly where the vertex is 1, shown like a vertex.
+        The result is positive exactly where the vertex is 1, and is shown like a vertex.
         """
         flat, exists = self._read(scores, mask)
         sign = 2 * self.layout.flatten(vertex) - 1
