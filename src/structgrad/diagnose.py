@@ -18,12 +18,12 @@ from structgrad.estimators.base import Estimator, PerturbAndMap, VertexDistribut
 from structgrad.estimators.utilities import Gumbel, NegExponential, Utility, make_utility
 from structgrad.structures import Structure
 
-#: Those that are enumerated, see :data:`structgrad.estimators.base.VertexDistribution`.
+#: Distributions that can be enumerated; see :data:`structgrad.estimators.base.VertexDistribution`.
 Distribution = Literal["gibbs", "trace"]
 
-#: Features of the context that problems have.
+#: The number of features in the context of a problem.
 FEATURES = 8
-#: Half the step of the differences that stand in for the derivative of noise without a density.
+#: Half the step of the differences that replace the derivative of noise without a density.
 _STEP = 0.05
 
 
@@ -31,8 +31,9 @@ class Decoder(nn.Module):
     """A small non-linear objective ``v^T tanh(W x + c_example)``, defined on hard and relaxed vertices, float64.
 
     Args:
-        shape: of a vertex.
-        batch: number of examples; row r belongs to example ``r % batch``, so that a batch can be repeated.
+        shape: shape of a vertex.
+        batch: number of examples. Row r belongs to example ``r % batch``, so that a batch can be
+            repeated.
         hidden: width.
     """
 
@@ -51,11 +52,11 @@ class Decoder(nn.Module):
 
 @dataclass
 class Problem:
-    """A tiny problem whose expected objective can be summed.
+    """A tiny problem whose expected objective can be summed exactly.
 
     Attributes:
         structure: the set of vertices.
-        scores: ``[batch, *parts]``, float64, a leaf that requires its gradient.
+        scores: ``[batch, *parts]``, float64, a leaf that requires a gradient.
         decoder: the objective.
         mask: bool ``[batch, *parts]``, which parts exist.
         context: ``[batch, features]``, for input-dependent baselines.
@@ -85,8 +86,8 @@ class Problem:
             batch: number of examples.
             mask: bool, broadcastable to ``[batch, *shape]``.
             scale: standard deviation of the scores.
-            seed: of all that is random; the global generator is left as it was.
-            features: of the context.
+            seed: seed of all random numbers; the global generator keeps its state.
+            features: number of features of the context.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -124,16 +125,17 @@ class Problem:
     def vertices(self, example: int) -> Tensor:
         """Every vertex of an example under its mask, ``[V, *parts]``.
 
-        Those that the structure lists and that use no missing part; where it lists none, or has nodes missing, also the
-        argmaxes of many random directions.
+        These are the vertices that the structure lists and that use no missing part. If it lists
+        none, or nodes are missing, the argmaxes of many random directions are added.
 
         Raises:
-            ArithmeticError: if, by the structure's own ``log_partition``, they are not all.
+            ArithmeticError: if the structure's own ``log_partition`` says that some are missing.
         """
         structure, mask = self.structure, self.mask[example]
         scores = self.scores[example].detach()
         found = []
-        # Under a mask, vertices of another shape than the scores cannot be asked which parts they use.
+        # Vertices of another shape than the scores do not show which parts they use, so a mask
+        # cannot filter them.
         linear, whole = structure.is_linear, bool(mask.all())
         if "enumerate" in structure.oracles and (linear or whole):
             every = structure.enumerate(*scores.shape)
@@ -145,7 +147,7 @@ class Problem:
                 found.append(structure.argmax(torch.randn(4000, *scores.shape, dtype=torch.float64), mask))
         vertices: Tensor = torch.cat(found).unique(dim=0)
         if linear and not whole:
-            # With nodes missing, what fills a larger size is no vertex.
+            # If nodes are missing, a vertex of the full size is no vertex of the example.
             kept = structure.argmax(2 * vertices - 1, mask)
             vertices = vertices[(kept == vertices).flatten(1).all(1)]
         if "log_partition" in structure.oracles:
@@ -159,8 +161,9 @@ class Problem:
     def probabilities(self, example: int, distribution: Distribution) -> tuple[Tensor, Tensor]:
         """Vertices ``[V, *parts]`` and their probabilities ``[V]``, differentiable in the scores.
 
-        For ``trace`` every trace is counted with its own vertex, so that a vertex may occur several times. Structures
-        whose vertices are not linear in the scores have no Gibbs distribution: theirs is that of the trace.
+        For ``trace`` every trace counts with its own vertex, so a vertex may occur several times.
+        Structures whose vertices are not linear in the scores have no Gibbs distribution; the
+        trace's distribution replaces it.
 
         Raises:
             ArithmeticError: if the probabilities of the traces do not sum to one.
@@ -199,9 +202,10 @@ class Problem:
     def perturb_and_map(self, distribution: PerturbAndMap, samples: int, chunk: int = 2000) -> Tensor:
         """Gradients of the expected objective under perturb-and-MAP: ``[samples // chunk, D]``.
 
-        Each row is a mean of ``chunk`` estimates. For the scores these are score-function estimates (the action is the
-        utility), less a constant known from a first batch; where the noise has no density, central differences at the
-        same noise, whose bias is of the order of the squared step.
+        Each row is a mean of ``chunk`` estimates. For the scores these are score-function estimates
+        (the action is the utility), minus a constant known from a first batch. If the noise has no
+        density, they are central differences at the same noise, with a bias of the order of the
+        squared step.
         """
         utility, scale = distribution.utility, distribution.scale
         estimates, baseline = [], torch.zeros(len(self.scores), 1, dtype=torch.float64)
@@ -259,8 +263,8 @@ class Problem:
 def target(estimator: Estimator) -> VertexDistribution:
     """The distribution over hard vertices whose expected objective the estimator's gradient targets.
 
-    The estimator's own (:attr:`Estimator.vertex_distribution`), enumerated where perturb-and-MAP is the Gibbs
-    distribution or that of the trace.
+    It is the estimator's own (:attr:`Estimator.vertex_distribution`). If perturb-and-MAP is the
+    Gibbs distribution or that of the trace, the enumerated one is returned.
     """
     structure, distribution = estimator.structure, estimator.vertex_distribution
     if not isinstance(distribution, PerturbAndMap) or distribution.scale != 1 or distribution.everywhere:
@@ -283,8 +287,9 @@ class Quality:
 
     Attributes:
         bias: norm of the difference between the mean estimate and the truth.
-        error: standard error of that norm: a bias of this size is no bias.
-        variance: total variance of one estimate (one call for one batch), over the squared norm.
+        error: standard error of that norm; a measured bias of this size may be zero.
+        variance: total variance of one estimate (one call for one batch), divided by the squared
+        norm.
     """
 
     bias: float
@@ -294,14 +299,14 @@ class Quality:
 
 @dataclass
 class Diagnosis:
-    """What :func:`diagnose` measures.
+    """The result of :func:`diagnose`.
 
     Attributes:
-        truth: what the estimator was measured against.
+        truth: the distribution against which the estimator was measured.
         scores: quality of the gradient for the scores.
         decoder: quality of the gradient for the decoder's parameters.
-        decoder_calls: evaluated vertices an example.
-        milliseconds: forward and backward of one example, within a large batch.
+        decoder_calls: number of evaluated vertices an example.
+        milliseconds: time of forward and backward passes of one example, within a large batch.
     """
 
     truth: str
@@ -321,12 +326,13 @@ def diagnose(
     """Measure an estimator.
 
     Args:
-        estimator: over the problem's structure, for float64 scores; a baseline of the context is for that of the
-            problem.
-        problem: what it is measured on.
-        samples: gradient estimates.
-        truth: which expected objective it is measured against; by default its own, see :func:`target`.
-        reference_samples: for a truth that has no closed form.
+        estimator: an estimator over the problem's structure, for float64 scores. A baseline that
+            reads the context must fit the problem's context.
+        problem: the problem on which it is measured.
+        samples: number of gradient estimates.
+        truth: the distribution of the expected objective; by default the estimator's own, see
+            :func:`target`.
+        reference_samples: number of samples for a truth without a closed form.
     """
     truth = target(estimator) if truth is None else truth
     if isinstance(truth, PerturbAndMap):
@@ -338,11 +344,11 @@ def diagnose(
         exact = problem.gradient(problem.expected(truth))
         doubt = torch.zeros_like(exact)
         name = f"{truth}, enumerated"
-    # Copies of a batch side by side would be other examples to a baseline that averages over these.
+    # A baseline that averages over other examples would see copies of a batch as such examples.
     count = samples if estimator.mixes_examples else min(50, max(2, samples // 10))
     repeats = max(1, samples // count)
     estimate = estimator(problem.scores, problem.decoder, mask=problem.mask, context=problem.context)
-    problem.gradient(estimate.surrogate.sum())  # compiles what is compiled on first use
+    problem.gradient(estimate.surrogate.sum())  # compile what is compiled on first use
     start = time.perf_counter()
     draws = torch.stack(list(problem.estimates(estimator, count, repeats)))
     seconds = time.perf_counter() - start

@@ -1,28 +1,27 @@
-"""Losses for supervised structures: what to minimise when the right vertex y of every example is known.
+"""Losses for supervised structures, where the right vertex y of every example is known.
 
-Every loss here is a Fenchel-Young loss (Blondel et al. 2020; Niculae et al., *Discrete Latent Structure in Neural
-Networks*, section 2.4) or, for the hinge, its limit without a regulariser. With a convex function f on conv(X),
+Every loss here is a Fenchel-Young loss, or, for the hinge, its limit without a regulariser. See
+Blondel et al. (2020) and Niculae et al., *Discrete Latent Structure in Neural Networks*, section
+2.4. With a convex function f on conv(X), the loss is
 
-    L(s, y) = max_{m in conv(X)} [<s, m> - f(m)] - [<s, y> - f(y)]  >=  0,
+    L(s, y) = max_{m in conv(X)} [<s, m> - f(m)] - [<s, y> - f(y)]  >=  0.
 
-convex in the scores s, zero exactly where y is the regularised argmax, and with the gradient ``m*(s) - y``: a training
-step needs the relaxation m* and nothing else.
+It is convex in the scores s and zero exactly where y is the regularised argmax. Its gradient is
+``m*(s) - y``, so a training step needs only the relaxation m*.
 
-====================================  =================================  ==============================================
-loss                                  f(m)                               m*, the gradient's first half
-====================================  =================================  ==============================================
-:func:`negative_log_likelihood`       least of -H(p), p with mean m      marginals (conditional random field)
-:func:`sparsemap_loss`                |m|^2 / 2                          Euclidean projection
-:func:`fenchel_young_loss`            that of the named relaxation       the relaxation
-:func:`perturbed_loss`                conjugate of the mean maximum      mean of perturbed argmaxes
-:func:`structured_hinge_loss`         0, scores augmented by the cost    an argmax
-:func:`sparsemax_loss`                |m|^2 / 2 on the simplex           sparsemax
-:func:`entmax_loss`                   negative Tsallis entropy           entmax
-====================================  =================================  ==============================================
+| loss | f(m) | m*, the first half of the gradient |
+|---|---|---|
+| :func:`negative_log_likelihood` | least value of -H(p), p with mean m | marginals (conditional random field) |
+| :func:`sparsemap_loss` | ``|m|^2 / 2`` | Euclidean projection |
+| :func:`fenchel_young_loss` | that of the named relaxation | the relaxation |
+| :func:`perturbed_loss` | conjugate of the mean maximum | mean of perturbed argmaxes |
+| :func:`structured_hinge_loss` | 0, scores augmented by the cost | an argmax |
+| :func:`sparsemax_loss` | ``|m|^2 / 2`` on the simplex | sparsemax |
+| :func:`entmax_loss` | negative Tsallis entropy | entmax |
 
-Functions return one loss an example; the modules of the same names hold the structure and reduce over the batch. All
-take scores ``[*batch, *parts]``, the right vertex ``[*batch, *parts]`` as ``structure.argmax`` shows it, and a mask as
-every oracle does: missing parts are never looked at.
+Functions return one loss an example. The modules of the same names hold the structure and reduce
+over the batch. All take scores ``[*batch, *parts]``, the right vertex ``[*batch, *parts]`` in the
+form of ``structure.argmax``, and a mask like every oracle. Missing parts are never read.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ Reduction = Literal["mean", "sum", "none"]
 class _Conjugate(torch.autograd.Function):
     """``max_m <s, m> - f(m)`` as a function of s, whose derivative is the maximiser (Danskin 1966).
 
-    The maximiser is taken without a graph; only a second derivative, which is the first one of the maximiser, takes it
-    again with one.
+    The maximiser is taken without a graph. Only a second derivative, which is the first derivative
+    of the maximiser, takes it again with a graph.
     """
 
     @staticmethod
@@ -94,7 +93,8 @@ def negative_log_likelihood(structure: Structure, scores: Tensor, target: Tensor
         mask: which parts exist.
 
     Returns:
-        ``[*batch]``, at least 0; second derivatives where those of the structure's ``log_prob`` are there.
+        ``[*batch]``, at least 0. Second derivatives exist if those of the structure's ``log_prob``
+        do.
 
     Raises:
         UnsupportedError: if the structure lacks ``log_prob``.
@@ -116,20 +116,21 @@ def fenchel_young_loss(
     """``max_{m in conv(X)} [<s, m> - f(m)] - [<s, y> - f(y)]`` (Blondel et al. 2020, definition 2).
 
     Args:
-        structure: has the relaxation.
+        structure: must have the relaxation.
         scores: ``[*batch, *parts]``.
-        target: ``[*batch, *parts]``, the right vertices, or other points of conv(X) (means of annotators, say) unless
-            the relaxation is ``exp_family``.
+        target: ``[*batch, *parts]``, the right vertices. They may also be other points of conv(X)
+            (e.g. means of annotators), unless the relaxation is ``exp_family``.
         mask: which parts exist.
-        relaxation: says what f is: ``euclidean`` |m|^2 / 2, ``categorical`` and ``sinkhorn`` sum m log m,
-            ``binary`` the sum of m log m + (1 - m) log(1 - m), ``exp_family`` that of
-            :func:`negative_log_likelihood`.
+        relaxation: defines f. It is |m|^2 / 2 for ``euclidean``, sum m log m for ``categorical``
+            and ``sinkhorn``, and the sum of m log m + (1 - m) log(1 - m) for ``binary``. For
+            ``exp_family`` it is that of :func:`negative_log_likelihood`.
 
     Returns:
         ``[*batch]``, at least 0 (up to rounding).
 
     Raises:
-        UnsupportedError: if the structure lacks the relaxation, or the relaxation maximises no regularised product.
+        UnsupportedError: if the structure lacks the relaxation, or the relaxation is no regularised
+            argmax.
         ValueError: for a target of another shape than the scores.
     """
     if relaxation == "exp_family":
@@ -139,7 +140,8 @@ def fenchel_young_loss(
     assert f is not None
     target = _check(structure, scores, target, mask, by).double()
     exists = structure.parts(scores, mask)
-    # In float64: what the scores have in common, times the rounding of a mean, would be the loss.
+    # In float64. Otherwise a constant that the scores share, times the rounding of a mean, would
+    # dominate the loss.
     finite = torch.where(exists, scores, 0.0).double()
 
     def maximiser(s: Tensor) -> Tensor:
@@ -150,16 +152,16 @@ def fenchel_young_loss(
         return _sum(structure, finite.detach() * (best - target) + f(target) - f(best), exists)
 
     conjugate: Tensor = _Conjugate.apply(finite, maximiser, value)
-    # Of value 0: the gradient of -<s, y>.
+    # Its value is 0; it has the gradient of -<s, y>.
     return (conjugate - _sum(structure, (finite - finite.detach()) * target, exists)).to(scores.dtype)
 
 
 def sparsemap_loss(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """``max_{m in conv(X)} [<s, m> - |m|^2 / 2] - <s, y> + |y|^2 / 2`` (Niculae et al. 2018, section 5).
 
-    Equally, half the difference of the squared distances of y and of the projection from the scores: zero as soon as
-    the projection is y, so that examples with a margin are left alone. Arguments, results and errors as for
-    :func:`fenchel_young_loss`.
+    Equally, it is half the difference of the squared distances from the scores to y and to the
+    projection. It is zero as soon as the projection is y, so examples with a margin have no
+    gradient. Arguments, results and errors are those of :func:`fenchel_young_loss`.
     """
     return fenchel_young_loss(structure, scores, target, mask, relaxation="euclidean")
 
@@ -176,18 +178,19 @@ def perturbed_loss(
 ) -> Tensor:
     """``E max_x <x, s + sigma Z> - <s, y>`` by Monte Carlo: the perturbed Fenchel-Young loss.
 
-    Berthet et al. (2020), section 4. For every structure with an argmax. The regulariser's value at y, which no scores
-    change, has no closed form and is left out: the least value is not 0. The gradient is the mean of ``n_samples``
-    perturbed argmaxes minus y, unbiased; the second derivative is estimated from the same samples.
+    The source is Berthet et al. (2020), section 4. The loss is for every structure with an argmax.
+    The regulariser's value at y has no closed form and does not depend on the scores. It is left
+    out, so the least value is not 0. The gradient is the mean of ``n_samples`` perturbed argmaxes
+    minus y, and unbiased. The second derivative is estimated from the same samples.
 
     Args:
-        structure: has an argmax.
+        structure: must have an argmax.
         scores: ``[*batch, *parts]``.
         target: ``[*batch, *parts]``, the right vertices or other points of conv(X).
         mask: which parts exist.
         utility: noise Z: gumbel, gaussian or logistic.
-        sigma: its scale.
-        n_samples: argmaxes an example.
+        sigma: scale of the noise.
+        n_samples: number of argmaxes an example.
 
     Returns:
         ``[*batch]``.
@@ -225,14 +228,15 @@ def structured_hinge_loss(
     """``max_x [<s, x> + cost |x - y|_1] - <s, y>``, the margin-rescaled hinge (Tsochantaridis et al. 2005).
 
     Args:
-        structure: has an argmax.
+        structure: must have an argmax.
         scores: ``[*batch, *parts]``.
         target: ``[*batch, *parts]``, the right vertices.
         mask: which parts exist.
-        cost: of every part that differs from the target; 0 is the loss of the structured perceptron.
+        cost: cost of every part that differs from the target; 0 is the loss of the structured
+        perceptron.
 
     Returns:
-        ``[*batch]``, at least 0; piecewise linear, so that its second derivative is 0.
+        ``[*batch]``, at least 0. It is piecewise linear, so its second derivative is 0.
 
     Raises:
         UnsupportedError: if the structure lacks an argmax.
@@ -261,19 +265,19 @@ def _ignoring(
     if ignore_index is None or not _are_classes(scores, target):
         return loss(target)
     ignored = target == ignore_index
-    # Any class that exists stands in.
+    # Any class that exists can replace the ignored one.
     return torch.where(ignored, 0.0, loss(torch.where(ignored, OneHot().parts(scores, mask).int().argmax(-1), target)))
 
 
 def _counted(scores: Tensor, target: Tensor, ignore_index: int | None) -> Tensor | None:
-    """How many examples are not ignored; None for all."""
+    """The number of examples that are not ignored; None if all count."""
     if ignore_index is None or not _are_classes(scores, target):
         return None
     return (target != ignore_index).sum()
 
 
 def _as_distribution(scores: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Class indices ``[*batch]`` as one-hot vectors; ``[*batch, K]`` is handed through."""
+    """Class indices ``[*batch]`` as one-hot vectors; ``[*batch, K]`` is returned as it is."""
     if _are_classes(scores, target):
         outside = (target < 0) | (target >= scores.shape[-1])
         refuse(outside, f"has a target that is none of the {scores.shape[-1]} classes")
@@ -372,7 +376,9 @@ class Loss(nn.Module):
         self.reduction = reduction
 
     def reduce(self, losses: Tensor, count: Tensor | None = None) -> Tensor:
-        """``[*batch]`` -> a scalar, or ``[*batch]`` as it is; a mean is over ``count`` examples, None for all."""
+        """``[*batch]`` -> a scalar, or ``[*batch]`` unchanged. A mean is over ``count`` examples,
+        None for all.
+        """
         if self.reduction == "none":
             return losses
         if self.reduction == "mean" and count is None:

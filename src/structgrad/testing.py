@@ -1,23 +1,26 @@
-"""Tests for people who write their own structure or estimator; they need pytest.
+"""Tests for your own structures and estimators; they need pytest.
 
-A structure: subclass :class:`StructureContract` in a test file, name the cases, and every oracle that the structure has
-is checked, with enumeration as the oracle: against all vertices, in float64 and float32, with masks that differ by
-example, with scores of +-100, with ties, by gradcheck, and for its shapes::
+**A structure.** Subclass :class:`StructureContract` in a test file and name the cases. Every oracle
+of the structure is then compared with enumeration. The tests cover float64 and float32, masks that
+differ by example, scores of +-100, ties, gradients (gradcheck) and shapes::
 
     from structgrad.testing import Case, StructureContract, vector_masks
 
     class TestWindow(StructureContract):
         cases = [Case(Window(2), (5,), vector_masks(5, 4, 2))]
 
-An estimator: subclass :class:`EstimatorContract`, say how it is built and over which cases.
-:func:`assert_unbiased` compares gradients, of scores and decoder, with enumerated ones. To see the values in what
-fails, let pytest rewrite the assertions: ``pytest.register_assert_rewrite("structgrad.testing")`` in ``conftest.py``.
+**An estimator.** Subclass :class:`EstimatorContract` and say how it is built and over which cases.
+The function :func:`assert_unbiased` compares gradients, of scores and decoder, with enumerated
+ones.
 
-Every test of the contract runs on every path that computes (:data:`PATHS`), not only on the one that this machine would
-take: what a GPU is to be right about is tested without one.
+To see the values in a failed assertion, let pytest rewrite the assertions: put
+``pytest.register_assert_rewrite("structgrad.testing")`` into ``conftest.py``.
 
-On another device: ``STRUCTGRAD_TEST_DEVICE=cuda`` in the environment. Problems and expected values stay on the CPU;
-what is asked of a structure or an estimator is computed there.
+Every test of the contract runs on every path of computation (:data:`PATHS`), not only on the path
+that this machine would use. So the code for GPUs is tested without a GPU.
+
+For another device set ``STRUCTGRAD_TEST_DEVICE=cuda`` in the environment. Problems and expected
+values stay on the CPU. Structures and estimators compute on the device.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ __all__ = [
     "vector_masks",
 ]
 
-#: Where structures and estimators compute.
+#: The device on which structures and estimators compute.
 _ELSEWHERE = os.environ.get("STRUCTGRAD_TEST_DEVICE")
 DEVICE = torch.device(_ELSEWHERE or "cpu")
 
@@ -77,7 +80,7 @@ def moved(value: Any, device: torch.device) -> Any:
 
 
 class _Elsewhere:
-    """A structure whose oracles compute on :data:`DEVICE`, for arguments and results on the CPU."""
+    """A structure whose oracles compute on :data:`DEVICE`, with arguments and results on the CPU."""
 
     def __init__(self, structure: Structure) -> None:
         self._structure = structure
@@ -96,21 +99,22 @@ class _Elsewhere:
 
 # --- paths ------------------------------------------------------------------------------------------------------------
 
-#: How oracles compute: ``native``, as on this device; ``plain``, in plain torch, without compiled code, kernels, and
-#: looks at values; ``kernels``, by the operators of a GPU, in Triton's interpreter where the device is the CPU.
+#: The paths of computation. ``native`` is the usual one on this device. ``plain`` is plain torch,
+#: without compiled code, kernels or reading of values. ``kernels`` uses the operators of a GPU, in
+#: Triton's interpreter if the device is the CPU.
 PATHS = ("native", "plain", "kernels")
 
 #: Whether the kernels run on CPU tensors.
 _INTERPRETED = gpu.triton is not None and os.environ.get("TRITON_INTERPRET") == "1" and not _ELSEWHERE
 
 
-#: Tests of what does not depend on the path, or happens where values may be looked at.
+#: Tests that do not depend on the path, or need values that can be read.
 _NATIVE_ONLY = ("test_autocast_changes_nothing", "test_bad_input_is_refused", "test_missing_oracles_say_so")
 
 
 @contextlib.contextmanager
 def computing(path: str) -> Iterator[None]:
-    """While it is entered, oracles compute by the path of that name (one of :data:`PATHS`)."""
+    """A context in which oracles compute by the path with this name (one of :data:`PATHS`)."""
     hosts, devices = {"native": (eager.HOSTS, gpu.DEVICES), "plain": (set(), set()), "kernels": (set(), {"cpu"})}[path]
     with mock.patch.object(eager, "HOSTS", hosts), mock.patch.object(gpu, "DEVICES", devices):
         yield
@@ -124,10 +128,11 @@ class Case:
     """A structure at a tiny size.
 
     Attributes:
-        structure: what is tested.
-        shape: of the parts.
-        masks: bool tensors of that shape, one an example; the whole batch is tested together.
-        plain: the structure as it was given, for estimators; ``structure`` may compute on another device.
+        structure: the structure under test.
+        shape: the shape of the parts.
+        masks: bool tensors of that shape, one for each example; the whole batch is tested together.
+        plain: the structure as it was given, for estimators; ``structure`` may compute on another
+            device.
     """
 
     structure: Structure
@@ -150,29 +155,32 @@ class Case:
 
 
 def length_masks(n: int, *lengths: int) -> list[Tensor]:
-    """Masks of graphs on the first so many of n nodes."""
+    """Masks of graphs on the first nodes of n; each length is a number of nodes."""
     present = [torch.arange(n) < length for length in lengths]
     return [p[:, None] & p[None, :] for p in present]
 
 
 def vector_masks(n: int, *lengths: int) -> list[Tensor]:
-    """Masks of vectors with the first so many of n entries."""
+    """Masks of vectors with the first entries of n; each length is a number of entries."""
     return [torch.arange(n) < length for length in lengths]
 
 
 class StructureContract:
-    """Inherit and set :attr:`cases`; for vertices under a mask override :meth:`vertices` if enumeration cannot be
-    filtered.
+    """Inherit from this class and set :attr:`cases`.
+
+    If enumeration cannot be filtered by a mask, override :meth:`vertices`.
     """
 
     cases: Sequence[Case]
     #: Largest absolute score at which float32 is compared with float64.
     extreme = 100.0
-    #: Which of :data:`PATHS` the test computes by.
+    #: The path (one of :data:`PATHS`) of the current test.
     path = "native"
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """The tests of the contract on every path; those of a subclass, which may draw any number, not by kernels."""
+        """The tests of the contract on every path. Tests of a subclass, which may draw any number,
+        skip the kernels.
+        """
         name = metafunc.function.__name__
         if not hasattr(StructureContract, name) or name in _NATIVE_ONLY:
             return
@@ -191,7 +199,7 @@ class StructureContract:
             yield
 
     def _has_kernels(self) -> bool:
-        """Whether an oracle of the first case asks for a kernel."""
+        """Whether an oracle of the first case calls a kernel."""
         case = self.cases[0]
         scores = torch.rand(1, *case.shape) + 1.0
         with mock.patch.object(gpu, "takes", return_value=False) as asked:
@@ -205,16 +213,20 @@ class StructureContract:
         return count // {"native": 1, "plain": 10, "kernels": 200}[self.path]
 
     def vertices(self, case: Case, mask: Tensor) -> Tensor:
-        """All vertices of one example under its mask: those of the full size that use no missing part.
+        """All vertices of one example under its mask: those of the full size that use no missing
+        part.
 
-        Right for subsets; structures whose vertices must cover what exists (trees, matchings) override this.
+        This is right for subsets. Structures whose vertices must cover all existing parts (trees,
+        matchings) override it.
         """
         every = case.structure.enumerate(*case.shape)
         exists = case.structure.layout.mirror(case.structure.parts(every[0], mask).to(every))
         return every[((every == 0) | (exists > 0)).flatten(1).all(-1)]
 
     def each(self, *needs: str) -> list[Case]:
-        """The cases whose structure has the oracles, fewer of them for kernels; skips the test if there are none."""
+        """The cases whose structure has these oracles, fewer of them for kernels. It skips the test
+        if there are none.
+        """
         found = [c for c in self.cases if set(needs) <= c.structure.oracles]
         if self.path == "kernels":  # an interpreter is slow
             found = [replace(c, masks=c.masks[::3]) for c in found[:1]]
@@ -223,12 +235,14 @@ class StructureContract:
         return found
 
     def scores(self, case: Case, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Random scores for the batch; NaN where a part is missing, so that looking at one is seen."""
+        """Random scores for the batch. They are NaN where a part is missing, so that reading one is
+        noticed.
+        """
         scores = scale * torch.randn(len(case.mask), *case.shape, dtype=dtype)
         return torch.where(case.structure.parts(scores, case.mask), scores, torch.nan)
 
     def values(self, case: Case, vertices: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-        """``<x, s>`` of every vertex, the long way."""
+        """``<x, s>`` of every vertex, computed directly."""
         parts = case.structure.parts(scores, mask)
         return (vertices.double() * torch.where(parts, scores.double(), 0.0)).flatten(1).sum(-1)
 
@@ -319,7 +333,9 @@ class StructureContract:
                     torch.testing.assert_close(entropy[b], -(log_p.exp() * log_p).sum(), rtol=1e-8, atol=1e-8)
 
     def test_distances(self) -> None:
-        """Against sums over all vertices, in both directions and of a batch against one example."""
+        """Compare with sums over all vertices, in both directions, and for a batch against one
+        example.
+        """
         for case in self.each("kl", "enumerate"):
             structure, mask = case.structure, case.mask
             p, q = self.scores(case, 2.0), self.scores(case, 2.0)
@@ -378,8 +394,10 @@ class StructureContract:
                 case.structure.kl(p, p.double())
 
     def test_sample_frequencies(self) -> None:
-        """Chi-squared against the Gibbs distribution, one test an example, each at a level of 1e-4; the seed is
-        fixed.
+        """Chi-squared test against the Gibbs distribution, one for each example, at a level of
+        1e-4.
+
+        The seed is fixed.
         """
         draws = self.fewer(20_000)
         for case in self.each("sample", "enumerate"):
@@ -413,7 +431,7 @@ class StructureContract:
                     )
 
     def test_top_k_is_sorted(self) -> None:
-        """Also where values are equal up to the order in which they are summed."""
+        """The order holds even where values are equal up to the order in which they are summed."""
         for case in self.each("top_k"):
             scores = torch.nan_to_num(self.scores(case, 10.0, torch.float32)).round() / 10
             _, values = case.structure.top_k(scores, 9, case.mask)
@@ -465,8 +483,10 @@ class StructureContract:
         return torch.empty_like(log_rates).exponential_() / log_rates.exp()
 
     def test_trace_probabilities(self) -> None:
-        """Of all traces that many draws find: no more than one together, and equal to frequencies (chi-squared at a
-        level of 1e-4 an example, traces that were not found in one cell).
+        """Check the probabilities of all traces that occur in many draws.
+
+        Together they are at most one. They equal frequencies (chi-squared at a level of 1e-4 an
+        example, with all other traces in one cell).
         """
         draws = self.fewer(20_000)
         for case in self.each("trace", "trace_log_prob"):
@@ -498,8 +518,10 @@ class StructureContract:
             assert torch.equal(case.structure.trace(again, mask).choices, trace.choices)
 
     def test_conditional_distribution(self) -> None:
-        """T from E, then E | T, restores the distribution of E. Given the most frequent trace, E | T is distributed as
-        the draws that led to it. Kolmogorov-Smirnov at a level of 1e-5 for every part.
+        """Sampling T from E and then E | T restores the distribution of E.
+
+        Given the most frequent trace, E | T has the distribution of the draws that led to it. The
+        test is Kolmogorov-Smirnov at a level of 1e-5 for every part.
         """
         draws = self.fewer(20_000)
         for case in self.each("trace", "conditional"):
@@ -566,7 +588,7 @@ class StructureContract:
 
     def test_bad_input_is_refused(self) -> None:
         if DEVICE.type != "cpu":
-            pytest.skip("values are looked at on the CPU only")
+            pytest.skip("only the CPU reads values")
         case = self.cases[0]
         oracle = next(o for o in ("argmax", "sample", "log_partition") if o in case.structure.oracles)
         function = getattr(case.structure, oracle)
@@ -590,8 +612,9 @@ class StructureContract:
 
 
 def chi_squared(counts: Tensor, expected: Tensor) -> float:
-    """The p-value of counts ``[V]`` under their expectations ``[V]``; rare outcomes are pooled, as the approximation
-    needs expected counts of 5 or more.
+    """The p-value of counts ``[V]`` under their expectations ``[V]``.
+
+    Rare outcomes are pooled, because the approximation needs expected counts of 5 or more.
     """
     rare = expected < 5
     pooled = torch.cat([counts[~rare], counts[rare].sum()[None]])
@@ -618,9 +641,9 @@ def gradients(estimator: Estimator, problem: Problem, count: int = 60, repeats: 
 def assert_mean(samples: Tensor, expected: Tensor, confidence: float = 0.999) -> None:
     """Every coordinate of the mean of ``samples`` ``[count, D]`` agrees with ``expected`` ``[D]``.
 
-    Student's t in every coordinate, the error probability ``1 - confidence`` shared among them (Bonferroni): a right
-    estimator fails with probability at most ``1 - confidence`` (and, seeds being fixed, always or never). Coordinates
-    without any variance must agree to 1e-9.
+    Every coordinate has a t-test. They share the error probability ``1 - confidence`` (Bonferroni).
+    So a right estimator fails with probability at most ``1 - confidence``; with a fixed seed it
+    always or never fails. Coordinates without any variance must agree to 1e-9.
     """
     count, size = samples.shape
     error = samples.std(0) / count**0.5
@@ -641,16 +664,19 @@ def assert_unbiased(
     repeats: int = 200,
     confidence: float = 0.999,
 ) -> Tensor:
-    """Scores and decoder gradients agree with the enumerated ones; returns the samples ``[count, D]``."""
+    """Check that score and decoder gradients agree with the enumerated ones; return the samples
+    ``[count, D]``.
+    """
     samples = gradients(estimator, problem, count, repeats)
     assert_mean(samples, problem.gradient(problem.expected(distribution)), confidence)
     return samples
 
 
 class EstimatorContract:
-    """Inherit, set :attr:`cases` and override :meth:`build`: what holds for every estimator is then checked.
+    """Tests that hold for every estimator. Inherit from this class, set :attr:`cases` and override
+    :meth:`build`.
 
-    Cases over whose structure the estimator cannot be built are left out; one at least must remain::
+    Cases whose structure the estimator cannot use are left out. At least one must remain::
 
         class TestMine(EstimatorContract):
             cases = [Case(OneHot(), (4,), vector_masks(4, 3)), Case(SpanningTree(), (4, 4), length_masks(4, 3))]
@@ -662,25 +688,27 @@ class EstimatorContract:
 
     cases: Sequence[Case]
 
-    #: The distribution over vertices whose expected objective the gradient is claimed to be of, without bias; or None.
+    #: The distribution for which the gradient of the expected objective is claimed to be unbiased;
+    #: or None.
     unbiased: Distribution | None = None
 
-    #: Whether the objective gets vertices of the structure, rather than embeddings of the estimator's own.
+    #: Whether the objective gets vertices of the structure, rather than the estimator's own
+    #: embeddings.
     evaluates_vertices: bool = True
 
-    #: Which of several estimators of this class is tested, if it builds several.
+    #: Which estimator of this class is tested, if it builds several.
     variant: str = ""
 
     def build(self, structure: Structure) -> Estimator:
         """The estimator over a structure.
 
         Raises:
-            UnsupportedError, ValueError: if there is none.
+            UnsupportedError, ValueError: if the estimator does not accept the structure.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say which estimator it is about")
 
     def mask(self, case: Case) -> Tensor:
-        """Which parts exist; override it for estimators that take no examples with missing parts."""
+        """Which parts exist. Override it for estimators that accept no examples with missing parts."""
         return case.mask
 
     def each(self) -> Iterator[tuple[Estimator, Problem]]:
@@ -709,7 +737,9 @@ class EstimatorContract:
         return estimate
 
     def test_estimate(self) -> None:
-        """Shapes, dtypes, weights that sum to one, rows in range, and the objective that they make."""
+        """Check shapes, dtypes, weights that sum to one, rows in range, and the objective that they
+        give.
+        """
         for estimator, problem in self.each():
             estimate = self.run(estimator, problem)
             batch = len(problem.scores)
@@ -726,7 +756,9 @@ class EstimatorContract:
             torch.testing.assert_close(estimate.loss.detach(), estimate.objective)
 
     def test_evaluation_is_hard(self) -> None:
-        """One gradient-free vertex an example, or the whole of an exact distribution."""
+        """Evaluation gives one vertex an example without gradient, or the whole of an exact
+        distribution.
+        """
         for estimator, problem in self.each():
             estimate = self.run(estimator.eval(), problem)
             assert not estimate.vertices.requires_grad
@@ -735,7 +767,9 @@ class EstimatorContract:
                 assert ((estimate.vertices == 0) | (estimate.vertices == 1)).all()
 
     def test_kl(self) -> None:
-        """Over what the estimator says; at least 0, and no further than a point mass where it is of the vertices."""
+        """``kl`` is over what the estimator says, at least 0, and over vertices at most that of a
+        point mass.
+        """
         for estimator, problem in self.each():
             estimate = self.run(estimator, problem)
             assert (estimate.divergence and estimate.divergence.over) == estimator.kl_over
@@ -750,7 +784,7 @@ class EstimatorContract:
                 assert (estimate.kl <= torch.tensor(sizes) + 1e-9).all()
 
     def test_missing_parts_have_no_gradient(self) -> None:
-        """And are not looked at: NaN there changes nothing."""
+        """Missing parts are never read either: NaN there changes nothing."""
         for estimator, problem in self.each():
             exists = problem.structure.parts(problem.scores, problem.mask)
             scores = torch.where(problem.mask, problem.scores.detach(), math.nan).requires_grad_()
@@ -761,21 +795,23 @@ class EstimatorContract:
             assert (gradient[~exists] == 0).all(), f"{problem.structure.name}: {gradient}"
 
     def test_state_is_assigned(self) -> None:
-        """Written in place, it would be read anew, and wrongly, by the backward pass of a compiled step."""
+        """State that is written in place would be read again, with the wrong value, in a compiled
+        backward pass.
+        """
         for estimator, problem in self.each():
             before = {name: (buffer, buffer.clone()) for name, buffer in estimator.named_buffers()}
             (self.run(estimator, problem).surrogate.sum() + 0.0).backward()
             assert all(torch.equal(buffer, value) for buffer, value in before.values())
 
     def test_one_batch_dimension(self) -> None:
-        """More or fewer are an error that says so."""
+        """More or fewer batch dimensions are an error with a message."""
         for estimator, problem in self.each():
             for scores in (problem.scores[0], problem.scores[None]):
                 with pytest.raises(ValueError, match="exactly one batch dimension"):
                     estimator(scores, problem.decoder)
 
     def test_what_no_estimator_takes(self) -> None:
-        """Integers have no gradient; a mask is bool and of the scores' shape."""
+        """Integers have no gradient. A mask must be bool and have the scores' shape."""
         for estimator, problem in self.each():
             scores, context = problem.scores, problem.context
             for wrong, mask, error, message in (
@@ -787,7 +823,7 @@ class EstimatorContract:
                     estimator(wrong, problem.decoder, mask=mask, context=context)
 
     def test_an_objective_that_cannot_be_differentiated(self) -> None:
-        """Is an error for those that differentiate it, and none for the others."""
+        """It is an error for estimators that differentiate the objective, and none for the others."""
         weight = torch.ones((), requires_grad=True)
 
         def constant(vertices: Tensor, rows: Tensor) -> Tensor:
@@ -805,7 +841,7 @@ class EstimatorContract:
                     self.run(estimator, problem, objective)
 
     def test_a_batch_without_examples(self) -> None:
-        """Teaches nothing: averages over steps stay what they are."""
+        """An empty batch teaches nothing: averages over steps stay the same."""
         for estimator, problem in self.each():
             self.run(estimator, problem).surrogate.sum().backward()
             before = {name: value.clone() for name, value in estimator.state_dict().items()}
@@ -818,7 +854,9 @@ class EstimatorContract:
                 assert torch.equal(value, before[name]) or name.endswith("step"), f"{problem.structure.name}: {name}"
 
     def test_precisions(self) -> None:
-        """Scores in float64 with parameters in float32; half precision is widened, and its gradient narrow again."""
+        """Scores may be float64 with float32 parameters. Half precision is widened, and its
+        gradient is narrow again.
+        """
         for estimator, problem in self.each():
             estimator = estimator.float()
             estimate = self.run(estimator, problem)
@@ -833,7 +871,7 @@ class EstimatorContract:
             assert gradient.dtype == torch.bfloat16
 
     def test_unbiased(self) -> None:
-        """Gradients of scores and decoder agree with the enumerated ones, if that is claimed."""
+        """Gradients of scores and decoder agree with the enumerated ones, if the class claims it."""
         if self.unbiased is None:
             pytest.skip("no claim")
         for estimator, problem in self.each():

@@ -1,4 +1,6 @@
-"""The commands, one module each: ``main`` is what ``structgrad-<name>`` and, in a checkout, ``<name>.py`` call."""
+"""The commands, one module each. ``structgrad-<name>`` and, in a checkout, ``<name>.py`` call its
+``main``.
+"""
 
 import sys
 from collections.abc import Iterable
@@ -11,20 +13,22 @@ from structgrad.common.installing import install
 if any(util.find_spec(package) is None for package in ("hydra", "optuna", "pytorch_lightning")):
     sys.exit(f"error: the commands need more than the library: {install('experiments')}")
 
-#: The configurations: part of an installed package, and in a checkout a link to ``configs/`` at its root.
+#: The configurations. They are part of an installed package; in a checkout they are a link to
+#: ``configs/`` at its root.
 CONFIGS = Path(__file__).parents[1] / "configs"
 _SEARCHPATH = "hydra.searchpath="
 
 
 class SearchPathError(ValueError):
-    """A package of Hydra's search path is not there; the message is one line."""
+    """A package in Hydra's search path does not exist; the message is one line."""
 
 
 def places(searchpath: Iterable[str] | None = None) -> list[Traversable]:
-    """The folders of configurations: ours, then those of Hydra's search path, e.g. ``pkg://mylab.configs``.
+    """The folders of configurations: ours, then those in Hydra's search path, e.g.
+    ``pkg://mylab.configs``.
 
     Raises:
-        SearchPathError: for a package that is not there.
+        SearchPathError: for a package that does not exist.
     """
     found: list[Traversable] = [CONFIGS]
     for place in searchpath or ():
@@ -39,7 +43,9 @@ def places(searchpath: Iterable[str] | None = None) -> list[Traversable]:
 
 
 def group(name: str, arguments: Iterable[str] = ()) -> list[Traversable]:
-    """The folders of a group of configurations, with those that ``hydra.searchpath=[...]`` on a command line adds."""
+    """The folders of a group of configurations, including those of ``hydra.searchpath=[...]`` on a
+    command line.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     given = [argument for argument in arguments if argument.startswith(_SEARCHPATH)]

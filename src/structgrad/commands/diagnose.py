@@ -2,8 +2,9 @@
 
     structgrad-diagnose structure=arborescence estimator=sst n=4 samples=2000
 
-Any key of the structure's or the estimator's configuration can be given as well, for instance
-``estimator.relaxation=euclidean``; a class without a configuration is ``structure._target_=mylab.window.Window``.
+You can also give any key of the structure's or the estimator's configuration, for instance
+``estimator.relaxation=euclidean``. A class without a configuration is
+``structure._target_=mylab.window.Window``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from structgrad.estimators.utilities import make_utility
 from structgrad.structures import Structure
 from structgrad.training.errors import explain
 
-#: Options of the command that are not configuration, with their defaults.
+#: Options of the command that are not in the configuration, with their defaults.
 OPTIONS: dict[str, Any] = {
     "n": 4,  # items, nodes or parts
     "batch": 2,
@@ -89,7 +90,9 @@ def _measure(config: DictConfig, settings: DictConfig, structure: Structure) -> 
 
 
 def _plot(key: str, values: Sequence[float], measured: Sequence[Diagnosis], title: str, out: Path) -> None:
-    """Bias and variance against a key of the configuration, with the bias that chance alone would show."""
+    """Plot bias and variance against a key of the configuration, with the bias that chance alone
+    would show.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -108,7 +111,9 @@ def _plot(key: str, values: Sequence[float], measured: Sequence[Diagnosis], titl
 
 
 def _is_new(key: str, chosen: Collection[str]) -> bool:
-    """Whether a key is to be added: a group, or one of ``structure._target_=...`` where no group is chosen."""
+    """Whether a key must be added: a group, or part of ``structure._target_=...`` if no group is
+    chosen.
+    """
     group, _, option = key.partition(".")
     return group in ("structure", "estimator") and not (option and group in chosen)
 

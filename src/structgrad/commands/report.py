@@ -11,9 +11,9 @@
 
     structgrad-report runs --html overview.html            a page of all runs: finished, running, interrupted, failed
 
-Runs of a table are looked for where sweeps leave them: in results/<table>_<budget> and runs/tables/<table>_<budget>
-(without the budget where it is the table's own), or in the folder that is given, whose name then says which table it
-is. Tables of your own are found with hydra.searchpath=[pkg://mylab.configs].
+The command looks for runs of a table where sweeps leave them: in results/<table>_<budget> and
+runs/tables/<table>_<budget>, without the budget if it is the table's own. If a folder is given, its
+name says which table it is. Your own tables are found with hydra.searchpath=[pkg://mylab.configs].
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from structgrad.experiments.runs import Summary, load, of_sweeps
 from structgrad.experiments.tables import Direction
 from structgrad.training.contract import BUDGETS
 
-#: Where sweeps leave finished runs.
+#: Folders in which sweeps leave finished runs.
 ROOTS = (Path("results"), Path("runs/tables"))
 
 
@@ -67,7 +67,9 @@ def main() -> None:
 
 
 def _compares(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> bool:
-    """Whether runs are to be compared without a table: asked for, or of folders that are no table's."""
+    """Whether to compare runs without a table: on request, or because the folders belong to no
+    table.
+    """
     if arguments.by is not None or arguments.compare or arguments.metric or arguments.where:
         return True
     paths = [Path(item) for item in arguments.what if "=" not in item]
@@ -110,7 +112,7 @@ def _compare(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> N
 
 
 def directions(folders: Sequence[Traversable], summaries: Iterable[Summary]) -> dict[str, Direction]:
-    """Metric of some runs -> which values are better, as the columns of the tables say that have it."""
+    """The direction of improvement of the runs' metrics, as columns of tables define it."""
     logged = {metric for run in summaries for metric in run.metrics}
     found: dict[str, Direction] = {}
     for name in tables.names(*folders):
@@ -152,11 +154,11 @@ def _tables(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> No
 
 
 def find(what: list[str], folders: Sequence[Traversable]) -> list[Report]:
-    """The reports that the arguments ask for, of tables in some folders.
+    """The reports that the arguments request, of tables in some folders.
 
     Raises:
         ValueError: unknown table, budget or key.
-        FileNotFoundError: no run in a folder, or in none.
+        FileNotFoundError: if a folder, or every folder, has no run.
     """
     given = [item.split("=", 1) for item in what if "=" in item]
     settings = dict(given)
@@ -186,7 +188,7 @@ def find(what: list[str], folders: Sequence[Traversable]) -> list[Report]:
 
 
 def _table_of(folder: Path, known: Sequence[str]) -> str:
-    name = folder.resolve().name.partition("-")[0]  # without what the sweep says of other overrides
+    name = folder.resolve().name.partition("-")[0]  # without the sweep's note about other overrides
     short = name.rsplit("_", 1)[0] if name.rsplit("_", 1)[-1] in BUDGETS else name
     return name if name in known or short not in known else short
 

@@ -1,7 +1,7 @@
 """Train, test and record one run: ``structgrad-train task=listops structure=arborescence estimator=sst``.
 
-Exit codes: 0 finished, 1 an error, 130 Ctrl-C, 75 "again": preempted by SIGTERM, or another process has the run. After
-130 and 75 the same command continues.
+Exit codes: 0 finished; 1 error; 130 Ctrl-C; 75 "again", because SIGTERM preempted the run or
+another process has it. After 130 and 75 the same command continues.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ from structgrad.training.errors import (
 )
 from structgrad.training.runtime import announce_compilation, tune_allocator
 
-#: Jobs of this process (`-m`) without a result: overrides, why, exit code.
+#: Jobs of this process (`-m`) without a result: overrides, reason, exit code.
 _unfinished: list[tuple[str, str, int]] = []
-#: Summaries of the jobs that have one.
+#: Summaries of the jobs with a result.
 _finished: list[dict[str, Any]] = []
-#: Overrides of the jobs that have begun.
+#: Overrides of the jobs that have started.
 _begun: list[list[str]] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def train(config: DictConfig) -> None:
-    """One job of the command; with ``-m`` the next one is to follow also after an error, which is listed at the end."""
-    # After Hydra has dealt with --help and with unknown choices, which need not wait for torch.
+    """One job of the command. With ``-m`` the next job starts even after an error; the end lists
+    the errors.
+    """
+    # Hydra deals with --help and with unknown choices before this import, so they need not wait for
+    # torch.
     from structgrad.training.run import run
 
     if not _begun:
@@ -76,7 +79,9 @@ def train(config: DictConfig) -> None:
 
 
 def choices(searchpath: Sequence[str] | None = None) -> str:
-    """The groups that a user chooses from, one line each, those of other packages on the search path included."""
+    """The groups from which a user chooses, one line each, including those of other packages on the
+    search path.
+    """
     lines = []
     for group in GROUPS:
         names: set[str] = set()
@@ -101,7 +106,7 @@ OmegaConf.register_new_resolver("structgrad.choices", choices, replace=True)
 
 
 def _compare() -> None:
-    """Print the jobs beside each other, by what differs between them."""
+    """Print the jobs side by side, by the options in which they differ."""
     from structgrad.experiments import comparison
     from structgrad.experiments.runs import of_content
 
@@ -109,7 +114,9 @@ def _compare() -> None:
 
 
 def with_quoted_path(argument: str) -> str:
-    """``paths.runs=~/x`` as Hydra takes it: its grammar has no ``~`` in a value, and most shells leave it there."""
+    """``paths.runs=~/x`` in Hydra's syntax. Its grammar allows no ``~`` in a value, and most shells
+    leave it there.
+    """
     key, _, value = argument.partition("=")
     return f"{key}='{value}'" if key.startswith("paths.") and value.startswith("~") else argument
 
@@ -119,13 +126,13 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv) and not any(a.startswith("task=") for a in sys.argv):
         sys.argv.append("task=listops")  # Hydra's help composes a configuration, and a task has no default
     sys.argv[1:] = [with_quoted_path(argument) for argument in sys.argv[1:]]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # it is this function that shows errors
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # this function shows errors itself
     tune_allocator()
     try:
         train()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if _begun:
-            raise  # a bug; what is wrong with a configuration is known before
+            raise  # a bug; errors in a configuration are found before
         sys.exit(f"error: {explain(error, sys.argv[1:])}")
     if len(_finished) > 1:
         _compare()

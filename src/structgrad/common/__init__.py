@@ -1,1 +1,1 @@
-"""The ground floor: what any module may use, and what needs nothing but Python itself."""
+"""The ground floor: helpers that any module may use and that need nothing but Python itself."""

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, whatever stops the process that writes them."""
+"""Write files completely or not at all, even if the writing process is stopped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, or leave the old one as it is. Several processes may write the same file: the last one wins."""
+    """Write a file, or leave the old one unchanged. If several processes write the same file, the
+    last one wins.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         temporary.write_bytes(content)
@@ -21,5 +23,5 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """The same for what JSON can hold, indented."""
+    """The same for content that JSON can hold, indented."""
     write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())

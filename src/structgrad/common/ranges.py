@@ -7,15 +7,15 @@ from collections.abc import Iterable
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """Refuse what is none of the choices.
+    """Refuse a value that is not among the choices.
 
     Args:
-        name: of the option.
-        value: of the option.
-        choices: all there are, for instance ``get_args`` of a ``Literal``.
+        name: name of the option.
+        value: value of the option.
+        choices: all possible values, for instance ``get_args`` of a ``Literal``.
 
     Raises:
-        ValueError: naming the choices.
+        ValueError: with the choices.
     """
     known = tuple(choices)
     if value not in known:
@@ -23,15 +23,15 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
 
 def check_positive(name: str, value: object) -> None:
-    """Refuse what is no positive, finite number.
+    """Refuse a value that is not a positive, finite number.
 
     Args:
-        name: of the option.
-        value: of the option.
+        name: name of the option.
+        value: value of the option.
 
     Raises:
-        TypeError: for what is no number, for instance a tensor.
-        ValueError: for 0, infinity, NaN and what is negative.
+        TypeError: if it is not a number, for instance a tensor.
+        ValueError: for 0, negative numbers, infinity and NaN.
     """
     if not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
@@ -51,15 +51,15 @@ def check_range(
     """Refuse a number outside of its range, and NaN.
 
     Args:
-        name: of the option.
-        value: of the option.
-        least: smallest value.
-        above: what it must exceed.
-        most: largest value.
-        below: what it must stay below.
+        name: name of the option.
+        value: value of the option.
+        least: the smallest allowed value.
+        above: the value must exceed this.
+        most: the largest allowed value.
+        below: the value must stay below this.
 
     Raises:
-        ValueError: naming the range.
+        ValueError: with the range.
     """
     bounds = [
         (least, "at least", lambda bound: value >= bound),

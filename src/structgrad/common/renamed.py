@@ -1,4 +1,4 @@
-"""Old names: whoever uses one is told the new one, and what old runs have stored is understood."""
+"""Old names: an error tells the new name, and stored configurations of old runs are understood."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BEFORE = {new: old for old, new in CLASSES.items()}
 
 
 def missing(module: str, name: str) -> NoReturn:
-    """What ``__getattr__`` of a module does for a name that it lacks.
+    """The ``__getattr__`` of a module, for a name that the module lacks.
 
     Raises:
         ImportError: for an old name, with the new one.
@@ -40,7 +40,9 @@ def with_new_names(content: Any) -> Any:
 
 
 def with_first_names(content: Any) -> Any:
-    """The same with the oldest name of every class, so that runs from before a renaming have the same identity."""
+    """The same with the oldest name of every class, so that a run from before a renaming keeps its
+    identity.
+    """
     return _replaced(content, _BEFORE)
 
 

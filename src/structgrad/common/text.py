@@ -1,4 +1,4 @@
-"""Words for messages: what was perhaps meant, the first line of an error, how long something takes."""
+"""Words for messages: likely alternatives to a name, the first line of an error, a duration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """All of ``known`` in one line, those most like ``name`` first."""
+    """All of ``known`` in one line, the names most like ``name`` first."""
     names = list(known)
     alike = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return ", ".join([*alike, *(n for n in names if n not in alike)])
@@ -28,10 +28,11 @@ def duration(seconds: float) -> str:
 
 
 def options(thing: object, without: Iterable[str] = ()) -> str:
-    """``temperature=0.5, n_samples=1``: the arguments of a constructor that its object keeps under their names.
+    """``temperature=0.5, n_samples=1``: constructor arguments that an object keeps under their
+    names.
 
     Args:
-        thing: whose.
+        thing: the object.
         without: arguments to leave out.
     """
     parts = []

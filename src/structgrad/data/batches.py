@@ -14,23 +14,24 @@ Batch = dict[str, Tensor]
 class Batches:
     """Iterates over dictionaries of tensors, batch by batch.
 
-    A data loader for data that fit in memory, without worker processes. The order of an epoch is a function of
-    (seed, epoch) alone, and :meth:`state_dict` holds the position, so that a resumed run sees exactly the batches
-    that an uninterrupted one would have seen. Lightning saves and restores that state with its checkpoints.
+    This is a data loader for data that fit in memory, without worker processes. The order of an
+    epoch depends only on (seed, epoch), and :meth:`state_dict` holds the position. So a resumed run
+    sees exactly the batches of an uninterrupted one. Lightning saves and restores that state with
+    its checkpoints.
 
     Args:
         tensors: equally long tensors, ``[n, ...]`` each; their length is that of an epoch.
-        batch_size: examples in a batch, over all processes together.
+        batch_size: number of examples in a batch, over all processes together.
         shuffle: draw a new order every epoch, and drop the last, incomplete batch.
-        seed: of the order.
+        seed: seed of the order.
         collate: applied to every batch, e.g. to cut padding or to resample pixels.
-        beside: tensors of another common length (labelled examples beside unlabelled ones), of which every batch gets
-            ``batch_size`` too. They are gone through in an order of their own, drawn anew whenever it is used up,
-            whatever the epoch. Only with ``shuffle``.
+        beside: tensors of another common length (labelled examples beside unlabelled ones). Every
+            batch gets ``batch_size`` of them too. They have an order of their own, which is drawn
+            again whenever it is used up, independently of epochs. This needs ``shuffle``.
 
     Raises:
-        ValueError: if the tensors differ in length, share a name with those beside them, or there are fewer examples
-            than a batch takes while shuffling.
+        ValueError: if the tensors differ in length or share a name with those beside them, or if
+            ``shuffle`` is set and there are fewer examples than a batch takes.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Batches:
             world_size: number of processes.
 
         Raises:
-            ValueError: if a batch cannot be divided so that every process has something to do.
+            ValueError: if a batch cannot be divided so that every process gets an example.
         """
         last = self.n % self.batch_size
         if self.batch_size % world_size or (not self.shuffle and 0 < last < world_size):
@@ -83,7 +84,7 @@ class Batches:
         return self
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return self.n // self.batch_size if self.shuffle else -(-self.n // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -97,15 +98,18 @@ class Batches:
             if self.beside:
                 chosen = next(cycled)[self.rank :: self.world_size]
                 batch |= {name: tensor[chosen] for name, tensor in self.beside.items()}
-            # Moved before the batch is handed out: a checkpoint written after it continues with the next one, and a
-            # reader that stops at the last batch without asking for more finds the next epoch, not the end of this one.
+            # The position moves before the batch is handed out. So a checkpoint written after the
+            # batch continues with the next one. A reader that stops at the last batch then begins
+            # the next epoch.
             self.epoch, self.position = (self.epoch, index + 1) if index + 1 < len(self) else (self.epoch + 1, 0)
             yield batch if self.collate is None else self.collate(batch)
 
     def _cycle(self) -> Iterator[Tensor]:
-        """Which of the examples beside go into the batches from the current position on: ``[batch_size]`` each.
+        """The examples beside that go into the batches from the current position on:
+        ``[batch_size]`` each.
 
-        What lies before the position is skipped, not remembered: it follows from the number of batches so far.
+        What lies before the position is skipped, not remembered. It follows from the number of
+        batches so far.
         """
         if not self.beside:
             return
@@ -121,11 +125,11 @@ class Batches:
             waiting = waiting[self.batch_size :]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration stands."""
+        """The position of the iteration."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there."""
+        """Continue from this position."""
         self.epoch, self.position = state["epoch"], state["position"]
 
 
@@ -144,15 +148,16 @@ def _order(n: int, key: tuple[int, ...]) -> Tensor:
 class Steps:
     """Repeats training batches, epoch after epoch, for a fixed number of optimiser steps.
 
-    Lightning sees one long epoch: its progress bar then shows the time left of the whole run, validation falls on
-    fixed steps, and a resumed run continues in the middle of an epoch of the data.
+    Lightning sees one long epoch. So its progress bar shows the time left of the whole run, and
+    validation falls on fixed steps. A resumed run continues in the middle of an epoch of the data.
 
     Args:
         batches: the data.
-        steps: how many batches in total.
+        steps: the number of batches in total.
 
     Attributes:
-        between: called between two steps, when all of one is done and nothing of the next; may raise.
+        between: called between two steps, after one is complete and before the next begins; may
+        raise.
     """
 
     def __init__(self, batches: Batches, steps: int) -> None:
@@ -170,15 +175,15 @@ class Steps:
             for batch in self.batches:
                 self.done += 1
                 yield batch
-                self.between()  # when the next batch is asked for, the last one has been dealt with
+                self.between()  # when the next batch is asked for, the last step is complete
                 if self.done == self.steps:
                     return
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration stands."""
+        """The position of the iteration."""
         return {"done": self.done, "batches": self.batches.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from there."""
+        """Continue from this position."""
         self.done = state["done"]
         self.batches.load_state_dict(state["batches"])

@@ -1,4 +1,6 @@
-"""Generated data on disk: one folder a configuration, as Hugging Face data sets with a manifest of their contents."""
+"""Generated data on disk: one folder for each configuration, with Hugging Face data sets and a
+manifest.
+"""
 
 from __future__ import annotations
 
@@ -32,27 +34,28 @@ class Damaged(Exception):  # noqa: N818 - never leaves this module
 
 
 def folder_of(cache: str | Path, task: str, key: Key) -> Path:
-    """``<cache>/<task>/<hash of key>``: where the data of a configuration lie.
+    """``<cache>/<task>/<hash of key>``: the folder for the data of a configuration.
 
     Args:
         cache: ``paths.cache``.
         task: name of the task.
-        key: all that the data depend on, as JSON can hold it.
+        key: everything on which the data depend, in a form that JSON can hold.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return Path(cache) / task / digest[:16]
 
 
 def ensure(folder: Path, key: Key, make: Callable[[], Mapping[str, pa.Table]]) -> None:
-    """Make and store tables unless they are there and intact; safe in several processes at once.
+    """Make and store tables unless they exist and are intact. It is safe in several processes at
+    once.
 
-    The folder appears with everything in it or not at all; every file's hash is compared with the manifest, so a
-    damaged cache is noticed and built again.
+    The folder appears with all its content or not at all. Every file's hash is compared with the
+    manifest, so a damaged cache is noticed and built again.
 
     Args:
         folder: see :func:`folder_of`.
         key: written into the manifest.
-        make: gives the tables by name (of the split); called only if needed.
+        make: returns the tables by name (of the split); called only if needed.
 
     Raises:
         MissingDataError: if the cache cannot be written.
@@ -79,7 +82,7 @@ def ensure(folder: Path, key: Key, make: Callable[[], Mapping[str, pa.Table]]) -
 
 @contextmanager
 def _naming(folder: Path) -> Iterator[None]:
-    """An error of the file system says that it is the cache's."""
+    """Turn errors of the file system into an error that names the cache."""
     try:
         yield
     except OSError as error:
@@ -89,7 +92,7 @@ def _naming(folder: Path) -> Iterator[None]:
 
 def load(folder: Path, name: str) -> pa.Table:
     """The table ``name`` that :func:`ensure` stored, memory-mapped."""
-    import datasets  # takes a second, which nobody should wait for who needs no data
+    import datasets  # takes a second, so import it only when data are needed
 
     return datasets.load_from_disk(folder / name).data.table.combine_chunks()
 
@@ -127,7 +130,7 @@ def _store(tables: Mapping[str, pa.Table], folder: Path, key: Key) -> None:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Without a bar for each table, which takes moments."""
+    """Switch off the progress bar of each table, which takes moments."""
     import datasets
 
     shown = not datasets.utils.are_progress_bars_disabled()

@@ -1,12 +1,12 @@
-"""How data can be missing or wrong; each message is one line."""
+"""Errors for missing or wrong data; each message is one line."""
 
 
 class DataError(RuntimeError):
-    """Data cannot be had as they were asked for; the message says why in one line."""
+    """The requested data are not available; the message says why in one line."""
 
 
 class MissingDataError(DataError):
-    """A data set is not here and cannot be downloaded; the message says what to put where."""
+    """A data set is missing and cannot be downloaded; the message says which files to put where."""
 
 
 class DamagedDataError(DataError):

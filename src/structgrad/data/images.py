@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Colour = Literal["refused", "grey", "channels"]
 
 SPLITS = ("train", "test")
-#: Folders that budgets take -> the same images on the hub, and other places that have them.
+#: Folders that budgets use -> the same images on the hub, and other places that have them.
 _ELSEWHERE = {
     "MNIST/parquet": ("ylecun/mnist", ""),
     "FashionMNIST/parquet": (
@@ -33,10 +33,10 @@ _ELSEWHERE = {
         ", or from Debian's package dataset-fashion-mnist, whose folder of IDX files is a source as it is",
     ),
 }
-#: How the four IDX files of MNIST and its relatives begin, by split.
+#: The first part of the names of the four IDX files of MNIST and its relatives, by split.
 _IDX = {"train": "train", "test": "t10k"}
 _IMAGE_FILES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-#: Part of the key of a cache; raise it when the same files would give other arrays.
+#: Part of the key of a cache. Raise it when the same files would give other arrays.
 _VERSION = 1
 
 
@@ -45,8 +45,8 @@ class Images:
     """A set of labelled images.
 
     Attributes:
-        pixels: uint8 ``[n, height, width]``; with channels ``[n, height, 3 * width]``, the three values of a pixel side
-            by side.
+        pixels: uint8 ``[n, height, width]``. With channels it is ``[n, height, 3 * width]``, with
+            the three values of a pixel side by side.
         labels: int64 ``[n]``.
     """
 
@@ -55,7 +55,7 @@ class Images:
 
 
 def prepare_images(source: str, data: str | Path, cache_folder: str | Path, colour: Colour = "grey") -> Path:
-    """Decode a data set unless that has been done.
+    """Decode a data set unless it is decoded already.
 
     Args:
         source: a folder, absolute or within ``data``, or else a name on the Hugging Face hub, e.g.
@@ -68,16 +68,16 @@ def prepare_images(source: str, data: str | Path, cache_folder: str | Path, colo
               the order of their names.
         data: ``paths.data``.
         cache_folder: ``paths.cache``.
-        colour: what becomes of images in colour: ``refused``; ``grey``: their luma (ITU-R 601-2); ``channels``: all
-            images have three channels.
+        colour: how images in colour are treated. ``refused``: they are an error. ``grey``: their
+            luma is taken (ITU-R 601-2). ``channels``: all images have three channels.
 
     Returns:
         the folder of the decoded arrays, for :func:`read_images`.
 
     Raises:
-        MissingDataError: if the source is neither here nor to be had.
-        DamagedDataError: if it holds anything but 8-bit images of one size with whole numbers as labels, or images in
-            colour that are refused.
+        MissingDataError: if the source is neither here nor on the hub.
+        DamagedDataError: if it holds anything except 8-bit images of one size with whole numbers as
+            labels, or images in colour that are refused.
         ValueError: for another ``colour``.
     """
     check_choice("colour", colour, get_args(Colour))
@@ -94,19 +94,19 @@ def prepare_images(source: str, data: str | Path, cache_folder: str | Path, colo
 
 
 def read_images(folder: Path, split: str) -> Images:
-    """The ``train`` or ``test`` part of what :func:`prepare_images` stored."""
+    """The ``train`` or ``test`` part of the arrays that :func:`prepare_images` stored."""
     table = cache.load(folder, split)
     height, width = table["height"][0].as_py(), table["width"][0].as_py()
     return Images(cache.array_of(table, "pixels", (height, width)), np.array(table["label"].to_numpy(), dtype=np.int64))
 
 
 def is_square(pixels: int) -> bool:
-    """Whether an image of so many pixels, which is drawn without its height and width, can be a square."""
+    """Whether a flat image with this number of pixels can be a square."""
     return math.isqrt(pixels) ** 2 == pixels
 
 
 def _files(local: Path) -> list[Path]:
-    """The files of the one format that a folder has: parquet before IDX before image files."""
+    """The files of the one format of a folder: parquet before IDX before image files."""
     if found := sorted(local.glob("*.parquet")):
         return found
     if found := sorted(file for split in SPLITS for kind in ("images", "labels") for file in _idx(local, split, kind)):
@@ -115,12 +115,14 @@ def _files(local: Path) -> list[Path]:
 
 
 def _idx(local: Path, split: str, kind: str) -> list[Path]:
-    """IDX files under the names in use: ``train-images-idx3-ubyte``, ``train-images.idx3-ubyte``, and with ``.gz``."""
+    """IDX files under the usual names: ``train-images-idx3-ubyte``, ``train-images.idx3-ubyte``,
+    and with ``.gz``.
+    """
     return sorted(local.glob(f"{_IDX[split]}-{kind}?idx[13]-ubyte*"))
 
 
 def _labelled_files(folder: Path) -> list[tuple[int, Path]]:
-    """The image files of a folder with one folder a label."""
+    """The image files of a folder that has one folder for each label."""
     names = sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
     return [(n, f) for n, name in enumerate(names) for f in sorted(name.iterdir()) if f.suffix.lower() in _IMAGE_FILES]
 
@@ -153,7 +155,7 @@ def _read_parquet(source: str, local: Path, split: str) -> datasets.Dataset:
     files = sorted(str(f) for f in local.glob(f"*{split}*.parquet"))
     if not files:
         raise MissingDataError(_advice(source, local, f"{local} has no parquet file of the split {split!r}"))
-    # Read as it is: ``from_parquet`` would leave a copy in the cache of Hugging Face.
+    # Read it directly: ``from_parquet`` would leave a copy in the cache of Hugging Face.
     return datasets.Dataset(datasets.table.InMemoryTable(pa.concat_tables(map(pq.read_table, files))))
 
 
@@ -164,10 +166,11 @@ def _download(source: str, local: Path, split: str) -> datasets.Dataset:
 
     try:
         if not HF_HUB_OFFLINE:
-            # Asks once; loading itself would first try six times, for half a minute, on a machine without network.
+            # This asks once. Loading would first try six times, for half a minute, on a machine
+            # without network.
             HfApi().dataset_info(source, timeout=10)
         return datasets.load_dataset(source, split=split)
-    except Exception as error:  # the hub, its client and the network each raise errors of their own
+    except Exception as error:  # the hub, its client and the network each raise their own errors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MissingDataError(_advice(source, local, f"the Hugging Face hub does not give it: {reason}")) from error
 
@@ -211,7 +214,7 @@ def _read_idx(images: Path, labels: Path) -> tuple[Iterable[PIL.Image.Image], It
 
 
 def _idx_array(file: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Magic ``0 0 8 dimensions``, big-endian sizes, bytes."""
+    """Read an IDX file: magic ``0 0 8 dimensions``, big-endian sizes, bytes."""
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             content = stream.read()
@@ -239,7 +242,7 @@ def _decode_or_explain(source: str, local: Path, split: str, colour: Colour) -> 
         return _decode(*_fetch(source, local, split), colour)
     except MissingDataError:
         raise
-    except (OSError, ValueError, TypeError) as error:  # of pyarrow, Pillow and datasets
+    except (OSError, ValueError, TypeError) as error:  # from pyarrow, Pillow and datasets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DamagedDataError(f"the {split} images of {source!r} cannot be read: {reason}") from error
 
@@ -269,7 +272,7 @@ def _decode(images: Iterable[PIL.Image.Image | None], given: Iterable[Any], colo
 def _array(image: PIL.Image.Image | None, colour: Colour) -> NDArray[np.uint8]:
     if image is None:
         raise ValueError("an image is missing")
-    if image.mode.startswith(("I", "F")):  # Pillow would cut them off at 255
+    if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255
         raise ValueError(f"they must have 8 bits a channel; got Pillow's mode {image.mode}")
     if colour == "channels":
         return np.asarray(image.convert("RGB"), dtype=np.uint8).reshape(image.height, -1)

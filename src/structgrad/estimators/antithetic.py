@@ -27,12 +27,12 @@ class DisARM(GibbsEstimator):
 
     .. math:: \tfrac 1 2 (L(b) - L(b')) (b_i - b'_i) \sigma(|s_i|),
 
-    unbiased, and 0 where both samples agree. The decoder learns from both. ``kl`` is over the vertex. In evaluation:
-    one sample an example.
+    unbiased, and 0 if both samples agree. The decoder learns from both samples. ``kl`` is over the
+    vertex. In evaluation there is one sample an example.
 
     Args:
         structure: ``Subset``, whose bits are independent.
-        n_pairs: pairs an example; all are evaluated in one call.
+        n_pairs: number of pairs an example; all are evaluated in one call.
 
     Raises:
         UnsupportedError: for another structure.

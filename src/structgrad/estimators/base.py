@@ -23,7 +23,7 @@ from structgrad.structures.base import Structure, UnsupportedError
 #: example r.
 Objective = Callable[[Tensor, Tensor], Tensor]
 
-#: What a divergence is over: the random utilities of the parts, or the vertices.
+#: The variables of a divergence: the random utilities of the parts, or the vertices.
 Over = Literal["parts", "vertex"]
 
 
@@ -33,9 +33,10 @@ class Divergence:
 
     Attributes:
         value: ``[batch]``, in nats, differentiable in the scores; every part counted once.
-        over: ``parts``: of independent utilities, one a part, from those of scores 0: a sum over parts, and an upper
-            bound on the divergence of the vertices that they decide. ``vertex``: of the distribution of the vertices
-            that are evaluated, from the uniform one over the set: ``log |X| - H``.
+        over: ``parts`` is a sum over parts: each term is the divergence of one independent utility
+            from a utility of score 0. It is an upper bound on the divergence of the vertices that
+            the utilities decide. ``vertex`` is the divergence of the distribution of the evaluated
+            vertices from the uniform one over the set: ``log |X| - H``.
     """
 
     value: Tensor
@@ -47,9 +48,10 @@ class PerturbAndMap:
     """The distribution of ``argmax_x <x, scores + scale * noise>``.
 
     Attributes:
-        utility: the noise; anything with ``sample(scores)``.
-        scale: of the noise.
-        everywhere: whether all parts are perturbed, rather than those of ``structure.noisy_parts``.
+        utility: the noise; any object with ``sample(scores)``.
+        scale: the scale of the noise.
+        everywhere: whether all parts are perturbed, rather than only those of
+            ``structure.noisy_parts``.
     """
 
     utility: Utility | SumOfGamma
@@ -57,29 +59,32 @@ class PerturbAndMap:
     everywhere: bool = False
 
 
-#: Of hard vertices: the Gibbs distribution ``p(x) ~ exp <x, s>``, the vertex of the trace of ``E ~ Exp(exp(s))``, or
-#: the argmax of random utilities.
+#: The distribution of hard vertices. It is the Gibbs distribution ``p(x) ~ exp <x, s>``, that of
+#: the vertex of the trace of ``E ~ Exp(exp(s))``, or that of the argmax of random utilities.
 VertexDistribution = Literal["gibbs", "trace"] | PerturbAndMap
 
 
 @dataclass
 class Estimate:
-    """What an estimator returns for a batch.
+    """The result of an estimator for a batch.
 
     Attributes:
-        surrogate: ``[batch]``; its gradient estimates that of the expected objective, for encoder and decoder. Its
-            value means nothing: minimise ``(surrogate + kl).mean()``, monitor :attr:`objective`, and hand :attr:`loss`
-            to an outer estimator.
-        objective: ``[batch]``, detached: the (weighted) mean of the objective over the evaluated vertices.
-        divergence: of the latent distribution from its prior, or None where there is none to speak of (see
-            :attr:`Estimator.kl_over`); :attr:`kl` is its value.
-        vertices: ``[N, *parts]``: what the objective was evaluated on; hard unless the estimator relaxes while
-            training. ``vertices.requires_grad`` is False exactly when no gradient flows through them, in which case
-            they are hard.
-        rows: int64 ``[N]``: the example each vertex belongs to.
-        weights: ``[N]``, detached: sum to one within an example.
-        metrics: scalars worth logging, detached; ``decoder_calls`` (evaluated vertices per example) is always there.
-        exact: whether ``vertices`` and ``weights`` are the whole latent distribution rather than samples of it.
+        surrogate: ``[batch]``. Its gradient estimates that of the expected objective, for encoder
+            and decoder. Its value means nothing: minimise ``(surrogate + kl).mean()``, monitor
+            :attr:`objective`, and return :attr:`loss` to an outer estimator.
+        objective: ``[batch]``, detached: the (weighted) mean of the objective over the evaluated
+            vertices.
+        divergence: the divergence of the latent distribution from its prior, or None if it is not
+            defined (see :attr:`Estimator.kl_over`). :attr:`kl` is its value.
+        vertices: ``[N, *parts]``: the vertices at which the objective was evaluated. They are hard
+            unless the estimator relaxes while training. ``vertices.requires_grad`` is False exactly
+            when no gradient flows through them; then they are hard.
+        rows: int64 ``[N]``: the example of each vertex.
+        weights: ``[N]``, detached: they sum to one within an example.
+        metrics: scalars worth logging, detached. ``decoder_calls`` (evaluated vertices per example)
+            is always among them.
+        exact: whether ``vertices`` and ``weights`` are the whole latent distribution rather than
+            samples of it.
     """
 
     surrogate: Tensor
@@ -102,7 +107,7 @@ class Estimate:
         """KL divergence from the prior: ``[batch]``; see :class:`Divergence`.
 
         Raises:
-            UnsupportedError: if there is none.
+            UnsupportedError: if the estimate has no KL divergence.
         """
         if self.divergence is None:
             raise UnsupportedError(
@@ -115,14 +120,16 @@ class Estimate:
     def loss(self) -> Tensor:
         """The objective, with the gradient of the surrogate: ``[batch]``.
 
-        This is what an *outer* objective returns that has a latent variable inside: its estimator looks at the value,
-        and the surrogate's value means nothing. See ``docs/estimators/nested.md``.
+        An *outer* objective with a latent variable inside must return this. Its estimator reads the
+        value, and the surrogate's value means nothing. See ``docs/estimators/nested.md``.
         """
         self._loss_was_taken = True
         return self.objective + (self.surrogate - self.surrogate.detach())
 
     def mean(self, values: Tensor) -> Tensor:
-        """Average ``values`` ``[N, ...]`` of the evaluated vertices into examples: ``[batch, ...]``."""
+        """Average the ``values`` ``[N, ...]`` of the evaluated vertices over each example:
+        ``[batch, ...]``.
+        """
         weighted = values * self.weights.reshape(-1, *[1] * (values.dim() - 1))
         out = weighted.new_zeros(self.surrogate.shape[0], *values.shape[1:])
         return out.index_add(0, self.rows, weighted)
@@ -131,30 +138,33 @@ class Estimate:
 class Estimator(nn.Module, abc.ABC):
     """Turns scores and an objective into a surrogate whose gradient estimates that of the expected objective.
 
-    Buffers and parameters hold the estimator's state (running baselines, critics, schedules), so it is saved, moved
-    and resumed with the model; new state is assigned, not written into the old, which a compiled step may still read
-    in its backward pass. In ``train()`` mode :meth:`forward` estimates gradients; in ``eval()`` mode it
-    evaluates hard vertices.
+    Buffers and parameters hold the estimator's state (running baselines, critics, schedules). So it
+    is saved, moved and resumed with the model. New state is assigned and never written into the old
+    tensor, because the backward pass of a compiled step may still read that. In ``train()`` mode
+    :meth:`forward` estimates gradients; in ``eval()`` mode it evaluates hard vertices.
 
     Args:
         structure: the set of vertices.
 
     Raises:
-        UnsupportedError: at construction, if the structure lacks what the estimator needs.
+        UnsupportedError: at construction, if the structure lacks an oracle that the estimator
+        needs.
     """
 
     #: Whether the objective must be differentiable in the vertex and defined on relaxed ones.
     needs_differentiable_objective: ClassVar[bool] = False
 
-    #: What :attr:`Estimate.kl` is over while training; None if there is none. In evaluation it is the same, or absent
-    #: where the vertices that are evaluated have no such distribution (a relaxation evaluated at its argmax).
+    #: The variables of :attr:`Estimate.kl` in training; None if there is no KL. In evaluation it is
+    #: the same, or there is no KL because the evaluated vertices have no such distribution (a
+    #: relaxation evaluated at its argmax).
     kl_over: Over | None
 
     #: The distribution over hard vertices whose expected objective the gradient targets. Estimators without noise are
     #: compared with the Gibbs distribution.
     vertex_distribution: VertexDistribution = "gibbs"
 
-    #: Whether what an example gets depends on the others of its batch (baselines that average over them).
+    #: Whether the estimate of an example depends on the other examples of its batch (baselines that
+    #: average over them).
     mixes_examples: bool = False
 
     def __init__(self, structure: Structure) -> None:
@@ -163,7 +173,7 @@ class Estimator(nn.Module, abc.ABC):
         self._reaches_vertices = False
 
     def extra_repr(self) -> str:
-        """The structure and the options: what ``repr`` shows."""
+        """The structure and the options, for ``repr``."""
         return ", ".join(part for part in (repr(self.structure), options(self, ["structure"])) if part)
 
     def forward(
@@ -178,21 +188,24 @@ class Estimator(nn.Module, abc.ABC):
         """Estimate the gradient of the expected objective.
 
         Args:
-            scores: ``[batch, *parts]``; half precision is widened to float32, in which the vertices then are.
-            objective: ``(vertices [N, *parts], rows [N]) -> losses [N]``; called once a step with all vertices to
-                be evaluated.
+            scores: ``[batch, *parts]``. Half precision is widened to float32, which is then the
+                type of the vertices.
+            objective: ``(vertices [N, *parts], rows [N]) -> losses [N]``. It is called once a step
+                with all vertices that must be evaluated.
             mask: which parts exist, broadcastable to the scores.
-            context: ``[batch, features]`` for input-dependent baselines; others leave it alone.
-            kl_weight: what the caller multiplies :attr:`Estimate.kl` with when it adds it to the surrogate, for
-                baselines that follow the whole loss; others leave it alone.
+            context: ``[batch, features]`` for input-dependent baselines; others ignore it.
+            kl_weight: the factor by which the caller multiplies :attr:`Estimate.kl` when it adds it
+                to the surrogate. Baselines that follow the whole loss need it; others ignore it.
 
         Returns:
             the :class:`Estimate`.
 
         Raises:
-            ValueError: unless scores have exactly one batch dimension, the objective returns one number a vertex and,
-                for estimators that differentiate it, depends on the vertices differentiably.
-            TypeError, ValueError: for what the structure refuses, see :meth:`Structure.check`.
+            ValueError: unless scores have exactly one batch dimension and the objective returns one
+                number a vertex. For estimators that differentiate the objective, it must also
+                depend on the vertices differentiably.
+            TypeError, ValueError: for inputs that the structure refuses; see
+                :meth:`Structure.check`.
         """
         layout = self.structure.layout
         if scores.dim() != layout.ndim + 1:
@@ -219,10 +232,10 @@ class Estimator(nn.Module, abc.ABC):
         context: Tensor | None,
         kl_weight: float,
     ) -> Estimate:
-        """What an estimator implements: :meth:`forward`, whose checks have been made."""
+        """The method that an estimator implements: :meth:`forward` after its checks."""
 
     def _checked(self, objective: Objective) -> Objective:
-        """The objective, whose losses are looked at."""
+        """The objective, with checks of its losses."""
 
         def checked(vertices: Tensor, rows: Tensor) -> Tensor:
             losses = objective(vertices, rows) if torch.compiler.is_compiling() else _nested(objective, vertices, rows)
@@ -231,7 +244,7 @@ class Estimator(nn.Module, abc.ABC):
                     f"the objective must return one number a vertex, {list(rows.shape)}; got {list(losses.shape)}"
                 )
             if self.training and self.needs_differentiable_objective and vertices.requires_grad:
-                # The way back is looked for once; whether there is a gradient at all costs nothing.
+                # The path back is searched once; whether there is a gradient at all costs nothing.
                 if not (losses.requires_grad and (self._reaches_vertices or _depends(losses, vertices))):
                     raise ValueError(
                         f"{type(self).__name__} differentiates the objective, whose losses do not depend on the "
@@ -243,12 +256,14 @@ class Estimator(nn.Module, abc.ABC):
         return checked
 
 
-#: ``estimates``: those that are made while an outer estimator's objective is called.
+#: ``estimates``: the estimates made while the objective of an outer estimator is called.
 _NESTED = threading.local()
 
 
 def _nested(objective: Objective, vertices: Tensor, rows: Tensor) -> Tensor:
-    """Call an objective, and warn where it hands on the surrogate of an estimate within as if that were a loss."""
+    """Call an objective, and warn if it passes on the surrogate of an inner estimate as if that
+    were a loss.
+    """
     outer = getattr(_NESTED, "estimates", None)
     inner: list[Estimate] = []
     _NESTED.estimates = inner
@@ -262,8 +277,8 @@ def _nested(objective: Objective, vertices: Tensor, rows: Tensor) -> Tensor:
             continue
         if not torch.allclose(surrogate.detach(), estimate.objective) and _depends(losses, surrogate):
             warnings.warn(
-                "an objective returns Estimate.surrogate of a latent variable within, whose value means nothing, so "
-                "that the outer gradient is wrong; return Estimate.loss",
+                "an objective returns Estimate.surrogate of an inner latent variable. The surrogate's value means "
+                "nothing, so the outer gradient is wrong; return Estimate.loss",
                 stacklevel=4,
             )
     return losses
@@ -289,8 +304,8 @@ def _depends(losses: Tensor, vertices: Tensor) -> bool:
 class GibbsEstimator(Estimator):
     """An estimator of the expected objective under the Gibbs distribution.
 
-    ``kl`` is over the vertex: of the Gibbs distribution from the uniform one. In evaluation: one sample an example.
-    What happens in training is what a subclass says.
+    ``kl`` is the divergence of the Gibbs distribution from the uniform one, over the vertex. In
+    evaluation there is one sample an example. A subclass defines the training step.
     """
 
     kl_over: Over | None = "vertex"
@@ -312,17 +327,17 @@ class GibbsEstimator(Estimator):
             scores: see :meth:`Estimator.forward`.
             objective: see there.
             mask: see there.
-            divergence: for the estimate.
+            divergence: the divergence for the estimate.
         """
 
 
 def replicate(scores: Tensor, mask: Tensor | None, samples: int) -> tuple[Tensor, Tensor | None]:
-    """Scores and mask, as often as there are samples: views ``[batch, samples, *parts]``.
+    """Copies of scores and mask for several samples: views ``[batch, samples, *parts]``.
 
     Args:
         scores: ``[batch, *parts]``.
-        mask: broadcastable to them, or None, which stays None.
-        samples: an example.
+        mask: broadcastable to the scores, or None, which stays None.
+        samples: the number of samples an example.
     """
     shape = (scores.shape[0], samples, *scores.shape[1:])
     masks = None if mask is None else mask.expand(scores.shape)[:, None].expand(shape)
@@ -336,7 +351,9 @@ def flat_replicas(scores: Tensor, mask: Tensor | None, samples: int) -> tuple[Te
 
 
 def example_rows(batch: int, vertices: int, device: torch.device) -> Tensor:
-    """The example of each of so many vertices an example, side by side: int64 ``[batch * vertices]``."""
+    """The example of each vertex if every example has ``vertices`` of them in a row: int64
+    ``[batch * vertices]``.
+    """
     return torch.arange(batch, device=device).repeat_interleave(vertices)
 
 
@@ -358,27 +375,32 @@ def evaluate(objective: Objective, vertices: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def with_gradient(variable: Tensor, gradient: Tensor) -> Tensor:
-    """A number an example, of value zero, whose gradient for the variable is the given one: ``[batch]``.
+    """One number for each example, of value zero, whose gradient in ``variable`` is ``gradient``:
+    ``[batch]``.
 
     Args:
         variable: ``[batch, ...]``, finite.
-        gradient: of that shape, a constant.
+        gradient: a constant of the same shape.
     """
     return ((variable - variable.detach()) * gradient.detach()).flatten(1).sum(1)
 
 
 def with_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
-    """The same for parameters that all examples share: a scalar. Added to every example, it is in their mean once."""
+    """The same for parameters that all examples share: a scalar. Added to every example, it counts
+    once in their mean.
+    """
     pairs = zip(parameters, gradients, strict=True)
     return torch.stack([((p - p.detach()) * g.detach()).sum() for p, g in pairs]).sum()
 
 
 def check_temperature(temperature: object) -> None:
-    """Refuse what is no temperature: a number, a tensor ``[]`` (a parameter, say), or one an example, ``[batch]``.
+    """Refuse an invalid temperature. It is a number, a tensor ``[]`` (e.g. a parameter), or one
+    number an example, ``[batch]``.
 
     Raises:
-        TypeError: for what is no number.
-        ValueError: unless positive and finite (values of tensors: where looking is free), or for another shape.
+        TypeError: if it is not a number.
+        ValueError: unless it is positive and finite (for values of tensors, where reading them is
+            free), or for another shape.
     """
     if not isinstance(temperature, Tensor):
         check_positive("temperature", temperature)
@@ -390,7 +412,8 @@ def check_temperature(temperature: object) -> None:
 
 
 def temperature_of(temperature: float | Tensor, scores: Tensor) -> float | Tensor:
-    """A temperature as it divides utilities of these scores: a number, or ``[batch, 1, ...]``.
+    """A temperature in a form that divides utilities of these scores: a number, or
+    ``[batch, 1, ...]``.
 
     Args:
         temperature: see :func:`check_temperature`.
@@ -408,7 +431,7 @@ def temperature_of(temperature: float | Tensor, scores: Tensor) -> float | Tenso
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
-    """``[batch, ...]`` with trailing dimensions of size 1, so that it multiplies what has as many as ``like``."""
+    """``[batch, ...]`` with trailing dimensions of size 1, so that it broadcasts against ``like``."""
     return values.reshape(*values.shape, *[1] * (like.dim() - values.dim()))
 
 
@@ -424,7 +447,7 @@ def pathwise(
     Args:
         objective: the downstream loss.
         vertices: ``[batch * samples, *parts]``, the samples of one example side by side.
-        samples: an example.
+        samples: the number of samples an example.
         divergence: see :class:`Estimate`.
         metrics: see there.
     """
@@ -435,20 +458,25 @@ def pathwise(
 
 
 def log_size(structure: Structure, scores: Tensor, mask: Tensor | None) -> Tensor:
-    """``log |X|``, without gradient: ``[*batch]``; what a point mass is from the uniform distribution, the furthest of
-    all.
+    """``log |X|``, without gradient: ``[*batch]``.
+
+    It is the divergence of a point mass from the uniform distribution, the largest of all.
     """
     with torch.no_grad():
         return structure.log_partition(torch.zeros_like(scores), mask)
 
 
 def gibbs_divergence(structure: Structure, scores: Tensor, mask: Tensor | None) -> Divergence:
-    """Of the Gibbs distribution from the uniform one over the same vertices, ``log |X| - H``."""
+    """The divergence of the Gibbs distribution from the uniform one over the same vertices,
+    ``log |X| - H``.
+    """
     return Divergence(log_size(structure, scores, mask) - structure.entropy(scores, mask), "vertex")
 
 
 def utility_divergence(structure: Structure, utility: Utility, scores: Tensor, noisy: Tensor) -> Divergence:
-    """Of the utilities of the parts ``noisy`` (bool ``[*batch, *parts]``, each once) from those of scores 0."""
+    """The divergence of the utilities of the parts ``noisy`` (bool ``[*batch, *parts]``, each once)
+    from score 0.
+    """
     each = torch.where(noisy, utility.kl(torch.where(noisy, scores, 0.0)), 0.0)
     return Divergence(each.flatten(-structure.layout.ndim).sum(-1), "parts")
 

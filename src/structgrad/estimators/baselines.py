@@ -1,6 +1,8 @@
-"""Baselines of score-function estimators: what is subtracted from the objective so that its gradient varies less.
+"""Baselines of score-function estimators. An estimator subtracts a baseline from the objective to
+reduce variance.
 
-A baseline of your own is a subclass of :class:`Baseline`, handed to ``Reinforce(structure, baseline=Mine())``.
+To use a baseline of your own, subclass :class:`Baseline` and write
+``Reinforce(structure, baseline=Mine())``.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ BaselineName = Literal["none", "ema", "elbo", "batch", "sample", "greedy", "loo"
 class RunningMean(nn.Module):
     """Exponential moving average and variance of a signal over past steps.
 
-    They start at zero and are corrected for it as in Adam; both are zero before the first :meth:`update`.
-    Estimators read them before they update them: a baseline that has seen the action it is subtracted for
-    would be biased.
+    They start at zero and are corrected for it as in Adam. Both are zero before the first
+    :meth:`update`. Estimators read them before they update them: a baseline that has seen the
+    action for which it is subtracted would be biased.
 
     Args:
-        decay: weight of the past.
+        decay: the weight of the past.
 
     Raises:
         ValueError: unless ``0 <= decay < 1``.
@@ -57,12 +59,14 @@ class RunningMean(nn.Module):
 
     @property
     def _divisor(self) -> Tensor:
-        """The weight; anything positive before the first update, when all is 0."""
+        """The weight; any positive number before the first update, when all is 0."""
         return self.weight.clamp_min(torch.finfo(self.weight.dtype).tiny)
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
-        """Move towards the mean and variance (around the running mean) of ``values``, any shape; not for none."""
+        """Move towards the mean and variance (around the running mean) of ``values``, any shape;
+        empty ones do nothing.
+        """
         if not values.numel():
             return
         values = values.detach().to(self.total)
@@ -74,14 +78,15 @@ class RunningMean(nn.Module):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step of training has found.
+    """The results of a training step.
 
     Attributes:
         losses: ``[batch, K]``, detached: the objective at the samples.
-        rival: ``[batch, 1]``, detached: the objective at the vertex of :meth:`Baseline.rival`; ``[batch, 0]`` for none.
+        rival: ``[batch, 1]``, detached: the objective at the vertex of :meth:`Baseline.rival`;
+            ``[batch, 0]`` for none.
         kl: ``[batch]``, detached: the divergence of the latent distribution from its prior.
-        kl_weight: what the caller multiplies it with.
-        context: ``[batch, features]``, what the caller knows of the examples, or None.
+        kl_weight: the factor by which the caller multiplies ``kl``.
+        context: ``[batch, features]``, features of the examples from the caller, or None.
     """
 
     losses: Tensor
@@ -92,32 +97,34 @@ class Outcome:
 
 
 class Baseline(nn.Module, abc.ABC):
-    """What is subtracted from the objective.
+    """A number that is subtracted from the objective.
 
-    A baseline must not depend on the sample that it is subtracted for: then every choice is unbiased. Its parameters
-    and buffers are part of the estimator. State is assigned, not written into.
+    A baseline must not depend on the sample for which it is subtracted; then every choice is
+    unbiased. Its parameters and buffers are part of the estimator. New state is assigned, never
+    written into the old tensors.
     """
 
-    #: Oracles that it needs.
+    #: Oracles that the baseline needs.
     needs: tuple[str, ...] = ()
 
-    #: Fewest samples an example.
+    #: The smallest number of samples an example.
     least_samples: int = 1
 
     #: Whether an example's baseline depends on the other examples of its batch.
     mixes_examples: bool = False
 
-    #: Whether it evaluates a further vertex, see :meth:`rival`.
+    #: Whether it evaluates one more vertex; see :meth:`rival`.
     has_rival: bool = False
 
     def rival(self, structure: Structure, scores: Tensor, mask: Tensor | None, sample: Callable[[], Tensor]) -> Tensor:
-        """One further vertex an example to be evaluated, in the same call of the objective, if ``has_rival``.
+        """One more vertex an example, evaluated in the same call of the objective, if
+        ``has_rival``.
 
         Args:
             structure: the set of vertices.
             scores: ``[batch, *parts]``, detached.
             mask: which parts exist.
-            sample: draws a vertex an example, independent of those that the gradient is about.
+            sample: draws a vertex an example, independent of the samples of the gradient.
 
         Returns:
             ``[batch, *vertex]``.
@@ -129,25 +136,25 @@ class Baseline(nn.Module, abc.ABC):
         """The baseline, broadcastable to ``[batch, K]``; the estimator detaches it."""
 
     def normalize(self, advantage: Tensor) -> Tensor:
-        """Scale the objective less the baseline, ``[batch, K]``; here it stays as it is."""
+        """Scale the objective minus the baseline, ``[batch, K]``; by default it stays the same."""
         return advantage
 
     def update(self, outcome: Outcome, prediction: Tensor) -> Tensor | None:
         """Learn from a step, after its gradient.
 
         Args:
-            outcome: of the step.
-            prediction: what :meth:`predict` said of it.
+            outcome: the results of the step.
+            prediction: the result of :meth:`predict` for it.
 
         Returns:
-            a loss to be added to the surrogate, ``[batch]``, whose gradient is that of the baseline's parameters; or
-            None.
+            a loss ``[batch]`` to be added to the surrogate, with the gradient of the baseline's
+            parameters; or None.
         """
         return None
 
 
 class NoBaseline(Baseline):
-    """Zero."""
+    """The baseline is zero."""
 
     def predict(self, outcome: Outcome) -> Tensor:
         """See :class:`Baseline`."""
@@ -158,7 +165,7 @@ class MovingAverage(Baseline):
     """Exponential moving average of the objective over past steps, corrected for its start (zero on the first step).
 
     Args:
-        decay: weight of the past.
+        decay: the weight of the past.
     """
 
     def __init__(self, decay: float = 0.99) -> None:
@@ -175,12 +182,13 @@ class MovingAverage(Baseline):
 
 
 class ElboAverage(MovingAverage):
-    """Moving average of the whole loss ``objective + kl_weight kl``, less the example's own ``kl_weight kl``.
+    """Moving average of the whole loss ``objective + kl_weight kl``, minus the example's own
+    ``kl_weight kl``.
 
-    The signal is then the loss less its average (Paulus et al. 2020, C.1).
+    The signal is then the loss minus its average (Paulus et al. 2020, C.1).
 
     Args:
-        decay: weight of the past.
+        decay: the weight of the past.
     """
 
     def predict(self, outcome: Outcome) -> Tensor:
@@ -211,7 +219,9 @@ class BatchMean(Baseline):
 
 
 class IndependentSample(Baseline):
-    """Objective of one independent sample (SFE+ of Correia et al. 2020, section 5.1); one more evaluation."""
+    """Objective of one independent sample (SFE+ of Correia et al. 2020, section 5.1). It costs one
+    more evaluation.
+    """
 
     has_rival = True
 
@@ -225,7 +235,7 @@ class IndependentSample(Baseline):
 
 
 class SelfCritical(IndependentSample):
-    """Objective of ``argmax(scores)`` (Rennie et al. 2017); one more evaluation."""
+    """Objective of ``argmax(scores)`` (Rennie et al. 2017). It costs one more evaluation."""
 
     needs = ("argmax",)
 
@@ -246,15 +256,15 @@ class LeaveOneOut(Baseline):
 
 
 class LearntBaseline(Baseline):
-    """A network of the context plus a running mean of what it does not explain (NVIL; Mnih & Gregor 2014).
+    """A network of the context plus a running mean of its errors (NVIL; Mnih & Gregor 2014).
 
-    Trained by squared error within the surrogate. The context is detached, so that the baseline trains nothing but
-    itself.
+    It is trained by squared error within the surrogate. The context is detached, so the baseline
+    trains only itself.
 
     Args:
-        context_size: features of the context.
-        hidden_size: of the network (one hidden layer, ReLU).
-        decay: of the running mean and variance.
+        context_size: number of features of the context.
+        hidden_size: width of the network's one hidden layer (ReLU).
+        decay: decay of the running mean and variance.
         normalize_variance: divide the learning signal by ``max(1, running standard deviation)`` (Mnih & Gregor,
             2.3.3).
     """
@@ -297,16 +307,16 @@ def make_baseline(
     hidden_size: int = 100,
     normalize_variance: bool = False,
 ) -> Baseline:
-    """The baseline of that name; an object is handed through.
+    """The baseline with this name; an object is returned as it is.
 
     Args:
         baseline: ``none``, ``ema`` (:class:`MovingAverage`), ``elbo`` (:class:`ElboAverage`), ``batch``
             (:class:`BatchMean`), ``sample`` (:class:`IndependentSample`), ``greedy`` (:class:`SelfCritical`), ``loo``
             (:class:`LeaveOneOut`), ``nvil`` (:class:`LearntBaseline`), or an object.
-        decay: of ``ema``, ``elbo`` and ``nvil``.
-        context_size: of ``nvil``, and of no other.
-        hidden_size: of ``nvil``.
-        normalize_variance: of ``nvil``, and of no other.
+        decay: decay of ``ema``, ``elbo`` and ``nvil``.
+        context_size: for ``nvil`` only.
+        hidden_size: for ``nvil``.
+        normalize_variance: for ``nvil`` only.
 
     Raises:
         ValueError: for an unknown name, or options of another baseline.

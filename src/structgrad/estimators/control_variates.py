@@ -1,5 +1,5 @@
-"""Score functions with a control variate on the noise: RELAX (a learned critic) and REBAR (the relaxed
-objective).
+"""Score functions with a control variate on the noise: RELAX (a learned critic) and REBAR (the
+relaxed objective).
 """
 
 from __future__ import annotations
@@ -37,29 +37,31 @@ CriticName = Literal["flat", "parts"]
 
 
 class ControlVariate(Estimator):
-    r"""What RELAX and REBAR share (Grathwohl et al. 2018; Struminsky et al. 2021, equation 6).
+    r"""The common part of RELAX and REBAR (Grathwohl et al. 2018; Struminsky et al. 2021, equation
+    6).
 
-    Utilities u decide a discrete action b of known probability, which makes the vertex x; u~ is a fresh
-    sample of u given b. Both are reparameterised in the scores. With a critic c, the gradient estimate of an
-    example is
+    Utilities u decide a discrete action b of known probability, which makes the vertex x. u~ is a
+    fresh sample of u given b. Both are reparameterised in the scores. With a critic c, the gradient
+    estimate of an example is
 
     .. math:: g = (L(x) - c(\tilde u)) \nabla \log p(b) - \nabla c(\tilde u) + \nabla c(u),
 
-    unbiased for every c. The critic's parameters descend ``||g||^2``, whose mean is the variance up to a
-    constant. Nothing leaks: the critic gets this gradient and no other, the scores get g, the decoder gets
-    that of the mean of L(x).
+    unbiased for every c. The critic's parameters descend ``||g||^2``, whose mean is the variance up
+    to a constant. The critic gets this gradient and no other, the scores get g, and the decoder
+    gets the gradient of the mean of L(x).
 
-    Here b is the trace and ``u = -log E``; for ``Subset`` b is the vertex itself and u has logistic noise.
-    In evaluation: one vertex an example.
+    Here b is the trace and ``u = -log E``. For ``Subset`` b is the vertex itself and u has logistic
+    noise. In evaluation there is one vertex an example.
 
     Args:
-        structure: needs ``trace``, ``trace_log_prob``, ``conditional``; or, as ``Subset``, a
+        structure: needs ``trace``, ``trace_log_prob`` and ``conditional``; or, like ``Subset``,
             ``conditional_utility``.
-        n_samples: K, samples an example; g is their mean. All are evaluated in one call of the objective.
+        n_samples: K, the number of samples an example; g is their mean. All are evaluated in one
+            call of the objective.
         by: the estimator's name, for the message.
 
     Raises:
-        UnsupportedError: if the structure lacks these.
+        UnsupportedError: if the structure lacks these oracles.
         ValueError: if n_samples is not positive.
     """
 
@@ -81,14 +83,14 @@ class ControlVariate(Estimator):
 
         Args:
             vertices: ``[batch, K, *vertex]``, hard.
-            utilities: ``[batch, K, 2, *parts]``: u and u~, 0 where no part exists.
-            scores: ``[batch, K, 2, *parts]``, detached, 0 where no part exists.
-            objective: to be called once.
+            utilities: ``[batch, K, 2, *parts]``: u and u~; 0 for missing parts.
+            scores: ``[batch, K, 2, *parts]``, detached; 0 for missing parts.
+            objective: must be called once.
             mask: ``[batch, K, 2, *parts]``.
 
         Returns:
-            losses ``[batch, K]``; critic ``[batch, K, 2]``; and what the objective was evaluated on,
-            ``[batch, M, *vertex]``, of which the first K are ``vertices``.
+            losses ``[batch, K]``; critic ``[batch, K, 2]``; and the vertices at which the objective
+            was evaluated, ``[batch, M, *vertex]``, of which the first K are ``vertices``.
         """
 
     def estimate(
@@ -138,7 +140,7 @@ class ControlVariate(Estimator):
         return _Sample(leaf, exists, mask, vertices, action, noise, second, utilities)
 
     def _draw(self, scores: Tensor, exists: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Trace, Tensor]:
-        """Vertices, the actions that made them, and the utilities u that decided these."""
+        """Vertices, the actions that give them, and the utilities u that decided the actions."""
         if self.explicit:
             utilities = Logistic().sample(scores)
             vertices = self.structure.argmax(utilities, mask)
@@ -149,7 +151,7 @@ class ControlVariate(Estimator):
         return trace.vertex, trace, -sample.log().to(scores)
 
     def _noise(self, action: Tensor | Trace, scores: Tensor) -> Tensor | Noise:
-        """What u~ is made of."""
+        """The noise of u~."""
         if isinstance(action, Trace):
             return self.structure.conditional_noise(action, scores)
         return wide_exponentials(scores)
@@ -157,8 +159,10 @@ class ControlVariate(Estimator):
     def _conditional(
         self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None, noise: Tensor | Noise
     ) -> Tensor:
-        """u~, reparameterised in the scores and in their dtype; computed in float64, where exponentials of log-rates of
-        +-100 are finite and differences have nine digits.
+        """u~, reparameterised in the scores and in their dtype.
+
+        It is computed in float64, where exponentials of log-rates of +-100 are finite and
+        differences have nine digits.
         """
         if isinstance(action, Trace):
             assert isinstance(noise, tuple)
@@ -197,12 +201,12 @@ class ControlVariate(Estimator):
 
     @torch.no_grad()
     def _push(self, sample: _Sample, direction: Tensor) -> Tensor:
-        """Derivative of u~ along a direction of the scores, the noise held.
+        """Derivative of u~ along a direction of the scores, with the noise held fixed.
 
-        By central differences in float64 (nine digits), which are two calls of compiled code; automatic derivatives
-        would differentiate it twice, in plain torch.
+        It uses central differences in float64 (nine digits), which are two calls of compiled code.
+        Automatic derivatives would differentiate that code twice, in plain torch.
         """
-        # With a zero, so that there is a largest of no parts too.
+        # A zero is appended, so that the largest exists without parts too.
         length = (
             torch.nn.functional.pad(direction.flatten(2).abs(), (0, 1))
             .amax(2)
@@ -219,17 +223,17 @@ class ControlVariate(Estimator):
 
 @dataclass
 class _Sample:
-    """K samples an example, and what their derivatives need.
+    """K samples an example, and the tensors that their derivatives need.
 
     Attributes:
-        scores: ``[batch, K, *parts]``, a leaf; 0 where no part exists.
+        scores: ``[batch, K, *parts]``, a leaf; 0 for missing parts.
         exists: bool ``[batch, K, *parts]``.
         mask: the same for the structure, or None.
         vertices: ``[batch, K, *vertex]``.
-        action: b, made of the same.
-        noise: what u~ is made of.
+        action: b, in the same batch shape.
+        noise: the noise of u~.
         second: u~, differentiable in the scores.
-        utilities: ``[batch, K, 2, *parts]``: u and u~, a leaf; 0 where no part exists.
+        utilities: ``[batch, K, 2, *parts]``: u and u~, a leaf; 0 for missing parts.
     """
 
     scores: Tensor
@@ -253,8 +257,9 @@ class _Sample:
 
 
 class FlatCritic(nn.Module):
-    """One hidden layer over all utilities of an example, for a fixed number of parts (Struminsky et al. 2021,
-    toy problem).
+    """One hidden layer over all utilities of an example, for a fixed number of parts.
+
+    See Struminsky et al. (2021), toy problem.
     """
 
     def __init__(self, size: int, hidden_size: int) -> None:
@@ -271,8 +276,10 @@ class FlatCritic(nn.Module):
 
 
 class PartsCritic(nn.Module):
-    """The same network for every part, averaged over the parts that exist, then one more: for sizes that
-    vary.
+    """A network for any number of parts.
+
+    One network is applied to every part and averaged over the existing parts; a second network
+    follows.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -289,7 +296,7 @@ class PartsCritic(nn.Module):
 
 
 def _zero(layer: nn.Linear) -> nn.Linear:
-    """Start at zero, where the estimator is plain T-REINFORCE."""
+    """Set the layer to zero, where the estimator is plain T-REINFORCE."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -300,10 +307,10 @@ class RELAX(ControlVariate):
 
     Args:
         structure: see :class:`ControlVariate`.
-        critic: ``flat``, one hidden layer over all utilities, or ``parts``, permutation invariant and for any
-            number of parts. Both start at zero.
-        shape: of the parts, for ``flat`` only.
-        hidden_size: of the critic.
+        critic: ``flat``, one hidden layer over all utilities, or ``parts``, which is permutation
+            invariant and works for any number of parts. Both start at zero.
+        shape: the shape of the parts, for ``flat`` only.
+        hidden_size: the width of the critic.
         n_samples: K.
 
     Raises:
@@ -343,16 +350,16 @@ class REBAR(ControlVariate):
     r"""REBAR: the critic is ``eta L(relaxed x(u / temperature))`` (Tucker et al. 2017); see
     :class:`ControlVariate`.
 
-    eta and the temperature are learned as the critic of RELAX is. Three evaluations a sample, two of them
-    relaxed, in one call. The decoder learns from the hard one only. eta and the temperature differentiate the
-    relaxation and the objective twice.
+    eta and the temperature are learned like the critic of RELAX. A sample takes three evaluations,
+    two of them relaxed, in one call. The decoder learns from the hard one only. The gradients of
+    eta and the temperature differentiate the relaxation and the objective twice.
 
     Args:
         structure: see :class:`ControlVariate`.
-        relaxation: one of ``structure.relaxations``.
-        temperature: initial.
-        eta: initial.
-        learn_temperature: False keeps it.
+        relaxation: a key of ``structure.relaxations``.
+        temperature: the initial temperature.
+        eta: the initial eta.
+        learn_temperature: False keeps the temperature fixed.
         n_samples: K.
 
     Raises:

@@ -20,19 +20,22 @@ class ImportanceWeighted(GibbsEstimator):
 
     .. math:: B = \log \frac 1 K \sum_k w_k, \qquad \log w_k = -L(x_k) + \log p(x_k) - \log q(x_k),
 
-    for an objective L that is ``-log p(data | x)`` in nats, with p uniform over the vertices. Its gradient has two
-    terms: that of B with the samples held, and for every sample a learning signal times ``grad log q(x_k)``:
+    for an objective L that is ``-log p(data | x)`` in nats, with p uniform over the vertices. Its
+    gradient has two terms. The first is the gradient of B with the samples held fixed. The second
+    is, for every sample, a learning signal times ``grad log q(x_k)``:
 
     - ``bound``: B itself (the score function of the importance-weighted auto-encoder);
-    - ``leave_one_out``: B minus the same with w_k replaced by the geometric mean of the others (VIMCO; Mnih and Rezende
-      2016). Needs K >= 2.
+    - ``leave_one_out``: B minus the same with w_k replaced by the geometric mean of the others
+      (VIMCO;
+      Mnih and Rezende 2016). Needs K >= 2.
 
-    Both are unbiased for the gradient of E[B], which is the closer to ``log p(data)`` the more samples there are.
+    Both are unbiased for the gradient of E[B], which approaches ``log p(data)`` as K grows.
 
-    The KL stands *inside* the logarithm. The contract stays as it is: ``kl`` is that of q, which callers add, and the
-    surrogate subtracts it again, so that ``surrogate + kl`` has the gradient of -B; this needs a caller that adds it
-    with weight 1, and another weight is an error. ``objective`` and ``kl`` still make the ordinary ELBO; the metric
-    ``bound`` is B. In evaluation: one sample an example.
+    The KL is *inside* the logarithm, but the contract is the usual one. ``kl`` is that of q, and
+    callers add it. The surrogate subtracts it again, so that ``surrogate + kl`` has the gradient of
+    -B. This needs a caller that adds it with weight 1; another weight is an error. ``objective``
+    and ``kl`` still make the ordinary ELBO; the metric ``bound`` is B. In evaluation there is one
+    sample an example.
 
     Args:
         structure: needs ``sample``, ``log_prob``, ``log_partition``, ``entropy``.
@@ -41,7 +44,7 @@ class ImportanceWeighted(GibbsEstimator):
 
     Raises:
         UnsupportedError: if the structure lacks an oracle.
-        ValueError: for options out of range; from a call, for a KL of another weight than 1.
+        ValueError: for options out of range; from a call, for a KL with another weight than 1.
     """
 
     def __init__(self, structure: Structure, n_samples: int = 5, signal: Signal = "leave_one_out") -> None:

@@ -34,11 +34,12 @@ Start = Literal["argmax", "random"]
 
 
 def sparsemax(scores: Tensor) -> Tensor:
-    """Euclidean projection of the last dimension on the simplex (Martins & Astudillo 2016), with its exact
-    gradient.
+    """Euclidean projection of the last dimension on the simplex (Martins & Astudillo 2016).
+
+    Its gradient is exact.
 
     Args:
-        scores: ``[..., k]``; -inf marks an entry that does not exist (at least one must), whose weight and
+        scores: ``[..., k]``. An entry of -inf is missing (at least one must exist); its weight and
             gradient are 0.
 
     Returns:
@@ -48,47 +49,51 @@ def sparsemax(scores: Tensor) -> Tensor:
 
 
 class Marginalize(Estimator):
-    r"""The exact expectation ``sum_x w(x) L(x)`` under a distribution over vertices, deterministic and
-    differentiable in both factors.
+    r"""The exact expectation ``sum_x w(x) L(x)`` under a distribution over vertices.
 
-    ==================  ===================================  =========================  ==================
-    distribution        weights                              needs                      decoder calls
-    ==================  ===================================  =========================  ==================
-    ``softmax``         Gibbs                                ``enumerate`` (tiny sets)  all vertices
-    ``sparsemax``       projection on the simplex            ``enumerate`` (tiny sets)  the support
-    ``topk_sparsemax``  the same among the k best vertices   ``top_k``                  the support, <= k
-    ``sparsemap``       of ``structure.sparsemap``           ``sparsemap``              the support
-    ==================  ===================================  =========================  ==================
+    It is deterministic and differentiable in both factors.
 
-    (Correia et al. 2020, equations 2-4 and sections 3-4; for ``OneHot`` the first two are the paper's dense
-    and sparse baselines.) The objective is evaluated on the support only, ragged through ``rows``; finding
-    the ragged support waits for the device once a step (``softmax`` without a mask has none). For
-    ``topk_sparsemax`` the metric ``certified`` is the share of examples with fewer than k vertices in their
-    support, where the result is the sparsemax over *all* vertices. Weights are the same in training and in
-    evaluation.
+    | distribution | weights | needs | decoder calls |
+    |---|---|---|---|
+    | ``softmax`` | Gibbs distribution | ``enumerate`` (tiny sets) | all vertices |
+    | ``sparsemax`` | projection on the simplex | ``enumerate`` (tiny sets) | the support |
+    | ``topk_sparsemax`` | the same among the k best vertices | ``top_k`` | the support, <= k |
+    | ``sparsemap`` | those of ``structure.sparsemap`` | ``sparsemap`` | the support |
 
-    ``kl`` is over the vertex: from the uniform distribution over all vertices, ``log |X| - H(w)``. There is none
-    where they are neither listed nor counted (``log_partition``).
+    The source is Correia et al. (2020), equations 2-4 and sections 3-4. For ``OneHot`` the first
+    two are the paper's dense and sparse baselines. The objective is evaluated on the support only,
+    ragged through ``rows``. Finding the ragged support waits for the device once a step
+    (``softmax`` without a mask does not wait). For ``topk_sparsemax`` the metric ``certified`` is
+    the fraction of examples with fewer than k vertices in their support. There the result is the
+    sparsemax over *all* vertices. Weights are the same in training and in evaluation.
 
-    SparseMAP's mean is the projection of the scores, and on a cube it has no gradient for a bit whose score lies
-    outside [0, 1]. With ``centred`` scores are those of a part being there rather than not, ``(s, 0)`` on its two
-    states, as in the paper's released code: this is the projection of ``(s + 1) / 2``, which is uniform at scores 0 and
-    has a gradient within (-1, 1). Of the distributions with that mean, which is not unique, ``decomposition`` takes the
-    structure's own (closed forms, where there are any), or that of the active-set method, as the paper does; they have
-    different entropies (``kl``) and numbers of decoder calls. The active-set method begins with the argmax of the
-    scores, or, as the released code does in training and test, with a uniformly random vertex.
+    ``kl`` is over the vertex: the divergence from the uniform distribution over all vertices,
+    ``log |X| - H(w)``. It is not defined if the vertices are neither listed nor counted
+    (``log_partition``).
+
+    **Options of sparsemap.** SparseMAP's mean is the projection of the scores. On a cube it has no
+    gradient for a bit whose score lies outside [0, 1]. With ``centred`` the two states of a part
+    have the scores ``(s, 0)``, as in the paper's released code. This is the projection of
+    ``(s + 1) / 2``, which is uniform at scores 0 and has a gradient within (-1, 1).
+
+    Several distributions have that mean. With ``decomposition="structure"`` the estimator takes the
+    structure's own, in closed form where one exists. With ``"active_set"`` it takes that of the
+    active-set method, as the paper does. The distributions differ in entropy (``kl``) and in the
+    number of decoder calls. The active-set method begins with the argmax of the scores. With
+    ``start="random"`` it begins with a uniformly random vertex, as the released code does in
+    training and test.
 
     Args:
         structure: the set of vertices.
         distribution: see above.
-        k: number of vertices of ``topk_sparsemax``, and of no other.
+        k: number of vertices, for ``topk_sparsemax`` only.
         centred: see above; for ``sparsemap``.
         decomposition: see above; for ``sparsemap``.
         start: see above; for ``decomposition="active_set"``.
 
     Raises:
         UnsupportedError: if the structure lacks the oracle, or ``sample`` for a random start.
-        ValueError: for an unknown distribution or a k that does not fit.
+        ValueError: for an unknown distribution or a k that does not belong to it.
     """
 
     def __init__(
@@ -172,7 +177,7 @@ class Marginalize(Estimator):
         log_count = exist.sum(-1).to(values).log()
         if self.distribution == "softmax":
             log_weights = values.log_softmax(-1)
-            if mask is None:  # all of them: there is no ragged support to wait for
+            if mask is None:  # all vertices exist, so there is no ragged support to wait for
                 rows = example_rows(len(scores), values.shape[1], scores.device)
                 whole = SparseDistribution(vertices.flatten(0, 1), rows, log_weights.exp().flatten())
                 return whole, log_weights.flatten(), log_count, {}
@@ -181,8 +186,9 @@ class Marginalize(Estimator):
         return sparse, sparse.weights.log(), log_count, {}
 
     def _all(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Every vertex, ``[batch, V, *parts]`` (a view), and the values ``[batch, V]``, -inf where a vertex
-        uses a missing part.
+        """Every vertex, ``[batch, V, *parts]`` (a view), and the values ``[batch, V]``.
+
+        The value of a vertex that uses a missing part is -inf.
         """
         shape = scores.shape[1:]
         if shape not in self._vertices or self._vertices[shape].device != scores.device:
@@ -204,36 +210,38 @@ class Marginalize(Estimator):
 
 
 def _select(vertices: Tensor, weights: Tensor, keep: Tensor) -> SparseDistribution:
-    """The ragged form of ``[batch, k]`` weighted vertices. The number kept is read by the host: this is where
-    a step waits.
+    """The ragged form of ``[batch, k]`` weighted vertices.
+
+    The host reads the number of kept vertices; here a step waits for the device.
     """
     rows, columns = keep.nonzero(as_tuple=True)
     return SparseDistribution(vertices[rows, columns], rows, weights[rows, columns])
 
 
 class SumAndSample(GibbsEstimator):
-    r"""Rao-Blackwellised score function: the k best vertices summed exactly, the rest estimated by one sample
-    (Liu et al. 2019).
+    r"""Rao-Blackwellised score function (Liu et al. 2019).
+
+    The k best vertices are summed exactly, and one sample estimates the rest.
 
     With p the Gibbs distribution, C its k best vertices and x' ~ p( . | not C),
 
     .. math:: \sum_{x \in C} (L(x) - b) \nabla p(x) + (1 - p(C)) (L(x') - b) \nabla \log p(x')
 
-    is unbiased for every b that does not see x'; here b is the running mean of past objectives (zero on the
-    first step). The decoder's gradient is weighted in the same way: p(x) on C and 1 - p(C) on x'. k + 1
-    evaluations an example, in one call.
+    is unbiased for every b that does not see x'. Here b is the running mean of past objectives
+    (zero on the first step). The decoder's gradient is weighted in the same way: p(x) on C and 1 -
+    p(C) on x'. There are k + 1 evaluations an example, in one call.
 
-    For ``OneHot`` x' is drawn with the k best masked out. For other structures it is the first of ``tries``
-    Gibbs samples that is not in C, weighted by
-    ``(1 - p(C)) / (1 - p(C)^tries)``, and zero if there is none, which is unbiased for any number of tries
-    and neither loops nor waits. In evaluation: one Gibbs sample an example. ``kl`` is that of the Gibbs
+    For ``OneHot`` x' is drawn with the k best masked out. For other structures it is the first of
+    ``tries`` Gibbs samples that is not in C. Its weight is ``(1 - p(C)) / (1 - p(C)^tries)``, or
+    zero if no such sample is found. This is unbiased for any number of tries and neither loops nor
+    waits. In evaluation there is one Gibbs sample an example. ``kl`` is that of the Gibbs
     distribution from the uniform one.
 
     Args:
         structure: needs ``top_k``, ``sample``, ``log_prob``, ``log_partition``, ``entropy``.
         k: number of vertices summed exactly.
-        tries: see above; ``OneHot`` takes none.
-        decay: of the running mean.
+        tries: see above; ``OneHot`` needs none.
+        decay: the decay of the running mean.
 
     Raises:
         UnsupportedError: if the structure lacks an oracle.
@@ -254,8 +262,8 @@ class SumAndSample(GibbsEstimator):
         best, values = structure.top_k(scores, self.k, mask)
         probabilities = (values - structure.log_partition(scores, mask)[:, None]).exp()
         if self.k > 1:
-            # Where there are fewer than k vertices the best one stands in with weight 0, so that the objective
-            # meets vertices only.
+            # If there are fewer than k vertices, the best one fills up with weight 0. So the
+            # objective gets vertices only.
             exist = values > -math.inf
             best = torch.where(per_example(exist, best), best, best[:, :1])
             probabilities = torch.where(exist, probabilities, 0.0)
@@ -276,14 +284,16 @@ class SumAndSample(GibbsEstimator):
     def _rest(
         self, scores: Tensor, mask: Tensor | None, best: Tensor, probabilities: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A vertex outside C, the mass there, and the weight of the vertex, whose mean is that mass:
-        ``[batch, *parts]``, ``[batch]``, ``[batch]``.
+        """A vertex outside C, the mass there, and the vertex's weight, whose mean is that mass.
+
+        The shapes are ``[batch, *parts]``, ``[batch]`` and ``[batch]``.
         """
         structure = self.structure
         if structure.is_categorical:
             chosen = best.sum(1) > 0
             mass = structure.marginals(scores, mask).masked_fill(chosen, 0.0).sum(-1)
-            # Below all others, but above what does not exist: where all are chosen, the sample is one of them.
+            # Below all others, but above missing categories: if all are chosen, the sample is one
+            # of them.
             rest = scores.masked_fill(chosen, torch.finfo(scores.dtype).min / 2)
             return structure.sample(rest, mask), mass, mass
         tries = structure.sample(*replicate(scores, mask, self.tries))

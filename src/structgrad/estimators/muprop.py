@@ -12,16 +12,19 @@ from structgrad.structures.base import Structure
 
 
 class MuProp(GibbsEstimator):
-    r"""The score function with the objective's first-order expansion around the mean as its control variate (Gu et al.
-    2016).
+    r"""The score function with the objective's first-order expansion as its control variate (Gu et
+    al. 2016).
 
-    With a sample x of the Gibbs distribution and its mean m, the gradient estimate for the scores is
+    The expansion is around the mean of the Gibbs distribution. With a sample x of that distribution
+    and its mean m, the gradient estimate for the scores is
 
-    .. math:: (L(x) - L(m) - \langle \nabla L(m), x - m \rangle) \nabla \log p(x) + \nabla m^T \nabla L(m),
+    .. math:: (L(x) - L(m) - \langle \nabla L(m), x - m \rangle) \nabla \log p(x) + \nabla m^T
+    \nabla L(m).
 
-    unbiased, as :math:`E[(x - m) \nabla \log p(x)] = \nabla m`; exact in the second term, so that nothing is left to
-    sample where L is linear. The objective must be defined and differentiable at relaxed vertices; one call evaluates
-    both. The decoder learns from the hard vertex only. ``kl`` is over the vertex. In evaluation: one sample an example.
+    It is unbiased, as :math:`E[(x - m) \nabla \log p(x)] = \nabla m`. The second term is exact, so
+    a linear L leaves nothing to sample. The objective must be defined and differentiable at relaxed
+    vertices; one call evaluates both. The decoder learns from the hard vertex only. ``kl`` is over
+    the vertex. In evaluation there is one sample an example.
 
     Args:
         structure: needs ``sample``, ``log_prob``, ``marginals``, ``log_partition``, ``entropy``.

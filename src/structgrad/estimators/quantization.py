@@ -14,25 +14,27 @@ from structgrad.structures.base import Structure
 
 
 class VectorQuantization(Estimator):
-    r"""The nearest word of a codebook, with its gradient passed straight to the encoder's vector (van den Oord et al.
-    2017; Niculae et al., *Discrete Latent Structure in Neural Networks*, section 4.3.2).
+    r"""The nearest word of a codebook. Its gradient is passed straight to the encoder's vector.
 
-    Scores are a vector z of any size; what the objective gets as vertices are *words*, ``[N, size]``: here the latent
-    variable is embedded by the estimator and not by the decoder. With e the word nearest to z the surrogate is
+    See van den Oord et al. (2017) and Niculae et al., *Discrete Latent Structure in Neural
+    Networks*, section 4.3.2. Scores are a vector z of any size. The objective gets *words*,
+    ``[N, size]``, as vertices, because the estimator embeds the latent variable and not the
+    decoder. With e the word nearest to z the surrogate is
 
-    .. math:: L(e) + |sg(z) - e|^2 + commitment\, |z - sg(e)|^2,
+    .. math:: L(e) + |sg(z) - e|^2 + commitment\, |z - sg(e)|^2.
 
-    in whose first term the gradient for e is handed to z. The second moves words to what they stand for; they learn
-    from nothing else. Without noise, in training and evaluation alike.
+    In the first term the gradient for e is passed to z. The second term moves words towards the
+    vectors for which they stand; words learn from nothing else. There is no noise, in training and
+    in evaluation.
 
-    Entries that a mask says are missing are 0 in every word and count in no distance. There is no ``kl``: the word is a
-    point mass, a constant away from the uniform distribution. The metric ``code_perplexity`` is the exponential of the
-    entropy of the words' use in the batch.
+    Masked entries are 0 in every word and count in no distance. There is no ``kl``: the word is a
+    point mass, a constant away from the uniform distribution. The metric ``code_perplexity`` is the
+    exponential of the entropy of the use of words in the batch.
 
     Args:
         structure: ``OneHot``: one of the words.
-        words: in the codebook.
-        size: of the vectors, the last dimension of the scores.
+        words: number of words in the codebook.
+        size: size of the vectors, the last dimension of the scores.
         commitment: weight of the third term.
 
     Raises:

@@ -42,8 +42,8 @@ class ExponentialSchedule(nn.Module):
 
     Args:
         start: temperature at step 0.
-        minimum: temperature in the end.
-        rate: of the decay, per step.
+        minimum: the lowest temperature.
+        rate: rate of the decay, per step.
         every: the temperature changes at multiples of this number of steps.
 
     Raises:
@@ -63,7 +63,9 @@ class ExponentialSchedule(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self) -> Tensor:
-        """The current temperature, a scalar on the device of the buffer (so that no step waits for that device)."""
+        """The current temperature, a scalar on the device of the buffer (so that no step waits for
+        the device).
+        """
         step = self.step.div(self.every, rounding_mode="floor") * self.every
         return (self.start * torch.exp(-self.rate * step)).clamp_min(self.minimum)
 
@@ -79,10 +81,10 @@ def clip_scores(structure: Structure, scores: Tensor, mask: Tensor | None, reach
         structure: says which entries are parts.
         scores: ``[*batch, *parts]``.
         mask: which parts exist.
-        reach: how far a score may lie below the highest.
+        reach: the largest distance of a score below the highest.
 
     Returns:
-        ``[*batch, *parts]``, within ``[-reach, 0]``; 0 where no part exists.
+        ``[*batch, *parts]``, within ``[-reach, 0]``; 0 for missing parts.
     """
     if not scores.shape[scores.dim() - structure.layout.ndim :].numel():
         return scores
@@ -101,7 +103,9 @@ def _make_utility(structure: Structure, utility: str | Utility) -> Utility:
 
 
 class _FiniteDifference(torch.autograd.Function):
-    """The relaxation, with the product of gradient and Jacobian as a central difference (Paulus et al. 2020, D.1)."""
+    """The relaxation; its vector-Jacobian product is a central difference (Paulus et al. 2020,
+    D.1).
+    """
 
     @staticmethod
     def forward(
@@ -123,7 +127,8 @@ class _FiniteDifference(torch.autograd.Function):
         dims = tuple(range(-structure.layout.ndim, 0))
         exists = structure.parts(utility, mask)
         gradient = torch.where(exists, structure.layout.pull_back(gradients[0]), 0.0)
-        # The derivative along a direction scales with it: the step is epsilon long whatever the size of the gradient.
+        # The derivative along a direction scales with it. So the step is epsilon for any size of
+        # the gradient.
         size = gradient.abs().amax(dims, keepdim=True)
         step = epsilon * gradient / torch.where(size > 0, size, 1.0)
         there, back = (structure.relax(relaxation, utility + sign * step, mask) for sign in (1, -1))
@@ -134,39 +139,48 @@ class _FiniteDifference(torch.autograd.Function):
 class SST(Estimator):
     r"""Stochastic softmax trick: the gradient of the objective at a relaxed random vertex (Paulus et al. 2020).
 
-    A random vertex is ``argmax_x <x, U>`` with utilities U around the scores. In training the objective is evaluated
-    at ``argmax_x <x, U> - t f(x)`` over conv(X) instead and differentiated through it. The gradient is biased for the
-    objective at hard vertices, and exact for the one at relaxed vertices; bias falls and variance grows with falling
-    temperature t. In evaluation vertices are hard.
+    A random vertex is ``argmax_x <x, U>`` with utilities U around the scores. In training the
+    objective is evaluated at ``argmax_x <x, U> - t f(x)`` over conv(X) instead, and differentiated
+    through it. The gradient is exact for the objective at relaxed vertices and biased for the one
+    at hard vertices. A lower temperature t has less bias and more variance. In evaluation vertices
+    are hard.
 
-    With ``kl="utility"``, :attr:`Estimate.kl` is over parts: the KL divergence of the utilities from their prior
-    (scores 0) summed over the perturbed parts, an upper bound on the KL of the vertices; it is of the scores before
-    clipping, infinite where float32 cannot hold it (Gumbel at scores below -88). With ``kl="distribution"`` it is over
-    the vertex: of the Gibbs distribution from the uniform one, where that is the vertices' own (``OneHot`` with gumbel,
-    ``Subset`` with logistic utilities; Correia et al. 2020, footnote 4).
+    With ``kl="utility"``, :attr:`Estimate.kl` is over parts: the KL divergence of the utilities
+    from their prior (scores 0), summed over the perturbed parts. It is an upper bound on the KL of
+    the vertices. It uses the scores before clipping, and is infinite where float32 cannot hold it
+    (Gumbel at scores below -88).
+
+    With ``kl="distribution"`` it is over the vertex: the divergence of the Gibbs distribution from
+    the uniform one. The vertices must then be Gibbs samples (``OneHot`` with gumbel, ``Subset``
+    with logistic utilities; Correia et al. 2020, footnote 4).
 
     Args:
         structure: the set of vertices.
-        relaxation: a name out of ``structure.relaxations``; says what f is.
-        utility: noise by name or as an object; ``"gibbs"`` is the one that makes hard vertices samples of the Gibbs
-            distribution, where there is one (gumbel for ``OneHot``, logistic for ``Subset``).
-        temperature: t: a number, a schedule, a tensor ``[]`` (a parameter is learnt), or one number an example,
-            ``[batch]``.
-        clip_range: scores lie at most this far below the highest of their example, which becomes 0, in training only
-            (Paulus et al., D.2: 15). For structures whose vertices all have equally many parts, and utilities
-            ``scores + noise``: elsewhere it would change the distribution.
-        straight_through: evaluate the objective at the hard vertex, differentiate through the relaxed one.
-        n_samples: samples an example in training; the objective and gradients are averaged.
-        backward: ``"finite_difference"`` replaces differentiation of the relaxation by two further calls of it
-            (Paulus et al., equation 56).
-        epsilon: largest change of a utility in these two calls.
+        relaxation: a key of ``structure.relaxations``; it defines f.
+        utility: noise by name or as an object. ``"gibbs"`` is the noise that makes hard vertices
+            samples of the Gibbs distribution, if there is one (gumbel for ``OneHot``, logistic for
+            ``Subset``).
+        temperature: t: a number, a schedule, a tensor ``[]`` (a parameter is learnt), or one number
+            an example, ``[batch]``.
+        clip_range: scores lie at most this far below the highest of their example, which becomes 0,
+            in training only (Paulus et al., D.2: 15). It is for structures whose vertices all have
+            equally many parts, and for utilities ``scores + noise``. Elsewhere it would change the
+            distribution.
+        straight_through: evaluate the objective at the hard vertex, differentiate through the
+            relaxed one.
+        n_samples: number of samples an example in training; the objective and gradients are
+            averaged.
+        backward: ``"finite_difference"`` replaces differentiation of the relaxation by two more
+            calls of it (Paulus et al., equation 56).
+        epsilon: the largest change of a utility in these two calls.
         kl: see above.
-        evaluation: ``"relaxed"`` evaluates relaxed vertices at the current temperature, as Correia et al. (2020) test
-            Gumbel-softmax in their released code; scores are then not clipped, and there is one sample an example.
+        evaluation: ``"relaxed"`` evaluates relaxed vertices at the current temperature. Correia et
+            al. (2020) test Gumbel-softmax so in their released code. Scores are then not clipped,
+            and there is one sample an example.
 
     Raises:
-        UnsupportedError: if the structure lacks the relaxation, the argmax, or what ``kl`` needs; for
-            ``kl="distribution"`` with utilities whose vertices are no Gibbs samples.
+        UnsupportedError: if the structure lacks the relaxation, the argmax, or an oracle that
+            ``kl`` needs; for ``kl="distribution"``, if the vertices are not Gibbs samples.
         ValueError: for options out of range or that do not fit together.
     """
 
@@ -244,7 +258,7 @@ class SST(Estimator):
             with torch.no_grad():
                 current = self._temperature(scores)
                 vertices = self.relax(self.perturb(scores, mask, self.draws) / current, mask, current)
-            # What is not hard says so: see Estimate.vertices.
+            # Vertices that are not hard require a gradient: see Estimate.vertices.
             return pathwise(objective, vertices.requires_grad_(), 1, divergence)
         current = self._temperature(scores)
         if isinstance(temperature, ExponentialSchedule):
@@ -260,12 +274,13 @@ class SST(Estimator):
         utilities = self.perturb(scores, mask, self.draws)
         vertices = self.relax(utilities / current, mask, current)
         if self.straight_through:
-            # The relaxed terms cancel exactly, so that the value is the hard vertex to the last bit.
+            # The relaxed terms cancel exactly, so the value is that of the hard vertex to the last
+            # bit.
             vertices = self.structure.argmax(utilities, mask) + (vertices - vertices.detach())
         return pathwise(objective, vertices, self.n_samples, divergence, metrics)
 
     def _temperature(self, scores: Tensor) -> float | Tensor:
-        """The current one, as it divides utilities of these scores."""
+        """The current temperature, in a form that divides utilities of these scores."""
         if isinstance(self.temperature, ExponentialSchedule):
             current: Tensor = self.temperature()
             return current
@@ -291,23 +306,24 @@ class SST(Estimator):
 
 
 class Deterministic(Estimator):
-    r"""The objective at a relaxed vertex without noise, its gradient through it: ``argmax_x <x, s> - f(x)`` over
-    conv(X).
+    r"""The objective at a relaxed vertex without noise, ``argmax_x <x, s> - f(x)`` over conv(X),
+    and its gradient.
 
     - ``marginal``: mean of the Gibbs distribution (structured attention, Kim et al. 2017);
     - ``sparsemap``: Euclidean projection on conv(X) (Niculae et al. 2018; sparsemax for ``OneHot``);
     - ``entmax``: entmax with parameter alpha, for ``OneHot`` (Peters et al. 2019; learned: Correia et al. 2019).
 
-    In training this is exact for the objective of the relaxed model. In evaluation the vertex is ``argmax(scores)``,
-    the hard vertex. While training ``marginal`` has the ``kl`` of the Gibbs distribution, whose mean it is, from the
-    uniform one, where the structure can compute it. The other mappings are means of no particular distribution, and
-    the argmax of an evaluation is none of the Gibbs distribution: there is no ``kl``.
+    In training this is exact for the objective of the relaxed model. In evaluation the vertex is
+    ``argmax(scores)``, which is hard. While training, ``marginal`` has a ``kl`` if the structure
+    can compute it. It is the divergence of the Gibbs distribution, whose mean the vertex is, from
+    the uniform one. The other mappings are not means of a particular distribution, and the argmax
+    in evaluation is not a sample of the Gibbs distribution. So these have no ``kl``.
 
     Args:
         structure: the set of vertices.
         mapping: see above.
-        alpha: of entmax, in [1, ...]; 1 is softmax, 2 sparsemax.
-        learn_alpha: make alpha a parameter, starting there; it stays within (1, 2).
+        alpha: the alpha of entmax, at least 1; 1 is softmax, 2 sparsemax.
+        learn_alpha: make alpha a parameter with this start; it stays within (1, 2).
 
     Raises:
         UnsupportedError: if the structure lacks the mapping.
@@ -378,7 +394,8 @@ class _MeanArgmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scores, vertices, slope = ctx.saved_tensors  # type: ignore[attr-defined]
-        # Vertices may have another shape than the scores: <gradient, vertex> is one number a sample and example.
+        # Vertices may have another shape than the scores. <gradient, vertex> is one number for each
+        # sample and example.
         inner = (vertices * gradients[0]).flatten(2).sum(-1)
         inner = inner.reshape(*inner.shape, *[1] * (slope.dim() - 2))
         gradient = (inner * slope).mean(0) / ctx.sigma  # type: ignore[attr-defined]
@@ -388,13 +405,16 @@ class _MeanArgmax(torch.autograd.Function):
 def mean_argmax(
     scores: Tensor, vertices: Tensor, noise: Tensor, utility: Utility, exists: Tensor, sigma: float
 ) -> Tensor:
-    """Mean over samples of ``vertices = argmax(scores + sigma noise)``, differentiable once in the scores: the Jacobian
-    is estimated from the same samples (Berthet et al. 2020, section 3.1).
+    """Mean over samples of ``vertices = argmax(scores + sigma noise)``, differentiable once in the
+    scores.
+
+    The Jacobian is estimated from the same samples (Berthet et al. 2020, section 3.1).
 
     Args:
         scores: ``[*batch, *parts]``, finite.
         vertices: ``[n_samples, *batch, *vertex]``.
-        noise: ``[n_samples, *batch, *parts]``, a sample of ``utility`` at scores 0, of a location family.
+        noise: ``[n_samples, *batch, *parts]``, a sample of ``utility`` at scores 0; the noise is
+        added to scores.
         utility: the noise.
         exists: bool ``[*batch, *parts]``: which entries are parts.
         sigma: scale of the noise.
@@ -412,16 +432,17 @@ def mean_argmax(
 class Perturbed(Estimator):
     r"""The objective at the mean of perturbed argmaxes, ``E argmax_x <x, s + sigma Z>`` (Berthet et al. 2020).
 
-    The mean is smooth in the scores; its Jacobian is ``E[x(s + sigma Z) (-grad log p(Z))^T] / sigma``. Both are
-    estimated from the same ``n_samples`` samples, so the gradient for the scores is noisy, and that of the objective
-    at the estimated mean. Works wherever there is an argmax. In evaluation the vertex is one perturbed argmax. ``kl``
-    is that of the utilities ``s / sigma + Z`` from their prior (scores 0).
+    The mean is smooth in the scores. Its Jacobian is
+    ``E[x(s + sigma Z) (-grad log p(Z))^T] / sigma``. Both are estimated from the same ``n_samples``
+    samples. So the gradient for the scores is noisy, and the objective's gradient is taken at the
+    estimated mean. This works for every structure with an argmax. In evaluation the vertex is one
+    perturbed argmax. ``kl`` is that of the utilities ``s / sigma + Z`` from their prior (scores 0).
 
     Args:
         structure: the set of vertices.
         utility: noise Z: gumbel, gaussian or logistic.
         sigma: its scale, the analogue of a temperature.
-        n_samples: argmaxes an example in training; the objective is evaluated once.
+        n_samples: number of argmaxes an example in training; the objective is evaluated once.
 
     Raises:
         UnsupportedError: if the structure has no argmax.

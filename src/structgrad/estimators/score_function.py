@@ -30,18 +30,19 @@ from structgrad.structures.base import Structure, Trace, UnsupportedError
 
 ActionName = Literal["X", "T", "E", "U"]
 
-#: Exponentials of smaller or larger rates are no float64 numbers.
+#: The largest log-rate: exponentials with smaller or larger rates are not float64 numbers.
 _REACH = 600.0
 
 
 def exponentials(log_rates: Tensor, exists: Tensor) -> Tensor:
     """A sample of ``E ~ Exp(exp(log_rates))``, without gradient, 1 where no part exists.
 
-    In float64: with log-rates of +-100 the float32 values would be 0 or infinite, and ties would decide.
+    It is float64: with log-rates of +-100 the float32 values would be 0 or infinite, and ties would
+    decide.
 
     Args:
         log_rates: ``[batch, ...]``.
-        exists: bool of that shape; log-rates where it is False are never looked at.
+        exists: bool of that shape; log-rates where it is False are never read.
 
     Returns:
         float64, positive and finite.
@@ -60,14 +61,14 @@ def exponentials(log_rates: Tensor, exists: Tensor) -> Tensor:
 
 
 class Action(abc.ABC):
-    """What is sampled, which decides the vertex, and its probability.
+    """The sampled variable, which decides the vertex, and its probability.
 
     Args:
         structure: the set of vertices.
         by: who asks, for messages.
 
     Raises:
-        UnsupportedError: if the structure lacks what the action needs.
+        UnsupportedError: if the structure lacks an oracle that the action needs.
     """
 
     needs: ClassVar[tuple[str, ...]]
@@ -81,14 +82,14 @@ class Action(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Trace]:
-        """Vertices ``[batch, ..., *vertex]`` and the actions that made them, for detached scores."""
+        """Vertices ``[batch, ..., *vertex]`` and the actions that give them, for detached scores."""
 
     @abc.abstractmethod
     def log_prob(self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
         """Log-probability or log-density of the actions, differentiable in the scores: ``[batch, ...]``."""
 
     def divergence(self, scores: Tensor, mask: Tensor | None) -> Divergence:
-        """Of what is sampled from its prior."""
+        """The divergence of the sampled variable from its prior."""
         return utility_divergence(self.structure, self.utility, scores, self.structure.parts(scores, mask))
 
     def _density(self, density: Tensor, exists: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ class TraceAction(Action):
 
 
 class ExponentialsAction(Action):
-    """E: the exponentials, of which the action is the logarithm."""
+    """E: the exponentials. The action is their logarithm."""
 
     needs = ("trace",)
 
@@ -150,12 +151,12 @@ class ExponentialsAction(Action):
         assert isinstance(action, Tensor)
         exists = self.structure.parts(scores, mask)
         finite = torch.where(exists, scores, 0.0)
-        # Rate times E is one exponential, so that neither factor over- or underflows.
+        # Rate times E is computed as one exponential, so that no factor overflows or underflows.
         return self._density(finite - (finite + action).exp(), exists)
 
 
 class UtilitiesAction(Action):
-    """U: random utilities, of which the vertex is the argmax."""
+    """U: random utilities. The vertex is their argmax."""
 
     needs = ("argmax",)
 
@@ -183,20 +184,19 @@ class UtilitiesAction(Action):
 class Reinforce(Estimator):
     r"""The score-function estimator ``(L(x) - b) grad log p(action)``, plus the pathwise gradient of ``L``.
 
-    ======  =======================================  ===================  ==============================
-    action  what is sampled                          vertex               ``kl``
-    ======  =======================================  ===================  ==============================
-    ``X``   the vertex                               Gibbs                of Gibbs from uniform
-    ``T``   the trace of ``E ~ Exp(exp(scores))``    perturb-and-MAP      of E from ``Exp(1)``
-    ``E``   the exponentials E                       as T                 of E from ``Exp(1)``
-    ``U``   utilities, of which x is the argmax      perturb-and-MAP      of U from its prior
-    ======  =======================================  ===================  ==============================
+    | action | sampled variable | distribution of the vertex | ``kl`` |
+    |---|---|---|---|
+    | ``X`` | the vertex | Gibbs | of Gibbs from uniform |
+    | ``T`` | the trace of ``E ~ Exp(exp(scores))`` | perturb-and-MAP | of E from ``Exp(1)`` |
+    | ``E`` | the exponentials E | as for T | of E from ``Exp(1)`` |
+    | ``U`` | utilities whose argmax is x | perturb-and-MAP | of U from its prior |
 
-    For one vector of scores ``Var[X] <= Var[T] <= Var[E]`` (Struminsky et al. 2021, section 3.2, equations
-    1-5), where their vertices have the same distribution. U with Gumbel noise is Paulus et al. 2020, C.1.
+    If the vertices have the same distribution, ``Var[X] <= Var[T] <= Var[E]`` for one vector of
+    scores (Struminsky et al. 2021, section 3.2, equations 1-5). U with Gumbel noise is Paulus et
+    al. 2020, C.1.
 
-    The baseline b never sees the action that it is subtracted for and is detached, so that every choice is unbiased
-    and the decoder's gradient is exactly that of the mean objective.
+    The baseline b never sees the action for which it is subtracted, and it is detached. So every
+    choice is unbiased, and the decoder's gradient is exactly that of the mean objective.
 
     Args:
         structure: the set of vertices.
@@ -204,17 +204,17 @@ class Reinforce(Estimator):
             ``trace_log_prob``; E needs ``trace``; U needs ``argmax``.
         baseline: a name, see :func:`~structgrad.estimators.baselines.make_baseline`, or a
             :class:`~structgrad.estimators.baselines.Baseline` of your own.
-        n_samples: K, samples an example; the gradients are averaged. All are evaluated in one call of the
-            objective.
-        utility: noise of action U, and of no other; None is the one that gives the structure's Gibbs
-            distribution if it names one (``Subset``: logistic), else Gumbel.
-        decay: of baselines by name, as the next three.
+        n_samples: K, the number of samples an example; the gradients are averaged. All are
+            evaluated in one call of the objective.
+        utility: the noise, for action U only. None takes the noise that gives the structure's Gibbs
+            distribution if it names one (``Subset``: logistic), and otherwise Gumbel.
+        decay: an option of baselines given by name, like the next three.
         context_size: see there.
         hidden_size: see there.
         normalize_variance: see there.
 
     Raises:
-        UnsupportedError: if the structure lacks what the action needs.
+        UnsupportedError: if the structure lacks an oracle that the action needs.
         ValueError: for options that do not fit together.
     """
 

@@ -1,6 +1,6 @@
 """Derivatives for any solver: decorators for functions ``scores -> vertices``, without a :class:`Structure`.
 
-The solver is a black box, on arrays of any kind, as long as it takes and returns tensors::
+The solver is a black box, for arrays of any kind, as long as it takes and returns tensors::
 
     @imle(step=10.0)
     def shortest_path(scores):                        # [batch, *parts] -> 0/1 [batch, *parts]
@@ -8,7 +8,7 @@ The solver is a black box, on arrays of any kind, as long as it takes and return
 
     loss = decoder(shortest_path(encoder(x)))         # differentiable
 
-It is to *maximise* ``<x, scores>``; for one that minimises costs, hand it the negated scores.
+It must *maximise* ``<x, scores>``. For a solver that minimises costs, pass the negated scores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Solver = Callable[[Tensor], Tensor]
 
 
 class _Interpolated(torch.autograd.Function):
-    """A solver, with the difference of two calls in the place of its derivative."""
+    """A solver whose derivative is replaced by the difference of two calls."""
 
     @staticmethod
     def forward(ctx: Any, utility: Tensor, solve: Solver, step: float) -> Tensor:
@@ -79,13 +79,14 @@ def imle(
 ) -> Any:
     """Make a solver differentiable by implicit maximum likelihood (Niepert et al. 2021).
 
-    With ``u = scores + noise`` the value is ``x = solver(u)``, and with v the gradient there, that of the scores is
-    defined as ``(x - solver(u - step v)) / step``. Biased; two calls of the solver. With ``utility=None`` there is no
-    noise, which is the linear interpolation of Pogančić et al. (2020).
+    Let ``u = scores + noise``; the value is ``x = solver(u)``. With v the gradient there, the
+    gradient of the scores is defined as ``(x - solver(u - step v)) / step``. It is biased and takes
+    two calls of the solver. With ``utility=None`` there is no noise. This is the linear
+    interpolation of Pogančić et al. (2020).
 
     Args:
-        function: the solver, ``scores [batch, *parts] -> vertices [batch, *parts]``, 0/1. Keyword arguments of a call
-            are handed to it.
+        function: the solver, ``scores [batch, *parts] -> vertices [batch, *parts]``, 0/1. Keyword
+            arguments of a call are passed to it.
         step: lambda in the papers.
         utility: the noise, by name or as an object.
 
@@ -129,14 +130,15 @@ def perturbed(
 ) -> Any:
     """Make a solver differentiable by the mean of its results under noise (Berthet et al. 2020).
 
-    The value is the mean of ``solver(scores + sigma Z)`` over samples, the derivative that of its expectation,
-    estimated from the same samples. The solver is called once, with ``n_samples * batch`` examples.
+    The value is the mean of ``solver(scores + sigma Z)`` over samples. The derivative is that of
+    its expectation, estimated from the same samples. The solver is called once, with
+    ``n_samples * batch`` examples.
 
     Args:
-        function: the solver, ``scores [batch, *parts] -> vertices [batch, *vertex]``. Keyword arguments of a call are
-            handed to it.
+        function: the solver, ``scores [batch, *parts] -> vertices [batch, *vertex]``. Keyword
+            arguments of a call are passed to it.
         sigma: scale of the noise.
-        n_samples: an example.
+        n_samples: number of samples an example.
         utility: the noise Z: gumbel, gaussian or logistic.
 
     Returns:

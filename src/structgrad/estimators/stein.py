@@ -24,27 +24,29 @@ from structgrad.structures.base import Structure
 class RODEO(GibbsEstimator):
     r"""RODEO: leave-one-out score function with two control variates of mean zero (Shi et al. 2022).
 
-    A step of the Gibbs sampler leaves the distribution q of independent bits as it is, so that
+    A step of the Gibbs sampler does not change the distribution q of independent bits. So
 
-    .. math:: (A h)(x) = \frac 1 D \sum_i q(\bar x_i) (h(x^{(i)}) - h(x)), \qquad x^{(i)}: \text{bit i flipped,}
+    .. math:: (A h)(x) = \frac 1 D \sum_i q(\bar x_i) (h(x^{(i)}) - h(x)), \qquad x^{(i)}: \text{bit
+    i flipped,}
 
     has mean zero for every function h. With K samples,
 
     .. math:: g = \frac 1 K \sum_k \Bigl( L(x_k) - \frac 1 {K - 1} \sum_{j \ne k} [L(x_j) + (A h_j)(x_j)] \Bigr)
         \nabla \log q(x_k) + (A (h'_k \nabla \log q))(x_k),
 
-    unbiased, as :math:`h_k` and :math:`h'_k` see the other samples only: a small network maps the mean objective of
-    these and the mean of its linear expansions around them, at the point in question, to both. That needs the
-    objective's gradient at hard vertices, but no further evaluation. The network starts at zero, where this is
-    leave-one-out, and descends :math:`|g|^2`, whose mean is the variance up to a constant.
+    is unbiased, as :math:`h_k` and :math:`h'_k` see the other samples only. A small network
+    computes both. Its inputs are the others' mean objective and the mean of their linear expansions
+    at the point in question. This needs the objective's gradient at hard vertices, but no more
+    evaluations. The network starts at zero, where the estimator is leave-one-out. It descends
+    :math:`|g|^2`, whose mean is the variance up to a constant.
 
-    ``kl`` is over the vertex. In evaluation: one sample an example.
+    ``kl`` is over the vertex. In evaluation there is one sample an example.
 
     Args:
         structure: ``Subset``, whose bits are independent.
         n_samples: K, at least 2; all are evaluated in one call.
-        hidden_size: of the network.
-        decay: of the running mean of ``|L|`` by which the network's input and output are scaled.
+        hidden_size: width of the network.
+        decay: decay of the running mean of ``|L|``, which scales the network's input and output.
 
     Raises:
         UnsupportedError: for another structure.
@@ -122,7 +124,7 @@ class RODEO(GibbsEstimator):
         here, here_second = self._functions(of_others(losses), at_x)
         flipped = at_x[..., None] + slope * toggle
         there, there_second = self._functions(of_others(losses)[..., None].expand_as(flipped), flipped)
-        # q(bit i takes its other value), over the number of bits.
+        # The probability that bit i takes its other value, divided by the number of bits.
         rate = torch.where(exists, (scores[:, None] * toggle).sigmoid(), 0.0) / exists.sum(-1, keepdim=True).clamp_min(
             1
         )
@@ -133,7 +135,9 @@ class RODEO(GibbsEstimator):
         return ((signal + moved)[..., None] * score + rate * there_second * toggle).mean(1)
 
     def _functions(self, loss: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
-        """Both functions, of the others' mean objective and of its expansion; each of the arguments' shape."""
+        """Both functions of the others' mean objective and of its expansion; each has the
+        arguments' shape.
+        """
         dtype = next(self.network.parameters()).dtype
         inputs = torch.stack([loss, linear], -1).to(dtype) / self.scale
         first, second = (self.network(inputs) * self.scale).to(loss.dtype).unbind(-1)

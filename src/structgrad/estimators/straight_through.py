@@ -1,4 +1,4 @@
-"""Hard vertices forward, the derivative of something smooth backward."""
+"""Hard vertices in the forward pass, the derivative of a smooth function in the backward pass."""
 
 from __future__ import annotations
 
@@ -36,19 +36,24 @@ def _carry(hard: Tensor, smooth: Tensor) -> Tensor:
 
 
 class StraightThrough(Estimator):
-    """A hard vertex forward, the Jacobian of a relaxation at the scores backward.
+    """A hard vertex in the forward pass, the Jacobian of a relaxation at the scores in the backward
+    pass.
 
-    - ``forward="argmax"``: without noise. With the marginals this is Softmax-ST and its structured form, with the
-      projection its sparse one (Niculae et al., *Discrete Latent Structure in Neural Networks*, section 4.2).
-    - ``forward="sample"``: a sample of the Gibbs distribution. With the marginals this is SIMPLE (Ahmed et al. 2023),
-      there for k-subsets: its mean, and so the gradient of a linear objective, is exact.
+    - ``forward="argmax"``: no noise. With the marginals this is Softmax-ST and its structured form,
+      with
+      the projection its sparse form (Niculae et al., *Discrete Latent Structure in Neural
+      Networks*,
+      section 4.2).
+    - ``forward="sample"``: a sample of the Gibbs distribution. With the marginals this is SIMPLE
+      (Ahmed et al. 2023), which the paper applies to k-subsets. Its mean is exact, and so is the
+      gradient of a linear objective.
 
-    Biased, without noise of its own besides that of the sample. In evaluation the vertex is drawn as in training.
-    ``kl`` of a sample is over the vertex; a vertex without noise has none.
+    The estimator is biased. Its only noise is that of the sample. In evaluation the vertex is drawn
+    as in training. ``kl`` of a sample is over the vertex; a vertex without noise has none.
 
     Args:
         structure: the set of vertices.
-        relaxation: a name out of ``structure.relaxations``.
+        relaxation: a key of ``structure.relaxations``.
         forward: see above.
         temperature: scores are divided by it in the relaxation only.
 
@@ -96,22 +101,27 @@ class StraightThrough(Estimator):
 
 
 class GumbelRao(Estimator):
-    """Straight-through stochastic softmax trick, Rao-Blackwellised: the relaxation's Jacobian is averaged over
-    utilities *given* the vertex (Paulus, Maddison and Krause 2021).
+    """Straight-through stochastic softmax trick, Rao-Blackwellised (Paulus, Maddison and Krause
+    2021).
 
-    The mean of the gradient is that of ``sst`` with ``straight_through`` and one sample, its variance at most that,
-    less the more conditional samples there are; the objective is evaluated once. The paper is about ``OneHot``; here
-    every structure will do whose argmax depends on the order of the utilities only (a matroid, say), with the trace in
-    the place of the category: exponentials smallest first and Gumbel utilities ``-log E`` largest first choose the same
+    The relaxation's Jacobian is averaged over utilities *given* the vertex. The mean of the
+    gradient is that of ``sst`` with ``straight_through`` and one sample. The variance is at most
+    the same, and falls with more conditional samples. The objective is evaluated once.
+
+    The paper is about ``OneHot``. Here every structure is allowed whose argmax depends only on the
+    order of the utilities (e.g. a matroid). The trace takes the place of the category.
+    Exponentials, smallest first, and Gumbel utilities ``-log E``, largest first, choose the same
     vertex.
 
-    ``kl`` is over the vertex where it is a Gibbs sample (``OneHot``), else over the parts' exponentials.
+    ``kl`` is over the vertex if it is a Gibbs sample (``OneHot``), otherwise over the parts'
+    exponentials.
 
     Args:
-        structure: is ordinal (:attr:`Structure.is_ordinal`) and has ``trace``, ``conditional`` and the relaxation.
-        n_conditional: utilities an example given its trace.
-        relaxation: a name out of ``structure.relaxations``.
-        temperature: of the relaxation.
+        structure: must be ordinal (:attr:`Structure.is_ordinal`) and have ``trace``,
+            ``conditional`` and the relaxation.
+        n_conditional: number of utilities an example given its trace.
+        relaxation: a key of ``structure.relaxations``.
+        temperature: the temperature of the relaxation.
 
     Raises:
         UnsupportedError: if the structure lacks these.
@@ -159,7 +169,7 @@ class GumbelRao(Estimator):
         masks = None if mask is None else mask.expand(scores.shape).expand(shape)
         repeated = Trace(*(t.expand(self.n_conditional, *t.shape) for t in (trace.vertex, trace.choices)))
         given = -structure.conditional(repeated, rates.expand(shape), masks).log().to(scores.dtype)
-        # The noise is held: utilities move as the scores do.
+        # The noise is held fixed: utilities move as the scores do.
         safe = torch.where(exists, scores, 0.0)
         utilities = torch.where(exists, given, 0.0) + (safe - safe.detach())
         temperature = temperature_of(self.temperature, scores)
@@ -173,7 +183,7 @@ class GumbelRao(Estimator):
 
 
 class _OneHotStraightThrough(GibbsEstimator):
-    """A Gibbs sample of a ``OneHot`` forward; subclasses say what is differentiated."""
+    """A Gibbs sample of a ``OneHot`` in the forward pass; subclasses define the backward pass."""
 
     needs_differentiable_objective: ClassVar[bool] = True
 
@@ -193,16 +203,19 @@ class _OneHotStraightThrough(GibbsEstimator):
         return pathwise(objective, _carry(hard, torch.where(exists, smooth, 0.0)), 1, divergence)
 
     def smooth(self, scores: Tensor, hard: Tensor) -> Tensor:
-        """What stands in for the sample in the backward pass: ``[batch, K]``, of the same shape as both arguments."""
+        """The function that the backward pass differentiates: ``[batch, K]``, in the shape of both
+        arguments.
+        """
         raise NotImplementedError
 
 
 class ReinMax(_OneHotStraightThrough):
     r"""ReinMax: a straight-through estimator of second order (Liu et al. 2023).
 
-    With the sample D and :math:`\pi_1 = (D + softmax(s / t)) / 2`, the Jacobian is twice that of the softmax at
-    :math:`\pi_1` minus half that at :math:`softmax(s)`: Heun's rule for the difference of the objective between two
-    categories. Unbiased for quadratic objectives at t = 1. ``kl`` is over the vertex.
+    Let D be the sample and :math:`\pi_1 = (D + softmax(s / t)) / 2`. The Jacobian is twice that of
+    the softmax at :math:`\pi_1` minus half that at :math:`softmax(s)`. This is Heun's rule for the
+    difference of the objective between two categories. It is unbiased for quadratic objectives at t
+    = 1. ``kl`` is over the vertex.
 
     Args:
         structure: ``OneHot``.
@@ -220,22 +233,23 @@ class ReinMax(_OneHotStraightThrough):
         """See the class."""
         with torch.no_grad():
             middle = (hard + (scores / temperature_of(self.temperature, scores)).softmax(-1)) / 2
-            # Scores whose softmax is the middle; categories of no probability stay out of it.
+            # Scores whose softmax is the midpoint; categories of probability 0 stay out of it.
             target = middle.log().clamp_min(torch.finfo(scores.dtype).min)
         at_middle = (target + (scores - scores.detach())).softmax(-1)
         return 2 * at_middle - scores.softmax(-1) / 2
 
 
 class GappedStraightThrough(_OneHotStraightThrough):
-    """Gapped straight-through: the relaxation at the scores moved, without noise, just so far that the sampled category
-    leads by a gap (Fan et al. 2022).
+    """Gapped straight-through (Fan et al. 2022).
 
-    The sampled category's score is raised to the highest, the others' are lowered to ``gap`` below it where they are
-    above that; moves are constants of the backward pass. ``kl`` is over the vertex.
+    The relaxation is taken at scores that are moved, without noise, just so far that the sampled
+    category leads by a gap. The sampled category's score is raised to the highest. Scores less than
+    ``gap`` below it are lowered to ``gap`` below it. The moves are constants in the backward pass.
+    ``kl`` is over the vertex.
 
     Args:
         structure: ``OneHot``.
-        temperature: of the softmax.
+        temperature: the temperature of the softmax.
         gap: at least 0.
 
     Raises:

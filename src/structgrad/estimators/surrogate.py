@@ -1,4 +1,6 @@
-"""Surrogate gradients: hard vertices forward, something other than the derivative of the argmax backward."""
+"""Surrogate gradients: hard vertices in the forward pass, a replacement for the argmax's derivative
+backward.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ Method = Literal["identity", "spigot", "blackbox", "imle"]
 
 
 class _Surrogate(torch.autograd.Function):
-    """``argmax_x <x, utility>`` with the surrogate's product of gradient and "Jacobian"."""
+    """``argmax_x <x, utility>`` with the surrogate's vector-"Jacobian" product."""
 
     @staticmethod
     def forward(ctx: Any, utility: Tensor, mask: Tensor | None, estimator: SurrogateGradient) -> Tensor:
@@ -43,34 +45,38 @@ class _Surrogate(torch.autograd.Function):
 
 
 class SurrogateGradient(Estimator):
-    r"""The objective at the hard vertex ``x = argmax_x <x, u>``; with ``v`` its gradient there, that of u is defined
-    as
+    r"""The objective at the hard vertex ``x = argmax_x <x, u>``, with a surrogate gradient.
+
+    With ``v`` the objective's gradient at x, the gradient of u is defined as
 
     - ``identity``: ``v``, straight-through (Bengio et al. 2013);
-    - ``spigot``: ``x - proj(x - step v)``, the projection being on conv(X) (Peng et al. 2018; Niculae et al., 4.2);
-    - ``blackbox``: ``(x - argmax(u - step v)) / step``, linear interpolation (Pogančić et al. 2020; Niculae et al.,
-      4.3, there with the sign of an objective that is to be raised);
-    - ``imle``: the same with ``u = scores + noise`` in both places (Niepert et al. 2021; Niculae et al., 5.7, which
-      leaves the factor ``1 / step`` to the learning rate).
+    - ``spigot``: ``x - proj(x - step v)``, with the projection on conv(X) (Peng et al. 2018;
+      Niculae et
+      al., 4.2);
+    - ``blackbox``: ``(x - argmax(u - step v)) / step``, linear interpolation (Pogančić et al. 2020;
+      Niculae et al., 4.3, with the sign of an objective that is maximised);
+    - ``imle``: the same with ``u = scores + noise`` in both places (Niepert et al. 2021; Niculae et
+      al.,
+      5.7). There the learning rate includes the factor ``1 / step``.
 
-    Utilities are the scores themselves unless ``utility`` names a noise (``imle`` always has one). All are biased.
-    Hard vertices in training and evaluation; in training they carry a gradient, so that decoders may not take their
-    sparse path.
+    Utilities are the scores themselves unless ``utility`` names a noise (``imle`` always has one).
+    All methods are biased. Vertices are hard in training and in evaluation. In training they carry
+    a gradient, so decoders may not use their sparse path.
 
-    ``kl`` is over parts: of the utilities from their prior (scores 0). There is none without noise, nor for
-    sum-of-gamma noise, whose density has no closed form.
+    ``kl`` is over parts: the divergence of the utilities from their prior (scores 0). There is none
+    without noise, and none for sum-of-gamma noise, whose density has no closed form.
 
     Args:
         structure: the set of vertices.
         method: see above.
         step: size of the step (eta of spigot; lambda of blackbox and imle); not for ``identity``.
-        utility: noise by name or as an object, :class:`SumOfGamma` for k-subsets; None for none. ``imle`` without one
-            takes Gumbel.
-        n_samples: samples an example in training, with noise.
+        utility: noise by name or as an object, :class:`SumOfGamma` for k-subsets; None for no
+            noise. ``imle`` takes Gumbel if it is None.
+        n_samples: number of samples an example in training, with noise.
 
     Raises:
-        UnsupportedError: if the structure has no argmax (spigot: no projection), or its vertices have another shape
-            than its scores.
+        UnsupportedError: if the structure has no argmax (spigot: no projection), or its vertices
+            have another shape than its scores.
         ValueError: for options out of range or that do not fit together.
     """
 
@@ -125,12 +131,12 @@ class SurrogateGradient(Estimator):
         return pathwise(objective, vertices, samples, divergence)
 
     def pull_back(self, gradient: Tensor, vertex: Tensor, utility: Tensor, mask: Tensor | None) -> Tensor:
-        """What stands in for the gradient of the objective for the utilities: ``[*batch, *parts]``.
+        """The surrogate gradient for the utilities: ``[*batch, *parts]``.
 
         Args:
-            gradient: of the objective for the vertex, one number an entry.
+            gradient: the objective's gradient for the vertex, one number an entry.
             vertex: the argmax.
-            utility: where it was taken.
+            utility: the utilities of the argmax.
             mask: which parts exist.
         """
         exists = self.structure.parts(utility, mask)
@@ -145,22 +151,24 @@ class SurrogateGradient(Estimator):
 
 
 class AdaptiveIMLE(SurrogateGradient):
-    r"""I-MLE whose step adapts to how much of the gradient it finds (Minervini, Franceschi and Niepert 2023).
+    r"""I-MLE with a step that adapts to the sparsity of the gradient (Minervini, Franceschi and
+    Niepert 2023).
 
-    With ``v`` the gradient at the vertex, that of ``u = scores + noise`` is defined as the central difference
-    ``(argmax(u + step v) - argmax(u - step v)) / (2 step)``, with ``step = alpha |u| / |v|`` in every example. A small
-    step finds no other vertex, so that the gradient is 0; a large one is biased. alpha is moved by ``rate`` after every
-    step so that a moving average of the number of non-zero entries an example comes to ``target``.
+    Let ``v`` be the gradient at the vertex. The gradient of ``u = scores + noise`` is defined as
+    the central difference ``(argmax(u + step v) - argmax(u - step v)) / (2 step)``. In every
+    example ``step = alpha |u| / |v|``. A small step finds no other vertex, so that the gradient is 0.
+    A large step is biased. After every step alpha moves by ``rate``. It moves so that a moving
+    average of the number of non-zero entries an example approaches ``target``.
 
     alpha and the average are buffers: they are saved and resumed. Backward passes move them.
 
     Args:
         structure: see :class:`SurrogateGradient`.
         utility: see :class:`SurrogateGradient`.
-        n_samples: samples an example in training.
-        target: non-zero entries of the gradient an example.
-        rate: by which alpha moves.
-        decay: of the moving average.
+        n_samples: number of samples an example in training.
+        target: the wanted number of non-zero entries of the gradient an example.
+        rate: the change of alpha in a step.
+        decay: decay of the moving average.
 
     Raises:
         UnsupportedError: see :class:`SurrogateGradient`.

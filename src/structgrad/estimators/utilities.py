@@ -22,8 +22,8 @@ Rate = Literal["exp", "softplus"]
 class Utility(abc.ABC):
     """A family of independent random utilities, one for every score.
 
-    Scores where no part exists must have been replaced by something finite; which entries are parts is the
-    structure's affair.
+    Scores of missing parts must have been replaced by something finite. The structure decides which
+    entries are parts.
     """
 
     #: Whether ``U = scores + noise``, so that adding a constant to all scores adds it to all utilities.
@@ -93,7 +93,7 @@ class Gaussian(Utility):
 
 
 class Logistic(Utility):
-    """``U ~ Logistic(score)``: the vertex of ``Subset`` then has independent parts of probability
+    """``U ~ Logistic(score)``: the vertex of ``Subset`` has independent parts of probability
     ``sigmoid(score)``.
     """
 
@@ -112,11 +112,11 @@ class Logistic(Utility):
     def kl(self, scores: Tensor) -> Tensor:
         """``score coth(score / 2) - 2``.
 
-        The density is f(z) = exp(-z) / (1 + exp(-z))^2 and its entropy 2, so KL = -2 + s + 2 E softplus(-s - Z),
-        whose derivative, 1 - 2 E sigmoid(-s - Z), integrates in closed form.
+        The density is f(z) = exp(-z) / (1 + exp(-z))^2 and its entropy 2. So KL = -2 + s + 2 E
+        softplus(-s - Z). Its derivative, 1 - 2 E sigmoid(-s - Z), integrates in closed form.
         """
-        # Near zero the closed form is a difference of nearly equal numbers: there, its power series,
-        # 2 B_2k s^2k / (2k)!.
+        # Near zero the closed form is a difference of nearly equal numbers. There we use its power
+        # series, 2 B_2k s^2k / (2k)!.
         near = scores.abs() < 0.5
         small = torch.where(near, scores, 0.0).square()
         series = small * (1 / 6 - small * (1 / 360 - small * (1 / 15120 - small * (1 / 604800 - small / 23950080))))
@@ -129,8 +129,9 @@ class NegExponential(Utility):
 
     With U = -E and ``rate=exp`` its vertex is that of the structure's trace (Struminsky et al. 2021, section 2).
 
-    Utilities reach ``exp(-score)``, which float32 cannot hold for scores below -88: they saturate at the dtype's
-    largest number to the power of 3/4 (7e28 in float32), where they have no gradient.
+    Utilities reach ``exp(-score)``, which float32 cannot hold for scores below -88. They saturate
+    at the dtype's largest number to the power of 3/4 (7e28 in float32), where they have no
+    gradient.
 
     Args:
         rate: ``exp(score)``, or ``softplus(score)`` as in Paulus et al. 2020, D.5.2.
@@ -162,7 +163,7 @@ class NegExponential(Utility):
     def log_prob(self, utility: Tensor, scores: Tensor) -> Tensor:
         """See :class:`Utility`; -inf where the utility is positive."""
         log_rate = self.log_rate(scores)
-        # rate * u as one exponential, so that neither factor over- or underflows.
+        # rate * u is computed as one exponential, so that no factor overflows or underflows.
         product = torch.exp(log_rate + torch.log(-torch.where(utility < 0, utility, -1.0)))
         density = log_rate - torch.where(utility < 0, product, 0.0)
         return torch.where(utility <= 0, density, -math.inf)
@@ -180,7 +181,7 @@ class SumOfGamma:
 
     Args:
         k: number of parts of a vertex.
-        terms: of the series.
+        terms: number of terms of the series.
         scale: temperature of the perturb-and-MAP distribution.
 
     Raises:
@@ -209,7 +210,7 @@ _UTILITIES: dict[str, type[Utility]] = {
 
 
 def make_utility(utility: str | Utility) -> Utility:
-    """The utility of that name with its default options; an object is handed through.
+    """The utility with this name and default options; an object is returned as it is.
 
     Raises:
         ValueError: for an unknown name.

@@ -18,8 +18,9 @@ from structgrad.estimators.base import (
 from structgrad.estimators.utilities import Gumbel
 from structgrad.structures.base import Structure
 
-#: Trapezoids of width 1/4 in log t: the integrand below is entire in log t and falls off exponentially to the left and
-#: doubly so to the right, so that the error is of the order of float64's rounding.
+#: Trapezoids of width 1/4 in log t. The integrand below is entire in log t. It decays exponentially
+#: to the left and doubly exponentially to the right, so the error is of the order of float64's
+#: rounding.
 _GRID = (-45.0, 4.5, 0.25)
 
 
@@ -28,7 +29,7 @@ def log_prob_of_sets(log_share: Tensor, member: Tensor) -> Tensor:
 
     .. math:: p(S) = \int_0^\infty e^{-t} \prod_{s \in S} (1 - e^{-a_s t}) dt, \qquad a_s = p_s / p(\text{not } S)
 
-    All terms are positive, so that nothing cancels however small the probabilities are.
+    All terms are positive, so nothing cancels however small the probabilities are.
 
     Args:
         log_share: ``[*batch, k]``, log a_s in float64; inf where nothing is left outside S.
@@ -54,13 +55,13 @@ class WithoutReplacement(GibbsEstimator):
         \Bigr)
 
     is unbiased, with a baseline from the same k evaluations. The decoder's gradient is weighted by
-    :math:`p_s R(S, s)`. k of the categories' number makes it the exact sum. ``kl`` is over the vertex. In evaluation:
-    one Gibbs sample an example.
+    :math:`p_s R(S, s)`. If k is the number of categories, this is the exact sum. ``kl`` is over the
+    vertex. In evaluation there is one Gibbs sample an example.
 
     Args:
         structure: ``OneHot``.
-        k: categories evaluated an example (fewer where fewer exist).
-        baseline: False drops it.
+        k: number of categories evaluated an example (fewer if fewer exist).
+        baseline: False drops the baseline.
 
     Raises:
         UnsupportedError: for another structure.
@@ -86,10 +87,11 @@ class WithoutReplacement(GibbsEstimator):
             noisy = Gumbel().sample(torch.where(exists, scores, 0.0).double())
             chosen = torch.where(exists, noisy, -math.inf).topk(k, -1).indices
             real = exists.gather(-1, chosen)
-            # Where fewer exist the first stands in with weight 0, so that the objective meets vertices only.
+            # If fewer exist, the first fills up with weight 0, so that the objective gets vertices
+            # only.
             chosen = torch.where(real, chosen, chosen[:, :1])
             log_ratio, log_second = self._log_ratios(log_p.double(), chosen, real)
-        # The first of a row is real: it lends its value to those that are not, whose weight is 0.
+        # The first of a row is real. It lends its value to those that are not, whose weight is 0.
         log_chosen = log_p.gather(-1, chosen)
         wide = log_chosen.detach().double()
         weights = torch.where(real, (wide + log_ratio).exp(), 0.0).to(scores.dtype)

@@ -1,15 +1,11 @@
 """Oracles that follow from others: mixins for structures that have no better way of their own.
 
-============================  ===================================  =================================================
-mixin                         needs                                gives
-============================  ===================================  =================================================
-:class:`Gibbs`                ``log_partition``, differentiable    ``marginals``, ``log_prob``, ``entropy``, and the
-                                                                   distances between two distributions
-:class:`DynamicProgram`       one dynamic program, ``_total``      ``argmax``, ``log_partition``, ``sample``, and the
-                                                                   three of :class:`Gibbs`
-:class:`KBest`                ``argmax``, linear in the scores     ``top_k``
-:class:`ActiveSetProjection`  ``argmax``, linear in the scores     ``project``, ``sparsemap``
-============================  ===================================  =================================================
+| mixin | needs | gives |
+|---|---|---|
+| :class:`Gibbs` | ``log_partition``, differentiable | ``marginals``, ``log_prob``, ``entropy``, distances |
+| :class:`DynamicProgram` | one dynamic program, ``_total`` | all of :class:`Gibbs`, ``argmax``, ``sample`` |
+| :class:`KBest` | ``argmax``, linear in the scores | ``top_k`` |
+| :class:`ActiveSetProjection` | ``argmax``, linear in the scores | ``project``, ``sparsemap`` |
 
 A structure inherits the mixins that it needs and overrides what it can do better. ``oracles`` lists
 the result.

@@ -28,16 +28,14 @@ class KSubset(Counted):
     (Plackett-Luce). This is not the Gibbs distribution of :meth:`sample` and :meth:`log_prob`,
     which is that of independent bits given their sum.
 
-    ==============  ==========================================================================  ===================
-    relaxation      problem, over ``0 <= x <= 1, sum x = k``                                    cost of one example
-    ==============  ==========================================================================  ===================
-    ``exp_family``  mean of the Gibbs distribution                                              O(n k)
-    ``euclidean``   ``min ||x - u||^2``                                                         O(n log n)
-    ``categorical`` ``max <x, u> - sum x log x``                                                O(n + k log k)
-    ``binary``      ``max <x, u> - sum x log x + (1 - x) log(1 - x)``                           O(n)
-    ``l2x``         none: maximum of k Concrete samples (Chen et al. 2018)                      O(n k)
-    ``softsub``     none: k successive softmaxes (Xie and Ermon 2019)                           O(n k)
-    ==============  ==========================================================================  ===================
+    | relaxation | problem, over ``0 <= x <= 1, sum x = k`` | cost of one example |
+    |---|---|---|
+    | ``exp_family`` | mean of the Gibbs distribution | O(n k) |
+    | ``euclidean`` | ``min ||x - u||^2`` | O(n log n) |
+    | ``categorical`` | ``max <x, u> - sum x log x`` | O(n + k log k) |
+    | ``binary`` | ``max <x, u> - sum x log x + (1 - x) log(1 - x)`` | O(n) |
+    | ``l2x`` | none: maximum of k Concrete samples (Chen et al. 2018) | O(n k) |
+    | ``softsub`` | none: k successive softmaxes (Xie and Ermon 2019) | O(n k) |
 
     Args:
         k: number of ones, at least 1.

@@ -19,16 +19,14 @@ LayoutName = Literal["vector", "matrix", "directed", "undirected"]
 class Layout:
     """Where the parts lie.
 
-    =====================  =====================  ==========================================================
-    class                  shape of the parts     parts
-    =====================  =====================  ==========================================================
-    :class:`Vector`        ``[n]``                every entry
-    :class:`Matrix`        ``[n, m]``             every entry
-    :class:`Directed`      ``[n, n]``             the entries off the diagonal; ``[i, j]`` is the edge i -> j
-    :class:`Undirected`    ``[n, n]``             the entries above the diagonal; vertices are shown symmetric
-    ``Layout(...)``        ``dimensions``         every entry
-    your own subclass      ``dimensions``         what it says
-    =====================  =====================  ==========================================================
+    | class | shape of the parts | parts |
+    |---|---|---|
+    | :class:`Vector` | ``[n]`` | every entry |
+    | :class:`Matrix` | ``[n, m]`` | every entry |
+    | :class:`Directed` | ``[n, n]`` | the entries off the diagonal; ``[i, j]`` is the edge i -> j |
+    | :class:`Undirected` | ``[n, n]`` | the entries above the diagonal; vertices are shown symmetric |
+    | ``Layout(...)`` | ``dimensions`` | every entry |
+    | your own subclass | ``dimensions`` | the entries that its ``parts`` returns |
 
     A structure whose parts fill an array of another shape brings a layout of its own, e.g. transitions of a sequence
     of labels::
