@@ -1,4 +1,6 @@
-"""What every task is: one LightningModule with data, models, objective and metrics that names no estimator."""
+"""The base of every task: a LightningModule with data, models, objective and metrics that names no
+estimator.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ from structgrad.estimators.base import Estimate, Estimator, log_size
 from structgrad.structures.base import Structure
 
 Split = Literal["train", "val", "test"]
-#: Parameters or parameter groups -> optimizer.
+#: A function from parameters or parameter groups to an optimizer.
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]]], torch.optim.Optimizer]
 
 
-#: What a test logs of every task, and what estimators add.
+#: Metrics that the test of every task logs, and those that estimators add.
 ESTIMATOR_METRICS = (
     "loss", "decoder_calls", "training_calls", "certified", "temperature", "alpha", "bound", "code_perplexity",
     "squared_gradient",
@@ -32,12 +34,12 @@ ESTIMATOR_METRICS = (
 
 @dataclass
 class StepOutput:
-    """What a task makes of a batch.
+    """The result of a task for a batch.
 
     Attributes:
         loss: scalar to minimise; NaN stops the run.
-        metrics: name -> scalar tensor (a mean over the batch) or ``(sum, count)`` pair for ratios whose denominator
-            differs by batch.
+        metrics: name -> scalar tensor (a mean over the batch), or a ``(sum, count)`` pair for
+            ratios whose denominator differs by batch.
         size: number of examples, the weight of the means.
     """
 
@@ -53,22 +55,25 @@ class Task(pl.LightningModule, abc.ABC):
     estimator.
 
     Args:
-        structure: the latent structure, or a stand-in with ``is_latent = False`` for a baseline without a latent.
+        structure: the latent structure, or a stand-in with ``is_latent = False`` for a baseline
+            without a latent variable.
         estimator: built over that structure; None exactly when the structure is not latent.
-        optimizer: parameter groups -> optimizer (a Hydra partial); its weight decay is the model's alone, see
-            :meth:`configure_optimizers`.
+        optimizer: a function from parameter groups to an optimizer (a Hydra partial). Its weight
+            decay applies to the model only; see :meth:`configure_optimizers`.
     """
 
-    #: Logged metric (`val/...`) that selects the best checkpoint, and in which direction.
+    #: The logged metric (`val/...`) that selects the best checkpoint, and its direction.
     monitor: ClassVar[str]
     mode: ClassVar[Literal["min", "max"]]
     #: Metrics (without split prefix) that the progress bar shows beside the loss.
     progress: ClassVar[tuple[str, ...]] = ()
-    #: Metrics (without split prefix) that a test may log, beside those of estimators. A sweep checks the columns of a
-    #: table against them before it trains anything; empty: it cannot.
+    #: Metrics (without split prefix) that a test may log, beside those of estimators. A sweep
+    #: checks the columns of a table against them before it trains anything. If empty, it cannot
+    #: check.
     test_metrics: ClassVar[tuple[str, ...]] = ()
 
-    #: Why the products of this task cannot be done in half precision (``trainer.precision=bf16-mixed``), if so.
+    #: The reason why half precision is wrong for this task's products
+    #: (``trainer.precision=bf16-mixed``), if it is.
     needs_full_precision: ClassVar[str | None] = None
 
     def __init__(self, *, structure: Structure, estimator: Estimator | None, optimizer: OptimizerFactory) -> None:
@@ -77,35 +82,41 @@ class Task(pl.LightningModule, abc.ABC):
         self.estimator = estimator
         self.make_optimizer = optimizer
         self._sums: dict[str, list[Tensor]] = {}
-        #: What :meth:`training_step` calls in place of :meth:`step`, if anything: the same, compiled.
+        #: If set, :meth:`training_step` calls this instead of :meth:`step`: the same function,
+        #: compiled.
         self.compiled_step: Callable[[Batch], StepOutput] | None = None
 
     # --- what a task provides -------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def prepare_data(self) -> None:
-        """Make or find the data and cache them; called once on one process, before :meth:`batches`."""
+        """Make or find the data and cache them. It is called once on one process, before
+        :meth:`batches`.
+        """
 
     @abc.abstractmethod
     def batches(self, split: Split) -> Batches:
-        """The data of a split, whole; the base class divides them between processes.
+        """The data of a split, complete; the base class divides them between processes.
 
-        A task whose batches differ in shape makes those of training of few shapes while :attr:`compiled_step` is set.
+        If batches differ in shape, a task must give training batches few shapes while
+        :attr:`compiled_step` is set.
         """
 
     @abc.abstractmethod
     def step(self, batch: Batch) -> StepOutput:
-        """Loss and metrics of a batch; ``self.training`` says whether gradients are wanted."""
+        """Loss and metrics of a batch. ``self.training`` says whether gradients are needed."""
 
     def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """The metrics of a validation or test set, from the means over all its examples.
 
-        For what is decided once for a whole set.
+        It is for metrics that are decided once for a whole set.
         """
         return means
 
     def pictures(self, folder: Path) -> list[Path]:
-        """After the test: draw what was learnt on a few test examples into ``folder``; returns PNG and HTML files."""
+        """After the test: draw a few test examples into ``folder`` and return the PNG and HTML
+        files.
+        """
         return []
 
     def learning_rates(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
@@ -114,16 +125,18 @@ class Task(pl.LightningModule, abc.ABC):
 
     @classmethod
     def logged_by_test(cls) -> frozenset[str]:
-        """All metrics that a test may log, without the prefix; empty where the task does not declare its own."""
+        """All metrics that a test may log, without the prefix; empty if the task does not declare
+        its own.
+        """
         return frozenset((*cls.test_metrics, *ESTIMATOR_METRICS) if cls.test_metrics else ())
 
     # --- what tasks ask for when they are built, and the divergence from the prior ------------------------------------
 
     def require_kl(self, by: str) -> None:
-        """For constructors: raise unless :meth:`latent_kl` will have an answer.
+        """For constructors: raise an error unless :meth:`latent_kl` is defined.
 
         Args:
-            by: what needs it, for the message.
+            by: who needs it, for the message.
 
         Raises:
             UnsupportedError: one line.
@@ -132,13 +145,14 @@ class Task(pl.LightningModule, abc.ABC):
             self.structure.require("log_partition", by=f"{by}, with an estimator that has no KL divergence,")
 
     def latent_kl(self, estimate: Estimate, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The KL divergence of an estimate; where it has none, that of a point mass, ``log |X|``: ``[batch]``.
+        """The KL divergence of an estimate, ``[batch]``. Without one it is that of a point mass,
+        ``log |X|``.
 
-        That is right for one vertex without noise, and otherwise too large rather than too small: no distribution over
-        X is further from the uniform one. It is constant.
+        The point mass is right for one vertex without noise. Otherwise it is too large rather than
+        too small, because no distribution over X is further from the uniform one. It is constant.
 
         Args:
-            estimate: of the scores.
+            estimate: the estimate for the scores.
             scores: ``[batch, *parts]``.
             mask: which parts exist.
         """
@@ -148,11 +162,11 @@ class Task(pl.LightningModule, abc.ABC):
         """For constructors: refuse a structure that has no vertex over the data.
 
         Args:
-            shape: of the scores of the smallest example.
-            what: that example is, for the message.
+            shape: shape of the scores of the smallest example.
+            what: words for that example, for the message.
 
         Raises:
-            ValueError: in the structure's words.
+            ValueError: with the structure's own message.
         """
         try:
             self.structure.argmax(torch.zeros(1, *shape))
@@ -162,7 +176,7 @@ class Task(pl.LightningModule, abc.ABC):
     # --- Lightning ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Steps:
-        """Training batches, over and over until the trainer's ``max_steps``."""
+        """Training batches, repeated until the trainer's ``max_steps``."""
         return Steps(self._share("train"), self.trainer.max_steps)
 
     def val_dataloader(self) -> Batches:
@@ -179,8 +193,8 @@ class Task(pl.LightningModule, abc.ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all trainable parameters, with its :meth:`learning_rates`.
 
-        Those of the estimator (critics, baselines, a learnt temperature) are a group of their own, without the weight
-        decay of the model.
+        The parameters of the estimator (critics, baselines, a learnt temperature) are a group of
+        their own, without the weight decay of the model.
         """
         own = [] if self.estimator is None else [p for p in self.estimator.parameters() if p.requires_grad]
         names = {id(p) for p in own}
@@ -199,9 +213,9 @@ class Task(pl.LightningModule, abc.ABC):
         return out.loss
 
     def is_logged(self) -> bool:
-        """Whether the loggers or the progress bar look at the step that is being made.
+        """Whether the loggers or the progress bar read the current step.
 
-        Lightning would take as long over every step as a small model over its training.
+        For a small model, Lightning would spend as much time on logging every step as on training.
         """
         step, trainer = self.global_step + 1, self.trainer
         every_n: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -209,7 +223,7 @@ class Task(pl.LightningModule, abc.ABC):
         return any(every > 0 and step % every == 0 for every in (every_n, shown_every, trainer.max_steps))
 
     def log_training(self, out: StepOutput) -> None:
-        """Log ``train/*`` of a step that :meth:`is_logged`."""
+        """Log ``train/*`` of a step for which :meth:`is_logged` is True."""
         if not self.is_logged():
             return
         values = {"loss": out.loss.detach()} | {
@@ -220,11 +234,11 @@ class Task(pl.LightningModule, abc.ABC):
             self.log(f"train/{name}", value, prog_bar=name in ("loss", *self.progress), batch_size=out.size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulates ``val/*``."""
+        """Accumulate ``val/*``."""
         self._accumulate(self.step(batch))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulates ``test/*``."""
+        """Accumulate ``test/*``."""
         self._accumulate(self.step(batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -258,10 +272,11 @@ class Task(pl.LightningModule, abc.ABC):
 
 
 def _fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Update all parameters by one kernel, where torch has one and the configuration says nothing of it.
+    """Let one kernel update all parameters, if torch has one and the configuration does not decide
+    it.
 
-    Set here and not in the configuration: how a step is computed is not what makes a run another one. A checkpoint that
-    was written without continues without.
+    This is set here and not in the configuration, because the way in which a step is computed must
+    not change the identity of a run. A checkpoint that was written without it continues without it.
     """
     if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | torch.optim.SGD):
         for group in optimizer.param_groups:

@@ -1,4 +1,6 @@
-"""What tasks with few symbols have in common: how often the decoder was called, and what became of it over training."""
+"""The common code of tasks with few symbols: metrics over the course of training, such as decoder
+calls.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from structgrad.tasks.base import StepOutput, Task
 class CallsOverTime(Task):
     """A task that reports ``training_calls`` and remembers every validation.
 
-    ``training_calls`` are the mean decoder calls an example in training since the last validation, at test those
-    before the last one: an estimator may make other calls in training than in a test.
+    ``training_calls`` is the mean number of decoder calls an example in training since the last
+    validation. At test it is that before the last validation. An estimator may make other calls in
+    training than in a test.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -24,14 +27,14 @@ class CallsOverTime(Task):
         self._calls: list[Tensor] = []
 
     def log_training(self, out: StepOutput) -> None:
-        """Also count the decoder calls."""
+        """Log the step and count the decoder calls."""
         calls = out.metrics["decoder_calls"]
         assert isinstance(calls, Tensor)
         self._calls.append(calls)
         super().log_training(out)
 
     def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Also ``training_calls``."""
+        """Add ``training_calls`` to the metrics."""
         past = self.history.get("training_calls", [])
         if self._calls:
             calls = self.trainer.strategy.reduce(torch.stack(self._calls).mean(), reduce_op="mean")
@@ -49,7 +52,9 @@ class CallsOverTime(Task):
         checkpoint["history"] = {"values": self.history, "calls": [float(c) for c in self._calls]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up; the best checkpoint, loaded for the test, does not undo what came after it."""
+        """Restore them. The best checkpoint, which is loaded for the test, does not undo later
+        validations.
+        """
         values = checkpoint["history"]["values"]
         if len(values.get("loss", [])) >= len(self.history.get("loss", [])):
             self.history = {name: list(past) for name, past in values.items()}

@@ -1,4 +1,6 @@
-"""The images of the bit-vector VAE: first ones for training, last ones of the training part for validation."""
+"""The images of the bit-vector VAE. Training uses the first images, validation the last ones of the
+training part.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,15 @@ class ImageData:
         source: see :func:`structgrad.data.images.prepare_images`.
         data: folder of data sets, ``paths.data``.
         cache: folder of decoded images, ``paths.cache``.
-        train: the first so many images of the training part.
-        val: the last so many images of the training part.
-        test: the first so many images of the test part.
-        colour: what becomes of images in colour, see :func:`~structgrad.data.images.prepare_images`; with ``channels``
-            each of the three values of a pixel counts as one of ``pixels``.
+        train: number of images for training, the first ones of the training part.
+        val: number of images for validation, the last ones of the training part.
+        test: number of images for the test, the first ones of the test part.
+        colour: how images in colour are treated, see
+            :func:`~structgrad.data.images.prepare_images`. With ``channels`` each of the three
+            values of a pixel counts as one of ``pixels``.
 
     Raises:
-        ValueError: for a size below 1; from :meth:`prepare`, if there are not that many images.
+        ValueError: for a size below 1; from :meth:`prepare`, if there are fewer images.
     """
 
     source: str

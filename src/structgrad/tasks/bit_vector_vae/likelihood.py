@@ -1,10 +1,12 @@
-"""Cross-entropy of pixels under a categorical distribution of 256 grey levels, without the 784 x 256 logits in memory.
+"""Cross-entropy of pixels under a categorical distribution of 256 grey levels, without 784 x 256
+logits in memory.
 
-The decoder of Correia et al. (2020, section 5.3) gives every pixel a vector of 5 features, from which one linear
-map, shared by all pixels, makes 256 logits. Nearly all arithmetic of a training step is in these logits, and computed
-plainly they travel to memory and back a dozen times. Here features are made for a few vertices at a time and each
-pixel's logits live and die in the first-level cache, where the derivatives of its loss are made of them at once. On a
-GPU each program has the logits of a few pixels in registers; all features are in memory, a fiftieth of the logits.
+The decoder of Correia et al. (2020, section 5.3) gives every pixel a vector of 5 features. One
+linear map, shared by all pixels, makes 256 logits from it. Nearly all arithmetic of a training step
+is in these logits. A plain computation moves them between memory and processor a dozen times. Here
+features are made for a few vertices at a time. Each pixel's logits stay in the first-level cache,
+where the derivatives of its loss are computed at once. On a GPU each program keeps the logits of a
+few pixels in registers. All features are in memory, which is a fiftieth of the logits.
 """
 
 from __future__ import annotations
@@ -23,20 +25,23 @@ from structgrad.algorithms.derivatives import gradients as vector_jacobian
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 
-#: Vertices whose features are in memory at once: 128 x 784 x 5 float32 are 2 MB.
+#: The number of vertices whose features are in memory at once: 128 x 784 x 5 float32 are 2 MB.
 CHUNK = 128
-#: Most grey levels that one program of a GPU holds, with those of a few pixels.
+#: The largest number of grey levels for one GPU program, which holds those of a few pixels.
 LARGEST = 1024
-#: Logits that one program of a GPU holds at once.
+#: The number of logits that one GPU program holds at once.
 _HELD = 2048
-#: Programs of the backward pass, each with a sum over its pixels of what the levels' map gets.
+#: The number of programs of the backward pass. Each sums over its pixels the gradient of the
+#: levels' map.
 _SUMS = 1024
 
 Floats = NDArray[np.float32]
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The losses; their derivatives come with them, for half the arithmetic of the logits, and wait to be weighted."""
+    """The losses. Their derivatives are computed with them, which halves the arithmetic, and
+    weighted later.
+    """
 
     @staticmethod
     def forward(
@@ -60,10 +65,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, classes, offsets, targets, rows, d_features, d_maps = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants second derivatives
+        if torch.is_grad_enabled():  # second derivatives are wanted
             inputs = [hidden, weight, bias, classes, offsets, targets[rows]]
             return *vector_jacobian(_in_torch, inputs, gradients), None
-        # Vertices without a part in the loss (baselines) cost nothing where looking is free.
+        # Vertices that do not affect the loss (baselines) cost nothing if reading values is free.
         everything = torch.arange(len(hidden), device=hidden.device)
         counted = gradients[0].nonzero()[:, 0] if hidden.device.type == "cpu" else everything
         weights = gradients[0][counted]
@@ -78,10 +83,14 @@ def cross_entropy(
 ) -> Tensor:
     """``-log p(targets[rows])``, summed over pixels, of logits ``features @ classes.T + offsets``.
 
-    The features of a pixel are ``rank`` entries of ``hidden @ weight.T + bias``. Memory beyond the arguments and their
-    gradients is the features of :data:`CHUNK` vertices and, where a gradient is wanted, ``rank`` numbers a vertex and
-    pixel and ``rank + 1`` numbers a vertex and level; on a GPU one number a vertex and pixel and the features of all.
-    Differentiable in all but targets and rows; a second derivative is in plain torch and has all logits in memory.
+    The features of a pixel are ``rank`` entries of ``hidden @ weight.T + bias``. It is
+    differentiable in all arguments except targets and rows. A second derivative is in plain torch
+    and has all logits in memory.
+
+    Beyond the arguments and their gradients, memory holds the features of :data:`CHUNK` vertices.
+    If a gradient is needed, it also holds ``rank`` numbers a vertex and pixel, and ``rank + 1``
+    numbers a vertex and level. On a GPU it holds the features of all vertices and one number a
+    vertex and pixel.
 
     Args:
         hidden: ``[N, units]``, one row a vertex.
@@ -129,7 +138,7 @@ def _of_features(features: Tensor, classes: Tensor, offsets: Tensor, targets: Te
 
 
 def _losses(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
-    """Losses ``[n]`` of vertices, and no derivatives."""
+    """The losses ``[n]`` of vertices, without derivatives."""
     if not _compiled(features):
         return _of_features(features, classes, offsets, targets)
     losses = torch.empty(len(targets))
@@ -139,8 +148,10 @@ def _losses(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor)
 
 
 def _derivatives(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses ``[n]``, and for the loss of each vertex the derivative by its features and by the map of the levels,
-    ``[n, rank + 1, levels]``: transposed classes, then offsets.
+    """The losses ``[n]`` and their derivatives in each vertex's features and in the map of the
+    levels.
+
+    The latter is ``[n, rank + 1, levels]``: transposed classes, then offsets.
     """
     if _compiled(features):
         losses, d_features = torch.empty(len(targets)), torch.empty_like(features)
@@ -157,19 +168,22 @@ def _derivatives(features: Tensor, classes: Tensor, offsets: Tensor, targets: Te
 
 
 def _compiled(features: Tensor) -> bool:
-    """Whether the compiled kernels serve these features: the decoder's rank on the CPU, in float32."""
+    """Whether the compiled kernels accept these features: the decoder's rank on the CPU, in
+    float32.
+    """
     return features.device.type == "cpu" and features.dtype == torch.float32 and features.shape[-1] == 5
 
 
-#: What the compiler may do to sums, short of taking numbers for finite.
+#: The compiler's freedom in sums; it must not assume that numbers are finite.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
-#: Sums of exponentials below this had no term that overflowed.
+#: A sum of exponentials below this had no term that overflowed.
 _LARGE = np.float32(1e30)
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]
 def _exp(x: np.float32) -> np.float32:
-    """``exp(x)`` to float32 accuracy, written so that it is vectorised; 0 below -87, and that of 87 above it.
+    """``exp(x)`` to float32 accuracy, written for vectorisation; 0 below -87, and constant above
+    87.
 
     ``2^k exp(r)`` with ``|r| <= ln(2) / 2`` and the Taylor polynomial of degree 7, whose remainder is below 6e-9.
     """
@@ -199,7 +213,9 @@ def _added(
     classes: Floats,
     c: int,
 ) -> np.float32:
-    """``start`` and the product of a pixel's features with level ``c``: its logit, where ``start`` is the offset."""
+    """``start`` plus the product of a pixel's features with level ``c``: its logit, if ``start`` is
+    the offset.
+    """
     result: np.float32 = (
         start + f0 * classes[0, c] + f1 * classes[1, c] + f2 * classes[2, c] + f3 * classes[3, c] + f4 * classes[4, c]
     )
@@ -210,10 +226,11 @@ def _added(
 def _pixel(
     features: Floats, classes: Floats, offsets: Floats, target: int, shares: Floats | None
 ) -> tuple[float, np.float32]:
-    """The loss of a pixel; its levels' probabilities go into ``shares``, times a number that is also returned.
+    """The loss of a pixel. Its levels' probabilities times a factor go to ``shares``; the factor is
+    returned.
 
-    Exponentials are taken relative to the target's logit: a level that is observed is seldom so improbable that others
-    overflow, and their largest need not be looked for first.
+    Exponentials are relative to the target's logit. An observed level is rarely so improbable that
+    others overflow. So the largest logit need not be found first.
     """
     f0, f1, f2, f3, f4 = features
     own = _added(offsets[target], f0, f1, f2, f3, f4, classes, target)
@@ -265,7 +282,9 @@ def _derivatives_kernel(
     d_features: Floats,
     d_maps: Floats,
 ) -> None:
-    """Two pixels at a time, so that the sums of the map's gradient are read and written half as often."""
+    """Works on two pixels at a time, so that the sums of the map's gradient are read and written
+    half as often.
+    """
     n, pixels, rank = features.shape
     levels = len(offsets)
     f_shares, g_shares = np.zeros(levels, np.float32), np.zeros(levels, np.float32)
@@ -321,7 +340,7 @@ def _derivatives_kernel(
 
 @gpu.jit
 def _gpu_logits(features, classes, offsets, at, there, levels, RANK: tl.constexpr, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of the pixels ``at``: ``[pixels, LEVELS]``; -inf beyond the levels."""
+    """The logits of the pixels ``at``: ``[pixels, LEVELS]``; -inf beyond the levels."""
     level = tl.arange(0, LEVELS)
     known = level < levels
     offset = tl.load(offsets + level, mask=known, other=-float("inf"))
@@ -391,12 +410,13 @@ def _gpu_backward(  # type: ignore[no-untyped-def]
         logits = _gpu_logits(features, classes, offsets, at, there, levels, RANK, LEVELS)
         target = _gpu_targets(targets, rows, at, there, pixels)
         hit = level[None, :] == target[:, None]
-        # Normalised by their own sum: relative to a stored logarithm of it, which is rounded as coarsely as the
-        # logits are large, a probability of nearly 1 would be wrong by more than the rest of them.
+        # Normalised by their own sum. A stored logarithm of the sum is rounded as coarsely as the
+        # logits are large. With it, a probability near 1 would have an error larger than all others
+        # together.
         share = tl.exp(logits - tl.max(logits, 1)[:, None])
         share /= tl.sum(share, 1)[:, None]
         error = tl.where(hit, share - 1.0, share)
-        # Exactly 0 for what is not there, also where a logit is not finite.
+        # Exactly 0 for pixels that do not exist, also if a logit is not finite.
         weight = tl.load(gradient + at, mask=there, other=0.0)
         error = tl.where(there[:, None], error * weight[:, None], 0.0)
         total += tl.where((term == RANK)[:, None], tl.sum(error, 0)[None, :], 0.0)
@@ -410,7 +430,7 @@ def _gpu_backward(  # type: ignore[no-untyped-def]
 
 
 def _sizes(features: Tensor, classes: Tensor) -> tuple[int, int, dict[str, int]]:
-    """Pixels of all vertices, portions of them, and constants of the kernels."""
+    """The number of pixels of all vertices, their portions, and constants of the kernels."""
     size, (levels, rank) = features.shape[0] * features.shape[1], classes.shape
     block = gpu.block(levels)
     pixels = _HELD // block
@@ -456,7 +476,7 @@ def _backward_fake(features: Tensor, classes: Tensor, *_: Tensor) -> tuple[Tenso
 def _twin(
     features: Tensor, classes: Tensor, offsets: Tensor, of_pixels: Tensor, gradient: Tensor
 ) -> tuple[Tensor, ...]:
-    """What the backward pass computes, in plain torch."""
+    """The same as the backward pass, in plain torch."""
     inputs = [x if x.requires_grad else x.detach().requires_grad_() for x in (features, classes, offsets)]
     logits = torch.nn.functional.linear(*inputs)
     losses = logits.logsumexp(-1) - logits.gather(-1, of_pixels.long()[..., None])[..., 0]

@@ -15,10 +15,10 @@ class Encoder(nn.Module):
     """Scores of bits from pixels: one hidden layer, ReLU.
 
     Args:
-        pixels: of an image.
-        bits: D.
-        hidden: units.
-        centred: subtract an image, :attr:`centre`, from those that come in.
+        pixels: number of pixels of an image.
+        bits: D, the number of bits.
+        hidden: number of hidden units.
+        centred: subtract an image, :attr:`centre`, from the inputs.
 
     Attributes:
         centre: float32 ``[pixels]``, values 0 to 1; with ``centred`` only; 0 until it is set.
@@ -44,14 +44,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Independent categorical distributions of 256 grey levels for every pixel, from bits.
 
-    One hidden layer, ReLU; each pixel gets ``rank`` features, and one linear map, shared by all pixels, makes the
-    logits of the grey levels from them.
+    There is one hidden layer, ReLU. Each pixel gets ``rank`` features. One linear map, shared by
+    all pixels, makes the logits of the grey levels from them.
 
     Args:
-        pixels: of an image.
-        bits: D.
-        hidden: units.
-        rank: features of a pixel.
+        pixels: number of pixels of an image.
+        bits: D, the number of bits.
+        hidden: number of hidden units.
+        rank: number of features of a pixel.
     """
 
     def __init__(self, pixels: int, bits: int, hidden: int, rank: int = 5) -> None:

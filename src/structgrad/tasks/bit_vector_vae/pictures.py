@@ -17,14 +17,14 @@ def draw_reconstructions(images: Tensor, means: Tensor, channels: int, file: Pat
         images: ``[n, pixels]``, square images row by row, the channels of a pixel side by side.
         means: ``[n, pixels]``, levels 0 to 255.
         channels: 1 or 3.
-        file: where to.
+        file: path of the picture.
     """
     side = math.isqrt(images.shape[1] // channels)
     grid = torch.stack([images.to(means), means]).reshape(2, -1, side, side, channels) / 255
     rows = grid.permute(0, 2, 1, 3, 4).reshape(2 * side, -1, channels).cpu().numpy()
     figure = Figure(figsize=(len(images), 2.4), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(rows, cmap="gray", vmin=0, vmax=1)  # the colour map is for one channel
+    axes.imshow(rows, cmap="gray", vmin=0, vmax=1)  # the colour map applies to one channel
     axes.set_xticks([])
     axes.set_yticks([side / 2, 3 * side / 2], ["image", "mean"])
     figure.savefig(file, dpi=100)

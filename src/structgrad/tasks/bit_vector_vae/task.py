@@ -19,46 +19,49 @@ from structgrad.tasks.bit_vector_vae.data import ImageData
 from structgrad.tasks.bit_vector_vae.model import Decoder, Encoder
 from structgrad.tasks.bit_vector_vae.pictures import draw_reconstructions
 
-#: Vertices that the importance sampler decodes at once.
+#: The number of vertices that the importance sampler decodes at once.
 _AT_ONCE = 1024
 
 
 class BitVectorVAE(Task):
     """Compress images into D bits.
 
-    The encoder scores the bits; the objective is ``-log p(x | z)``, an independent categorical distribution over 256
-    grey levels for every pixel. The prior is uniform over all ``2^D`` bit vectors, whatever the structure: the rate is
-    ``D log 2 - H(q)``, which is an estimator's ``kl`` over the vertex (from the uniform distribution over all of them)
-    plus the constant ``D log 2 - log |X|``, not 0 for structures with a budget. An estimator that has no ``kl`` gets
-    that of a point mass, ``log |X|``: a rate of ``D log 2``. Metrics are means over images, in nats:
+    The encoder scores the bits. The objective is ``-log p(x | z)``, an independent categorical
+    distribution over 256 grey levels for every pixel. The prior is uniform over all ``2^D`` bit
+    vectors, whatever the structure. So the rate is ``D log 2 - H(q)``. It is the estimator's ``kl``
+    over the vertex plus ``D log 2 - log |X|``, a constant that is not 0 for structures with a
+    budget. An estimator without ``kl`` gets that of a point mass, ``log |X|``, hence a rate of
+    ``D log 2``. Metrics are means over images, in nats:
 
     - ``rate``; ``distortion``, the objective; ``elbo``, minus their sum;
-    - ``varying_bits``: the share of bits whose more likely value is not the same for all images of a batch; 0 where the
-      code says nothing of the image;
+    - ``varying_bits``: the fraction of bits whose more likely value is not the same for all images
+      of a
+      batch; 0 if the code says nothing about the image;
     - ``decoder_calls``; in training also its quartiles over the images of every epoch;
-    - ``bits_per_dim``, at test: ``-log2 p(x)`` by :meth:`log_likelihood`, over the number of pixels.
+    - ``bits_per_dim``, at test: ``-log2 p(x)`` by :meth:`log_likelihood`, divided by the number of
+      pixels.
 
     Args:
         structure: over a vector of parts.
         estimator: its ``kl``, if any, must be over the vertex.
         optimizer: see :class:`~structgrad.tasks.base.Task`.
         data: the images.
-        bits: D.
-        pixels: of an image.
-        hidden: units of encoder and decoder.
-        rank: features of a pixel in the decoder.
-        batch_size: images in a training batch.
-        eval_batch_size: images in a validation or test batch.
-        centre_inputs: subtract the mean training image from what the encoder sees, so that scores of different images
-            do not move together. The paper does not.
-        importance_samples: for ``bits_per_dim``.
-        importance_images: ``bits_per_dim`` is taken over the first so many test images.
-        seed: of the order of training images.
+        bits: D, the number of bits.
+        pixels: number of pixels of an image.
+        hidden: number of units of encoder and decoder.
+        rank: number of features of a pixel in the decoder.
+        batch_size: number of images in a training batch.
+        eval_batch_size: number of images in a validation or test batch.
+        centre_inputs: subtract the mean training image from the encoder's inputs, so that scores of
+            different images do not move together. The paper does not.
+        importance_samples: number of samples for ``bits_per_dim``.
+        importance_images: number of test images for ``bits_per_dim``, the first ones.
+        seed: seed of the order of training images.
 
     Raises:
-        UnsupportedError: if the structure lacks ``sample``, ``log_prob`` or ``log_partition``, or the estimator's
-            ``kl`` is over parts.
-        ValueError: if its parts are no vector, or a size is below 1.
+        UnsupportedError: if the structure lacks ``sample``, ``log_prob`` or ``log_partition``, or
+            the estimator's ``kl`` is over parts.
+        ValueError: if the structure's parts are no vector, or a size is below 1.
     """
 
     monitor: ClassVar[str] = "val/elbo"
@@ -114,7 +117,7 @@ class BitVectorVAE(Task):
         self.data.prepare()
 
     def setup(self, stage: str) -> None:
-        """The mean training image, where the encoder subtracts it."""
+        """Set the mean training image, if the encoder subtracts it."""
         if self.encoder.centred:
             self.encoder.centre.copy_((self.data.split("train").double().mean(0) / 255).float())
 
@@ -131,11 +134,11 @@ class BitVectorVAE(Task):
         )
 
     def step(self, batch: Batch) -> StepOutput:
-        """Negative ELBO."""
+        """The negative ELBO."""
         return self._step(batch)[0]
 
     def _step(self, batch: Batch) -> tuple[StepOutput, Tensor, Estimate]:
-        """Also the scores and what the estimator made of them."""
+        """Also return the scores and the estimate."""
         assert self.estimator is not None
         images = batch["images"]
         scores, features = self.encoder(images)
@@ -156,14 +159,14 @@ class BitVectorVAE(Task):
         return (ones.any(0) & ~ones.all(0)).float().mean()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step; at the end of an epoch of the data, the quartiles of the decoder calls."""
+        """One step. At the end of an epoch of the data, also the quartiles of the decoder calls."""
         out, scores, estimate = self._step(batch)
         if self.is_logged():
             out.metrics["varying_bits"] = self._varying_bits(scores.detach(), estimate)
         self.log_training(out)
         self._calls.append(estimate.rows.bincount(minlength=out.size))
         if (self.global_step + 1) % (self.data.train // self.batch_size) == 0:
-            # A resumed run has the calls since it was resumed.
+            # A resumed run only has the calls since it was resumed.
             calls = torch.cat(self._calls).float()
             quartiles = calls.quantile(calls.new_tensor([0.25, 0.5, 0.75])).tolist()
             names = ("lower_quartile", "median", "upper_quartile")
@@ -175,7 +178,7 @@ class BitVectorVAE(Task):
         return out.loss
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Also ``bits_per_dim`` of the first images."""
+        """Also compute ``bits_per_dim`` of the first images."""
         out, scores, estimate = self._step(batch)
         scored = batch["number"] < self.importance_images
         total = torch.zeros((), device=scores.device, dtype=torch.float64)
@@ -187,18 +190,19 @@ class BitVectorVAE(Task):
 
     @torch.no_grad()
     def log_likelihood(self, images: Tensor, scores: Tensor, estimate: Estimate, samples: int) -> Tensor:
-        """Estimate ``log p(x) = log sum_z 2^-D p(x | z)``; the estimate of p(x) itself is unbiased.
+        """Estimate ``log p(x) = log sum_z 2^-D p(x | z)``. The estimate of p(x) itself is unbiased.
 
-        Where ``estimate`` is a whole distribution, the sum over its support is exact and the rest of the sum is
-        estimated from uniformly random bit vectors, those of the support counting 0. Otherwise this is importance
-        sampling from the Gibbs distribution of the scores (Burda et al. 2016); where the structure does not contain all
-        bit vectors, that misses the others and is a lower bound.
+        If ``estimate`` is a whole distribution, the sum over its support is exact. The rest of the
+        sum is estimated from uniformly random bit vectors, where those of the support count 0.
+        Otherwise this is importance sampling from the Gibbs distribution of the scores (Burda et
+        al. 2016). If the structure does not contain all bit vectors, that misses the others and is
+        a lower bound.
 
         Args:
             images: uint8 ``[batch, pixels]``.
             scores: ``[batch, bits]``.
-            estimate: of these scores.
-            samples: an image; decoded in portions of bounded size.
+            estimate: the estimate for these scores.
+            samples: number of samples an image, decoded in portions of bounded size.
 
         Returns:
             ``[batch]``, in nats.
@@ -228,8 +232,9 @@ class BitVectorVAE(Task):
         return torch.logaddexp(total, inside - self.bits * math.log(2))
 
     def pictures(self, folder: Path) -> list[Path]:
-        """A few test images, if they are square, and their reconstructions: the mean grey levels under the latent
-        distribution.
+        """A few test images, if they are square, and their reconstructions.
+
+        A reconstruction is the mean grey levels under the latent distribution.
         """
         channels = 3 if self.data.colour == "channels" else 1
         if self.pixels % channels or not is_square(self.pixels // channels):

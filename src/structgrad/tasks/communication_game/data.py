@@ -1,4 +1,4 @@
-"""Images as features, each of a concept, and the games that are drawn from them."""
+"""Images as features, each with a concept, and the games that are drawn from them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Concepts:
     """Images of one split, sorted by concept.
 
     Attributes:
-        features: float32 ``[n, size]``, of length 1 (0 where an image has none).
+        features: float32 ``[n, size]``, of length 1 (0 if an image has no features).
         concept: int64 ``[n]``, ascending, without gaps from 0.
-        names: of the concepts.
+        names: names of the concepts.
     """
 
     features: Tensor
@@ -42,13 +42,14 @@ def draw_games(sizes: Tensor, games: int, candidates: int, generator: torch.Gene
     """Images of different concepts, uniformly: int64 ``[games, candidates]``, on the device of ``sizes``.
 
     Args:
-        sizes: int64 ``[concepts]``: images of each concept, which lie side by side.
-        games: how many.
-        candidates: images in a game; no more than there are concepts.
-        generator: of the same device; None is the global one.
+        sizes: int64 ``[concepts]``: number of images of each concept, which lie side by side.
+        games: number of games.
+        candidates: number of images in a game, at most the number of concepts.
+        generator: on the same device; None is the global one.
     """
     options = {"device": sizes.device, "generator": generator}
-    # The largest of independent keys: a uniform set in uniform order, drawn for all games at once.
+    # The largest of independent keys are a uniform set in uniform order, drawn for all games at
+    # once.
     concepts = torch.rand(games, len(sizes), **options).topk(candidates, dim=1).indices  # type: ignore[arg-type]
     first = sizes.cumsum(0) - sizes
     within = torch.rand(games, candidates, dtype=torch.float64, **options) * sizes[concepts]  # type: ignore[arg-type]
@@ -59,46 +60,48 @@ class ConceptData(abc.ABC):
     """A data set of images with features and concepts.
 
     Attributes:
-        features: how many an image has.
+        features: number of features of an image.
     """
 
     features: int
 
     @abc.abstractmethod
     def prepare(self) -> None:
-        """Raise unless the files are here."""
+        """Raise an error if files are missing."""
 
     @abc.abstractmethod
     def split(self, split: Split) -> Concepts:
         """The images of a split."""
 
     def pixels(self, split: Split) -> Tensor | None:
-        """The same images to show: uint8 ``[n, height, width]`` (dark on 0) or ``[n, height, width, 3]`` (RGB), if any.
+        """The same images for display: uint8 ``[n, height, width]`` (dark on 0) or
+        ``[n, height, width, 3]`` (RGB), if any.
 
-        Apart from :meth:`split`, because training does not look at them.
+        They are separate from :meth:`split`, because training does not use them.
         """
         return None
 
 
 @dataclass
 class Omniglot(ConceptData):
-    """Handwritten characters (Lake et al. 2015): a concept is a character, the features are its pixels.
+    """Handwritten characters (Lake et al. 2015). A concept is a character; the features are its
+    pixels.
 
-    Pixels are centred on the mean of the training drawings and scaled to length 1. The 20 drawers are divided: every
-    split has every character, no split the same drawing.
+    Pixels are centred on the mean of the training drawings and scaled to length 1. The 20 drawers
+    are divided: every split has every character, and no two splits have the same drawing.
 
     Args:
         file: ``.npz`` with ``images`` uint8 ``[n, 28, 28]``, ``character`` ``[n]`` and ``character_names``, sorted by
             character and drawer; absolute or within ``data``.
         data: folder of data sets, ``paths.data``.
-        features: of an image.
-        train: drawers for training, the first ones.
-        val: drawers for validation, the next ones.
-        test: drawers for the test, the next ones.
+        features: number of features of an image.
+        train: number of drawers for training, the first ones.
+        val: number of drawers for validation, the next ones.
+        test: number of drawers for the test, the next ones.
 
     Raises:
-        ValueError: unless every split has a drawer and all together at most 20; from :meth:`split`, for a file of other
-            contents.
+        ValueError: unless every split has a drawer and all together at most 20; from :meth:`split`,
+            for a file with other contents.
     """
 
     file: str
@@ -115,7 +118,7 @@ class Omniglot(ConceptData):
             raise ValueError(f"data.train, val and test share 20 drawers, at least one each; got {numbers}")
 
     def prepare(self) -> None:
-        """Raise unless the file is here."""
+        """Raise an error if the file is missing."""
         if not (Path(self.data) / self.file).is_file():
             raise MissingDataError(
                 f"There is no {Path(self.data) / self.file}. Put there an .npz file with the arrays images (uint8 "
@@ -127,7 +130,8 @@ class Omniglot(ConceptData):
         """The images of a split."""
         images, character, names, drawer = self._read()
         chosen = self._chosen(split, drawer)
-        # Less what all drawings share, an empty margin, which would make all features nearly parallel.
+        # Subtract the common part of all drawings, an empty margin, which would make all features
+        # nearly parallel.
         mean = images[drawer < self.train].flatten(1).float().mean(0)
         features = torch.nn.functional.normalize(images[chosen].flatten(1) - mean)
         return Concepts(features, character[chosen], names)
@@ -171,23 +175,27 @@ class Omniglot(ConceptData):
 
 @dataclass
 class FeatureFile(ConceptData):
-    """Features of any images, from an ``.npz`` file; every concept's images are divided, in the order of the file.
+    """Features of any images, from an ``.npz`` file. Every concept's images are divided in the
+    order of the file.
 
     Args:
-        file: with ``features`` ``[n, size]``, ``concept`` ``[n]`` and ``names`` (or ``concept_names``) that these
-            index, as ``scripts/image_features.py`` writes them; absolute or within ``data``. Optional: ``test``
-            bool ``[n]`` and ``images`` uint8 ``[n, height, width]`` or ``[n, height, width, 3]``, to show.
+        file: an archive with ``features`` ``[n, size]``, ``concept`` ``[n]`` and ``names`` (or
+            ``concept_names``), into which these are indices, as ``scripts/image_features.py``
+            writes it; absolute or within ``data``. Optional arrays are ``test``, bool ``[n]``, and
+            ``images``, uint8 ``[n, height, width]`` or ``[n, height, width, 3]``, for display.
         data: folder of data sets, ``paths.data``.
-        features: of an image.
-        val: share of every concept's images for validation.
-        test: share of every concept's images for the test; null: those that the file's array ``test`` says. Each split
-            has at least one image of every concept.
-        images: folder of parquet files (columns ``image`` and ``label``, the concept; files named after ``train`` and
-            ``test``, rows in the order of the features) that has the images to show, with ``test=null``; absolute or
-            within ``data``; null: the file's array ``images``, if there is one.
+        features: number of features of an image.
+        val: fraction of every concept's images for validation.
+        test: fraction of every concept's images for the test; null: the file's array ``test``
+            decides. Each split has at least one image of every concept.
+        images: folder of parquet files with the images for display, with ``test=null``; absolute or
+            within ``data``. The columns are ``image`` and ``label``, the concept. The files are
+            named after ``train`` and ``test``, with rows in the order of the features. null: the
+            file's array ``images``, if it exists.
 
     Raises:
-        ValueError: for shares out of range; from :meth:`split` and :meth:`pixels`, for files of other contents.
+        ValueError: for fractions out of range; from :meth:`split` and :meth:`pixels`, for files
+            with other contents.
     """
 
     file: str
@@ -198,7 +206,7 @@ class FeatureFile(ConceptData):
     images: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the shares."""
+        """Check the fractions."""
         if not (self.val > 0 and (self.test is None or self.test > 0) and self.val + (self.test or 0.0) < 1):
             raise ValueError(f"data.val and data.test are shares that leave some; got {self.val} and {self.test}")
         if self.images is not None and self.test is not None:
@@ -208,7 +216,7 @@ class FeatureFile(ConceptData):
             )
 
     def prepare(self) -> None:
-        """Raise unless the files are here."""
+        """Raise an error if files are missing."""
         if not (Path(self.data) / self.file).is_file():
             raise MissingDataError(
                 f"There is no {Path(self.data) / self.file}. "
@@ -251,7 +259,9 @@ class FeatureFile(ConceptData):
         return photographs[place[rows]]
 
     def _read(self, split: Split) -> tuple[dict[str, NDArray[Any]], Tensor]:
-        """The arrays of the file, and which of its images are of a split: int64, concept by concept."""
+        """The arrays of the file, and the indices of its images in a split: int64, concept by
+        concept.
+        """
         self.prepare()
         file = Path(self.data) / self.file
         needed = ["features", "concept"] + ["test"] * (self.test is None)
@@ -272,7 +282,7 @@ class FeatureFile(ConceptData):
             if given.dtype != torch.bool or given.shape != concept.shape:
                 raise ValueError(f"{file}: test must be bool [{len(concept)}]; got {given.dtype} {list(given.shape)}")
             test = concept[given].bincount(minlength=len(sizes))
-            order = (2 * concept + given).argsort(stable=True)  # a concept's test images after its others
+            order = (2 * concept + given).argsort(stable=True)  # a concept's test images come after its others
         else:
             test = (sizes * self.test).long().clamp_min(1)
             order = concept.argsort(stable=True)
@@ -291,16 +301,18 @@ class FeatureFile(ConceptData):
 
 @dataclass
 class PublishedFeatures(ConceptData):
-    """The features of Correia et al. (2020) and Bouchacourt and Baroni (2018): 463 concepts, 100 ImageNet images each.
+    """The features of Correia et al. (2020) and Bouchacourt and Baroni (2018): 463 concepts, 100
+    ImageNet images each.
 
-    Each folder has ``ours_images_single_sm0.h5``, one data set ``[n, 4096]`` of activations of a VGG network, and
-    ``ours_images_single_sm0.objects``, the pickled labels, of which only lists, strings and numbers are read. As in the
-    released code, validation games are drawn from the training images.
+    Each folder has two files. ``ours_images_single_sm0.h5`` is one data set ``[n, 4096]`` of
+    activations of a VGG network. ``ours_images_single_sm0.objects`` holds the pickled labels; only
+    lists, strings and numbers are read from it. As in the released code, validation games are drawn
+    from the training images.
 
     Args:
-        folder: with ``train`` and ``test``; absolute or within ``data``.
+        folder: folder with ``train`` and ``test``; absolute or within ``data``.
         data: folder of data sets, ``paths.data``.
-        features: of an image.
+        features: number of features of an image.
     """
 
     folder: str
@@ -308,7 +320,7 @@ class PublishedFeatures(ConceptData):
     features: int = 4096
 
     def prepare(self) -> None:
-        """Raise unless the files are here."""
+        """Raise an error if files are missing."""
         for split in ("train", "test"):
             for ending in ("h5", "objects"):
                 file = self._file(split, ending)
@@ -356,7 +368,7 @@ def _photographs(folder: Path, part: str) -> tuple[Tensor, list[int]]:
         table = pa.concat_tables([pq.read_table(file, columns=["image", "label"]) for file in files])
         images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
         return torch.from_numpy(np.stack(images)), table["label"].to_pylist()
-    except (OSError, ValueError, TypeError, KeyError) as error:  # of pyarrow, Pillow and numpy
+    except (OSError, ValueError, TypeError, KeyError) as error:  # from pyarrow, Pillow and numpy
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder}: the {part} images cannot be read: {reason}") from error
 
@@ -364,8 +376,9 @@ def _photographs(folder: Path, part: str) -> tuple[Tensor, list[int]]:
 def _arrays(
     file: Path, *names: str, one_of: tuple[str, ...] = (), optional: tuple[str, ...] = ()
 ) -> dict[str, NDArray[Any]]:
-    """Arrays of an ``.npz`` file, one of ``one_of`` and what there is of ``optional`` too; one line if it is none or
-    lacks one.
+    """Arrays of an ``.npz`` file, with one of ``one_of``, and those of ``optional`` that exist.
+
+    If the file is no archive or lacks an array, the error is one line.
     """
     wanted = ", ".join((*names, *([" or ".join(one_of)] if one_of else [])))
     try:
@@ -399,12 +412,12 @@ def group(features: Tensor, labels: list[str | int], names: list[str] | None) ->
 
     Args:
         features: ``[n, size]``.
-        labels: of the n images.
-        names: what the labels index, if they are numbers that index something.
+        labels: labels of the n images.
+        names: names into which the labels are indices, if they are.
 
     Raises:
-        ValueError: one line, if features or their lengths are not finite in float32, no matrix, or not as many as
-            labels.
+        ValueError: one line, if features or their lengths are not finite in float32, if features
+            are no matrix, or if there are not as many as labels.
     """
     if features.dim() != 2 or len(features) != len(labels):
         raise ValueError(f"{len(labels)} labels go with features [{len(labels)}, size]; got {list(features.shape)}")

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-# A pickle acts through the functions and classes that it names. The names of which a NumPy array is made are answered
-# with the stand-ins below, which only take down what they are given; every other name ends the reading.
+# A pickle acts through the functions and classes that it names. The names for a NumPy array get the
+# stand-ins below, which only record their arguments. Every other name ends the reading.
 
 
 class _Dtype:
-    """Takes down the type of an array's elements."""
+    """Records the type of an array's elements."""
 
     def __init__(self, code: str = "", *others: Any) -> None:
         self.code, self.order = code, "="
@@ -25,7 +25,7 @@ class _Dtype:
         self.order = state[1]
 
     def list(self, content: Any, shape: Any) -> list[Any]:
-        """The elements of an array of this type, from what the pickle has of them."""
+        """The elements of an array of this type, from their form in the pickle."""
         if len(shape) != 1:
             raise pickle.UnpicklingError(f"it holds an array of shape {list(shape)}")
         if self.code in ("O", "O8") and isinstance(content, list):
@@ -42,7 +42,7 @@ class _Dtype:
 
 
 class _Array:
-    """Takes down the contents of an array."""
+    """Records the contents of an array."""
 
     content: list[Any] | None = None
 
@@ -90,17 +90,18 @@ def read_labels(file: Path) -> list[str | int]:
     """A pickled list, tuple or NumPy array of strings or whole numbers, e.g. ``ours_images_single_sm0.objects``.
 
     Args:
-        file: where it is.
+        file: path of the file.
 
     Raises:
-        ValueError: one line, if it is damaged or holds anything else; nothing that it names is called.
+        ValueError: one line, if it is damaged or holds anything else. Nothing that it names is
+        called.
     """
     try:
         content = _Plain(io.BytesIO(file.read_bytes()), encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} is no pickled list of labels: {reason}") from error
-    except (OverflowError, MemoryError, SystemError) as error:  # sizes and characters that cannot be
+    except (OverflowError, MemoryError, SystemError) as error:  # impossible sizes and characters
         raise ValueError(f"{file} is no pickled list of labels: it is damaged ({type(error).__name__})") from error
     if isinstance(content, _Array):
         content = content.content

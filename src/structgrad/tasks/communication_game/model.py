@@ -13,9 +13,10 @@ from structgrad.common.ranges import check_choice
 
 SymbolMap = Literal["embedding", "linear"]
 
-#: Numbers whose hidden units are in memory at once: 256 x 512 float32 are 512 kB.
+#: The number of values whose hidden units are in memory at once: 256 x 512 float32 are 512 kB.
 _CHUNK = 256
-#: A game's candidates gathered for one symbol cost about as much as a product of them with so many symbols.
+#: Gathering a game's candidates for one symbol costs about as much as a product of them with this
+#: many symbols.
 _GATHERED = 40
 
 
@@ -45,21 +46,22 @@ class _Scalars(torch.autograd.Function):
 
 
 def _chunk(x: Tensor) -> int:
-    """Other devices take all numbers at once."""
+    """The number of values at a time. Other devices than the CPU take all at once."""
     return _CHUNK if x.device.type == "cpu" else max(1, len(x))
 
 
 class Sender(nn.Module):
     """Scores of the symbols from the features of one image; no biases.
 
-    Linear to ``embedding`` numbers; each, by itself, through the same network of ``hidden`` sigmoid units to one
-    sigmoid number; linear to the scores, divided by ``temperature``.
+    A linear map gives ``embedding`` numbers. Each number by itself goes through the same network,
+    ``hidden`` sigmoid units and one sigmoid output. A linear map gives the scores, which are
+    divided by ``temperature``.
 
     Args:
-        features: of an image.
-        embedding: numbers that an image is reduced to.
-        hidden: units of the network for each number.
-        symbols: how many.
+        features: number of features of an image.
+        embedding: number of values to which an image is reduced.
+        hidden: number of units of the network for each value.
+        symbols: number of symbols.
         temperature: divides the scores.
     """
 
@@ -84,11 +86,12 @@ class Receiver(nn.Module):
     """Scores of the candidates of a game from a symbol: dot products of embeddings; no biases.
 
     Args:
-        features: of an image.
+        features: number of features of an image.
         embedding: size of the embeddings of images and symbols.
-        symbols: how many.
-        symbol_map: how their embeddings start: N(0, 1), as torch starts an ``embedding``; or uniformly within
-            1/sqrt(symbols), as it starts a ``linear`` map of messages.
+        symbols: number of symbols.
+        symbol_map: how their embeddings are initialised: ``embedding``, N(0, 1) as in torch's
+            embedding; or ``linear``, uniform within 1/sqrt(symbols) as in torch's linear map of
+            messages.
 
     Raises:
         ValueError: for another ``symbol_map``.
@@ -105,8 +108,8 @@ class Receiver(nn.Module):
     def forward(self, vertices: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
         """Scores ``[N, candidates]``.
 
-        For few symbols a game the cost follows their number; for many, all symbols are compared with all candidates in
-        one product, and those asked for are picked.
+        With few symbols a game the cost follows their number. With many, all symbols are compared
+        with all candidates in one product, from which the requested scores are taken.
 
         Args:
             vertices: ``[N, symbols]``, hard or relaxed.

@@ -10,19 +10,21 @@ from torch import Tensor
 
 from structgrad.tasks.communication_game.data import Concepts
 
-#: Symbols and images of each that are shown.
+#: The number of symbols that are shown, and of images of each.
 SYMBOLS, IMAGES = 12, 10
 
 
 def draw_symbols(used: Tensor, concepts: Concepts, pixels: Tensor | None, file: Path) -> Path:
-    """A row for each of the most used symbols: one image of each concept that it stands for, most frequent first.
+    """A row for each of the most used symbols: one image of each concept that it names, most
+    frequent first.
 
     Args:
         used: int64 ``[n]``: the symbol of each image.
-        concepts: of the n images.
-        pixels: of the n images, see :meth:`~structgrad.tasks.communication_game.data.ConceptData.pixels`; without them
-            the concepts' names are written.
-        file: where to.
+        concepts: the n images with their concepts.
+        pixels: the n images for display, see
+            :meth:`~structgrad.tasks.communication_game.data.ConceptData.pixels`; without them the
+            concepts' names are written.
+        file: path of the picture.
     """
     counts = used.bincount()
     order = counts.argsort(descending=True, stable=True)[: min(SYMBOLS, int((counts > 0).sum()))]
@@ -41,7 +43,7 @@ def draw_symbols(used: Tensor, concepts: Concepts, pixels: Tensor | None, file: 
             concept = int(present[times.argsort(descending=True, stable=True)[place]])
             image = int(images[concepts.concept[images] == concept][0])
             if pixels is not None:
-                axes.imshow(pixels[image].numpy(), cmap="gray_r")  # the colour map is for those without colours
+                axes.imshow(pixels[image].numpy(), cmap="gray_r")  # the colour map applies to images without colours
             else:
                 name = concepts.names[concept][:14]
                 axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=6, parse_math=False)
@@ -56,8 +58,8 @@ def draw_history(history: dict[str, list[float]], file: Path) -> Path:
     """Success and decoder calls at every validation.
 
     Args:
-        history: ``success`` and ``training_calls``, one value a validation.
-        file: where to.
+        history: ``success`` and ``training_calls``, one value for each validation.
+        file: path of the picture.
     """
     figure = Figure(figsize=(5, 4), layout="constrained")
     above, below = figure.subplots(2, sharex=True)

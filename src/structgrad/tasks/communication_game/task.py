@@ -26,38 +26,46 @@ Loss = Literal["nll", "zero_one"]
 class CommunicationGame(CallsOverTime):
     """A sender sees an image and sends one symbol; a receiver picks the image out of several.
 
-    The objective of a symbol z is ``-log p(y | V, z)`` (``nll``) or ``1 - p(y | V, z)``, the expected 0/1 loss of a
-    receiver that draws its choice (``zero_one``). Training adds ``entropy_bonus`` times the estimator's ``kl`` of the
-    symbol from the uniform distribution, which is minus its entropy, but for a constant. Training games are drawn on
-    the device of the features; validation and test games are drawn once and are the same for all runs. Metrics:
+    The objective of a symbol z is ``-log p(y | V, z)`` (``nll``) or ``1 - p(y | V, z)``
+    (``zero_one``). The second is the expected 0/1 loss of a receiver that draws its choice.
+    Training adds ``entropy_bonus`` times the estimator's ``kl`` of the symbol from the uniform
+    distribution. Up to a constant, this is minus the entropy. Training games are drawn on the
+    device of the features. Validation and test games are drawn once and are the same for all runs.
+    Metrics:
 
-    - ``success``: the receiver's best candidate is the right one, given what the estimator evaluates: a sampled symbol,
-      a relaxed message (see the estimator's ``evaluation``), or all symbols, weighed by their probabilities;
-    - ``success_most_likely``: the same given the sender's most likely symbol;
+    - ``success``: the receiver's best candidate is the right one, for the vertices that the
+      estimator
+      evaluates. They are a sampled symbol, a relaxed message (see the estimator's ``evaluation``),
+      or
+      all symbols, weighted by their probabilities;
+    - ``success_most_likely``: the same for the sender's most likely symbol;
     - ``objective``, under the estimator's distribution; ``entropy`` of the symbol, in nats;
-    - ``decoder_calls``, symbols evaluated a game; ``training_calls``, those in training since the last validation.
+    - ``decoder_calls``, symbols evaluated a game; ``training_calls``, those in training since the
+      last
+      validation.
 
     Args:
         structure: OneHot.
         estimator: its ``kl`` must be over the vertex, the symbol.
         optimizer: see :class:`~structgrad.tasks.base.Task`.
         data: images with features and concepts.
-        symbols: in the vocabulary.
-        candidates: images in a game, all of different concepts.
-        embedding: of images and symbols.
-        hidden: units of the sender's network for each number.
+        symbols: number of symbols in the vocabulary.
+        candidates: number of images in a game, all of different concepts.
+        embedding: size of the embeddings of images and symbols.
+        hidden: number of units of the sender's network for each value.
         temperature: divides the sender's scores.
-        symbol_map: how the receiver's symbols start, see :class:`~structgrad.tasks.communication_game.model.Receiver`.
+        symbol_map: how the receiver's symbols are initialised, see
+            :class:`~structgrad.tasks.communication_game.model.Receiver`.
         loss: see above.
         entropy_bonus: see above.
-        batch_size: games in a training batch.
-        eval_batch_size: games in a validation or test batch.
-        eval_games: validation games.
-        test_games: test games.
+        batch_size: number of games in a training batch.
+        eval_batch_size: number of games in a validation or test batch.
+        eval_games: number of validation games.
+        test_games: number of test games.
 
     Raises:
-        ValueError: for another structure, an estimator without that ``kl``, or options out of range; from
-            :meth:`setup`, if the data have other features or too few concepts.
+        ValueError: for another structure, an estimator without that ``kl``, or options out of
+            range; from :meth:`setup`, if the data have other features or too few concepts.
     """
 
     monitor: ClassVar[str] = "val/success"
@@ -124,11 +132,11 @@ class CommunicationGame(CallsOverTime):
     # --- data -------------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Raise unless the data are here."""
+        """Raise an error if data are missing."""
         self.data.prepare()
 
     def setup(self, stage: str) -> None:
-        """Load the features, which move with the model but are no part of it."""
+        """Load the features. They move with the model but are not part of it."""
         if hasattr(self, "train_features"):
             return
         for split in SPLITS:
@@ -143,10 +151,12 @@ class CommunicationGame(CallsOverTime):
             self.register_buffer(f"{split}_sizes", sizes[sizes > 0], persistent=False)
 
     def batches(self, split: Split) -> Batches:
-        """Images (under the name of the split) and target; those of training games are drawn in :meth:`step`."""
-        self.setup("fit")  # data are asked for before there is a trainer, to refuse what does not fit
+        """Images (under the name of the split) and target. Training games are drawn in
+        :meth:`step`.
+        """
+        self.setup("fit")  # data are requested before there is a trainer, to refuse what does not fit
         if split == "train":
-            # Candidates are in random order: any place is as good as another.
+            # Candidates are in random order, so any place of the target is as good as another.
             none = torch.zeros(self.batch_size, dtype=torch.int64)
             return Batches({"train": none, "target": none}, self.batch_size)
         generator = torch.Generator().manual_seed({"val": 20200724, "test": 20200725}[split])
@@ -158,7 +168,7 @@ class CommunicationGame(CallsOverTime):
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> StepOutput:
-        """Expected objective and entropy bonus."""
+        """The expected objective and the entropy bonus."""
         assert self.estimator is not None
         split = next(name for name in SPLITS if name in batch)
         images, target = batch[split], batch["target"]
@@ -200,9 +210,12 @@ class CommunicationGame(CallsOverTime):
 
     @torch.no_grad()
     def pictures(self, folder: Path) -> list[Path]:
-        """The most used symbols with the test images that they stand for; success and decoder calls over training."""
+        """The most used symbols with the test images that they name; success and decoder calls over
+        training.
+        """
         concepts = self.data.split("test")
-        # In portions: on a GPU the sender has its hidden units for all numbers of all images in memory.
+        # In portions, because on a GPU the sender keeps its hidden units for all values of all
+        # images in memory.
         parts = concepts.features.split(self.eval_batch_size)
         used = torch.cat([self.sender(part.to(self.device)).argmax(-1).cpu() for part in parts])
         drawn = [draw_symbols(used, concepts, self.data.pixels("test"), folder / "symbols.png")]

@@ -1,7 +1,7 @@
 """Trees laid out by forces: the generator and its cache (Paulus et al. 2020, D.4.1).
 
-A maximum spanning tree over Gumbel weights pulls its vertices together while all vertices push each other away; what a
-model gets to see is where the vertices were after each of T steps.
+A maximum spanning tree over Gumbel weights pulls its vertices together, while all vertices push
+each other away. A model sees the positions of the vertices after each of T steps.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 SPLITS = ("train", "val", "test")
-#: Part of the key of a cache; raise it when the same configuration would give other data.
+#: Part of the key of a cache. Raise it when the same configuration would give other data.
 _GENERATOR_VERSION = 1
-#: Graphs moved at once; their forces then fit into the processor's cache.
+#: The number of graphs moved at once; their forces then fit into the processor's cache.
 _CHUNK = 1000
 
 
@@ -43,10 +43,11 @@ def random_trees(rng: np.random.Generator, graphs: int, vertices: int) -> NDArra
 def force_step(positions: Floats, adjacency: NDArray[Any]) -> Floats:
     """One iteration of Fruchterman and Reingold's layout, as ``networkx.spring_layout(iterations=1)`` did it.
 
-    Every vertex moves by a tenth of the larger axis range along the sum of its forces ``k^2 / d^2 - A d / k`` times
-    the difference vector, with ``k = sqrt(1 / n)``; then the layout is centred and scaled to a largest absolute
-    coordinate of 1. Distances count as at least 0.01, and a summed force shorter than 0.01 counts as 0.1 long (networkx
-    before its issue 8113; since then it counts as 0.01 long).
+    Every vertex moves along the sum of its forces, by a tenth of the larger axis range. A force is
+    ``k^2 / d^2 - A d / k`` times the difference vector, with ``k = sqrt(1 / n)``. Then the layout
+    is centred and scaled to a largest absolute coordinate of 1. Distances count as at least 0.01. A
+    summed force shorter than 0.01 counts as 0.1 long (networkx before its issue 8113; since then it
+    counts as 0.01 long).
 
     Args:
         positions: ``[graphs, n, 2]``.
@@ -71,7 +72,7 @@ def force_step(positions: Floats, adjacency: NDArray[Any]) -> Floats:
 
 
 def simulate(rng: np.random.Generator, trees: NDArray[np.bool_], steps: int) -> Floats:
-    """Lay trees out from standard normal positions; the initial frame is not part of the result.
+    """Lay out trees from standard normal positions. The initial frame is not part of the result.
 
     Returns:
         positions after each step, ``[graphs, steps, vertices, 2]``, computed in float64.
@@ -96,9 +97,9 @@ class GraphLayoutData:
         train: number of training graphs.
         val: number of validation graphs.
         test: number of test graphs.
-        vertices: of a graph.
+        vertices: number of vertices of a graph.
         steps: T, the length of a trajectory.
-        seed: of the generator.
+        seed: seed of the generator.
 
     Raises:
         ValueError: for sizes that leave nothing to predict.
@@ -121,17 +122,17 @@ class GraphLayoutData:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What the data depend on."""
+        """Everything on which the data depend."""
         names = ("train", "val", "test", "vertices", "steps", "seed")
         return {name: getattr(self, name) for name in names} | {"generator": _GENERATOR_VERSION}
 
     @property
     def folder(self) -> Path:
-        """Where this configuration is cached."""
+        """The cache folder of this configuration."""
         return cache.folder_of(self.cache, "graph_layout", self.key)
 
     def prepare(self) -> None:
-        """Generate and store the layouts unless an intact cache is there."""
+        """Generate and store the layouts unless an intact cache exists."""
         cache.ensure(self.folder, self.key, lambda: {name: _to_arrow(*s) for name, s in generate(self).items()})
 
     def split(self, name: str) -> dict[str, Tensor]:
@@ -153,7 +154,7 @@ class GraphLayoutData:
 
 
 def generate(data: GraphLayoutData) -> dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Make all splits of a configuration, each from a random stream of its own.
+    """Make all splits of a configuration, each from its own random stream.
 
     Positions are computed in float64, scaled to [-1, 1] by the least and the greatest coordinate of the training
     set, and kept in float32.

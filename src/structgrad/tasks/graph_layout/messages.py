@@ -1,9 +1,11 @@
-"""Sums of messages over the edges of a graph, on a CPU, an edge's network being that of its type: "no edge" and "edge".
+"""Sums of messages over the edges of a graph, on a CPU.
 
-A training step spends its time here. The matrix products are the library's; all between them is compiled, so that what
-one product writes is read once more, from the cache, before the next. Only what the products with the second layers
-give is kept for the backward pass, which computes the rest again. Where torch's precision of products is ``medium``,
-what goes into products and comes out of them is bfloat16; sums and gradients of parameters are float32.
+An edge has one of two types, "no edge" and "edge", and each type has its own network. A training
+step spends its time here. The library computes the matrix products. Everything between them is
+compiled, so that the output of one product is read once more, from the cache, before the next
+product. Only the results of the products with the second layers are kept for the backward pass,
+which computes the rest again. If torch's precision of products is ``medium``, inputs and outputs of
+products are bfloat16; sums and gradients of parameters are float32.
 """
 
 from __future__ import annotations
@@ -21,23 +23,23 @@ from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.threads import run
 
-#: Messages that are computed together: what the caches hold.
+#: The number of messages that are computed together, so that they fit into the caches.
 _TOGETHER = 1440
-#: All of fastmath but what would take NaN and infinity for impossible.
+#: All of fastmath, except for assuming that NaN and infinity cannot occur.
 _FAST = {"contract", "reassoc", "nsz"}
 
 Array = NDArray[Any]
 
 
 class Graphs:
-    """Edges of a batch of graphs, and where the messages of each lie: in a chunk of graphs, those of a type together.
+    """Edges of a batch of graphs, and the places of their messages.
 
-    Without ``requires_grad`` the graphs are hard, and an edge has the message of its own type only, which halves the
-    arithmetic.
+    A chunk of graphs keeps the messages of a type together. Without ``requires_grad`` the graphs
+    are hard, and an edge has the message of its own type only, which halves the arithmetic.
 
     Args:
-        edges: weights of the type "edge" ``[graphs, n, n - 1]``, receiver-major (see ``model``); 1 minus them are those
-            of "no edge". Without ``requires_grad``, 0 or 1.
+        edges: weights of the type "edge" ``[graphs, n, n - 1]``, receiver-major (see ``model``).
+            The weights of "no edge" are 1 minus these. Without ``requires_grad``, they are 0 or 1.
     """
 
     def __init__(self, edges: Tensor) -> None:
@@ -53,10 +55,12 @@ class Graphs:
         within = edges.detach().reshape(graphs, each) != 0
         within = F.pad(within, (0, 0, 0, chunks * size - graphs)).view(chunks, -1)
         ones = within.cumsum(1)
-        #: Place of an edge's message among those of its type in the chunk: int64 ``[graphs, n, n - 1]``.
+        #: The place of an edge's message among those of its type in the chunk: int64
+        #: ``[graphs, n, n - 1]``.
         self.place = torch.where(within, ones - 1, index - ones) if self.hard else index.expand(chunks, -1)
         self.place = self.place.reshape(-1, each)[:graphs].view(edges.shape)
-        #: First graph of a chunk, first of the next, how many messages of each type.
+        #: Of a chunk: its first graph, the first of the next, and the number of messages of each
+        #: type.
         self.chunks: list[tuple[int, int, int, int]] = []
         for chunk in range(chunks):
             start, stop = chunk * size, min((chunk + 1) * size, graphs)
@@ -66,14 +70,15 @@ class Graphs:
 
 
 def sum_messages(sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor, graphs: Graphs) -> Tensor:
-    """Sum of weighted messages at each receiver, ``sum_t sum_i w[t, i, j] relu(relu(s[t, i] + r[t, j]) W[t] + b[t])``.
+    """Sum of weighted messages at each receiver, ``sum_t sum_i w[t, i, j] relu(relu(s[t, i] + r[t,
+    j]) W[t] + b[t])``.
 
-    Differentiable, twice, also in the edges of ``graphs``.
+    It is differentiable, twice, also in the edges of ``graphs``.
 
     Args:
-        sender: what the first layer of each type gets from a vertex that sends ``[2, graphs, n, hidden]``.
-        receiver: what it gets from one that receives, in the same shape.
-        weight: of the second layer ``[2, hidden, hidden]``.
+        sender: the senders' inputs to the first layer of each type ``[2, graphs, n, hidden]``.
+        receiver: the receivers' inputs to it, in the same shape.
+        weight: weight of the second layer ``[2, hidden, hidden]``.
         bias: ``[2, hidden]``.
         graphs: the edges.
 
@@ -87,7 +92,7 @@ def sum_messages(sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor,
 
 
 def _in_torch(sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor, edges: Tensor) -> Tensor:
-    """What :func:`sum_messages` computes, in operations that autograd knows."""
+    """The same as :func:`sum_messages`, in operations that autograd knows."""
     n = receiver.shape[2]
     vertex = torch.arange(n, device=edges.device)
     senders = (vertex[:, None] + vertex[1:]) % n
@@ -109,7 +114,7 @@ class _Messages(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         dtype, hidden = products_in(receiver), bias.shape[1]
-        second = weight.to(dtype).mT.contiguous()  # a product with its transpose is the faster one
+        second = weight.to(dtype).mT.contiguous()  # the product with its transpose is faster
         most = max((a + b for _, _, a, b in graphs.chunks), default=0)
         first = receiver.new_empty(most, hidden, dtype=dtype)
         products = [first.new_empty(a + b if keep else 0, hidden) for _, _, a, b in graphs.chunks]
@@ -132,7 +137,7 @@ class _Messages(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sender, receiver, weight, bias, edges, *products = ctx.saved_tensors
         graphs: Graphs = ctx.graphs
-        if torch.is_grad_enabled():  # somebody wants second derivatives
+        if torch.is_grad_enabled():  # second derivatives are wanted
             return *gradients(_in_torch, [sender, receiver, weight, bias, edges], [grad]), None, None
         hidden, most = bias.shape[1], max((len(y) for y in products), default=0)
         dtype = products[0].dtype if products else weight.dtype
@@ -140,7 +145,7 @@ class _Messages(torch.autograd.Function):
         first, d_products, d_first = (receiver.new_empty(most, hidden, dtype=dtype) for _ in range(3))
         d_sender, d_receiver = (
             sender.new_zeros(sender.shape) for _ in range(2)
-        )  # contiguous, what came in need not be
+        )  # contiguous, although the input need not be
         d_weight, d_bias = torch.zeros_like(weight), bias.new_zeros(torch.get_num_threads(), 2, hidden)
         d_edges = None if graphs.hard else edges.new_empty(edges.shape)
         nodes, d_nodes = (
@@ -165,8 +170,9 @@ class _Messages(torch.autograd.Function):
         return d_sender, d_receiver, d_weight, d_bias.sum(0), d_edges, None, None
 
 
-# Below, as in torch, `0 if x <= 0 else x`: a NaN is positive, and seen by whoever looks at the result. Kernels take the
-# graphs from `start` to those before `stop`; messages of type 1 lie `behind` so many of type 0.
+# Below, as in torch, `0 if x <= 0 else x`: a NaN counts as positive, so it is visible in the
+# result. Kernels take the graphs from `start` to those before `stop`; messages of type 1 lie
+# `behind` places after type 0.
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]

@@ -1,9 +1,10 @@
 """Neural relational inference: an encoder from trajectories to edge scores, a decoder from edges to trajectories.
 
-The architectures are the MLP encoder and decoder of Kipf et al. (2018), as Paulus et al. (2020, D.4.2) use them. Edges
-are kept *receiver-major*: ``[..., n, n - 1]``, entry ``[j, o]`` is the edge from vertex ``(j + 1 + o) mod n`` to vertex
-``j``, so that what a sender contributes is a sliding window over the vertices and what a receiver contributes is a
-broadcast; no incidence matrix or gather is needed.
+The architectures are the MLP encoder and decoder of Kipf et al. (2018), as Paulus et al. (2020,
+D.4.2) use them. Edges are kept *receiver-major*, as ``[..., n, n - 1]``. The entry ``[j, o]`` is
+the edge from vertex ``(j + 1 + o) mod n`` to vertex ``j``. So the senders' terms are a sliding
+window over the vertices, and the receivers' terms a broadcast. No incidence matrix or gather is
+needed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from structgrad.tasks.graph_layout.rollout import rollout
 
 
 def _launches_count(device: torch.device) -> bool:
-    """Whether fewer, larger operators pay, whatever memory they take; on a CPU what counts is its cache."""
+    """Whether fewer, larger operators pay although they take memory. On a CPU the cache matters
+    more.
+    """
     return device.type != "cpu"
 
 
@@ -48,8 +51,10 @@ def to_matrix(edges: Tensor) -> Tensor:
 
 
 def windows(per_sender: Tensor) -> Tensor:
-    """What each edge's sender contributes: ``[*batch, n, features]`` -> ``[*batch, n, n - 1, features]``, overlapping
-    windows.
+    """The sender's term of each edge: ``[*batch, n, features]`` ->
+    ``[*batch, n, n - 1, features]``.
+
+    The windows overlap.
     """
     twice = torch.cat((per_sender[..., 1:, :], per_sender[..., :-1, :]), -2)
     return twice.unfold(-2, per_sender.shape[-2] - 1, 1).transpose(-1, -2)
@@ -59,8 +64,8 @@ def sum_to_senders(per_edge: Tensor) -> Tensor:
     """The transpose of :func:`windows`: ``[*batch, n, n - 1, features]`` -> ``[*batch, n, features]``."""
     n = per_edge.shape[-3]
     if _launches_count(per_edge.device):
-        # Rows of n - 1 at places 1, ... of 2 n + 1, read as rows of 2 n: receiver j's edge o comes to place j + o + 1,
-        # which is its sender modulo n.
+        # The rows of n - 1 lie at places 1, ... of 2 n + 1 and are read as rows of 2 n. So edge o
+        # of receiver j comes to place j + o + 1, which is its sender modulo n.
         skewed = F.pad(per_edge, (0, 0, 1, n + 1)).flatten(-3, -2)[..., : 2 * n * n, :]
         summed: Tensor = skewed.unflatten(-2, (n, 2, n)).sum((-4, -3))
         return summed
@@ -87,7 +92,7 @@ class _EdgeSum(torch.autograd.Function):
 
 
 class _SumToSenders(torch.autograd.Function):
-    """:func:`sum_to_senders`, which is written in place, with the transpose as its derivative."""
+    """:func:`sum_to_senders`, which writes in place, with its transpose as the derivative."""
 
     @staticmethod
     def forward(ctx: Any, per_edge: Tensor) -> Tensor:
@@ -111,7 +116,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., hidden]`` -> ``[..., hidden]``; ``x`` is overwritten."""
-        # What is overwritten is no view: autograd would copy its base.
+        # The overwritten tensor is no view: autograd would copy its base.
         rows = F.elu_(x).flatten(0, -2)
         out: Tensor = self.norm(F.elu_(self.linear(rows)))
         return out.view(x.shape)
@@ -123,8 +128,8 @@ class Encoder(nn.Module):
     The first layer of an edge network is linear in the two ends, so it is computed per vertex and added per edge.
 
     Args:
-        features: numbers that describe a vertex, ``steps * 2``.
-        hidden: units.
+        features: number of features of a vertex, ``steps * 2``.
+        hidden: number of hidden units.
     """
 
     def __init__(self, features: int, hidden: int) -> None:
@@ -165,7 +170,7 @@ class Decoder(nn.Module):
     """NRI's MLP decoder with two edge types: messages from all vertices to all others, by the type of their edge.
 
     Args:
-        hidden: units.
+        hidden: number of hidden units.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -180,13 +185,15 @@ class Decoder(nn.Module):
         )
 
     def forward(self, positions: Tensor, vertices: Tensor, every: int) -> Tensor:
-        """Predict every frame but the first.
+        """Predict every frame except the first.
 
         Args:
             positions: ``[N, steps, n, 2]``, the true trajectory.
-            vertices: ``[N, n, n]``, the graph: entry ``[i, j]`` is the weight of the edge i -> j, 1 minus it that of
-                no such edge. Without ``requires_grad`` its entries off the diagonal are 0 or 1.
-            every: the rollout starts from the true positions again after so many steps (teacher forcing).
+            vertices: ``[N, n, n]``, the graph. Entry ``[i, j]`` is the weight of the edge i -> j;
+                the weight of "no edge" is 1 minus it. Without ``requires_grad`` its entries off the
+                diagonal are 0 or 1.
+            every: the rollout restarts from the true positions after this many steps (teacher
+                forcing).
 
         Returns:
             ``[N, steps - 1, n, 2]``.

@@ -21,13 +21,13 @@ _KINDS = {
 
 
 def draw_layout(positions: Tensor, true: Tensor, found: Tensor | None, path: Path) -> Path:
-    """The layout of one graph over time, its true edges above and those that were found below.
+    """The layout of one graph over time, with its true edges above and the found edges below.
 
     Args:
         positions: ``[steps, n, 2]``.
         true: ``[n, n]``, the true adjacency matrix.
         found: ``[n, n]``; None draws the true edges only.
-        path: of the picture.
+        path: path of the picture.
 
     Returns:
         ``path``.
@@ -58,7 +58,7 @@ def draw_graphs(positions: Tensor, true: Tensor, found: Tensor, path: Path) -> P
         positions: ``[graphs, n, 2]``.
         true: ``[graphs, n, n]``.
         found: ``[graphs, n, n]``.
-        path: of the picture.
+        path: path of the picture.
 
     Returns:
         ``path``.
@@ -85,7 +85,7 @@ def _compare(true: Tensor, found: Tensor) -> dict[str, Tensor]:
 
 def _draw(axis: Any, positions: Tensor, edges: dict[str, Tensor]) -> None:
     for kind, adjacency in edges.items():
-        # An edge found in one direction only is as good as found.
+        # An edge that was found in one direction only counts as found.
         ends = (adjacency | adjacency.T).triu(1).nonzero()
         color, style = _KINDS[kind]
         width = 1.0 if kind == "found, but not there" else 1.6

@@ -1,11 +1,13 @@
-"""The decoder's rollout as one function with a derivative of its own, for devices where every operator is a launch.
+"""The decoder's rollout as one function with its own derivative, for devices where every operator
+is a launch.
 
-It computes what ``Decoder._step`` does step by step. Autograd would launch an accumulation for each parameter at each
-step and keep what each operator saved; here the steps write into common tensors, the backward pass propagates the
-gradient of the layout alone, and the gradients of parameters are one product over all steps at the end.
+It computes the same as ``Decoder._step``, step by step. Autograd would launch an accumulation for
+each parameter at each step and keep the saved tensors of each operator. Here the steps write into
+common tensors. The backward pass propagates only the gradient of the layout. The gradients of
+parameters are one product over all steps at the end.
 
-Rows of vertices are ``[N * n]``, rows of edges ``[N * n * (n - 1)]``, receiver-major (see ``model``), and both edge
-types lie side by side: ``[..., 2, hidden]``.
+Rows of vertices are ``[N * n]``, and rows of edges ``[N * n * (n - 1)]``, receiver-major (see
+``model``). Both edge types lie side by side: ``[..., 2, hidden]``.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ def rollout(state: Tensor, edges: Tensor, parameters: list[Tensor], steps: int) 
     """All states that follow ``state``.
 
     Args:
-        state: ``[N, n, 2]``, the layouts to start from.
+        state: ``[N, n, 2]``, the first layouts.
         edges: ``[N, n, n - 1]``, weights of the edges.
-        parameters: of the decoder: weight ``[2 * hidden, 4]`` and bias of the first layer of messages, weight ``[2,
-            hidden, hidden]`` and bias ``[2, hidden]`` of the second, three weights and biases of the update.
-        steps: how many.
+        parameters: those of the decoder: weight ``[2 * hidden, 4]`` and bias of the first layer of
+            messages, weight ``[2, hidden, hidden]`` and bias ``[2, hidden]`` of the second, three
+            weights and biases of the update.
+        steps: number of steps.
 
     Returns:
         ``[N, steps, n, 2]``.
@@ -65,7 +68,7 @@ class _Rollout(torch.autograd.Function):
         types = torch.stack((1 - edges, edges), -1).view(vertices, 1, messages_in)
         around = state.new_empty(steps, graphs, len(ends), 2)
         first, second = state.new_empty(2, steps, vertices * (n - 1), 2 * hidden)
-        known = state.new_empty(steps + 1, vertices, 2 + hidden)  # what a vertex knows: where it is, what it received
+        known = state.new_empty(steps + 1, vertices, 2 + hidden)  # a vertex's inputs: position and received messages
         third, fourth = state.new_empty(2, steps, vertices, hidden)
         states = known[..., :2].unflatten(1, (graphs, n))
         states[0] = state
@@ -85,14 +88,15 @@ class _Rollout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         state, edges, *parameters, ends, types, around, first, second, known, third, fourth = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody wants second derivatives
+        if torch.is_grad_enabled():  # second derivatives are wanted
             steps = upstream.shape[1]
             found = gradients(lambda *inputs: _in_torch(steps, *inputs), [state, edges, *parameters], [upstream])
             return *found[:2], None, *found[2:]
         w1, _, w2, b2, *update = parameters
         (graphs, n, _), hidden, steps = state.shape, b2.shape[-1], len(around)
         vertices, messages_in = graphs * n, 2 * (n - 1)
-        # An edge's ends as a matrix: what comes back from edges to the layout is a product with it.
+        # The ends of edges as a matrix: the edges' gradient goes back to the layout by a product
+        # with it.
         scatter = F.one_hot(ends, n).to(state.dtype)
         moved = torch.cat((upstream.new_zeros(graphs, 1, n, 2), upstream), 1).transpose(0, 1).contiguous()
         moved = moved.view(steps + 1, vertices, 2)
@@ -139,7 +143,7 @@ class _Rollout(torch.autograd.Function):
 
 
 def _in_torch(steps: int, state: Tensor, edges: Tensor, *parameters: Tensor) -> Tensor:
-    """What :class:`_Rollout` computes, in operations that autograd knows."""
+    """The same as :class:`_Rollout`, in operations that autograd knows."""
     w1, b1, w2, b2, *update = parameters
     ends = _ends(state.shape[1], state.device)
     types = torch.stack((1 - edges, edges), -1)

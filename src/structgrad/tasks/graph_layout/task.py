@@ -21,32 +21,35 @@ from structgrad.tasks.graph_layout.pictures import draw_graphs, draw_layout
 class GraphLayout(Task):
     """Find the tree behind the motion of its vertices, from the motion alone.
 
-    The encoder scores the edges; the decoder predicts every next layout from the present one by messages along the
-    sampled graph. The loss of a graph is the squared error of all predicted coordinates over twice the output
-    variance, and its ELBO is minus that and the KL; both are divided by the number of vertices.
+    The encoder scores the edges. The decoder predicts every next layout from the present one, by
+    messages along the sampled graph. The loss of a graph is the squared error of all predicted
+    coordinates over twice the output variance. Its ELBO is minus the loss and the KL. Both are
+    divided by the number of vertices.
 
-    The layout of ``structure`` decides whether the graph is directed: scores of undirected edges are averaged over both
-    directions. An estimator's KL counts each undirected edge once; the published protocol sums over all directed
-    entries, that is it counts each twice (``both_directions``). A KL over whole graphs is no such sum and is taken as
-    it is; an estimator that has none gets that of a point mass, the logarithm of the number of graphs.
+    The layout of ``structure`` decides whether the graph is directed. Scores of undirected edges
+    are averaged over both directions. An estimator's KL counts each undirected edge once. The
+    published protocol sums over all directed entries, so it counts each twice
+    (``both_directions``). A KL over whole graphs is not such a sum and stays as it is. An estimator
+    without KL gets that of a point mass, the logarithm of the number of graphs.
 
-    Edge precision and recall are averages over graphs. As the two edge types have no names, the complement of the
-    sampled graph may be the better answer; whichever has the higher mean precision on the data set is reported, one
-    choice for the whole set (``complement`` says which).
+    Edge precision and recall are averages over graphs. The two edge types have no names, so the
+    complement of the sampled graph may be the better answer. The one with the higher mean precision
+    on the data set is reported, one choice for the whole set (``complement`` says which).
 
     Args:
-        structure: over directed or undirected edges, or ``GroundTruth``: the decoder is then given the true tree.
+        structure: over directed or undirected edges, or ``GroundTruth``, which gives the decoder
+            the true tree.
         estimator: see :class:`~structgrad.tasks.base.Task`.
         optimizer: see there.
         data: the layouts.
-        batch_size: graphs in a training batch.
-        eval_batch_size: graphs in a validation or test batch.
-        hidden: units of all layers.
-        variance: of the output, 5e-5 in Kipf et al. (2018).
-        teacher_forcing: the decoder is given the true layout again after so many steps in training; in evaluation
-            it is given every one.
-        both_directions: count the KL of an undirected edge twice, where the KL is over parts.
-        seed: of the order of training graphs.
+        batch_size: number of graphs in a training batch.
+        eval_batch_size: number of graphs in a validation or test batch.
+        hidden: number of units of all layers.
+        variance: variance of the output, 5e-5 in Kipf et al. (2018).
+        teacher_forcing: in training, the decoder gets the true layout again after this many steps.
+            In evaluation it gets every one.
+        both_directions: count the KL of an undirected edge twice, if the KL is over parts.
+        seed: seed of the order of training graphs.
 
     Raises:
         ValueError: if the structure is not over the edges of a graph.
@@ -116,7 +119,7 @@ class GraphLayout(Task):
         )
 
     def step(self, batch: Batch) -> StepOutput:
-        """Negative ELBO, and how well the edges were found."""
+        """The negative ELBO, and how well the edges were found."""
         positions, tree = batch["positions"], batch["adjacency"].to(batch["positions"])
         n = tree.shape[-1]
         if self.encoder is None or self.estimator is None:
@@ -157,9 +160,11 @@ class GraphLayout(Task):
         }
 
     def pictures(self, folder: Path) -> list[Path]:
-        """A test graph's layout over time and the edges found in it; the edges of a few more."""
+        """A test graph's layout over time with the edges found in it, and the edges of a few more
+        graphs.
+        """
         test = self.data.split("test")
-        # More than are drawn, to choose between graphs and their complements.
+        # More graphs than are drawn, to choose between graphs and their complements.
         positions, tree = (test[name][:200].to(self.device) for name in ("positions", "adjacency"))
         if self.encoder is None or self.estimator is None:
             return [draw_layout(positions[0], tree[0], None, folder / "layout.png")]
@@ -184,7 +189,7 @@ class GraphLayout(Task):
 
 
 def complement(graphs: Tensor) -> Tensor:
-    """All the other edges: ``[*batch, n, n]`` -> ``[*batch, n, n]``, no self-loops."""
+    """All other edges: ``[*batch, n, n]`` -> ``[*batch, n, n]``, no self-loops."""
     return 1 - graphs - torch.eye(graphs.shape[-1], dtype=graphs.dtype, device=graphs.device)
 
 
@@ -196,8 +201,8 @@ def edge_agreement(found: Tensor, true: Tensor) -> dict[str, Tensor]:
         true: ``[N, n, n]``.
 
     Returns:
-        ``edge_precision``, ``edge_recall``, ``complement_edge_precision``, ``complement_edge_recall``: ``[N]`` each; a
-        graph without edges has precision 0.
+        ``edge_precision``, ``edge_recall``, ``complement_edge_precision``,
+        ``complement_edge_recall``: ``[N]`` each. A graph without edges has precision 0.
     """
     out = {}
     for prefix, graphs in (("", found), ("complement_", complement(found))):

@@ -15,7 +15,7 @@ from structgrad.common.ranges import check_choice
 from structgrad.data import DamagedDataError
 from structgrad.tasks.l2x.data import ReviewData, Text, Vocabulary, fingerprints, lines_of
 
-#: In the order of the ratings and of the annotations; a fifth rating, overall, has no file.
+#: In the order of the ratings and of the annotations. A fifth rating, overall, has no file.
 ASPECTS = ("appearance", "aroma", "palate", "taste")
 _RATINGS = 5
 
@@ -24,18 +24,18 @@ _RATINGS = 5
 class BeerAdvocate(ReviewData):
     """Beer reviews with ratings of four aspects (McAuley et al. 2012), in the files of Lei et al. (2016).
 
-    The held-out file of an aspect is split in two halves, the first for validation and the second for the test
-    (Paulus et al. 2020, D.6). Words that decide are known for other reviews, the annotated ones, whose ratings are
-    not used.
+    The held-out file of an aspect is split in two halves, the first for validation and the second
+    for the test (Paulus et al. 2020, D.6). The deciding words are known for other reviews, the
+    annotated ones, whose ratings are not used.
 
     Args:
         data: folder of data sets, ``paths.data``; the files are in ``beeradvocate`` within.
-        aspect: out of :data:`ASPECTS`.
-        embeddings: name of the file of pretrained vectors, which is the vocabulary; None to learn them, with a
-            vocabulary from the training reviews.
-        unknown: None to refuse reviews with a word that the pretrained vectors lack; otherwise the entry that stands
-            for such words (made, as a vector of zeros, if the file does not have it).
-        least: a word that occurs less often in training is unknown, if embeddings are learnt.
+        aspect: one of :data:`ASPECTS`.
+        embeddings: name of the file of pretrained vectors, which is also the vocabulary. None: they
+            are learnt, with a vocabulary from the training reviews.
+        unknown: None to refuse reviews with a word that the pretrained vectors lack. Otherwise the
+            entry that replaces such words (a vector of zeros, if the file has no such entry).
+        least: if embeddings are learnt, a word that occurs less often in training is unknown.
     """
 
     title: ClassVar[str] = "BeerAdvocate"
@@ -54,7 +54,7 @@ class BeerAdvocate(ReviewData):
 
     @property
     def files(self) -> dict[str, Path]:
-        """What is read."""
+        """The files that are read."""
         folder, number = Path(self.data) / "beeradvocate", ASPECTS.index(self.aspect)
         files = {
             "train": folder / f"reviews.aspect{number}.train.txt.gz",
@@ -74,7 +74,7 @@ class BeerAdvocate(ReviewData):
         """See :class:`ReviewData`.
 
         Raises:
-            DamagedDataError: for a line that is not in the format; names file and line.
+            DamagedDataError: for a line that is not in the format; the message names file and line.
         """
         files, number = self.files, ASPECTS.index(self.aspect)
         heldout = list(read_rated(files["heldout"], number))
@@ -91,10 +91,10 @@ class BeerAdvocate(ReviewData):
 
 
 def read_rated(file: Path, aspect: int) -> Iterator[Text]:
-    """Reviews with five ratings in [0, 1], a tab, and the words, one a line.
+    """Read reviews, one a line: five ratings in [0, 1], a tab, and the words.
 
     Raises:
-        DamagedDataError: for a line that is not that; names file and line.
+        DamagedDataError: for a line in another format; the message names file and line.
     """
     for where, line in lines_of(file):
         head, tab, words = line.partition("\t")
@@ -111,10 +111,11 @@ def read_rated(file: Path, aspect: int) -> Iterator[Text]:
 
 
 def read_annotated(file: Path, aspect: int) -> Iterator[Text]:
-    """One JSON object a line: words ``x``, and under the number of each aspect spans ``[start, end)``.
+    """Read one JSON object a line: words ``x``, and under the number of each aspect its spans
+    ``[start, end)``.
 
     Raises:
-        DamagedDataError: for a line that is not that; names file and line.
+        DamagedDataError: for a line in another format; the message names file and line.
     """
     for where, line in lines_of(file):
         try:
@@ -133,7 +134,7 @@ def read_annotated(file: Path, aspect: int) -> Iterator[Text]:
 
 
 def read_embeddings(file: Path, unknown: str | None, wanted: Container[str] | None = None) -> Vocabulary:
-    """A word and its vector a line, separated by spaces.
+    """Read one word and its vector a line, separated by spaces.
 
     Args:
         file: text, gzip if its name ends in ``.gz``.
@@ -141,7 +142,8 @@ def read_embeddings(file: Path, unknown: str | None, wanted: Container[str] | No
         wanted: words that are kept; None for all.
 
     Raises:
-        DamagedDataError: for a line that is not that, or a second line for a word; names file and line.
+        DamagedDataError: for a line in another format, or a second line for a word; the message
+            names file and line.
     """
     words = ["<pad>"]
     vectors: list[NDArray[np.float32]] = []

@@ -1,4 +1,4 @@
-"""Reviews with ratings, and which of their words decide: what every data set of them becomes, and its cache."""
+"""Reviews with ratings and the words that decide: the common form of all data sets, and its cache."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from torch import Tensor
 from structgrad.data import DamagedDataError, DataError, MissingDataError, cache
 from structgrad.tasks.base import Split
 
-#: Token id of padding, and what stands for words that the vocabulary does not have.
+#: Token id of padding, and the token for words that the vocabulary does not have.
 PAD, UNKNOWN = 0, "<unk>"
-#: Part of the key of a cache; raise it when the same files or settings would give other arrays.
+#: Part of the key of a cache. Raise it when the same files or settings would give other arrays.
 _VERSION = 1
 
 
@@ -36,8 +36,8 @@ class Reviews:
     """Reviews, cut and padded to one length.
 
     Attributes:
-        tokens: int32 ``[n, words]``, :data:`PAD` where padded.
-        ratings: float32 ``[n]`` in [0, 1]; NaN where none is used.
+        tokens: int32 ``[n, words]``, :data:`PAD` at padding.
+        ratings: float32 ``[n]`` in [0, 1]; NaN if the rating is not used.
         relevant: bool ``[n, words]``, the words that decide.
         annotated: bool ``[n]``, whether ``relevant`` is known.
     """
@@ -52,23 +52,23 @@ class Reviews:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, as :class:`structgrad.data.Batches` takes them."""
+        """The tensors by name, in the form of :class:`structgrad.data.Batches`."""
         return {name: getattr(self, name) for name in ("tokens", "ratings", "relevant", "annotated")}
 
     def first(self, n: int | None) -> Reviews:
-        """The first n; all for None."""
+        """The first n reviews; all for None."""
         return Reviews(**{name: tensor[:n] for name, tensor in self.tensors.items()})
 
 
 @dataclass
 class Text:
-    """A review as it is read.
+    """A review as it was read.
 
     Attributes:
         where: file and line, for messages.
         tokens: its words.
-        rating: in [0, 1]; NaN where none is used.
-        relevant: for each word, whether it decides; None where that is not known.
+        rating: in [0, 1]; NaN if it is not used.
+        relevant: for each word, whether it decides; None if that is not known.
     """
 
     where: str
@@ -79,12 +79,12 @@ class Text:
 
 @dataclass
 class Vocabulary:
-    """The words that have an id, which is their place in the list.
+    """The words that have an id; the id is their place in the list.
 
     Attributes:
-        words: the first stands for padding.
-        vectors: float32 ``[len(words), size]``, that of padding 0; None if embeddings are to be learnt.
-        unknown: id of all other words; None if there may be none.
+        words: the first is padding.
+        vectors: float32 ``[len(words), size]``, 0 for padding; None if embeddings are learnt.
+        unknown: id of all other words; None if there must be none.
     """
 
     words: list[str]
@@ -93,16 +93,19 @@ class Vocabulary:
 
     @classmethod
     def of(cls, texts: Iterable[Text], least: int) -> Vocabulary:
-        """The words that occur at least so often, the most frequent first; others are unknown."""
+        """The words that occur at least ``least`` times, the most frequent first; others are
+        unknown.
+        """
         counts = Counter(token for text in texts for token in text.tokens)
         frequent = sorted((w for w, n in counts.items() if n >= least), key=lambda w: (-counts[w], w))
         return cls(["<pad>", UNKNOWN, *frequent], None, 1)
 
     def encode(self, texts: Sequence[Text], length: int) -> pa.Table:
-        """The arrays of :class:`Reviews`, of texts cut and padded to ``length`` words, and the words for readers.
+        """The arrays of :class:`Reviews`, with texts cut and padded to ``length`` words, and the
+        words for readers.
 
         Raises:
-            DamagedDataError: for a word that the vocabulary does not have, if it may not be unknown.
+            DamagedDataError: for a word outside the vocabulary, if there must be none.
         """
         ids = {word: i for i, word in enumerate(self.words)}
         tokens = np.full((len(texts), length), PAD, np.int32)
@@ -143,16 +146,16 @@ class ReviewData(abc.ABC):
 
     Args:
         cache: folder of prepared data, ``paths.cache``.
-        words: reviews are cut and padded to so many.
-        train: the first so many reviews of a part; None for all there are.
+        words: the length to which reviews are cut and padded.
+        train: number of reviews of a part, the first ones; None for all.
         val: likewise.
-        test: likewise; also of the annotated reviews where those are others.
+        test: likewise; also of the annotated reviews if those are others.
 
     Raises:
         ValueError: for a size below 1.
     """
 
-    #: For tables and pictures.
+    #: The title for tables and pictures.
     title: ClassVar[str]
 
     cache: str | Path
@@ -171,15 +174,17 @@ class ReviewData(abc.ABC):
 
     @abc.abstractmethod
     def key(self) -> dict[str, Any]:
-        """All that the arrays depend on, as JSON can hold it.
+        """Everything on which the arrays depend, in a form that JSON can hold.
 
         Raises:
-            MissingDataError: if files are not there.
+            MissingDataError: if files are missing.
         """
 
     @abc.abstractmethod
     def read(self) -> tuple[dict[str, list[Text]], Vocabulary]:
-        """The texts of ``train``, ``val``, ``test`` and, where the annotated ones are others, ``annotated``."""
+        """The texts of ``train``, ``val``, ``test`` and, if the annotated ones are others,
+        ``annotated``.
+        """
 
     def prepare(self) -> None:
         """Read or generate the reviews, unless they are cached."""
@@ -189,7 +194,7 @@ class ReviewData(abc.ABC):
         """The reviews of a part; annotated ones without a rating come last in the test.
 
         Raises:
-            DataError: if there are fewer than was asked for.
+            DataError: if there are fewer reviews than requested.
         """
         tables = self._load()
         reviews, size = tables[split], getattr(self, split)
@@ -202,7 +207,7 @@ class ReviewData(abc.ABC):
         return chosen
 
     def words_of(self, rows: Sequence[int]) -> list[list[str]]:
-        """The words of reviews of ``split("test")``, unknown ones included."""
+        """The words of reviews in ``split("test")``, including unknown ones."""
         rated = len(self._load()["test"].first(self.test))
         tables = {
             name: cache.load(self._folder, name)["text"] for name in ("test", "annotated") if name in self._load()
@@ -255,10 +260,10 @@ class ReviewData(abc.ABC):
 
 
 def fingerprints(files: Mapping[str, Path], title: str, how: str) -> dict[str, str]:
-    """Hashes of the contents.
+    """Hashes of the contents of files.
 
     Raises:
-        MissingDataError: if files are not there; names them all.
+        MissingDataError: if files are missing; the message names them all.
     """
     missing = [str(file) for file in files.values() if not file.is_file()]
     if missing:
@@ -271,7 +276,7 @@ def fingerprints(files: Mapping[str, Path], title: str, how: str) -> dict[str, s
 
 
 def lines_of(file: Path) -> Iterator[tuple[str, str]]:
-    """The lines that are not empty, each after ``<file>:<line>``.
+    """The lines that are not empty, each together with ``<file>:<line>``.
 
     Raises:
         DamagedDataError: if the file is no (gzip) text in UTF-8.

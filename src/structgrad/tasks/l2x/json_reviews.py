@@ -1,4 +1,4 @@
-"""Reviews in JSON lines: anybody's own, and film reviews with the words that people marked."""
+"""Reviews in JSON lines: your own, and film reviews in which people marked the deciding words."""
 
 from __future__ import annotations
 
@@ -20,22 +20,25 @@ _PARTS = {"train": "train", "val": "dev", "test": "test"}
 
 @dataclass(kw_only=True)
 class JsonReviews(ReviewData):
-    """Reviews of one's own, one JSON object a line.
+    """Your own reviews, one JSON object a line.
 
-    An object has ``text``, whose words are separated by white space, or ``tokens``, a list of words; a rating in
-    [0, 1] (null for reviews of the test whose rating is not used); and, where the words that decide are known, spans
-    ``[start, end)`` of token numbers. Other keys are left alone.
+    An object has these keys; others are ignored:
+
+    - ``text``, whose words are separated by white space, or ``tokens``, a list of words;
+    - a rating in [0, 1] (null for test reviews whose rating is not used);
+    - if the deciding words are known, spans ``[start, end)`` of token numbers.
 
     Args:
         data: folder of data sets, ``paths.data``.
-        folder: with ``train``, ``dev`` and ``test``, each ``.jsonl`` or ``.jsonl.gz``; absolute or within ``data``.
+        folder: folder with ``train``, ``dev`` and ``test``, each ``.jsonl`` or ``.jsonl.gz``;
+            absolute or within ``data``.
         rating: key of the rating.
         spans: key of the spans.
-        embeddings: file of vectors, a word and its vector a line, absolute or within the folder, of which those of
-            words that occur are taken; None to learn them.
-        lowercase: words.
-        least: a word that occurs less often in training is unknown, if embeddings are learnt; one without a vector is,
-            if they are not.
+        embeddings: file of vectors, a word and its vector a line, absolute or within the folder.
+            Only words that occur are read. None: embeddings are learnt.
+        lowercase: whether words become lower case.
+        least: if embeddings are learnt, a word that occurs less often in training is unknown.
+            Otherwise a word without a vector is unknown.
     """
 
     title: ClassVar[str] = "Reviews in JSON lines"
@@ -51,7 +54,7 @@ class JsonReviews(ReviewData):
 
     @property
     def files(self) -> dict[str, Path]:
-        """What is read."""
+        """The files that are read."""
         folder = Path(self.data) / self.folder
         files = {}
         for part, name in _PARTS.items():
@@ -72,7 +75,7 @@ class JsonReviews(ReviewData):
         """See :class:`ReviewData`.
 
         Raises:
-            DamagedDataError: for a line that is not in the format; names file and line.
+            DamagedDataError: for a line in another format; the message names file and line.
         """
         files = self.files
         texts = {
@@ -93,8 +96,8 @@ class JsonReviews(ReviewData):
 class MovieRationales(JsonReviews):
     """Film reviews, negative or positive, with rationales (Zaidan et al. 2007; ERASER benchmark, DeYoung et al. 2020).
 
-    The label is the rating; the words that people marked decide. In the test part all evidence is marked, in the others
-    only enough of it. Precision is comparable within a part only.
+    The label is the rating, and the words that people marked decide. In the test part all evidence
+    is marked, in the others only enough of it. So precision is comparable within a part only.
     """
 
     title: ClassVar[str] = "Movie reviews with rationales"
@@ -113,11 +116,11 @@ def read_reviews(file: Path, *, rating: str, spans: str, lowercase: bool, rated:
         file: ``.jsonl`` or ``.jsonl.gz``.
         rating: key of the rating.
         spans: key of the spans.
-        lowercase: words.
+        lowercase: whether words become lower case.
         rated: whether every review must have a rating.
 
     Raises:
-        DamagedDataError: for a line that is not in the format; names file and line.
+        DamagedDataError: for a line in another format; the message names file and line.
     """
     for where, line in lines_of(file):
         try:

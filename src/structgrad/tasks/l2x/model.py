@@ -1,4 +1,6 @@
-"""The networks of learning to explain (Paulus et al. 2020, D.6): what scores the words, and what reads the chosen."""
+"""The networks of learning to explain (Paulus et al. 2020, D.6): word encoders, and the decoder of
+chosen words.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from structgrad.tasks.l2x.data import PAD, Reviews
 
 EncoderName = Literal["simple", "complex", "random_words", "linear_weights"]
 
-#: Scores of padding in the two references, which choose it only where there are too few words.
+#: Scores of padding in the two references, which choose padding only if there are too few words.
 _LAST = -100.0
-#: Ridge penalties that the linear model's is selected from, by the validation error.
+#: Ridge penalties of the linear model; the validation error selects one.
 _PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
 
 
@@ -42,22 +44,24 @@ class WordEncoder(nn.Module, abc.ABC):
             embedded: their embeddings, ``[batch, n, size]``.
 
         Returns:
-            ``[batch, n]``; with pairs ``[batch, 2n - 1]``, words first, then words i and i + 1.
+            ``[batch, n]``; with pairs ``[batch, 2n - 1]``, first words, then pairs (i, i + 1).
         """
 
 
 class LearntEncoder(WordEncoder):
-    """Dropout, then convolutions of one filter each: one word wide for the words' scores.
+    """Dropout, then convolutions of one filter each; that of the words' scores is one word wide.
 
-    The score of a pair is the sum of three: two one word wide at its first word, one two words wide (Paulus et al.
-    2020, D.6). All are one matrix product here. The complex encoder first passes the embeddings through two
-    convolutions three words wide, with ReLU, padded to keep the length.
+    The score of a pair is the sum of three. Two are one word wide at its first word, one is two
+    words wide (Paulus et al. 2020, D.6). Here all are one matrix product. The complex encoder first
+    applies two convolutions to the embeddings. They are three words wide, with ReLU, and padded to
+    keep the length.
 
     Args:
-        size: of an embedding.
+        size: size of an embedding.
         pairs: see :class:`WordEncoder`.
-        dropout: probability.
-        filters: of the two convolutions; None for the simple encoder, which has none.
+        dropout: dropout probability.
+        filters: number of filters of the two convolutions; None for the simple encoder, which has
+        none.
     """
 
     def __init__(self, size: int, pairs: bool, dropout: float, filters: int | None) -> None:
@@ -77,10 +81,10 @@ class LearntEncoder(WordEncoder):
 
 
 class FixedEncoder(WordEncoder):
-    """A score for each word of the vocabulary that is not learnt; padding comes last, pairs count nothing.
+    """A fixed score for each word of the vocabulary; padding comes last, pairs score 0.
 
     Args:
-        weights: ``[vocabulary]``; that of padding is not looked at.
+        weights: ``[vocabulary]``; the weight of padding is never read.
         pairs: see :class:`WordEncoder`.
     """
 
@@ -99,18 +103,19 @@ class FixedEncoder(WordEncoder):
 def make_encoder(
     name: EncoderName, *, size: int, pairs: bool, dropout: float, filters: int, train: Reviews, val: Reviews, words: int
 ) -> WordEncoder:
-    """The encoder of that name.
+    """The encoder with this name.
 
     Args:
-        name: ``simple`` and ``complex`` are the paper's; ``random_words`` scores all words alike, so that a random
-            subset is one of any words; ``linear_weights`` scores a word by :func:`linear_weights`.
-        size: of an embedding.
+        name: ``simple`` and ``complex`` are the paper's. ``random_words`` scores all words alike,
+            so a random subset consists of arbitrary words. ``linear_weights`` scores a word by
+            :func:`linear_weights`.
+        size: size of an embedding.
         pairs: see :class:`WordEncoder`.
-        dropout: probability.
-        filters: of the complex encoder.
-        train: what the linear model is fitted on.
-        val: what its penalty is selected on.
-        words: of the vocabulary.
+        dropout: dropout probability.
+        filters: number of filters of the complex encoder.
+        train: reviews on which the linear model is fitted.
+        val: reviews on which its penalty is selected.
+        words: size of the vocabulary.
     """
     if name == "random_words":
         return FixedEncoder(torch.zeros(words), pairs)
@@ -120,14 +125,14 @@ def make_encoder(
 
 
 def linear_weights(train: Reviews, val: Reviews, words: int) -> Tensor:
-    """Weights of a linear model of the rating, from how often each word occurs: float32 ``[words]``.
+    """Weights of a linear model of the rating, from the counts of words: float32 ``[words]``.
 
-    Ridge regression, its penalty selected by the squared error on ``val``.
+    It is a ridge regression. The squared error on ``val`` selects its penalty.
 
     Args:
         train: reviews with ratings.
         val: likewise.
-        words: of the vocabulary; the weight of padding is 0.
+        words: size of the vocabulary; the weight of padding is 0.
     """
     counts, ratings = _counts(train, words), train.ratings.double().numpy()
     val_counts, val_ratings = _counts(val, words), val.ratings.double().numpy()
@@ -150,14 +155,14 @@ def _counts(reviews: Reviews, words: int) -> csr_matrix:
 class Decoder(nn.Module):
     """The rating from the chosen words.
 
-    Two convolutions three words wide over the masked embeddings, with ReLU, padded; the maximum over the words;
-    dropout; one hidden layer, ReLU; a sigmoid.
+    It has two convolutions, three words wide and padded, over the masked embeddings, with ReLU; the
+    maximum over the words; dropout; one hidden layer, ReLU; a sigmoid.
 
     Args:
-        size: of an embedding.
-        filters: of the convolutions.
-        hidden: units.
-        dropout: probability.
+        size: size of an embedding.
+        filters: number of filters of the convolutions.
+        hidden: number of hidden units.
+        dropout: dropout probability.
     """
 
     def __init__(self, size: int, filters: int, hidden: int, dropout: float) -> None:
@@ -172,7 +177,7 @@ class Decoder(nn.Module):
 
         Args:
             embedded: ``[N, n, size]``.
-            chosen: ``[N, n]``, how much of each word is seen; hard or relaxed.
+            chosen: ``[N, n]``, the fraction of each word that is seen; hard or relaxed.
         """
         masked = embedded * chosen[..., None]
         rating: Tensor = self.rating(self.features(masked.transpose(1, 2)).amax(2))

@@ -12,20 +12,21 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 _ANNOTATED, _HIT, _MISS, _INK = "#dcebf9", "#14507f", "#c2410c", "#3b4252"
-#: Of the picture: characters in a line, lines of text at most, and inches of a character and of a line.
+#: Layout of the picture: characters in a line, the largest number of lines, and inches of a
+#: character and of a line.
 _WIDTH, _LINES, _CHARACTER, _LINE = 76, 60, 0.0736, 0.2
 
 
 @dataclass
 class Explanation:
-    """A review, and which words a model chose.
+    """A review and the words that a model chose.
 
     Attributes:
-        words: of the review.
-        relevant: for each, whether it decides.
-        chosen: for each, whether the model saw it.
-        rating: the true one, in [0, 1]; None where none is used.
-        prediction: of the model.
+        words: words of the review.
+        relevant: for each word, whether it decides.
+        chosen: for each word, whether the model saw it.
+        rating: the true rating, in [0, 1]; None if it is not used.
+        prediction: the model's rating.
     """
 
     words: list[str]
@@ -36,11 +37,11 @@ class Explanation:
 
     @property
     def hits(self) -> int:
-        """Chosen words that decide."""
+        """The number of chosen words that decide."""
         return sum(a and b for a, b in zip(self.chosen, self.relevant, strict=True))
 
     def describe(self) -> str:
-        """One line: how many of the chosen words decide, and the ratings."""
+        """One line with the number of chosen words that decide, and the ratings."""
         truth = "not used" if self.rating is None else f"{self.rating:.2f}"
         return f"{self.hits} of {sum(self.chosen)} chosen words decide; rating {truth}, predicted {self.prediction:.2f}"
 
@@ -57,7 +58,7 @@ def save(explanations: Sequence[Explanation], path: Path) -> Path:
 
 
 def load(path: Path) -> list[Explanation]:
-    """What :func:`save` wrote."""
+    """The explanations that :func:`save` wrote."""
     return [Explanation(**content) for content in json.loads(path.read_text())]
 
 
@@ -65,7 +66,7 @@ def check_same(columns: Columns) -> None:
     """Refuse columns that do not explain the same reviews.
 
     Raises:
-        ValueError: naming the columns.
+        ValueError: with the names of the columns.
     """
     reviews = {title: [e.words for e in explanations] for title, explanations in columns.items()}
     first, *others = reviews
@@ -98,12 +99,13 @@ mark { border-radius: .25em; color: #fff; font-weight: 600; padding: .05em .25em
 
 
 def write_page(columns: Columns, title: str, path: Path) -> Path:
-    """A page with the reviews one below the other and the models side by side; needs no other file.
+    """A page with the reviews one below the other and the models side by side. It needs no other
+    file.
 
     Args:
         columns: explanations of the same reviews.
-        title: of the data.
-        path: of the page; its folder is made.
+        title: title of the data.
+        path: path of the page; its folder is created.
 
     Raises:
         ValueError: see :func:`check_same`.
@@ -132,7 +134,7 @@ def _article(model: str, explanation: Explanation) -> str:
     words = []
     previous = False
     for word, relevant, chosen in zip(explanation.words, explanation.relevant, explanation.chosen, strict=True):
-        # The space within a span is part of it.
+        # A space within a span belongs to the span.
         words.append('<span class="a"> </span>' if relevant and previous else " ")
         text = f'<mark class="{"hit" if relevant else "miss"}">{escape(word)}</mark>' if chosen else escape(word)
         words.append(f'<span class="a">{text}</span>' if relevant else text)
@@ -147,11 +149,11 @@ def _article(model: str, explanation: Explanation) -> str:
 
 
 def draw(columns: Columns, path: Path) -> Path:
-    """The same as :func:`write_page` in a picture, of as many reviews as are legible.
+    """The same as :func:`write_page` in a picture, for as many reviews as are legible.
 
     Args:
         columns: explanations of the same reviews.
-        path: of the picture; its folder is made.
+        path: path of the picture; its folder is created.
 
     Raises:
         ValueError: see :func:`check_same`.
@@ -206,12 +208,12 @@ def draw(columns: Columns, path: Path) -> Path:
 
 
 def _lines(places: Sequence[tuple[int, int]]) -> int:
-    """How many lines, at least one."""
+    """The number of lines, at least one."""
     return 1 + max((line for _, line in places), default=0)
 
 
 def _layout(words: Sequence[str]) -> list[tuple[int, int]]:
-    """Column and line of each word, of lines of bounded width."""
+    """Column and line of each word, in lines of bounded width."""
     places, x, line = [], 0, 0
     for word in words:
         if x and x + len(word) > _WIDTH:

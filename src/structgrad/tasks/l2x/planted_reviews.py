@@ -1,4 +1,4 @@
-"""Generated reviews in which contiguous spans decide the rating, so that truth is known."""
+"""Generated reviews in which contiguous spans decide the rating, so that the truth is known."""
 
 from __future__ import annotations
 
@@ -30,26 +30,27 @@ _OPINIONS = (
 
 @dataclass(kw_only=True)
 class PlantedReviews(ReviewData):
-    """Generated reviews in which contiguous spans decide the rating, and truth is known.
+    """Generated reviews in which contiguous spans decide the rating, so that the truth is known.
 
-    A review is a row of sentences. Each is about one of four aspects, or about nothing. A sentence about an aspect
-    starts with a word that names it; of its other words some are opinions, at the level of the review's rating of that
-    aspect up to noise, and the rest are fillers, which are all that sentences about nothing have. Opinions are the same
-    words for all aspects, so that one counts only if it is next to a word that names the aspect. The rating is that
-    of aroma, and the words of the sentences about it are those that decide. Ratings are uniform on [0, 1].
+    A review is a row of sentences. Each is about one of four aspects, or about nothing. A sentence
+    about an aspect starts with a word that names it. Some of its other words are opinions, and the
+    rest are fillers. The level of an opinion is the review's rating of that aspect, up to noise.
+    Sentences about nothing have fillers only. Opinions are the same words for all aspects, so an
+    opinion counts only if it is next to a word that names the aspect. The rating is that of aroma.
+    The words of the sentences about aroma are those that decide. Ratings are uniform on [0, 1].
 
     Args:
-        words: in every review; the last sentence is cut.
-        train: reviews.
-        val: reviews.
-        test: reviews.
-        sentence: fewest and most words of a sentence.
-        spans: fewest and most sentences about the aspect.
-        opinions: share of opinions among the words of a sentence about an aspect.
+        words: number of words in every review; the last sentence is cut.
+        train: number of reviews.
+        val: number of reviews.
+        test: number of reviews.
+        sentence: smallest and largest number of words in a sentence.
+        spans: smallest and largest number of sentences about the aspect.
+        opinions: fraction of opinions among the words of a sentence about an aspect.
         fillers: number of different fillers, drawn with weights 1/rank.
         noise: standard deviation of an opinion's level (0 to 4) around that of the rating.
-        correlation: of the normal scores of the ratings of two aspects.
-        seed: of the generator.
+        correlation: correlation of the normal scores of the ratings of two aspects.
+        seed: seed of the generator.
 
     Raises:
         ValueError: for options out of range.
@@ -103,7 +104,8 @@ class PlantedReviews(ReviewData):
         target, aspects = ASPECTS.index("aroma"), len(ASPECTS)
         shared, own = rng.standard_normal(), rng.standard_normal(aspects)
         ratings = ndtr(np.sqrt(self.correlation) * shared + np.sqrt(1 - self.correlation) * own)
-        # Sentences about other aspects or nothing (the last number) fill what the spans leave.
+        # Sentences about other aspects or nothing (the last number) fill the space between the
+        # spans.
         spans = rng.integers(self.spans[0], self.spans[1] + 1)
         lengths = list(rng.integers(self.sentence[0], self.sentence[1] + 1, spans))
         about = [target] * spans
@@ -111,7 +113,7 @@ class PlantedReviews(ReviewData):
         while sum(lengths) < self.words:
             lengths.append(rng.integers(self.sentence[0], self.sentence[1] + 1))
             about.append(int(rng.choice(others)))
-        # The one that is cut is the last that was added, so that no span is.
+        # Only the last added sentence is cut, so no span is.
         lengths[-1] -= sum(lengths) - self.words
         tokens: list[str] = []
         relevant: list[bool] = []

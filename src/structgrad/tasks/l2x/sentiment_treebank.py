@@ -17,13 +17,14 @@ _NEUTRAL, _HIGHEST = 2, 4
 
 @dataclass(kw_only=True)
 class SentimentTreebank(ReviewData):
-    """Sentences of film reviews (Socher et al. 2013): the rating is the sentence's label over 4.
+    """Sentences of film reviews (Socher et al. 2013). The rating is the sentence's label divided by
+    4.
 
     A word decides if its own label is not neutral.
 
     Args:
         data: folder of data sets, ``paths.data``; the files are in ``sentiment_treebank`` within.
-        lowercase: words.
+        lowercase: whether words become lower case.
         least: a word that occurs less often in training is unknown.
     """
 
@@ -36,7 +37,7 @@ class SentimentTreebank(ReviewData):
 
     @property
     def files(self) -> dict[str, Path]:
-        """What is read."""
+        """The files that are read."""
         folder = Path(self.data) / "sentiment_treebank"
         return {
             part: folder / f"{name}.txt.gz" for part, name in (("train", "train"), ("val", "dev"), ("test", "test"))
@@ -52,7 +53,7 @@ class SentimentTreebank(ReviewData):
         """See :class:`ReviewData`.
 
         Raises:
-            DamagedDataError: for a line that is no tree; names file and line.
+            DamagedDataError: for a line that is no tree; the message names file and line.
         """
         texts = {part: list(read_trees(file, lowercase=self.lowercase)) for part, file in self.files.items()}
         return texts, Vocabulary.of(texts["train"], self.least)
@@ -62,13 +63,13 @@ def read_trees(file: Path, *, lowercase: bool) -> Iterator[Text]:
     """Trees in brackets, ``(3 (2 a) (4 (3 fine) (2 film)))``, one a line.
 
     Raises:
-        DamagedDataError: for a line that is not that; names file and line.
+        DamagedDataError: for a line in another format; the message names file and line.
     """
     for where, line in lines_of(file):
         tokens: list[str] = []
         labels: list[int] = []
         root, label, depth = -1, -1, 0
-        # On the ASCII space only: some words contain a no-break space.
+        # Split at the ASCII space only, because some words contain a no-break space.
         for piece in line.split(" "):
             if piece.startswith("("):
                 if piece[1:] not in ("0", "1", "2", "3", "4") or (tokens and not depth):

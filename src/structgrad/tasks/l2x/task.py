@@ -20,44 +20,49 @@ from structgrad.tasks.l2x.data import PAD, ReviewData
 from structgrad.tasks.l2x.model import Decoder, EncoderName, WordEncoder, make_encoder
 from structgrad.tasks.l2x.pictures import Explanation, draw, save, write_page
 
-#: Test reviews that are drawn after the test.
+#: The number of test reviews drawn after the test.
 _DRAWN = 8
 
 
 class L2X(Task):
     """Predict the rating of a review from some of its words, k of them in the paper.
 
-    The encoder scores all words (and pairs of neighbours, if the structure has them); the decoder sees the embeddings
-    of the chosen words and zeros elsewhere, wherever they stand. The objective is the squared error of the rating, to
-    which, as in the paper, nothing is added. Any places may be chosen with ``choose_padding``, as in the paper;
-    otherwise padding only where a review has fewer words than the structure needs to have a vertex, k for a k-subset.
+    The encoder scores all words (and pairs of neighbours, if the structure has them). The decoder
+    sees the embeddings of the chosen words in their places, and zeros elsewhere. As in the paper,
+    the objective is the squared error of the rating and nothing else. With ``choose_padding`` any
+    places may be chosen, as in the paper. Otherwise padding may be chosen only if a review has too
+    few words for the structure to have a vertex (k for a k-subset).
 
     Metrics, means over reviews:
 
-    - ``mse``, of those with a rating;
-    - ``precision``, of those whose deciding words are known: the share of them among the chosen words that are not
-      padding, 0 if none is chosen (in training, of the relaxed words);
-    - ``words``, how many of the chosen are not padding.
+    - ``mse``, of reviews with a rating;
+    - ``precision``, of reviews whose deciding words are known: the fraction of these words among the
+      chosen words, without padding. It is 0 if none is chosen. In training it is that of the relaxed
+      words;
+    - ``words``, the number of chosen words that are not padding.
 
-    The embedding is shared by encoder and decoder. It is made when the vocabulary is known, that is after the data.
+    Encoder and decoder share the embedding. It is made when the vocabulary is known, that is after
+    the data.
 
     Args:
-        structure: any over a vector of words, as :class:`~structgrad.structures.KSubset`, or
+        structure: any structure over a vector of words, such as
+            :class:`~structgrad.structures.KSubset`, or
             :class:`~structgrad.structures.CorrelatedKSubset`, whose pairs the decoder does not see.
         estimator: over that structure.
-        optimizer: parameters -> optimizer.
+        optimizer: a function from parameters to an optimizer.
         data: the reviews.
         encoder: see :func:`~structgrad.tasks.l2x.model.make_encoder`.
-        embedding_size: of a word; must be that of pretrained vectors where the data bring them.
-        filters: of the convolutions.
-        hidden: units of the decoder.
-        dropout: probability.
-        batch_size: reviews in a training batch.
-        eval_batch_size: reviews in a validation or test batch.
-        choose_padding: whether padding may be chosen where there are words.
-        decay_factor: the learning rate falls linearly to this share of its initial value ...
-        decay_share: ... over this share of the training steps, and stays there.
-        seed: of the order of training reviews.
+        embedding_size: size of an embedding; it must be that of pretrained vectors if the data
+        bring them.
+        filters: number of filters of the convolutions.
+        hidden: number of units of the decoder.
+        dropout: dropout probability.
+        batch_size: number of reviews in a training batch.
+        eval_batch_size: number of reviews in a validation or test batch.
+        choose_padding: whether padding may be chosen although words are left.
+        decay_factor: the learning rate falls linearly to this fraction of its initial value ...
+        decay_share: ... over this fraction of the training steps, and then stays constant.
+        seed: seed of the order of training reviews.
 
     Raises:
         ValueError: for another structure, or an option out of range.
@@ -122,7 +127,7 @@ class L2X(Task):
         )
 
     def configure_model(self) -> None:
-        """Make what depends on the vocabulary: the embedding and the encoder.
+        """Make the modules that depend on the vocabulary: the embedding and the encoder.
 
         Raises:
             DataError: if pretrained vectors have another size than the embedding.
@@ -158,7 +163,7 @@ class L2X(Task):
     # --- step -----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> StepOutput:
-        """Squared error and how well the deciding words were found."""
+        """The squared error, and how well the deciding words were found."""
         estimate, _ = self._estimate(batch)
         rated, annotated = batch["ratings"].isfinite(), batch["annotated"]
         chosen = estimate.vertices[:, : batch["tokens"].shape[1]].detach()
@@ -186,7 +191,8 @@ class L2X(Task):
         predicted: list[Tensor] = []
 
         def objective(vertices: Tensor, rows: Tensor) -> Tensor:
-            # As many vertices as reviews are one each, in order; otherwise a lookup, whose gradient is deterministic.
+            # With as many vertices as reviews there is one each, in order. Otherwise use a lookup,
+            # whose gradient is deterministic.
             each = embedded if len(rows) == len(tokens) else F.embedding(rows, embedded.flatten(1)).view(-1, *shape)
             rating = self.decoder(each, vertices[:, : tokens.shape[1]])
             predicted.append(rating.detach())
@@ -201,10 +207,12 @@ class L2X(Task):
         return estimate, ratings_seen
 
     def _exist(self, tokens: Tensor) -> Tensor:
-        """Which parts may be chosen: words, and as many places of padding as a vertex needs beyond them."""
+        """The parts that may be chosen: words, and as many places of padding as a vertex needs
+        beyond them.
+        """
         places = torch.arange(tokens.shape[1], device=tokens.device)
         words = places < (tokens != PAD).sum(1, keepdim=True).clamp_min(self.least)
-        if isinstance(self.structure, CorrelatedKSubset):  # a pair exists where its words do
+        if isinstance(self.structure, CorrelatedKSubset):  # a pair exists if its words do
             return F.pad(words, (0, tokens.shape[1] - 1), value=True)
         return words
 
@@ -221,7 +229,8 @@ class L2X(Task):
         texts = self.data.words_of(first.tolist())
         explanations = []
         for i, row in enumerate(first.tolist()):
-            # The most probable of the vertices of a review, which is the only one unless the estimator is sparse.
+            # The most probable vertex of a review. It is the only one unless the estimator is
+            # sparse.
             best = int(torch.where(estimate.rows == i, estimate.weights, -1.0).argmax())
             length = len(texts[i])
             rating = float(test.ratings[row])
@@ -241,7 +250,7 @@ class L2X(Task):
 
 
 def _least(structure: Structure) -> int:
-    """The words that the structure needs to have a vertex."""
+    """The smallest number of words for which the structure has a vertex."""
     if isinstance(structure, CorrelatedKSubset):
         return structure.k
     n = 1
@@ -255,7 +264,7 @@ def _least(structure: Structure) -> int:
 
 
 def word_metrics(chosen: Tensor, tokens: Tensor, relevant: Tensor) -> tuple[Tensor, Tensor]:
-    """Precision of chosen words, and their number, padding left out.
+    """Precision of the chosen words, and their number, without padding.
 
     Args:
         chosen: ``[N, n]``, hard or relaxed.
@@ -263,7 +272,8 @@ def word_metrics(chosen: Tensor, tokens: Tensor, relevant: Tensor) -> tuple[Tens
         relevant: bool ``[N, n]``.
 
     Returns:
-        the share of relevant ones among the chosen, with a denominator of at least 1: ``[N]``; and how many: ``[N]``.
+        the fraction of relevant words among the chosen, with a denominator of at least 1: ``[N]``;
+        and their number: ``[N]``.
     """
     words = chosen * (tokens != PAD)
     count = words.sum(1)

@@ -1,9 +1,9 @@
 """ListOps expressions: the generator, their cache on disk, and the reader of published ``.tsv`` files.
 
-The generator is that of Nangia and Bowman (2018) without the operator SM, under the restrictions of Paulus et al.
-(2020), D.5.1: every argument is an operator with probability 1/4 and a digit otherwise, and rejection keeps lengths
-within a range and gives every depth the same share. Depth counts nested operators, which is the height of the parse in
-edges.
+The generator is that of Nangia and Bowman (2018) without the operator SM, under the restrictions of
+Paulus et al. (2020), D.5.1. Every argument is an operator with probability 1/4 and otherwise a
+digit. Rejection keeps lengths within a range and gives every depth the same share. Depth counts
+nested operators; it is the height of the parse in edges.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _ID = {token: i for i, token in enumerate(VOCABULARY)}
 _FIRST_OPERATOR = _ID["[MIN"]
 _MIN, _MAX = 0, 1
 
-#: Part of the key of a cache; raise it when the same configuration would give other expressions.
+#: Part of the key of a cache. Raise it when the same configuration would give other expressions.
 _GENERATOR_VERSION = 1
-#: Expressions grown between two updates of the progress bar.
+#: The number of expressions grown between two updates of the progress bar.
 _BLOCK = 100_000
-#: A depth that gains nothing in so many attempts is called impossible.
+#: A depth with no new expression in this many attempts is called impossible.
 _GIVE_UP = 20_000_000
 
 
@@ -56,11 +56,11 @@ class Expressions:
 
     Attributes:
         tokens: int64 ``[n, length]``, ids in :data:`VOCABULARY`, 0 where padded.
-        parents: int64 ``[n, length]``, position of the operator that a token is an argument of; -1 for the
-            first token, closing brackets and padding, which are nobody's argument.
-        values: int64 ``[n]``, what the expression evaluates to, 0..9.
+        parents: int64 ``[n, length]``, position of the operator of which a token is an argument; -1
+            for tokens that are no argument (the first token, closing brackets, padding).
+        values: int64 ``[n]``, the values of the expressions, 0..9.
         lengths: int64 ``[n]``.
-        depths: int64 ``[n]``, nested operators.
+        depths: int64 ``[n]``, number of nested operators.
     """
 
     tokens: Tensor
@@ -74,7 +74,7 @@ class Expressions:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by name, as :class:`structgrad.data.Batches` takes them."""
+        """The tensors by name, in the form of :class:`structgrad.data.Batches`."""
         return {name: getattr(self, name) for name in ("tokens", "parents", "values", "lengths", "depths")}
 
 
@@ -86,7 +86,7 @@ def _evaluate(operator: int, arguments: NDArray[np.int16]) -> int:
         return int(arguments.max())
     ordered = np.sort(arguments)
     n = len(ordered)
-    # The floor of the mean of the two middle values, which are one and the same if n is odd.
+    # The floor of the mean of the two middle values, which are the same if n is odd.
     return int(ordered[(n - 1) // 2] + ordered[n // 2]) // 2
 
 
@@ -157,7 +157,9 @@ def _grow_block(
     lengths: NDArray[np.int16],
     depths: NDArray[np.int16],
 ) -> int:
-    """Try ``attempts`` expressions and keep those whose length and depth are wanted; returns how many were kept."""
+    """Try ``attempts`` expressions and keep those of wanted length and depth; return how many were
+    kept.
+    """
     kept = 0
     for _ in range(attempts):
         length, depth, value = _grow(
@@ -184,21 +186,22 @@ class ListOpsData:
         val: number of validation expressions.
         test: number of test expressions.
         length: shortest and longest expression, in tokens, brackets included.
-        depth: least and greatest depth; every depth has the same share of every split.
-        arguments: least and greatest number of arguments of an operator.
-        operators: out of MIN, MAX, MED.
-        operator_probability: of an argument being an operator.
-        seed: of the generator.
-        test_file: a published ``.tsv`` file to be the test set instead.
-        files: folder with ``train.tsv``, ``val.tsv`` and ``test.tsv`` to take the expressions from, instead of the
-            generator: of each file the first ``train``, ``val`` or ``test`` within the ranges of length and depth.
-        columns: label and expression in these files and in ``test_file``, by the names in their header or by position,
-            from 0; None: see :func:`read_tsv`.
+        depth: smallest and largest depth; every depth has the same share of every split.
+        arguments: smallest and largest number of arguments of an operator.
+        operators: names among MIN, MAX, MED.
+        operator_probability: probability that an argument is an operator.
+        seed: seed of the generator.
+        test_file: a published ``.tsv`` file that replaces the test set.
+        files: a folder with ``train.tsv``, ``val.tsv`` and ``test.tsv`` that replace the generator.
+            The first ``train``, ``val`` or ``test`` expressions of each file within the ranges of
+            length and depth are used.
+        columns: label and expression in these files and in ``test_file``, by the names in their
+            header or by position, from 0; None: see :func:`read_tsv`.
 
     Raises:
-        ValueError: for an empty or impossible range, or an unknown operator; from :meth:`prepare`, for a file with too
-            few expressions.
-        MissingDataError: from :meth:`prepare`, for a file that is not there.
+        ValueError: for an empty or impossible range, or an unknown operator; from :meth:`prepare`,
+            for a file with too few expressions.
+        MissingDataError: from :meth:`prepare`, for a missing file.
     """
 
     cache: str | Path
@@ -235,7 +238,8 @@ class ListOpsData:
             raise ValueError(f"data.operator_probability must lie in [0, 1); got {self.operator_probability}")
         if self.columns is not None and len(self.columns) != 2:
             raise ValueError(f"data.columns must be [label, expression]; got {list(self.columns)}")
-        # The shortest expression of the greatest depth: every operator but the innermost has one operator as argument.
+        # In the shortest expression of the greatest depth, every operator except the innermost has
+        # one operator as argument.
         deepest, fewest = self.depth[1], self.arguments[0]
         shortest = deepest * (fewest + 1) + 1
         if self.files is None and shortest > self.length[1]:
@@ -243,12 +247,12 @@ class ListOpsData:
 
     @property
     def max_length(self) -> int:
-        """Longest generated expression."""
+        """The length of the longest expression that can be generated."""
         return self.length[1]
 
     @property
     def key(self) -> dict[str, object]:
-        """What the expressions depend on."""
+        """Everything on which the expressions depend."""
         if self.files is not None:
             own: dict[str, object] = {name: getattr(self, name) for name in SPLITS}
             columns = None if self.columns is None else list(self.columns)
@@ -261,11 +265,11 @@ class ListOpsData:
 
     @property
     def folder(self) -> Path:
-        """Where this configuration is cached."""
+        """The cache folder of this configuration."""
         return cache.folder_of(self.cache, "listops", self.key)
 
     def prepare(self) -> None:
-        """Generate and store the expressions unless an intact cache is there; safe in several processes at once."""
+        """Generate and store the expressions unless an intact cache exists. It is safe in several processes at once."""
         make = generate if self.files is None else ListOpsData._read
         cache.ensure(self.folder, self.key, lambda: {name: _to_arrow(e) for name, e in make(self).items()})
 
@@ -304,7 +308,7 @@ class ListOpsData:
 
 
 def generate(data: ListOpsData, *, progress: bool = True) -> dict[str, Expressions]:
-    """Grow the expressions of a configuration, no two of them the same in or between splits.
+    """Grow the expressions of a configuration; no two are the same, within and between splits.
 
     Args:
         data: the configuration.
@@ -422,7 +426,7 @@ def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
         token ids, parents, value and depth, as in :class:`Expressions`.
 
     Raises:
-        ValueError: saying what is wrong, for an unknown token or brackets that do not match.
+        ValueError: with the reason, for an unknown token or brackets that do not match.
     """
     tokens: list[int] = []
     parents: list[int] = []
@@ -462,17 +466,18 @@ def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
 def read_tsv(path: Path, columns: Sequence[str | int] | None = None) -> Expressions:
     """Read a published ListOps file: lines of ``label<TAB>expression``, whose binary bracketing "(" ")" is dropped.
 
-    A byte order mark and a header line are skipped; a header that ends with ``Target`` or ``label`` says that the
-    columns are the other way round.
+    A byte order mark and a header line are skipped. If the header ends with ``Target`` or
+    ``label``, the columns are read in the other order.
 
     Args:
-        path: of the file.
-        columns: label and expression, by their names in the header or by position, from 0, among any number of columns.
+        path: path of the file.
+        columns: label and expression, by their names in the header or by position, from 0, among
+            any number of columns.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ListOpsFileError: naming the line, if one is malformed, has an unknown token (such as the operator ``[SM``),
-            or a label other than the value of its expression.
+        FileNotFoundError: if the file does not exist.
+        ListOpsFileError: with the line, if it is malformed, has an unknown token (such as the
+            operator ``[SM``), or a label other than the value of its expression.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")

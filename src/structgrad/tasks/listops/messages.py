@@ -1,8 +1,9 @@
 """Sums of messages over all pairs of nodes, on a CPU: ``sum_j x[i, j] relu(W relu(r_i + s_j) + b)``.
 
-A training step spends its time here. The matrix products are the library's; all between them is compiled, so that what
-one product writes is read once more, from the cache, before the next. Graphs lie one after another without padding, and
-only what the products with ``W`` give is kept for the backward pass, which computes the rest again.
+A training step spends its time here. The library computes the matrix products. Everything between
+them is compiled, so that the output of one product is read once more, from the cache, before the
+next product. Graphs lie one after another without padding. Only the results of the products with
+``W`` are kept for the backward pass, which computes the rest again.
 """
 
 from __future__ import annotations
@@ -19,33 +20,36 @@ from torch.nn import functional as F
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.threads import run
 
-#: Pairs of nodes whose messages are computed together: what the caches hold.
+#: The number of pairs of nodes whose messages are computed together, so that they fit into the
+#: caches.
 _PAIRS = 4_000
-#: Features are padded with zeros to a multiple of it: whole vector registers, in the products and between them.
+#: Features are padded with zeros to a multiple of this, to fill whole vector registers.
 _LANES = 32
-#: All of fastmath but what would take NaN and infinity for impossible.
+#: All of fastmath, except for assuming that NaN and infinity cannot occur.
 _FAST = {"contract", "reassoc", "nsz"}
 
 Array = NDArray[Any]
 
 
 class Pairs:
-    """Which receivers and senders belong together: those of the same graph.
+    """The pairs of receivers and senders of the same graph.
 
     Args:
-        receivers: int64 ``[N]``, how many each graph has; a CPU tensor, as is the next.
+        receivers: int64 ``[N]``, the number in each graph; a CPU tensor, like the next.
         senders: int64 ``[N]``.
     """
 
     def __init__(self, receivers: Tensor, senders: Tensor) -> None:
         self.receivers, self.senders = receivers, senders
-        #: Where receivers, senders and pairs of every graph begin, and after the last: int64 ``[3, N + 1]``.
+        #: The first receiver, sender and pair of every graph, and the end of the last: int64
+        #: ``[3, N + 1]``.
         self.begin = F.pad(torch.stack((receivers, senders, receivers * senders)).cumsum(1), (1, 0))
         graphs = (self.begin[2, 1:] // _PAIRS).unique_consecutive(return_counts=True)[1]
         bounds = F.pad(graphs.cumsum(0), (1, 0))
         pairs = self.begin[2, bounds]
         self.largest_chunk = int(pairs.diff().max()) if len(graphs) else 0
-        #: First graph, first graph of the next, first pair, first pair of the next.
+        #: Of a chunk: its first graph, the first graph of the next, its first pair, the first pair
+        #: of the next.
         self.chunks: list[tuple[int, int, int, int]] = list(
             zip(*(t.tolist() for t in (bounds[:-1], bounds[1:], pairs[:-1], pairs[1:])), strict=True)
         )
@@ -56,15 +60,16 @@ def sum_messages(
 ) -> Tensor:
     """Sum of weighted messages at each receiver, over all senders of its graph.
 
-    Differentiable, twice, in all but ``pairs``; a second derivative is in plain torch, padded.
+    It is differentiable, twice, in all arguments except ``pairs``. A second derivative is in plain
+    torch, padded.
 
     Args:
-        receivers: what the first layer gets from the receivers of all graphs ``[R, d]``, one graph after another.
-        senders: what it gets from the senders ``[S, d]``.
-        weight: of the second layer ``[d, d]``.
+        receivers: the receivers' inputs to the first layer, ``[R, d]``, one graph after another.
+        senders: the senders' inputs to it, ``[S, d]``.
+        weight: weight of the second layer ``[d, d]``.
         bias: ``[d]``.
-        adjacency: weights of the messages ``[N, n, n]``: ``[g, i, j]`` for the i-th receiver and the j-th sender of
-            a graph; the rest is not looked at.
+        adjacency: weights of the messages ``[N, n, n]``: ``[g, i, j]`` for the i-th receiver and
+            the j-th sender of a graph; the rest is never read.
         pairs: the sizes of the graphs.
 
     Returns:
@@ -105,7 +110,7 @@ class _Messages(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, products = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
-        if torch.is_grad_enabled():  # somebody wants second derivatives
+        if torch.is_grad_enabled():  # second derivatives are wanted
             return *gradients(partial(_in_torch, pairs=pairs), inputs, [grad]), None, None
         into, out_of, second, offset, edges = _padded(*inputs)
         width, hidden = second.shape[0], grad.shape[1]
@@ -135,7 +140,7 @@ class _Messages(torch.autograd.Function):
 
 
 def _padded(receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor) -> list[Tensor]:
-    """The arguments of :func:`sum_messages` as the kernels take them."""
+    """The arguments of :func:`sum_messages` in the form of the kernels."""
     more = -len(bias) % _LANES
     return [
         F.pad(receivers, (0, more)),
@@ -153,7 +158,7 @@ def _arrays(*tensors: Tensor) -> list[Array]:
 def _in_torch(
     receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor, pairs: Pairs
 ) -> Tensor:
-    """What :func:`sum_messages` computes, in operations that autograd knows."""
+    """The same as :func:`sum_messages`, in operations that autograd knows."""
 
     def by_graph(nodes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         exist = torch.arange(int(counts.max())) < counts[:, None]
@@ -167,8 +172,9 @@ def _in_torch(
     return (edges[:, :, None] @ messages).squeeze(2)[hears]
 
 
-# Below, as in torch, `0 if x <= 0 else x`: a NaN is positive, and seen by whoever looks at the result. Kernels take
-# `begin` of `Pairs`, and the pairs from those of graph `start` to those before graph `stop`.
+# Below, as in torch, `0 if x <= 0 else x`: a NaN counts as positive, so it is visible in the
+# result. Kernels take `begin` of `Pairs`, and the pairs from those of graph `start` to those before
+# graph `stop`.
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]

@@ -31,7 +31,7 @@ class EdgeEncoder(nn.Module):
 
     Args:
         hidden: size of embedding and LSTMs.
-        dropout: probability.
+        dropout: dropout probability.
     """
 
     def __init__(self, hidden: int, dropout: float) -> None:
@@ -47,9 +47,8 @@ class EdgeEncoder(nn.Module):
         Args:
             tokens: int64 ``[batch, n]``. Padding comes last, so that it influences no token before it.
 
-        Returns:
-            scores ``[batch, n, n]`` (``[i, j]`` for i -> j; meaningless where padded), and a summary ``[batch,
-            hidden]``: the modifier LSTM's output at the last token.
+        scores ``[batch, n, n]`` (``[i, j]`` for i -> j; arbitrary at padding), and a summary
+            ``[batch, hidden]``: the modifier LSTM's output at the last token.
         """
         embedded = self.embedding(tokens)
         head, _ = self.head(embedded)
@@ -60,7 +59,7 @@ class EdgeEncoder(nn.Module):
 
 
 def _merge_equal_senders(tokens: Tensor, exist: Tensor, adjacency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The different tokens of every graph as its senders, an edge from each with the weight of all that are equal.
+    """The distinct tokens of every graph as its senders; the weights of equal tokens are added.
 
     Args:
         tokens: int64 ``[N, n]``.
@@ -68,15 +67,15 @@ def _merge_equal_senders(tokens: Tensor, exist: Tensor, adjacency: Tensor) -> tu
         adjacency: ``[N, n, n]``.
 
     Returns:
-        different tokens int64 ``[S]``, graph by graph; the graph of each ``[S]``, and the adjacency ``[N, n, m]`` of
-        the receivers and of the m tokens, at most, of a graph.
+        distinct tokens int64 ``[S]``, graph by graph; the graph of each ``[S]``; and the adjacency
+        ``[N, n, m]`` of the receivers and of the at most m tokens of a graph.
     """
     seen = torch.zeros(len(tokens), len(VOCABULARY), dtype=torch.bool)
     seen[exist.nonzero()[:, 0], tokens[exist]] = True
     graph, different = seen.nonzero().T
     place = (seen.cumsum(1) - 1).gather(1, tokens).masked_fill(~exist, -1)
     merge = place[..., None] == torch.arange(int(seen.sum(1).max()))
-    weights = adjacency.masked_fill(~exist[:, None], 0)  # what is no edge is not looked at
+    weights = adjacency.masked_fill(~exist[:, None], 0)  # entries that are no edge are not read
     return different, graph, weights @ merge.to(adjacency)
 
 
@@ -97,20 +96,20 @@ class Edges(NamedTuple):
 class GraphNetwork(nn.Module):
     """Passes messages over a latent graph and classifies the first token.
 
-    The message network is that of NRI's decoder (two layers over both ends of an edge) without the last layers after
-    aggregation; a gated recurrent unit updates a node from the sum of its messages. An edge i -> j runs from
-    operator to operand, and the first token must hear of its operands to know the answer: the message of the edge is
-    computed and weighted by ``x[i, j]``, and goes from j to i. For undirected edges, which a vertex shows in both
-    directions, messages go both ways.
+    The message network is that of NRI's decoder (two layers over both ends of an edge) without the
+    last layers after aggregation. A gated recurrent unit updates a node from the sum of its
+    messages. An edge i -> j runs from operator to operand. The first token needs the values of its
+    operands to know the answer. So the message of the edge is weighted by ``x[i, j]`` and goes from
+    j to i. A vertex shows undirected edges in both directions, so messages go both ways.
 
-    The first layer acts on a pair of nodes through a sum of one term from each, so it is computed per node. A unit
-    of the message network's first layer is dropped for all pairs of a graph at once, which lets the dropout, too,
-    act on nodes: ``m relu(a + b) = relu(m a + m b)`` for ``m >= 0``.
+    The first layer acts on a pair of nodes through a sum of one term from each, so it is computed
+    per node. Dropout removes a unit of the message network's first layer for all pairs of a graph
+    at once. So dropout acts on nodes as well: ``m relu(a + b) = relu(m a + m b)`` for ``m >= 0``.
 
     Args:
-        hidden: size of everything.
-        steps: of message passing.
-        dropout: probability.
+        hidden: size of every layer.
+        steps: number of steps of message passing.
+        dropout: dropout probability.
     """
 
     def __init__(self, hidden: int, steps: int, dropout: float) -> None:
@@ -129,15 +128,15 @@ class GraphNetwork(nn.Module):
 
         Args:
             tokens: int64 ``[N, n]``.
-            graphs: relaxed adjacency ``[N, n, n]``, or the edges of hard ones: memory n^2 messages a graph, or one
-                an edge.
+            graphs: relaxed adjacency ``[N, n, n]``, or the edges of hard graphs. The first takes
+                memory for n^2 messages a graph, the second for one message an edge.
 
         Returns:
             ``[N, 10]``.
         """
         if isinstance(graphs, Edges) or not values_can_be_read(tokens):
             return self._padded(tokens, graphs)
-        # Elsewhere, looking at lengths would wait for the device.
+        # On other devices, reading lengths would wait for the device.
         return self._packed(tokens, graphs)
 
     def _padded(self, tokens: Tensor, graphs: Tensor | Edges) -> Tensor:
@@ -154,8 +153,10 @@ class GraphNetwork(nn.Module):
         return logits
 
     def _packed(self, tokens: Tensor, adjacency: Tensor) -> Tensor:
-        """The nodes of all graphs one after another, because the pairs of nodes are what a step costs, and lengths from
-        10 to 50 would leave two thirds of them empty.
+        """The nodes of all graphs, one graph after another.
+
+        The cost of a step is the number of pairs of nodes. Lengths from 10 to 50 would leave two
+        thirds of padded pairs empty.
         """
         exist = tokens != PAD
         exist[:, 0] = True  # the token that is classified
@@ -166,10 +167,10 @@ class GraphNetwork(nn.Module):
         for step in range(self.steps):
             keep = self.dropout(state.new_ones(len(tokens), state.shape[1]))
             hearing, receivers, keep_receivers = state, lengths, keep[graph]
-            if step == self.steps - 1:  # only what the first tokens hear is of interest
+            if step == self.steps - 1:  # only the messages to the first tokens matter
                 hearing, receivers, keep_receivers = F.embedding(first, state), torch.ones_like(lengths), keep
             sending, senders, keep_senders, edges = state, lengths, keep[graph], adjacency
-            if step == 0:  # equal tokens of a graph still say the same
+            if step == 0:  # equal tokens of a graph still send the same
                 spoken, of, edges = _merge_equal_senders(tokens, exist, adjacency)
                 sending, senders, keep_senders = self.embedding(spoken), of.bincount(minlength=len(tokens)), keep[of]
             at_receiver, at_sender = keep_receivers * self.receive(hearing), keep_senders * self.send(sending)
@@ -189,7 +190,7 @@ class GraphNetwork(nn.Module):
         """Sum of messages ``[N, n, hidden]`` over ``edges``."""
         n = at_receiver.shape[1]
         receiver = edges.graph * n + edges.receiver
-        # An embedding lookup, because the gradient of one is deterministic and fast where that of indexing is not.
+        # An embedding lookup: its gradient is deterministic and fast, that of indexing is not.
         pairs = F.relu(
             F.embedding(receiver, at_receiver.flatten(0, 1))
             + F.embedding(edges.graph * n + edges.sender, at_sender.flatten(0, 1))
@@ -203,8 +204,8 @@ class LSTMClassifier(nn.Module):
     """The baseline without a latent graph: all outputs of an LSTM, flattened, then a linear layer and a classifier.
 
     Args:
-        hidden: size of everything.
-        dropout: probability.
+        hidden: size of every layer.
+        dropout: dropout probability.
         max_length: longest expression, which fixes the size of the linear layer.
     """
 

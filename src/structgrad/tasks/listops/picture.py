@@ -22,9 +22,9 @@ class Parse:
     Attributes:
         tokens: int64 ``[n]``.
         parents: int64 ``[n]``, the true parse.
-        vertex: ``[n, n]``, the recovered one, hard.
-        value: what the expression evaluates to.
-        prediction: what the model says.
+        vertex: ``[n, n]``, the recovered parse, hard.
+        value: the value of the expression.
+        prediction: the model's answer.
     """
 
     tokens: Tensor
@@ -37,12 +37,12 @@ class Parse:
 def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
     """Draw true (left) and recovered (right) parses, one expression a row.
 
-    Recovered edges are green if the parse has them, red if not, and grey if they touch a closing bracket, which no
-    loss can teach.
+    Recovered edges are green if the parse has them and red if not. They are grey if they touch a
+    closing bracket, because no loss can teach those.
 
     Args:
         parses: the expressions.
-        path: of the picture; its folder is made.
+        path: path of the picture; its folder is created.
         directed: whether edges have a direction.
 
     Returns:
@@ -69,7 +69,7 @@ def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
             longest,
             f"recovered: {found} of {len(truth)} edges, {len(counted) - found} others; predicted {parse.prediction}",
         )
-        # Right ones last, on top.
+        # Right edges are drawn last, on top.
         for colour in (_UNCOUNTED, _WRONG, _RIGHT):
             for edge in recovered:
                 uncounted = edge not in counted
@@ -92,7 +92,8 @@ def _panel(axes: Any, words: list[str], longest: int, title: str) -> None:
 
 def _arc(axes: Any, edge: tuple[int, int], colour: str, *, directed: bool) -> None:
     head, operand = edge
-    # The curve's height in data units over its width: flatter for long arcs, so that all of them fit.
+    # The curve's height in data units divided by its width: flatter for long arcs, so that all of
+    # them fit.
     width = abs(operand - head)
     bend = 0.52 * width**0.75 / width
     axes.add_patch(

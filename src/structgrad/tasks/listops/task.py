@@ -1,4 +1,6 @@
-"""The ListOps experiment: parse trees learnt from what expressions evaluate to (Paulus et al. 2020, 8.2 and D.5)."""
+"""The ListOps experiment: parse trees learnt from the values of expressions (Paulus et al. 2020,
+8.2 and D.5).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from structgrad.tasks.listops.data import CLOSE, PAD, ListOpsData
 from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier
 from structgrad.tasks.listops.picture import Parse, draw
 
-#: Test expressions that are drawn after the test, and how long they may be to remain legible.
+#: The number of test expressions drawn after the test, and their largest legible length.
 _DRAWN, _DRAWN_LENGTH = 4, 24
 
 
@@ -29,28 +31,30 @@ class ListOps(Task):
 
     With ``NoStructure`` an LSTM replaces encoder and graph network; with ``GroundTruth`` the graph is the true parse.
 
-    Precision and recall compare a vertex, as the directed adjacency matrix that it shows, with the parse (edges from
-    operators to operands); edges to and from closing brackets do not count. They are taken for each expression, with
-    0 / 0 = 0, and averaged over expressions. As in the paper, an undirected edge is shown in both directions, so the
-    precision of an undirected structure is at most 1/2. In training they are those of the relaxed vertex: ``sum(x *
-    true) / sum(x)`` and ``sum(x * true) / sum(true)``.
+    Precision and recall compare a vertex, as the directed adjacency matrix that it shows, with the
+    parse. The parse has edges from operators to operands; edges to and from closing brackets do not
+    count. Both are computed for each expression, with 0 / 0 = 0, and averaged over expressions. As
+    in the paper, an undirected edge is shown in both directions, so the precision of an undirected
+    structure is at most 1/2. In training they are those of the relaxed vertex:
+    ``sum(x * true) / sum(x)`` and ``sum(x * true) / sum(true)``.
 
     Args:
-        structure: over directed or undirected edges, or one of the two stand-ins.
+        structure: a structure over directed or undirected edges, or one of the two stand-ins.
         estimator: over that structure; None for the stand-ins.
-        optimizer: parameters -> optimizer.
+        optimizer: a function from parameters to an optimizer.
         data: the expressions.
-        batch_size: examples in a batch, over all processes.
+        batch_size: number of examples in a batch, over all processes.
         hidden: size of embeddings and all layers; also of the context that estimators get.
-        message_steps: of the graph network; the depth of the parse must not exceed it for the first token to hear of
-            all.
-        dropout: probability.
-        kl_weight: of the estimator's divergence from its prior, if it has one; the paper has none.
-        seed: of the order of training examples.
+        message_steps: number of steps of the graph network. If the parse is deeper, the first token
+            does not receive all messages.
+        dropout: dropout probability.
+        kl_weight: weight of the estimator's divergence from its prior, if it has one; the paper has
+            none.
+        seed: seed of the order of training examples.
 
     Raises:
-        ValueError: for a latent structure that is not over the edges of a graph, or has no vertex over those of the
-            shortest expressions; for a ``kl_weight`` that would weigh nothing.
+        ValueError: for a latent structure that is not over the edges of a graph, or has no vertex
+            for the shortest expressions; for a ``kl_weight`` without a KL divergence.
     """
 
     monitor: ClassVar[str] = "val/accuracy"
@@ -101,8 +105,10 @@ class ListOps(Task):
         self.data.prepare()
 
     def batches(self, split: Split) -> Batches:
-        """``tokens`` and ``parents`` ``[batch, n]``, cut to the longest expression of the batch, and ``values``
-        ``[batch]``; for a compiled step n is one of five lengths.
+        """``tokens`` and ``parents`` ``[batch, n]`` and ``values`` ``[batch]``.
+
+        They are cut to the longest expression of the batch; for a compiled step n is one of five
+        lengths.
         """
         few = split == "train" and self.compiled_step is not None
         return Batches(
@@ -116,7 +122,7 @@ class ListOps(Task):
     # --- step -----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> StepOutput:
-        """Cross-entropy, accuracy, and how well the parse was recovered."""
+        """Cross-entropy, accuracy, and the quality of the recovered parse."""
         tokens, values = batch["tokens"], batch["values"]
         if self.estimator is not None:
             return self._latent_step(batch)
@@ -152,7 +158,7 @@ class ListOps(Task):
         evaluated: list[Tensor] = []
 
         def objective(vertices: Tensor, rows: Tensor) -> Tensor:
-            # Hard vertices without a gradient have few edges, and need no message for any other pair.
+            # Hard vertices without a gradient have few edges, and other pairs need no message.
             graphs = vertices if vertices.requires_grad else Edges(*vertices.nonzero(as_tuple=True))
             logits = self.network(tokens[rows], graphs)
             evaluated.append(logits.detach())
@@ -176,12 +182,14 @@ class ListOps(Task):
 
     @torch.no_grad()
     def pictures(self, folder: Path) -> list[Path]:
-        """Draw a few test expressions with their true and their recovered parse; nothing without a latent."""
+        """Draw a few test expressions with their true and their recovered parse; nothing without a
+        latent variable.
+        """
         if self.estimator is None:
             return []
         self.eval()
         test = self.data.split("test")
-        # Deep ones that are short enough to be read, each of another depth if there are such.
+        # Deep ones that are short enough to read, each of another depth if possible.
         legible = (test.lengths <= _DRAWN_LENGTH).nonzero().squeeze(1)
         by_depth = legible[test.depths[legible].argsort(descending=True, stable=True)]
         chosen = by_depth[torch.linspace(0, max(len(by_depth) - 1, 0), min(_DRAWN, len(by_depth))).long()]
@@ -191,7 +199,8 @@ class ListOps(Task):
         estimate, logits, _ = self._estimate({name: tensor.to(self.device) for name, tensor in batch.items()})
         parses = []
         for i in range(len(chosen)):
-            # The most probable of the vertices of an example, which is the only one unless the estimator is sparse.
+            # The most probable vertex of an example. It is the only one unless the estimator is
+            # sparse.
             best = int(torch.where(estimate.rows == i, estimate.weights, -1.0).argmax())
             parses.append(
                 Parse(
@@ -207,7 +216,7 @@ class ListOps(Task):
 
 
 def _cut_padding(batch: Batch, multiple: int = 1) -> Batch:
-    """Keep what the longest expression needs, up to a multiple of so many tokens."""
+    """Cut the padding beyond the longest expression, up to a multiple of ``multiple`` tokens."""
     n = -(-int(batch["lengths"].max()) // multiple) * multiple
     return {"tokens": batch["tokens"][:, :n], "parents": batch["parents"][:, :n], "values": batch["values"]}
 
@@ -223,12 +232,12 @@ def edge_metrics(vertices: Tensor, rows: Tensor, tokens: Tensor, parents: Tensor
 
     Args:
         vertices: ``[N, n, n]``, hard or relaxed; ``[i, j]`` for i -> j.
-        rows: int64 ``[N]``, the expression of each.
+        rows: int64 ``[N]``, the expression of each vertex.
         tokens: int64 ``[batch, n]``.
         parents: int64 ``[batch, n]``.
 
     Returns:
-        precision ``[N]`` and recall ``[N]``; 0 where there is nothing selected, or nothing to be found.
+        precision ``[N]`` and recall ``[N]``; 0 if nothing is selected, or nothing can be found.
     """
     counts = ((tokens != PAD) & (tokens != CLOSE))[rows].to(vertices.dtype)
     is_operand = (parents >= 0)[rows]

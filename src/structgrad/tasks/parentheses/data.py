@@ -17,24 +17,25 @@ from tqdm import tqdm
 from structgrad.data import cache
 
 SPLITS = ("train", "val", "test")
-#: Token ids: 0 is padding, in trees "no child"; an opening bracket of type k is 1 + k, a closing one 1 + types + k.
+#: Token ids. 0 is padding, and "no child" in trees. An opening bracket of type k is 1 + k, a
+#: closing one 1 + types + k.
 PAD = NO_CHILD = 0
 
-#: Part of the key of a cache; raise it when the same configuration would give other sequences.
+#: Part of the key of a cache. Raise it when the same configuration would give other sequences.
 _GENERATOR_VERSION = 1
-#: Sequences drawn between two updates of the progress bar.
+#: The number of sequences drawn between two updates of the progress bar.
 _BLOCK = 10_000
-#: The number of shapes of more pairs exceeds 64 bits.
+#: The largest number of pairs for which the number of shapes fits into 64 bits.
 _MOST_PAIRS = 35
 
 
 def vocabulary_size(types: int) -> int:
-    """Token ids, "no child" included."""
+    """The number of token ids, including "no child"."""
     return 1 + 2 * types
 
 
 def to_text(tokens: Tensor, types: int) -> list[str]:
-    """Opening brackets ``(k``, closing ones ``)k``, without padding."""
+    """Opening brackets as ``(k``, closing ones as ``)k``, without padding."""
     return [f"({t - 1}" if t <= types else f"){t - 1 - types}" for t in tokens.tolist() if t != PAD]
 
 
@@ -42,20 +43,21 @@ def to_text(tokens: Tensor, types: int) -> list[str]:
 
 
 def completions(pairs: int) -> NDArray[np.int64]:
-    """In how many ways a sequence can be completed: int64 ``[2 pairs + 1, 2 pairs + 2]``.
+    """The number of ways to complete a sequence: int64 ``[2 pairs + 1, 2 pairs + 2]``.
 
-    Entry ``[r, h]`` counts the continuations by r brackets of a sequence with h open brackets that end balanced;
-    ``[2 pairs, 0]`` is the number of balanced shapes, Catalan's. 0 for h that ``2 pairs - r`` brackets do not reach.
+    Entry ``[r, h]`` counts the balanced continuations by r brackets of a sequence with h open
+    brackets. ``[2 pairs, 0]`` is the number of balanced shapes, a Catalan number. The entry is 0
+    for an h that ``2 pairs - r`` brackets cannot reach.
 
     Raises:
-        ValueError: where it does not fit into 64 bits.
+        ValueError: if a number does not fit into 64 bits.
     """
     if not 0 <= pairs <= _MOST_PAIRS:
         raise ValueError(f"pairs must be at most {_MOST_PAIRS}, beyond which shapes outnumber 64 bits; got {pairs}")
     ways = np.zeros((2 * pairs + 1, 2 * pairs + 2), np.int64)
     ways[0, 0] = 1
     for rest in range(1, 2 * pairs + 1):
-        # Of the heights that r brackets can close; higher ones have no completion.
+        # Only heights that r brackets can close; higher ones have no completion.
         for height in range(min(rest, 2 * pairs - rest) + 1):
             ways[rest, height] = ways[rest - 1, height + 1] + (ways[rest - 1, height - 1] if height else 0)
     return ways
@@ -66,16 +68,17 @@ def shape_of(rank: NDArray[np.int64], pairs: int) -> NDArray[np.bool_]:
 
     Args:
         rank: int64 ``[n]``.
-        pairs: of brackets.
+        pairs: number of pairs of brackets.
 
     Returns:
-        bool ``[n, 2 pairs]``, True where a bracket opens; ascending ranks are descending in lexicographic order.
+        bool ``[n, 2 pairs]``, True for an opening bracket; ascending ranks are in descending
+        lexicographic order.
     """
     ways = completions(pairs)
     rest, height = rank.copy(), np.zeros(len(rank), np.int64)
     opens = np.empty((len(rank), 2 * pairs), np.bool_)
     for step in range(2 * pairs):
-        # Shapes that open here come first.
+        # Shapes that open a bracket here come first.
         opening = ways[2 * pairs - step - 1, height + 1]
         opens[:, step] = rest < opening
         rest = np.where(opens[:, step], rest, rest - opening)
@@ -84,13 +87,13 @@ def shape_of(rank: NDArray[np.int64], pairs: int) -> NDArray[np.bool_]:
 
 
 def draw(rng: np.random.Generator, pairs: NDArray[np.int64], types: int, length: int) -> NDArray[np.int16]:
-    """Random balanced sequences: shapes uniform among those of their size, types uniform.
+    """Random balanced sequences: shapes are uniform among those of their size, types are uniform.
 
     Args:
         rng: source of randomness.
-        pairs: int64 ``[n]``, of each sequence.
+        pairs: int64 ``[n]``, the number of pairs of each sequence.
         types: number of types.
-        length: that the result is padded to.
+        length: the length to which the result is padded.
 
     Returns:
         int16 ``[n, length]``.
@@ -100,7 +103,7 @@ def draw(rng: np.random.Generator, pairs: NDArray[np.int64], types: int, length:
         rows = np.flatnonzero(pairs == size)
         opens = shape_of(rng.integers(0, completions(size)[2 * size, 0], len(rows)), int(size))
         chosen = rng.integers(0, types, (len(rows), size))
-        # Brackets of one level alternate between opening and closing ones, partners side by side.
+        # On one level opening and closing brackets alternate, so partners are side by side.
         level = np.cumsum(np.where(opens, 1, -1), 1) - opens
         pairwise = np.argsort(level, 1, kind="stable").reshape(len(rows), size, 2)
         kind = np.empty(opens.shape, np.int64)
@@ -117,21 +120,21 @@ def draw(rng: np.random.Generator, pairs: NDArray[np.int64], types: int, length:
 class ParenthesesData:
     """The sequences of an experiment: generated once, then read from the cache.
 
-    Sizes are drawn uniformly, shapes uniformly among the balanced ones of the size, types uniformly; a sequence that
-    was drawn before is drawn again, so that sizes with few sequences have less than their share. Splits are random
-    parts of what was drawn.
+    Sizes and types are drawn uniformly, shapes uniformly among the balanced ones of the size. A
+    sequence that was drawn before is drawn again. So sizes with few sequences have less than their
+    share. Splits are random parts of the drawn sequences.
 
     Args:
         cache: folder of generated data; each configuration gets a folder of its own in it.
-        types: of brackets, t.
-        pairs: least and greatest number of pairs.
+        types: t, the number of types of brackets.
+        pairs: smallest and largest number of pairs.
         train: number of training sequences.
         val: number of validation sequences.
         test: number of test sequences.
-        seed: of the generator.
+        seed: seed of the generator.
 
     Raises:
-        ValueError: for an impossible range or more sequences than there are.
+        ValueError: for an impossible range, or for more sequences than exist.
     """
 
     cache: str | Path
@@ -163,22 +166,22 @@ class ParenthesesData:
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest possible sequence."""
+        """The number of tokens of the longest possible sequence."""
         return 2 * self.pairs[1]
 
     @property
     def key(self) -> dict[str, object]:
-        """What the sequences depend on."""
+        """Everything on which the sequences depend."""
         content: dict[str, object] = {name: getattr(self, name) for name in ("types", "train", "val", "test", "seed")}
         return content | {"pairs": list(self.pairs), "generator": _GENERATOR_VERSION}
 
     @property
     def folder(self) -> Path:
-        """Where this configuration is cached."""
+        """The cache folder of this configuration."""
         return cache.folder_of(self.cache, "parentheses", self.key)
 
     def prepare(self) -> None:
-        """Generate and store the sequences unless an intact cache is there; safe in several processes at once."""
+        """Generate and store the sequences unless an intact cache exists. It is safe in several processes at once."""
         cache.ensure(
             self.folder,
             self.key,
@@ -196,12 +199,12 @@ class ParenthesesData:
 
 
 def count(types: int, least: int, most: int) -> int:
-    """How many balanced sequences of ``least`` to ``most`` pairs there are."""
+    """The number of balanced sequences of ``least`` to ``most`` pairs."""
     return sum(math.comb(2 * n, n) // (n + 1) * types**n for n in range(least, most + 1))
 
 
 def generate(data: ParenthesesData, *, progress: bool = True) -> dict[str, Tensor]:
-    """Draw the sequences of a configuration, no two of them the same in or between splits.
+    """Draw the sequences of a configuration; no two are the same, within and between splits.
 
     Args:
         data: the configuration.
@@ -218,14 +221,15 @@ def generate(data: ParenthesesData, *, progress: bool = True) -> dict[str, Tenso
             pairs = rng.integers(data.pairs[0], data.pairs[1] + 1, _BLOCK)
             found |= dict.fromkeys(keys_of(draw(rng, pairs, data.types, data.max_length)))
             bar.update(min(len(found), wanted) - bar.n)
-    # Bytes back to numbers. Later draws have fewer of the small sizes, hence the random order.
+    # Convert bytes back to numbers. Later draws have fewer small sizes, so the order is made
+    # random.
     rows = np.frombuffer(b"".join(list(found)[:wanted]), np.int16).reshape(wanted, data.max_length)
     shuffled = torch.from_numpy(rows[rng.permutation(wanted)])
     return dict(zip(SPLITS, shuffled.split([data.train, data.val, data.test]), strict=True))
 
 
 def keys_of(tokens: NDArray[np.int16]) -> list[bytes]:
-    """The rows of ``[n, length]`` as objects that sets and dictionaries take."""
+    """The rows of ``[n, length]`` as objects for sets and dictionaries."""
     content = np.ascontiguousarray(tokens)
     keys: list[bytes] = content.view(f"V{content.shape[1] * content.itemsize}").reshape(-1).tolist()
     return keys

@@ -9,27 +9,28 @@ from torch.nn import functional as F
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.tasks.parentheses.data import NO_CHILD, PAD, vocabulary_size
 
-#: On a CPU, sequences are run in so many groups of like length, of at least so many each.
+#: On a CPU, sequences run in this many groups of similar length, of at least this many sequences
+#: each.
 _GROUPS, _LEAST = 4, 16
 
 
 class TreeDecoder(nn.Module):
     """A language model that generates a binary tree breadth first, a token or "no child" at every place.
 
-    The non-monotonic model of Welleck et al. (2019) without conditioning: an LSTM reads what stands at the places
-    before, in level order; a linear layer, ReLU, and the embedding matrix make the scores of the next. The first
-    place, the root, is always a token.
+    This is the non-monotonic model of Welleck et al. (2019) without conditioning. An LSTM reads the
+    tokens at the previous places, in level order. A linear layer, ReLU and the embedding matrix
+    make the scores of the next token. The first place, the root, is always a token.
 
     Args:
-        types: of brackets.
+        types: number of types of brackets.
         embedding: size of token embeddings.
-        hidden: units of the LSTM, of a single layer.
+        hidden: number of units of the single-layer LSTM.
     """
 
     def __init__(self, types: int, embedding: int, hidden: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary_size(types)
-        # The last one is read before the root.
+        # The last entry is read before the root.
         self.embedding = nn.Embedding(self.vocabulary + 1, embedding)
         self.lstm = nn.LSTM(embedding, hidden)
         self.project = nn.Linear(hidden, embedding)
@@ -40,14 +41,15 @@ class TreeDecoder(nn.Module):
 
         Args:
             places: int64 ``[N, p]``, N > 0 (see :func:`~structgrad.tasks.parentheses.trees.level_order`).
-            lengths: int64 ``[N]``, tokens; the tree has ``2 length + 1`` places.
+            lengths: int64 ``[N]``, number of tokens; the tree has ``2 length + 1`` places.
 
         Returns:
             ``[N]``, in nats.
         """
         if not values_can_be_read(lengths):
             return self._groupwise(places, lengths)
-        # Like lengths side by side, so that short sequences are not padded to the longest.
+        # Sequences of similar length are put together, so that short ones are not padded to the
+        # longest.
         order = lengths.argsort(stable=True)
         losses = []
         for group in order.split(max(_LEAST, -(-len(order) // _GROUPS))):
@@ -62,7 +64,7 @@ class TreeDecoder(nn.Module):
         counted = torch.arange(len(targets), device=places.device)[:, None] <= 2 * lengths
         scores = self._scores(states)
         losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-        # At the root there is no "no child".
+        # The root cannot be "no child".
         no_root = F.softplus(scores[0, :, NO_CHILD] - scores[0, :, NO_CHILD + 1 :].logsumexp(1))
         return torch.where(counted, losses, 0.0).sum(0) - no_root
 
@@ -71,18 +73,19 @@ class TreeDecoder(nn.Module):
 
     @torch.no_grad()
     def generate(self, samples: int, places: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Sample trees, all at once; those that are complete leave the batch.
+        """Sample trees, all at once; complete ones leave the batch.
 
         Args:
-            samples: how many.
-            places: where a tree is cut off.
+            samples: number of trees.
+            places: number of places at which a tree is cut off.
             generator: source of randomness, on the device of the parameters.
 
         Returns:
-            int64 ``[samples, places]`` in level order, 0 beyond the end; and bool ``[samples]``, which are complete.
+            int64 ``[samples, places]`` in level order, 0 beyond the end; and bool ``[samples]``:
+            which are complete.
         """
         device, hidden = self.bias.device, self.lstm.hidden_size
-        # What a token adds to the gates is the same wherever it stands.
+        # A token adds the same to the gates at every place.
         to_gates, recurrent, *biases = self.lstm.parameters()
         inputs = F.linear(self.embedding.weight, to_gates, biases[0] + biases[1])
         out = torch.full((samples, places), NO_CHILD, dtype=torch.int64, device=device)
@@ -91,7 +94,7 @@ class TreeDecoder(nn.Module):
         state, cell = (inputs.new_zeros(samples, hidden) for _ in range(2))
         missing = torch.ones(samples, dtype=torch.int64, device=device)  # places that the tree still needs
         for place in range(places):
-            # In place: for thousands of sequences, this is a matter of memory.
+            # In place, because thousands of sequences take much memory.
             gates = F.embedding(token, inputs).addmm_(state, recurrent.T)
             enter, keep, change, leave = gates.chunk(4, 1)
             cell = cell.mul_(keep.sigmoid_()).addcmul_(enter.sigmoid_(), change.tanh_())
@@ -115,10 +118,10 @@ class TreeDecoder(nn.Module):
 
 
 class TokenEncoder(nn.Module):
-    """Scores every token of a sequence by an LSTM in either direction.
+    """Scores every token of a sequence by two LSTMs, one in each direction.
 
     Args:
-        types: of brackets.
+        types: number of types of brackets.
         embedding: size of token embeddings.
         hidden: size of the context; each direction has half of it.
 
@@ -139,15 +142,15 @@ class TokenEncoder(nn.Module):
         """Encode padded sequences.
 
         Args:
-            tokens: int64 ``[batch, n]``. Padding comes last and influences nothing.
+            tokens: int64 ``[batch, n]``. Padding comes last and has no influence.
 
         Returns:
-            scores ``[batch, n]``, meaningless where padded; and a summary ``[batch, hidden]``, the output of either
-            LSTM where it ends.
+            scores ``[batch, n]``, arbitrary at padding; and a summary ``[batch, hidden]``, the last
+            output of each LSTM.
         """
         n, lengths = tokens.shape[1], (tokens != PAD).sum(1, keepdim=True)
         position = torch.arange(n, device=tokens.device)
-        # Every sequence reversed within its length; the reversal is its own inverse.
+        # Reverse every sequence within its length; the reversal is its own inverse.
         mirrored = torch.where(position < lengths, lengths - 1 - position, position)
         embedded = self.embedding(tokens)
         ahead, _ = self.forwards(embedded)

@@ -1,4 +1,6 @@
-"""Pictures of generated trees: tokens from left to right, their depth downwards, and when each came."""
+"""Pictures of generated trees: tokens from left to right, their depth downwards, and the order of
+generation.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Growth:
 
     Attributes:
         places: int64 ``[p]``, in level order.
-        positions: int64 ``[p]``, where in the sequence a place's token stands; -1 for "no child".
+        positions: int64 ``[p]``, the position of a place's token in the sequence; -1 for "no
+        child".
         tokens: int64 ``[p]``, the sequence, padded with 0.
     """
 
@@ -31,13 +34,14 @@ class Growth:
 
 
 def draw(growths: list[Growth], balanced: list[bool], types: int, path: Path) -> Path:
-    """Draw trees, one a panel; the number at a node says when it came, its colour the type of bracket.
+    """Draw trees, one a panel. The number at a node is its rank in the generation; its colour is
+    the type of bracket.
 
     Args:
         growths: the trees.
-        balanced: whether their sequences are.
-        types: of brackets.
-        path: of the picture; its folder is made.
+        balanced: whether each sequence is balanced.
+        types: number of types of brackets.
+        path: path of the picture; its folder is created.
 
     Returns:
         ``path``.

@@ -21,19 +21,21 @@ from structgrad.tasks.parentheses.data import PAD, ParenthesesData, keys_of
 from structgrad.tasks.parentheses.model import TokenEncoder, TreeDecoder
 from structgrad.tasks.parentheses.pictures import Growth, draw
 
-#: Generated trees that are drawn after the test, out of how many, and how many tokens they have at most.
+#: The number of generated trees drawn after the test, the number to choose from, and their largest
+#: number of tokens.
 _DRAWN, _DRAWN_OF, _DRAWN_LENGTH = 4, 256, 14
 
 
 @dataclass
 class Generation:
-    """How much is generated after the test.
+    """The amount of generation after the test.
 
     Args:
-        unique: distinct sequences wanted.
-        limit: of all sequences drawn; what is there by then is judged.
-        length: tokens at which a tree is cut off (at ``2 length + 1`` places); it then counts as unbalanced.
-        batch_size: sequences that grow together.
+        unique: wanted number of distinct sequences.
+        limit: largest number of sequences drawn; those found by then are judged.
+        length: number of tokens at which a tree is cut off (at ``2 length + 1`` places); it then
+        counts as unbalanced.
+        batch_size: number of sequences that grow together.
 
     Raises:
         ValueError: unless all are positive and the limit is at least ``unique``.
@@ -56,37 +58,49 @@ class Generation:
 class Parentheses(Task):
     """A language model over balanced brackets that generates each sequence together with a binary tree over it.
 
-    The structure says where the trees of the training sequences come from:
+    The structure decides where the trees of the training sequences come from:
 
     - ``NoStructure``: left to right, every token has a right child only;
     - ``GroundTruth``: the smart tree (see :func:`~structgrad.tasks.parentheses.trees.smart`);
-    - ``BinaryTree``: a share of the training sequences comes with the smart tree, x and T; for the others T is latent,
-      an encoder scores their tokens, and ``E_q[log q(T | x) - log p(x, T)]`` replaces ``-log p(x, T)``. The model p
-      generates the tree as well, so that the trees' prior is a part of it. With a tree that is given, the encoder
-      learns from ``-log q(T | x)`` (Kingma et al. 2014, equation 9).
+    - ``BinaryTree``: a fraction of the training sequences comes with the smart tree. For the others
+      T
+      is latent: an encoder scores their tokens, and ``E_q[log q(T | x) - log p(x, T)]`` replaces
+      ``-log p(x, T)``. The model p generates the tree as well, so it includes the trees' prior.
+      From
+      a given tree, the encoder learns by ``-log q(T | x)`` (Kingma et al. 2014, equation 9).
 
-    Metrics: ``nll``, nats a token, of the sequence with its tree (for the latent tree the bound, with one sampled
-    tree), ``perplexity``, its exponential; for the latent tree also its ``entropy``, a token, and ``smart_parents``,
-    the share of tokens whose parent is that of the smart tree. At test, of ``unique`` generated sequences out of
-    ``drawn``, the shares ``old`` (in the training set), ``new_balanced`` and ``unbalanced``.
+    Metrics:
+
+    - ``nll``, in nats a token, of the sequence with its tree (for the latent tree the bound, with
+      one
+      sampled tree), and ``perplexity``, its exponential;
+    - for the latent tree also its ``entropy`` a token, and ``smart_parents``, the fraction of
+      tokens
+      whose parent is that of the smart tree;
+    - at test, of ``unique`` generated sequences out of ``drawn``, the fractions ``old`` (in the
+      training
+      set), ``new_balanced`` and ``unbalanced``.
 
     Args:
         structure: ``BinaryTree``, or one of the two stand-ins.
         estimator: over that structure; None for the stand-ins.
-        optimizer: parameters -> optimizer.
+        optimizer: a function from parameters to an optimizer.
         data: the sequences.
-        generation: how much is generated at test.
-        batch_size: sequences in a training batch, over all processes.
-        eval_batch_size: sequences in a validation or test batch.
+        generation: the amount of generation at test.
+        batch_size: number of sequences in a training batch, over all processes.
+        eval_batch_size: number of sequences in a validation or test batch.
         embedding: size of token embeddings.
-        hidden: units of the decoder's LSTM; also the size of the context that estimators get.
-        labelled: share of the training sequences that come with the smart tree, with ``BinaryTree``.
-        label_weight: of the encoder's ``-log q(T | x)`` for these; ``1 / labelled`` counts them as if all were.
-        seed: of the order of training sequences and of generation.
+        hidden: number of units of the decoder's LSTM; also the size of the context that estimators
+            get.
+        labelled: fraction of the training sequences that come with the smart tree, with
+            ``BinaryTree``.
+        label_weight: weight of the encoder's ``-log q(T | x)`` for these; ``1 / labelled`` counts
+            them as if all sequences had a tree.
+        seed: seed of the order of training sequences and of generation.
 
     Raises:
-        ValueError: for another structure, or an estimator that evaluates relaxed trees or draws them otherwise than the
-            structure does, or for numbers out of range.
+        ValueError: for another structure, for an estimator that evaluates relaxed trees or draws
+            them differently from the structure, or for numbers out of range.
     """
 
     monitor: ClassVar[str] = "val/perplexity"
@@ -159,8 +173,10 @@ class Parentheses(Task):
         self.data.prepare()
 
     def batches(self, split: Split) -> Batches:
-        """``labelled`` ``[b, n]``, tokens of the sequences that come with their tree, and ``unlabelled`` ``[c, n]``,
-        the others; both cut to the longest sequence of the batch.
+        """``labelled`` ``[b, n]``, tokens of the sequences with a tree, and ``unlabelled``
+        ``[c, n]``, the others.
+
+        Both are cut to the longest sequence of the batch.
         """
         tokens = self.data.split(split)
         training = split == "train"
@@ -200,11 +216,11 @@ class Parentheses(Task):
         return StepOutput(torch.cat(losses).sum() / size, size, metrics)
 
     def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adds the perplexity a token."""
+        """Add the perplexity a token."""
         return {**means, "perplexity": means["nll"].exp()}
 
     def _known_order(self, tokens: Tensor) -> Tensor:
-        """Parents ``[batch, n]`` of the trees that sequences come with."""
+        """Parents ``[batch, n]`` of the given trees."""
         if isinstance(self.structure, NoStructure):
             return trees.left_to_right(tokens)
         return trees.smart(tokens, self.data.types)
@@ -230,8 +246,8 @@ class Parentheses(Task):
 
         def objective(vertices: Tensor, rows: Tensor) -> Tensor:
             parents = trees.parents_of(vertices, exists[rows])
-            # Held: the mean of the gradient of log q is 0, and what the trees' distribution contributes otherwise is
-            # the estimator's affair.
+            # Held fixed: the mean of the gradient of log q is 0, and the estimator handles all
+            # other effects of the trees' distribution.
             log_q = self.structure.log_prob(vertices, scores.detach()[rows], exists[rows])
             evaluated.append((parents, log_q))
             return self._nll(tokens[rows], parents) + log_q
@@ -251,15 +267,16 @@ class Parentheses(Task):
     # --- generation -----------------------------------------------------------------------------------------------
 
     def on_test_epoch_end(self) -> None:
-        """Also generate, and log what it is."""
+        """Also generate sequences and log their quality."""
         super().on_test_epoch_end()
         for name, value in self.judge(progress=self.trainer.is_global_zero).items():
             self.log(f"test/{name}", value)
 
     def judge(self, *, progress: bool = False) -> dict[str, float]:
-        """Generate and judge: the shares ``old``, ``new_balanced``, ``unbalanced``, and ``unique`` out of ``drawn``.
+        """Generate and judge: the fractions ``old``, ``new_balanced``, ``unbalanced``, and
+        ``unique`` out of ``drawn``.
 
-        The same for every process, as it is drawn with the task's seed.
+        The result is the same for every process, because the task's seed is used.
 
         Args:
             progress: show a progress bar, on a terminal.
@@ -272,7 +289,8 @@ class Parentheses(Task):
         drawn = old = new_balanced = 0
         with tqdm(total=wanted, desc="Generating", unit="seq", disable=None if progress else True) as bar:
             while len(seen) < wanted and drawn < self.generation.limit:
-                # Never more than are missing: what is judged does not depend on the size of the last batch.
+                # Never more than are missing, so the result does not depend on the size of the last
+                # batch.
                 size = min(self.generation.batch_size, wanted - len(seen), self.generation.limit - drawn)
                 tokens, balanced = self.generate(size, generator)
                 keys = keys_of(tokens.short().cpu().numpy())
@@ -295,11 +313,12 @@ class Parentheses(Task):
         """Sample sequences.
 
         Args:
-            samples: how many, all at once.
+            samples: number of sequences, all at once.
             generator: source of randomness, on the model's device.
 
         Returns:
-            int64 ``[samples, 2 length + 1]``, padded with 0; and bool ``[samples]``, which are complete and balanced.
+            int64 ``[samples, 2 length + 1]``, padded with 0; and bool ``[samples]``: which are
+            complete and balanced.
         """
         places, complete = self.decoder.generate(samples, 2 * self.generation.length + 1, generator)
         tokens, _ = trees.in_order(places)
@@ -309,11 +328,11 @@ class Parentheses(Task):
 
     @torch.no_grad()
     def pictures(self, folder: Path) -> list[Path]:
-        """Draw a few generated trees, with the order in which their nodes came."""
+        """Draw a few generated trees, with the order in which their nodes were generated."""
         generator = torch.Generator(self.device).manual_seed(self.seed)
         places, _ = self.decoder.generate(_DRAWN_OF, 2 * _DRAWN_LENGTH + 1, generator)
         tokens, positions = trees.in_order(places)
-        # The longest that are legible, each of another length if there are such.
+        # The longest legible ones, each of another length if possible.
         length = (tokens != PAD).sum(1)
         legible = (length <= _DRAWN_LENGTH).nonzero().squeeze(1)
         by_length = legible[length[legible].argsort(descending=True, stable=True)]
@@ -324,7 +343,9 @@ class Parentheses(Task):
 
 
 def _divide(batch: Batch) -> Batch:
-    """Sequences with and without their tree; on the host, so that the numbers of both are known without waiting."""
+    """Sequences with and without their tree, divided on the host. So the numbers of both are known
+    without waiting.
+    """
     tokens, labelled = batch["tokens"].long(), batch["labelled"]
     n = int((tokens != PAD).sum(1).max())
     return {"labelled": tokens[labelled, :n], "unlabelled": tokens[~labelled, :n]}

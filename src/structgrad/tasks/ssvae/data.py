@@ -1,4 +1,6 @@
-"""Images with few labels: the published split of MNIST, or a random one, and pixels drawn anew at every access."""
+"""Images with few labels: the published split of MNIST, or a random one. Pixels are drawn anew at
+every access.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from structgrad.data import Batch
 from structgrad.data.images import prepare_images, read_images
 from structgrad.tasks.base import Split
 
-#: Training images that the published split divides.
+#: The number of training images that the published split divides.
 SPLIT_OF = 60_000
 
 
@@ -37,21 +39,26 @@ def resample(pixels: Tensor) -> Tensor:
 
 @dataclass
 class SemiSupervisedImages:
-    """The published split of MNIST, or of any data set of as many training images, or a random one of any other.
+    """The published split of MNIST (or of a data set with as many training images), or a random
+        split.
 
-    A random split is the same for all runs: labelled, validation and unlabelled images are drawn one after another.
+        A random split is the same for all runs: labelled, validation and unlabelled images are drawn
+        one after another.
 
-    Args:
-        source: see :func:`structgrad.data.images.prepare_images`.
-        data: folder of data sets, ``paths.data``.
-        cache: folder of decoded images, ``paths.cache``.
-        labelled: the first so many of the labelled images; in a random split so many.
-        unlabelled: likewise.
-        val: likewise.
-        test: the first so many images of the test part.
-
-    Raises:
-        ValueError: for a size below 1; from :meth:`split`, for one beyond the split, or images that are too few.
+        Args:
+            source: see :func:`structgrad.data.images.prepare_images`.
+            data: folder of data sets, ``paths.data``.
+            cache: folder of decoded images, ``paths.cache``.
+            labelled: number of labelled images used; in a random split the number drawn.
+            unlabelled: likewise.
+            val: likewise.
+            test: number of images of the test part, the first ones.
+            val: likewise.
+            test: the first so many images of the test part.
+    ValueError: for a size below 1; from :meth:`split`, for a size beyond the split, or if there are too
+        few images.
+        Raises:
+            ValueError: for a size below 1; from :meth:`split`, for one beyond the split, or images that are too few.
     """
 
     source: str

@@ -18,9 +18,9 @@ class Classifier(nn.Sequential):
     """Scores of the classes: three hidden layers, ReLU.
 
     Args:
-        pixels: of an image.
-        classes: K.
-        hidden: units of each layer.
+        pixels: number of pixels of an image.
+        classes: K, the number of classes.
+        hidden: number of units of each layer.
     """
 
     def __init__(self, pixels: int, classes: int, hidden: int) -> None:
@@ -30,16 +30,17 @@ class Classifier(nn.Sequential):
 
 
 class Encoder(nn.Module):
-    """``q(h | x, z)``: mean and logarithm of the standard deviation of a Gaussian, from image and class.
+    """``q(h | x, z)``: mean and logarithm of the standard deviation of a Gaussian, from image and
+    class.
 
-    The first layer sees image and one-hot class side by side; its image part is a layer of its own here, so that it is
-    computed once an image however many classes are tried.
+    The input of the first layer is the image and the one-hot class. Here its image part is a layer
+    of its own, so that it is computed once an image, however many classes are evaluated.
 
     Args:
-        pixels: of an image.
-        classes: K.
-        style: entries of h.
-        hidden: units of each of two hidden layers, ReLU.
+        pixels: number of pixels of an image.
+        classes: K, the number of classes.
+        style: size of h.
+        hidden: number of units of each of two hidden layers, ReLU.
     """
 
     def __init__(self, pixels: int, classes: int, style: int, hidden: int) -> None:
@@ -48,7 +49,7 @@ class Encoder(nn.Module):
         self.label = nn.Linear(classes, hidden, bias=False)
         self.inner = nn.Linear(hidden, hidden)
         self.outer = nn.Linear(hidden, 2 * style)
-        # As one layer of pixels + classes inputs is initialised.
+        # Initialise it like one layer with pixels + classes inputs.
         bound = 1 / math.sqrt(pixels + classes)
         for parameter in (self.image.weight, self.image.bias, self.label.weight):
             nn.init.uniform_(parameter, -bound, bound)
@@ -69,10 +70,10 @@ class Decoder(nn.Module):
     """``p(x | z, h)``: logits of independent Bernoulli pixels; two hidden layers, ReLU.
 
     Args:
-        pixels: of an image.
-        classes: K.
-        style: entries of h.
-        hidden: units of each layer.
+        pixels: number of pixels of an image.
+        classes: K, the number of classes.
+        style: size of h.
+        hidden: number of units of each layer.
     """
 
     def __init__(self, pixels: int, classes: int, style: int, hidden: int) -> None:
@@ -92,11 +93,11 @@ class Networks(nn.Module):
     """The three networks together.
 
     Args:
-        pixels: of an image.
-        classes: K.
-        style: entries of h.
-        hidden: units of the classifier's layers.
-        vae_hidden: units of the encoder's and the decoder's layers.
+        pixels: number of pixels of an image.
+        classes: K, the number of classes.
+        style: size of h.
+        hidden: number of units of the classifier's layers.
+        vae_hidden: number of units of the encoder's and the decoder's layers.
     """
 
     def __init__(self, pixels: int, classes: int, style: int, hidden: int, vae_hidden: int) -> None:
@@ -108,7 +109,7 @@ class Networks(nn.Module):
     def negative_elbo(self, images: Tensor, features: Tensor, vertices: Tensor, rows: Tensor) -> Tensor:
         """``-log p(x | z, h) + KL(q(h | x, z) || N(0, I))`` for one sample of h a vertex, in nats: ``[N]``.
 
-        All of Correia et al. (2020), equation 5, but the term of the class's own prior.
+        This is Correia et al. (2020), equation 5, without the term of the class's own prior.
 
         Args:
             images: 0 or 1, ``[batch, pixels]``.
@@ -140,8 +141,9 @@ class Networks(nn.Module):
         return self.negative_elbo(images, features, vertices, rows) + CLASSIFICATION_LOSSES[loss](scores, labels)
 
 
-#: Losses of scores ``[batch, classes]`` and labels ``[batch]``, one for each mapping from scores to probabilities: the
-#: sparsemax loss is 0 where sparsemax is certain of the label (Martins and Astudillo 2016).
+#: Losses of scores ``[batch, classes]`` and labels ``[batch]``, one for each mapping from scores to
+#: probabilities. The sparsemax loss is 0 where sparsemax is certain of the label (Martins and
+#: Astudillo 2016).
 CLASSIFICATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": partial(F.cross_entropy, reduction="none"),
     "sparsemax": losses.sparsemax_loss,

@@ -14,7 +14,7 @@ def draw_digits(means: Tensor, file: Path) -> Path:
 
     Args:
         means: ``[classes, styles, pixels]``, probabilities of ink; square images row by row.
-        file: where to.
+        file: path of the picture.
     """
     classes, styles, pixels = means.shape
     side = math.isqrt(pixels)
@@ -31,11 +31,11 @@ def draw_digits(means: Tensor, file: Path) -> Path:
 
 
 def draw_calls(history: list[float], file: Path) -> Path:
-    """Mean decoder calls an example between one validation and the next.
+    """Mean number of decoder calls an example between one validation and the next.
 
     Args:
-        history: one mean a validation.
-        file: where to.
+        history: one mean for each validation.
+        file: path of the picture.
     """
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()

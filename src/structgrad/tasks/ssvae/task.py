@@ -25,37 +25,44 @@ from structgrad.tasks.ssvae.warm_start import WarmStart
 
 
 class SemiSupervisedVAE(CallsOverTime):
-    """Model images by a class z, known for few of them, and a continuous style h (Kingma et al. 2014).
+    """Model images by a class z, known for few images, and a continuous style h (Kingma et al.
+    2014).
 
-    The objective of a class is ``-log p(x | z, h) + KL(q(h | x, z) || p(h))`` at one sample of h; the estimator's
-    ``kl`` must be that of z from the uniform distribution. Training minimises the labelled images' loss at their true
-    class, with the classifier's own loss, plus ``weight`` times the unlabelled images' negative ELBO. It starts from
+    The objective of a class is ``-log p(x | z, h) + KL(q(h | x, z) || p(h))`` at one sample of h.
+    The estimator's ``kl`` must be that of z from the uniform distribution. Training minimises two
+    terms. The first is the labelled images' loss at their true class, with the classifier's own
+    loss. The second is ``weight`` times the unlabelled images' negative ELBO. Training starts from
     networks trained on the labelled images alone. Metrics are means over images, in nats:
 
-    - ``elbo`` = -(objective + kl), with the class inferred, in training of the unlabelled images;
+    - ``elbo`` = -(objective + kl), with the class inferred; in training, of the unlabelled images;
     - ``accuracy`` of the class with the highest score;
-    - ``decoder_calls``, evaluations an image; ``training_calls`` are those in training since the last validation.
+    - ``decoder_calls``, evaluations an image; ``training_calls`` are those in training since the
+      last
+      validation.
 
     Args:
         structure: OneHot.
         estimator: its ``kl`` must be over the vertex, the class.
         optimizer: see :class:`~structgrad.tasks.base.Task`.
         data: the images.
-        warm_start: where training starts.
-        classification_loss: ``cross_entropy``, or ``sparsemax`` where the estimator's distribution is that.
-        weight: of the unlabelled images' loss; None is their number over that of the labelled.
-        pixels: of an image.
-        classes: K.
-        style: entries of h.
-        hidden: units of the classifier's layers.
-        vae_hidden: units of the encoder's and the decoder's layers.
-        batch_size: labelled images, and as many unlabelled ones, in a training batch.
-        eval_batch_size: images in a validation or test batch.
-        seed: of the order of training images.
+        warm_start: the stage before training, which makes the first parameters.
+        classification_loss: ``cross_entropy``, or ``sparsemax`` if the estimator's distribution is
+            sparsemax.
+        weight: weight of the unlabelled images' loss; None is their number divided by that of the
+            labelled images.
+        pixels: number of pixels of an image.
+        classes: K, the number of classes.
+        style: size of h.
+        hidden: number of units of the classifier's layers.
+        vae_hidden: number of units of the encoder's and the decoder's layers.
+        batch_size: number of labelled images, and of unlabelled ones, in a training batch.
+        eval_batch_size: number of images in a validation or test batch.
+        seed: seed of the order of training images.
 
     Raises:
-        ValueError: for another structure, an estimator without that ``kl``, an unknown loss, or a size out of range;
-            from :meth:`prepare_data`, for images of another size or of more classes.
+        ValueError: for another structure, an estimator without that ``kl``, an unknown loss, or a
+            size out of range; from :meth:`prepare_data`, for images of another size or of more
+            classes.
     """
 
     monitor: ClassVar[str] = "val/elbo"
@@ -137,12 +144,14 @@ class SemiSupervisedVAE(CallsOverTime):
         return self.warm_start.prepare(self.sizes, self.classification_loss, labelled, validation, str(self.data.cache))
 
     def setup(self, stage: str) -> None:
-        """Start from the warm start; a checkpoint that is resumed overwrites it."""
+        """Load the warm start. If a checkpoint is resumed, it overwrites this."""
         if stage == "fit" and self.warm_start.epochs:
             self.warm_start.load(self._warm_start(), self.networks)
 
     def batches(self, split: Split) -> Batches:
-        """``images`` and, for validation and test, ``labels``; in training labelled images beside unlabelled ones."""
+        """``images`` and, for validation and test, ``labels``; in training, labelled images beside
+        unlabelled ones.
+        """
         if split != "train":
             return Batches(self.data.split(split), self.eval_batch_size)
         labelled = self.data.split("labelled")
@@ -161,7 +170,7 @@ class SemiSupervisedVAE(CallsOverTime):
         assert self.estimator is not None
         networks, labels = self.networks, batch["labels"]
         labelled = len(labels) if self.training else 0
-        # The labelled images first, so that all go through the first layers together.
+        # The labelled images come first, so that all go through the first layers together.
         chosen = torch.cat([batch["labelled"], batch["images"]]) if self.training else batch["images"]
         images = resample(chosen).to(self.dtype)
         features = networks.encoder.image(images)
@@ -172,7 +181,8 @@ class SemiSupervisedVAE(CallsOverTime):
             rows = rows + labelled
             if supervised or not self.training:
                 return networks.negative_elbo(images, features, vertices, rows)
-            # The labelled images go along, each at its class: fewer and larger products.
+            # The labelled images are included, each at its class, which gives fewer and larger
+            # products.
             vertices = torch.cat([F.one_hot(labels, scores.shape[-1]).to(vertices), vertices])
             rows = torch.cat([torch.arange(labelled, device=rows.device), rows])
             both = networks.negative_elbo(images, features, vertices, rows)

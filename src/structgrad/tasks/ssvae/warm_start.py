@@ -1,4 +1,4 @@
-"""Where training starts: the networks after training on the labelled images alone, made once and cached."""
+"""The stage before training: networks trained on the labelled images alone, made once and cached."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Select = Literal["best", "last"]
 
 log = logging.getLogger("structgrad")
 
-#: Part of the key of a cache; raise it when the same configuration would give other parameters.
+#: Part of the key of a cache. Raise it when the same configuration would give other parameters.
 _VERSION = 1
-#: Images whose ELBO is taken at once.
+#: The number of images whose ELBO is computed at once.
 _AT_ONCE = 500
 
 
@@ -35,16 +35,17 @@ _AT_ONCE = 500
 class WarmStart:
     """Training on labelled images alone, as a stage before the run (Correia et al. 2020, released code).
 
-    One start serves all seeds of a run and all estimators with the same classification loss. It is stored whole or
-    not at all: one that was killed is done again. The networks are those of the epoch with the best ELBO of the
-    validation images, the sum over all classes under the classifier's distribution, or those of the last epoch.
+    One warm start serves all seeds of a run and all estimators with the same classification loss.
+    It is stored completely or not at all; if it is killed, it is done again. The networks are those
+    of the last epoch, or of the epoch with the best ELBO on the validation images. That ELBO sums
+    over all classes under the classifier's distribution.
 
     Args:
-        epochs: over the labelled images; 0 starts from random parameters.
-        batch_size: labelled images in a batch.
-        lr: of Adam.
-        weight_decay: of Adam.
-        seed: of parameters, order and pixels.
+        epochs: number of epochs over the labelled images; 0 starts from random parameters.
+        batch_size: number of labelled images in a batch.
+        lr: learning rate of Adam.
+        weight_decay: weight decay of Adam.
+        seed: seed of parameters, order and pixels.
         select: ``best`` or ``last``, see above.
 
     Raises:
@@ -70,11 +71,11 @@ class WarmStart:
             raise ValueError(f"warm_start needs lr > 0 and weight_decay >= 0; got {self.lr} and {self.weight_decay}")
 
     def prepare(self, sizes: dict[str, int], loss: str, labelled: Batch, validation: Batch, folder: str) -> Path:
-        """Train and store, unless that has been done.
+        """Train and store the networks, unless that is done already.
 
         Args:
-            sizes: of :class:`~structgrad.tasks.ssvae.model.Networks`.
-            loss: classification loss, see there.
+            sizes: the sizes for :class:`~structgrad.tasks.ssvae.model.Networks`.
+            loss: the classification loss, see there.
             labelled: ``images`` uint8 ``[n, pixels]``, ``labels`` ``[n]``.
             validation: ``images``.
             folder: ``paths.cache``.
@@ -91,13 +92,15 @@ class WarmStart:
 
     @staticmethod
     def load(place: Path, networks: Networks) -> None:
-        """Give the networks the parameters that :meth:`prepare` stored."""
+        """Load the parameters that :meth:`prepare` stored into the networks."""
         table = cache.load(place, "parameters")
         vector = torch.tensor(table["value"].to_numpy(), dtype=torch.float32)
         vector_to_parameters(vector.to(next(networks.parameters()).device), networks.parameters())
 
     def _train(self, sizes: dict[str, int], loss: str, labelled: Batch, validation: Batch) -> pa.Table:
-        """On the CPU, so that every device starts from the same; the caller's random numbers are left alone."""
+        """Train on the CPU, so that every device starts from the same. The caller's random state
+        does not change.
+        """
         log.info("warm start: %d epochs on %d labelled images", self.epochs, len(labelled["labels"]))
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(self.seed)
@@ -121,7 +124,7 @@ class WarmStart:
 
 @torch.no_grad()
 def _elbo(networks: Networks, loss: str, validation: Batch) -> float:
-    """Mean over the images, the class summed out."""
+    """The mean over the images, with the class summed out."""
     distribution = Marginalize(OneHot(), "sparsemax" if loss == "sparsemax" else "softmax").eval()
     total = 0.0
     for batch in Batches(validation, _AT_ONCE):
@@ -134,7 +137,7 @@ def _elbo(networks: Networks, loss: str, validation: Batch) -> float:
 
 
 def _digest(labelled: Batch) -> str:
-    """Of the images themselves: other images may come under the same name."""
+    """A hash of the images themselves, because other images may come under the same name."""
     digest = hashlib.sha256()
     for name in sorted(labelled):
         digest.update(labelled[name].contiguous().cpu().numpy().tobytes())

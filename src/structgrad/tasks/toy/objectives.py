@@ -1,8 +1,9 @@
-"""What the toy problems minimise: functions of one vertex.
+"""The objectives of the toy problems: functions of one vertex.
 
-:data:`RELEASED` are those of the code that Struminsky et al. (2021) released, :data:`OURS` our own, each with a known
-best value and, where a relaxed vertex exists, defined on it such that they agree with the expectation under independent
-parts. :class:`Quadratic` goes with any structure.
+:data:`RELEASED` holds the objectives of the code that Struminsky et al. (2021) released.
+:data:`OURS` holds our own; each has a known best value. If a relaxed vertex exists, they are
+defined on it and agree with the expectation under independent parts. :class:`Quadratic` works with
+any structure.
 """
 
 from __future__ import annotations
@@ -29,33 +30,38 @@ from structgrad.structures.base import Structure
 
 
 def childless_root(vertices: Tensor) -> Tensor:
-    """Share of the nodes that are not children of the root, node 0: ``[N, n, n] -> [N]``, 0 at best."""
+    """Fraction of the nodes that are not children of the root, node 0: ``[N, n, n] -> [N]``, 0 at
+    best.
+    """
     return 1 - vertices[:, 0].sum(-1) / (vertices.shape[-1] - 1)
 
 
 def height(vertices: Tensor) -> Tensor:
-    """Edges on the longest path from the root of a tree: ``[N, n, n] -> [N]``, ``floor(log2 n)`` at best.
-    Hard vertices only.
+    """Number of edges on the longest path from the root of a tree: ``[N, n, n] -> [N]``.
+
+    The best value is ``floor(log2 n)``. It is defined on hard vertices only.
     """
     reached, total = torch.ones_like(vertices[:, 0]), vertices.new_zeros(len(vertices))
     for _ in range(vertices.shape[-1] - 1):
-        # After k rounds: the nodes that have an ancestor k edges above.
+        # After k rounds, the nodes that have an ancestor k edges above.
         reached = ((reached.unsqueeze(1) @ vertices).squeeze(1) > 0).to(vertices.dtype)
         total = total + reached.amax(-1)
     return total
 
 
 def far_from_star(vertices: Tensor) -> Tensor:
-    """``1 - sum of degree^2 / (n (n - 1))`` of a spanning tree: ``[N, n, n] -> [N]``, 0 for each of the n
-    stars.
+    """``1 - sum of degree^2 / (n (n - 1))`` of a spanning tree: ``[N, n, n] -> [N]``.
+
+    It is 0 for each of the n stars.
     """
     n = vertices.shape[-1]
     return 1 - vertices.sum(-1).square().sum(-1) / (n * (n - 1))
 
 
 def unevenness(vertices: Tensor) -> Tensor:
-    """Mean distance of the columns matched with neighbouring rows: ``[N, n, n] -> [N]``, 1 for the identity
-    and its reverse.
+    """Mean distance of the columns matched with neighbouring rows: ``[N, n, n] -> [N]``.
+
+    It is 1 for the identity and its reverse.
     """
     n = vertices.shape[-1]
     column = torch.arange(n, device=vertices.device, dtype=vertices.dtype)
@@ -64,26 +70,36 @@ def unevenness(vertices: Tensor) -> Tensor:
 
 
 def changes(vertices: Tensor) -> Tensor:
-    """Share of the neighbouring positions with different labels: ``[N, n - 1, C, C] -> [N]``, 0 at best."""
+    """Fraction of the neighbouring positions with different labels: ``[N, n - 1, C, C] -> [N]``, 0
+    at best.
+    """
     return 1 - vertices.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) / vertices.shape[1]
 
 
 def number(vertices: Tensor) -> Tensor:
-    """Number of parts, as a share of the most that there can be along the first dimension of the parts: ``[N]``; of
-    segments with labels ``[N, n - 1, K, C, C]`` this is at best the share in which the longest ones cover all.
+    """Number of parts, divided by the largest possible number along the first dimension of the
+    parts: ``[N]``.
+
+    For segments with labels ``[N, n - 1, K, C, C]`` the best value is that at which the longest
+    segments cover everything.
     """
     return vertices.flatten(1).sum(1) / vertices.shape[1]
 
 
 def detour(vertices: Tensor) -> Tensor:
-    """Cells of a path beyond the least number, as a share of the most: ``[N, n, n] -> [N]``, 0 for the diagonal."""
+    """Cells of a path beyond the least number, divided by the largest number: ``[N, n, n] -> [N]``,
+    0 for the diagonal.
+    """
     n = vertices.shape[-1]
     return (vertices.sum((-2, -1)) - n) / (n - 1)
 
 
 def left_branches(vertices: Tensor) -> Tensor:
-    """Share of the spans of several positions that do not end with the sequence: ``[N, n, n, C] -> [N]``, 0 for the
-    tree that branches to the right only, ``(n - 2) / (n - 1)`` for its mirror image.
+    """Fraction of the spans of several positions that do not end with the sequence:
+    ``[N, n, n, C] -> [N]``.
+
+    It is 0 for the tree that branches to the right only, and ``(n - 2) / (n - 1)`` for its mirror
+    image.
     """
     n = vertices.shape[-2]
     spans = vertices.sum(-1).triu(1)
@@ -101,7 +117,9 @@ def levels(vertices: Tensor) -> Tensor:
 
 
 def away_from_first(vertices: Tensor) -> Tensor:
-    """Share of the ends of edges of a spanning tree that are not node 0: ``[N, n, n] -> [N]``, 1/2 for its star."""
+    """Fraction of the ends of edges of a spanning tree that are not node 0: ``[N, n, n] -> [N]``,
+    1/2 for its star.
+    """
     return 1 - vertices[:, 0].sum(-1) / (2 * (vertices.shape[-1] - 1))
 
 
@@ -111,11 +129,12 @@ def off_diagonal(vertices: Tensor) -> Tensor:
 
 
 class Quadratic(nn.Module):
-    """``(<a, x> + |B x|^2 / r) / sqrt(P)`` of a vertex with P entries: standard normal a and B with r = 4 rows, which
-    are the same for all runs.
+    """``(<a, x> + |B x|^2 / r) / sqrt(P)`` of a vertex with P entries.
+
+    a is standard normal and so is B, which has r = 4 rows. They are the same for all runs.
 
     Args:
-        shape: of a vertex.
+        shape: shape of a vertex.
     """
 
     linear: Tensor
@@ -146,7 +165,7 @@ RELEASED: dict[type[Structure], Callable[[Tensor], Tensor]] = {
     Permutation: off_diagonal,
 }
 
-#: Structure -> objective of ours.
+#: Structure -> our own objective.
 OURS: dict[type[Structure], Callable[[Tensor], Tensor]] = {
     Arborescence: childless_root,
     BinaryTree: height,

@@ -20,22 +20,23 @@ Objectives = Literal["ours", "released", "quadratic"]
 class Toy(Task):
     """Minimises an expected objective over the scores of one structure; no data, no encoder, no decoder.
 
-    ``objective`` says which: ``released``, of the released code; ``ours``; or ``quadratic``, which is there for every
-    structure and is what ``ours`` means for those that have no other (:mod:`structgrad.tasks.toy.objectives`). A
-    training batch is one example, so that the samples of a step are the estimator's ``n_samples``. Validation
-    and test draw ``eval_samples`` hard vertices.
+    ``objective`` chooses it. ``released`` is that of the released code, ``ours`` our own.
+    ``quadratic`` works for every structure, and ``ours`` is the same for structures that have no
+    other (:mod:`structgrad.tasks.toy.objectives`). A training batch is one example, so the samples
+    of a step are the estimator's ``n_samples``. Validation and test draw ``eval_samples`` hard
+    vertices.
 
     Args:
-        structure: any that is latent; with ``released`` one that the released code has.
+        structure: any latent structure; with ``released``, one that the released code has.
         estimator: over that structure.
-        optimizer: parameters -> optimizer.
-        size: number of nodes, tokens, positions or rows; of no meaning for DagPath.
-        eval_samples: vertices whose mean objective is reported.
+        optimizer: a function from parameters to an optimizer.
+        size: number of nodes, tokens, positions or rows; DagPath ignores it.
+        eval_samples: number of vertices whose mean objective is reported.
         objective: see above.
 
     Raises:
-        ValueError: for a structure without that objective, without an estimator, for an objective that the estimator
-            cannot differentiate, or sizes out of range.
+        ValueError: for a structure without that objective, without an estimator, for an objective
+            that the estimator cannot differentiate, or for sizes out of range.
     """
 
     monitor: ClassVar[str] = "val/objective"
@@ -80,12 +81,14 @@ class Toy(Task):
         """Nothing to prepare."""
 
     def batches(self, split: Split) -> Batches:
-        """The rows ``[1]`` of training, ``[eval_samples]`` of validation and test, of which only the number counts."""
+        """The rows ``[1]`` of training and ``[eval_samples]`` of validation and test. Only their
+        number matters.
+        """
         size = 1 if split == "train" else self.eval_samples
         return Batches({"row": torch.arange(size)}, size)
 
     def step(self, batch: Batch) -> StepOutput:
-        """The estimator's surrogate, and the objective."""
+        """The estimator's surrogate and the objective."""
         assert self.estimator is not None
         size = len(batch["row"])
         estimate = self.estimator(
