@@ -45,20 +45,18 @@ class SemiSupervisedImages:
         A random split is the same for all runs: labelled, validation and unlabelled images are drawn
         one after another.
 
-        Args:
-            source: see :func:`structgrad.data.images.prepare_images`.
-            data: folder of data sets, ``paths.data``.
-            cache: folder of decoded images, ``paths.cache``.
-            labelled: number of labelled images used; in a random split the number drawn.
-            unlabelled: likewise.
-            val: likewise.
-            test: number of images of the test part, the first ones.
-            val: likewise.
-            test: the first so many images of the test part.
-    ValueError: for a size below 1; from :meth:`split`, for a size beyond the split, or if there are too
-        few images.
-        Raises:
-            ValueError: for a size below 1; from :meth:`split`, for one beyond the split, or images that are too few.
+    Args:
+        source: see :func:`structgrad.data.images.prepare_images`.
+        data: folder of data sets, ``paths.data``.
+        cache: folder of decoded images, ``paths.cache``.
+        labelled: number of labelled images used; in a random split the number drawn.
+        unlabelled: likewise.
+        val: likewise.
+        test: number of images of the test part, the first ones.
+
+    Raises:
+        ValueError: for a size below 1; from :meth:`split`, for a size beyond the split, or if there
+            are too few images.
     """
 
     source: str
