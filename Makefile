@@ -1,4 +1,5 @@
 # make demo    from an empty machine to a trained parser      make test    everything CI runs
+# make wheel   a wheel in dist/, checked                      make docs    the documentation site
 # make lint    formatting, lint and types                     make bench   speed against other code (RECORD=1: into results/)
 # make test-gpu, make bench-gpu    on a GPU (docs/gpu.md); with PY=python3 by the packages that are there, nothing is installed
 PYTHON ?= python3
@@ -37,9 +38,25 @@ lint: .venv/installed-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+.venv/installed-release: .venv/installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[release]'
+	touch $@
+
 .venv/installed-bench: .venv/installed-dev
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torch-struct
 	touch $@
+
+# The wheel, built from the source distribution that lies beside it, both checked; into dist/.
+.PHONY: wheel publish
+wheel: .venv/installed-release
+	rm -rf dist
+	$(PY) -m build --outdir dist .
+	$(PY) -m twine check --strict dist/*
+
+# Refused while there are placeholders or the changelog has no date (scripts/release.py). Where to: twine's settings.
+publish: wheel
+	$(PY) scripts/release.py
+	$(PY) -m twine upload dist/*
 
 # What is marked gpu, on the GPU against the CPU: contract of every structure, estimators against enumeration, a run of every task.
 # DEVICE=cpu tries the tests themselves; PROCESSES=0 needs no pytest-xdist.
@@ -147,5 +164,5 @@ table-communication-game: .venv/installed
 	$(PY) report.py results/communication_game_quick --into docs/tasks/communication_game.md
 
 clean:
-	rm -rf .venv runs site
+	rm -rf .venv runs site dist
 	find data -mindepth 1 ! -name README.md -delete

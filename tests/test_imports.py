@@ -35,6 +35,9 @@ LABORATORY = {
 #: What the laboratory is made with and the library does without.
 TOOLS = {"pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "optuna", "datasets", "matplotlib", "rich"}
 
+#: What structures use at the earliest when an oracle is called: to import them takes about as long as all structures.
+SLOW = {"numba", "llvmlite", "scipy", "yaml", "torch._dynamo", "torch._inductor", "sympy"}
+
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
     """Module and name of everything that a file imports from the package."""
@@ -84,6 +87,11 @@ def test_the_library_needs_no_tool_of_the_laboratory() -> None:
     """Neither do the modules of other packages that it imports; what imports it need not have them installed."""
     code = (
         "import sys\n"
+        "import structgrad\n"
+        "assert 'torch' not in sys.modules\n"
+        "from structgrad.structures import Arborescence\n"
+        f"slow = {SLOW} & sys.modules.keys()\n"
+        "assert not slow, slow\n"
         f"for tool in {sorted(TOOLS)}: sys.modules[tool] = None\n"  # any import of it fails
         "import importlib, pkgutil\n"
         f"for name in {sorted(LIBRARY)}:\n"

@@ -138,6 +138,34 @@ def test_the_wheel_carries_the_package_and_its_configurations(wheel: Path) -> No
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 
 
+def test_the_wheel_is_as_an_index_wants_it(wheel: Path) -> None:
+    pytest.importorskip("twine", reason="needs the extra `release`")
+    from twine.commands.check import check
+
+    assert not check([str(wheel)], strict=True)
+
+
+def test_placeholders_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is named; with all of them replaced nothing is left to say."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from release import reasons
+
+    for name in ("pyproject.toml", "CITATION.cff", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "src" / "structgrad" / "common", tmp_path / "src" / "structgrad" / "common")
+    shutil.copy(ROOT / "src" / "structgrad" / "version.py", tmp_path / "src" / "structgrad")
+    found = "\n".join(reasons(tmp_path))
+    assert all(word in found for word in ("Homepage", "Issues", "Do Not Upload", "date", "installing.py"))
+    for name, old, new in (
+        ("pyproject.toml", "structgrad.invalid", "structgrad.example.org"),
+        ("pyproject.toml", '"Private :: Do Not Upload",', ""),
+        ("CHANGELOG.md", "(not yet released)", "(2030-12-31)"),
+        ("src/structgrad/common/installing.py", "in a checkout of", "of"),
+    ):
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace(old, new))
+    assert reasons(tmp_path) == []
+
+
 def test_the_library_is_the_installed_one(installed: Path, tmp_path: Path) -> None:
     where = _run(installed / "python", "-c", "import structgrad; print(structgrad.__file__)", folder=tmp_path)
     assert Path(where).is_relative_to(installed.parent)

@@ -42,3 +42,14 @@ def test_make_targets_exist() -> None:
 
 def test_it_fits_two_screens() -> None:
     assert len(README.splitlines()) <= 90
+
+
+def test_the_rows_beside_published_numbers_are_those_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made by scripts/readme_rows.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from figures import read
+    from readme_rows import rows
+
+    (shown,) = re.findall(r"<!-- table:paulus_2 -->\n(.*?)<!-- /table -->", README, re.DOTALL)
+    assert shown == rows(read("paulus_2", ROOT / "results" / "paulus_2")) + "\n"
+    assert "published" in shown

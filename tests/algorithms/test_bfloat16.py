@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import pytest
 import torch
 
 from structgrad.algorithms import bfloat16
 from structgrad.algorithms.bfloat16 import as_array, narrow, products_in, widen
+from structgrad.algorithms.compiled import njit
 
 
-@numba.njit  # type: ignore[untyped-decorator]
+@njit()
 def copy(source: Any, target: Any) -> None:
     for i in range(len(source)):
         target[i] = narrow(widen(source[i]), target)

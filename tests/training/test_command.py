@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,9 +46,24 @@ def test_what_a_run_prints_is_ours(tmp_path: Path) -> None:
     result = launch(tmp_path, "trainer.max_steps=4", "trainer.val_every_n_steps=2")
     assert result.returncode == 0, result.stderr
     printed = result.stdout + result.stderr
-    foreign = ("TPU", "GPU available", "Tip", "http", "Restoring", "Loaded model", "max_steps", "Warning", "deprecated")
+    foreign = (
+        "TPU",
+        "GPU available",
+        "Tip",
+        "http",
+        "Restoring",
+        "Loaded model",
+        "`max_steps",
+        "Warning",
+        "deprecated",
+    )
     assert not [line for line in printed.splitlines() if any(word in line for word in foreign)], printed
     assert f"run:      {tmp_path}" in printed
+    # The first command of a user says what to do next: the commands are right.
+    page, seeds = re.findall(r"^(?:next: )? +\S*python (\S+\.py .*[^p])$", result.stdout, re.MULTILINE)
+    assert page == f"report.py runs --runs {tmp_path} --html runs.html"
+    assert seeds.startswith("train.py -m trainer.max_steps=4 trainer.val_every_n_steps=2 'hydra.searchpath=[")
+    assert seeds.endswith(" seed=1,2,3")
 
 
 @pytest.mark.parametrize(("signal_", "name", "code"), [(signal.SIGTERM, "SIGTERM", 75), (signal.SIGINT, "Ctrl-C", 130)])

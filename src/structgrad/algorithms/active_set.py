@@ -41,10 +41,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.nn.functional import pad
 
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.eager import has_warned, values_can_be_read, warn_stopped
 from structgrad.algorithms.products import product
 from structgrad.algorithms.threads import run

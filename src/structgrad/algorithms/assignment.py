@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from structgrad.algorithms import gpu
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
+from structgrad.algorithms.compiled import overload
 from structgrad.common.private import has_bfloat16_units
 
 
@@ -47,15 +46,19 @@ def narrow(value: Any, array: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(widen, strict=False)  # type: ignore[untyped-decorator]
+@overload(widen, strict=False)
 def _widen(entry: Any) -> Callable[[Any], Any]:
+    from numba import types  # there when this is called
+
     if entry == types.uint16:
         return lambda entry: np.uint32(np.uint32(entry) << np.uint32(16)).view(np.float32)
     return lambda entry: entry
 
 
-@overload(narrow, strict=False)  # type: ignore[untyped-decorator]
+@overload(narrow, strict=False)
 def _narrow(value: Any, array: Any) -> Callable[[Any, Any], Any]:
+    from numba import types
+
     if array.dtype != types.uint16:
         return lambda value, array: value
 

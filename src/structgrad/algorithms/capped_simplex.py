@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from structgrad.algorithms import gpu
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.gpu import tl
@@ -111,7 +111,7 @@ class _Projection(torch.autograd.Function):
         return out.reshape(upstream.shape), None, None, None
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _project_rows(first, stride, scores, exists, total, at_most, point, is_bound):  # type: ignore[no-untyped-def]
     """Project every ``stride``-th row of ``scores`` ``[B, n]``; say whether the sum was binding
     ``[B]``.
@@ -162,7 +162,7 @@ def _project_rows(first, stride, scores, exists, total, at_most, point, is_bound
             point[b, i] = min(max(row[i] - tau, 0.0), 1.0)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _project_rows_backward(first, stride, point, is_bound, upstream, out):  # type: ignore[no-untyped-def]
     """The (symmetric) Jacobian of every row times a vector."""
     batch, n = point.shape

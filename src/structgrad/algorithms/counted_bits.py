@@ -25,12 +25,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from structgrad.algorithms import gpu
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.gpu import tl
@@ -190,7 +190,7 @@ class _Moments(torch.autograd.Function):
 # ratio [B, n, high + 1, states].
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _backward_pass(first, stride, unary, pair, exists, low, high, states, log_z, ratio):  # type: ignore[no-untyped-def]
     """Right to left: ``V_0`` ``[B]`` and the ratios."""
     batch, n = unary.shape
@@ -233,7 +233,7 @@ def _left_to_right(with_tangent: bool) -> Any:
     ratios move by ``slope``. It is compiled once for each case.
     """
 
-    @numba.njit(nogil=True, cache=True)
+    @njit(nogil=True, cache=True)
     def walk(ratio, slope, mean, both):  # type: ignore[no-untyped-def]
         n, rows, states = ratio.shape
         # Probabilities of the states, and how they move.
@@ -282,14 +282,14 @@ def _left_to_right(with_tangent: bool) -> Any:
 _means, _means_tangent = _left_to_right(False), _left_to_right(True)
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _forward_pass(first, stride, ratio, mean, both):  # type: ignore[no-untyped-def]
     """``E[x_i]`` and ``E[x_i x_{i+1}]``."""
     for b in range(first, len(ratio), stride):
         _means(ratio[b], ratio[b], mean[b], both[b])
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _covariance_pass(first, stride, ratio, d_mean, d_both, unary, pair):  # type: ignore[no-untyped-def]
     """The covariance of (bits, pairs) times a vector: the derivative of the marginals in that direction."""
     batch, n, rows, states = ratio.shape
@@ -312,7 +312,7 @@ def _covariance_pass(first, stride, ratio, d_mean, d_both, unary, pair):  # type
         _means_tangent(ratio[b], slope, unary[b], pair[b])
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _sample_pass(first, stride, ratio, uniform, bits):  # type: ignore[no-untyped-def]
     """Walk the Markov chain."""
     batch, n, _, states = ratio.shape
@@ -327,7 +327,7 @@ def _sample_pass(first, stride, ratio, uniform, bits):  # type: ignore[no-untype
             c = 1 if one and states == 2 else 0
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _argmax_pass(first, stride, unary, pair, exists, low, high, states, bits):  # type: ignore[no-untyped-def]
     """The same recursion with max in place of log-sum-exp."""
     batch, n = unary.shape
@@ -355,7 +355,7 @@ def _argmax_pass(first, stride, unary, pair, exists, low, high, states, bits):  
             c = 1 if one_here and states == 2 else 0
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _merge(here, gain_here, there, gain_there, value, origin):  # type: ignore[no-untyped-def]
     """The k best of two lists of k, both in descending order, and their origins."""
     k = len(value)
@@ -370,7 +370,7 @@ def _merge(here, gain_here, there, gain_there, value, origin):  # type: ignore[n
             j += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _top_k_pass(first, stride, unary, pair, exists, low, high, k, bits, real):  # type: ignore[no-untyped-def]
     """Find the k best prefixes of every count and last bit from left to right, then follow their
     origins back.

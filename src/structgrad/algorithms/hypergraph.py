@@ -36,13 +36,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from structgrad.algorithms.active_set import FULL, GOING, Pricing, Slots, residual_of, step
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, log_sum
@@ -376,7 +376,7 @@ def _run(kernel: Any, operations: int, graph: int, scores: Tensor, exists: Tenso
 # graph; scores [B, P]; goal [B].
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _inside(start, left, right, part, scores, goal, value, share):  # type: ignore[no-untyped-def]
     """Upwards through the graph of one example: values [nodes], and the shares [edges] of edges in their nodes."""
     value[ONE] = 0.0
@@ -403,7 +403,7 @@ def _inside(start, left, right, part, scores, goal, value, share):  # type: igno
             share[e] *= inverse
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _log_partition_pass(first, stride, start, left, right, part, scores, goal, log_z):  # type: ignore[no-untyped-def]
     """One pass upwards."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
@@ -412,7 +412,7 @@ def _log_partition_pass(first, stride, start, left, right, part, scores, goal, l
         log_z[b] = value[goal[b]]
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _moments_pass(first, stride, start, left, right, part, scores, goal, log_z, mean):  # type: ignore[no-untyped-def]
     """One pass upwards; then downwards the probabilities of edges, added up for each part."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
@@ -435,7 +435,7 @@ def _moments_pass(first, stride, start, left, right, part, scores, goal, log_z, 
                     into[part[e]] += here
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _covariance_pass(first, stride, start, left, right, part, scores, goal, direction, product):  # type: ignore[no-untyped-def]
     """Both passes and their derivatives in a direction."""
     nodes = len(start) - 1
@@ -472,7 +472,7 @@ def _covariance_pass(first, stride, start, left, right, part, scores, goal, dire
                     into[part[e]] += tilt
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _best(start, left, right, part, scores, goal, value, choice, used, found):  # type: ignore[no-untyped-def]
     """The highest value of one example, and the number of parts (``found``) of its vertex.
 
@@ -505,7 +505,7 @@ def _best(start, left, right, part, scores, goal, value, choice, used, found):  
     return value[goal], count
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _argmax_pass(first, stride, start, left, right, part, scores, goal, best, vertex):  # type: ignore[no-untyped-def]
     """Best vertices."""
     nodes = len(start) - 1
@@ -517,7 +517,7 @@ def _argmax_pass(first, stride, start, left, right, part, scores, goal, best, ve
             vertex[b, found[t]] = 1.0
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _active_set_pass(  # type: ignore[no-untyped-def]
     first,
     stride,
@@ -558,7 +558,7 @@ def _active_set_pass(  # type: ignore[no-untyped-def]
             steps[b] += status[b] != FULL
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform, log_z, vertex):  # type: ignore[no-untyped-def]
     """One pass upwards; then downwards, one edge of every node that is used."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
@@ -587,7 +587,7 @@ def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform,
                 vertex[b, part[pick]] = 1.0
 
 
-@numba.njit(nogil=True, cache=True)
+@njit(nogil=True, cache=True)
 def _top_k_pass(first, stride, start, left, right, part, scores, goal, k, best, vertex):  # type: ignore[no-untyped-def]
     """The k best edges of every node upwards, with the ranks of their tails; then downwards along
     them.

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from structgrad.algorithms import gpu
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import second_gradients
 from structgrad.algorithms.eager import on_host
 from structgrad.algorithms.gpu import tl

@@ -36,10 +36,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from structgrad.algorithms import gpu
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients, second_gradients, twin_needed
 from structgrad.algorithms.eager import on_host, transformed
 from structgrad.algorithms.gpu import tl

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -60,6 +61,8 @@ def train(config: DictConfig) -> None:
     try:
         command = shlex.join(["python", "train.py", *overrides])
         _finished.append(run(config, hydra_config.runtime.choices, by_hand, command))
+        if not several and not (config.paths.results or config.paths.progress):  # those are of sweeps
+            print(next_steps(sys.argv[1:], config.paths.runs))
     except (ConfigurationError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code if isinstance(error, RunError) else EXIT_ERROR
@@ -76,6 +79,23 @@ def train(config: DictConfig) -> None:
             raise
         traceback.print_exc()
         _unfinished.append((" ".join(overrides), f"{type(bug).__name__}: {bug}", EXIT_ERROR))
+
+
+def next_steps(arguments: Sequence[str], runs: str) -> str:
+    """What to do after a run, as commands that can be copied."""
+    here = os.path.relpath(sys.executable)
+    python = "python" if here.startswith("..") else here  # of a virtual environment that may not be active
+    script = Path(sys.argv[0]).name == "train.py"
+    train, report = (f"{python} {n}.py" if script else f"structgrad-{n}" for n in ("train", "report"))
+    others = shlex.join([o for o in arguments if not o.startswith(("seed=", "paths.runs="))])
+    return (
+        f"next:     {report} runs --runs {shlex.quote(runs)} --html runs.html\n"
+        "              makes a page of all runs there: curves, pictures, settings\n"
+        f"          {train} -m {others} seed=1,2,3\n"
+        "              trains with three more seeds and compares them\n"
+        f"          {train} --help\n"
+        "              lists tasks, structures and estimators to put in their place"
+    )
 
 
 def choices(searchpath: Sequence[str] | None = None) -> str:

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from structgrad.algorithms import gpu
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients as vector_jacobian
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
@@ -180,7 +180,7 @@ _FAST = {"contract", "reassoc", "nsz", "arcp"}
 _LARGE = np.float32(1e30)
 
 
-@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _exp(x: np.float32) -> np.float32:
     """``exp(x)`` to float32 accuracy, written for vectorisation; 0 below -87, and constant above
     87.
@@ -202,7 +202,7 @@ def _exp(x: np.float32) -> np.float32:
     return result
 
 
-@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _added(
     start: np.float32,
     f0: np.float32,
@@ -222,7 +222,7 @@ def _added(
     return result
 
 
-@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _pixel(
     features: Floats, classes: Floats, offsets: Floats, target: int, shares: Floats | None
 ) -> tuple[float, np.float32]:
@@ -252,7 +252,7 @@ def _pixel(
     return loss, total if loss == loss else np.float32(np.nan)
 
 
-@numba.njit(nogil=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, fastmath=_FAST, cache=True)
 def _losses_kernel(
     first: int,
     stride: int,
@@ -270,7 +270,7 @@ def _losses_kernel(
         losses[i] = loss
 
 
-@numba.njit(nogil=True, fastmath=_FAST, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, fastmath=_FAST, cache=True)
 def _derivatives_kernel(
     first: int,
     stride: int,

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from structgrad.algorithms.bfloat16 import as_array, narrow, products_in, widen
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.threads import run
@@ -175,7 +175,7 @@ class _Messages(torch.autograd.Function):
 # `behind` places after type 0.
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def _first_layer(
     first: int,
     stride: int,
@@ -204,7 +204,7 @@ def _first_layer(
                         result[row, c] = narrow(zero if value <= zero else value, result)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def _first_layer_backward(
     first: int,
     stride: int,
@@ -234,7 +234,7 @@ def _first_layer_backward(
                         d_receiver[kind, g, j, c] += value
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def _sum(
     first: int,
     stride: int,
@@ -266,7 +266,7 @@ def _sum(
                         total[c] += weight * (zero if value <= zero else value)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def _sum_backward(
     first: int,
     stride: int,

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from structgrad.algorithms.compiled import njit
 from structgrad.data import MissingDataError, cache
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Expressions:
         return {name: getattr(self, name) for name in ("tokens", "parents", "values", "lengths", "depths")}
 
 
-@numba.njit(cache=True)
+@njit(cache=True)
 def _evaluate(operator: int, arguments: NDArray[np.int16]) -> int:
     if operator == _MIN:
         return int(arguments.min())
@@ -90,7 +90,7 @@ def _evaluate(operator: int, arguments: NDArray[np.int16]) -> int:
     return int(ordered[(n - 1) // 2] + ordered[n // 2]) // 2
 
 
-@numba.njit(cache=True)
+@njit(cache=True)
 def _grow(
     rng: np.random.Generator,
     operators: NDArray[np.int64],
@@ -141,7 +141,7 @@ def _grow(
             length += 1
 
 
-@numba.njit(cache=True)
+@njit(cache=True)
 def _grow_block(
     rng: np.random.Generator,
     attempts: int,

@@ -11,12 +11,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numba
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.threads import run
 
@@ -177,7 +177,7 @@ def _in_torch(
 # graph `stop`.
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def _first_layer(
     first: int, stride: int, start: int, stop: int, into: Array, out_of: Array, begin: Array, result: Array
 ) -> None:
@@ -193,7 +193,7 @@ def _first_layer(
                 pair += 1
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def _first_layer_backward(
     first: int,
     stride: int,
@@ -217,7 +217,7 @@ def _first_layer_backward(
                 pair += 1
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def _sum(
     first: int,
     stride: int,
@@ -244,7 +244,7 @@ def _sum(
                 pair += 1
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, fastmath=_FAST)
 def _sum_backward(
     first: int,
     stride: int,
