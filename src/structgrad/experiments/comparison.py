@@ -484,7 +484,7 @@ def settings(block: Block) -> list[str]:
 
 
 def text(blocks: Sequence[Block]) -> str:
-    """For a terminal."""
+    """The text for a terminal."""
     parts = []
     for block in blocks:
         parts.append(f"{block.task}\n\n{grid(block).text()}")
@@ -504,7 +504,7 @@ def lists(block: Block) -> list[tuple[str, list[str]]]:
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """For documents."""
+    """The text for documents."""
     parts = []
     for block in blocks:
         parts += [f"## {block.task}", grid(block).markdown()]

@@ -35,7 +35,7 @@ def launch(table: Table, plan: Plan, options: Mapping[str, str], given: Sequence
         given: overrides; those that begin with ``slurm.`` are parameters of jobs.
 
     Raises:
-        SweepError: in one line.
+        SweepError: one line.
     """
     environments = places(options)
     if not shutil.which(plan.command[0]):

@@ -197,7 +197,7 @@ def _monitors(table: Table, rows: Sequence[PlannedRow], tasks: Sequence[str]) ->
     Columns are checked as well, against what the tasks log; before anything is trained.
 
     Raises:
-        TableError: in one line.
+        TableError: one line.
     """
     from hydra.utils import get_class  # and the tasks' own imports, which an error before this need not wait for
 

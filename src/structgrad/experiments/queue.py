@@ -569,7 +569,7 @@ def check_sampler(name: str, rows: Iterable[PlannedRow]) -> None:
                 raise SweepError(
                     f"sampler={name}: no package {error.name}; pip install {error.name}, or {other}"
                 ) from error
-            except Exception as error:  # every sampler has errors of its own
+            except Exception as error:  # every sampler has its own errors
                 reason = f"sampler={name} cannot search {row.name}: {first_line(error)}"
                 raise SweepError(f"{reason.rstrip('.')}; type sampler=tpe or sampler=random") from error
             try:

@@ -52,7 +52,7 @@ class Line:
     """Comparable runs of a row.
 
     Attributes:
-        row: which.
+        row: the row.
         runs: by trial or seed; none if the row has not been run.
         cells: column -> number; a column is missing where the runs do not have its metric.
         marks: in what the runs differ from those of the table, e.g. ``budget quick``; empty for comparable ones.
@@ -120,7 +120,7 @@ class Report:
     """A table, filled.
 
     Attributes:
-        table: which.
+        table: the table.
         budget, device, extra: of the runs without marks; empty if there are no runs.
         lines: one a row; several for rows with runs that must not be mixed.
         verdicts: one a claim.
@@ -163,7 +163,7 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
     """Fill a table.
 
     Args:
-        table: which.
+        table: the table.
         summaries: finished runs; those of other tables are left out.
         budget: the runs that are the table's; None: the budget of most of them.
 

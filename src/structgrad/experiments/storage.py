@@ -119,7 +119,7 @@ class Storage:
             raise SweepError(f"storage={url}: {masked(first_line(error.__cause__ or error))}; {_OTHER}") from None
         except OSError as error:
             raise SweepError(f"storage={url}: {error.strerror}; folder=<folder> names another place") from error
-        except Exception as error:  # every database has errors of its own
+        except Exception as error:  # every database has its own errors
             if type(error).__module__.split(".")[0] not in ("sqlalchemy", "optuna", "psycopg", "alembic"):
                 raise
             raise SweepError(f"storage={url}: {masked(first_line(error.__cause__ or error))}; {_OTHER}") from None

@@ -1,4 +1,6 @@
-"""What watches over a run: loss that stops being a number, and random state that must survive a restart."""
+"""Callbacks of a run: progress, losses that are not finite, stopping, and random state that
+survives a restart.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,13 @@ class ProgressBar(TQDMProgressBar):
 
     @property
     def total_train_batches(self) -> int:
-        """Of the whole training; Lightning's is what is left of it when a run was resumed."""
+        """The number of batches of the whole training. Lightning's number is the rest after a run
+        was resumed.
+        """
         return self.trainer.max_steps
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        """The one epoch that Lightning sees is the training; the time left is that of the steps left."""
+        """Lightning sees the training as one epoch. The time left is that of the steps left."""
         super().on_train_epoch_start(trainer, *arguments)
         bar = self.train_progress_bar
         bar.set_description("Training", refresh=False)
@@ -44,7 +48,7 @@ class ProgressBar(TQDMProgressBar):
 
 
 class ProgressLines(pl.Callback):
-    """What :class:`ProgressBar` shows, as a line now and then, for output that is no terminal.
+    """The content of :class:`ProgressBar` as an occasional line, for output that is no terminal.
 
     Args:
         every: seconds between two lines.
@@ -56,7 +60,7 @@ class ProgressLines(pl.Callback):
         self._start = self._next = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The time left is reckoned from the steps of this process."""
+        """The time left is estimated from the steps of this process."""
         self._first, self._start = trainer.global_step, time.monotonic()
         self._next = self._start + self.every
 
@@ -74,13 +78,13 @@ class ProgressLines(pl.Callback):
         print(f"step {step}/{steps}  {metrics}  {duration(left)} left", flush=True)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so: a test can take longer than a validation."""
+        """Announce the test, which can take longer than a validation."""
         if trainer.is_global_zero:
             print("testing the best model", flush=True)
 
 
 class Patience(EarlyStopping):
-    """Ends the training after so many validations in a row that were no better than the best one.
+    """Ends the training after ``patience`` validations in a row without a new best one.
 
     Args:
         monitor: name of the metric.
@@ -92,7 +96,7 @@ class Patience(EarlyStopping):
         super().__init__(monitor, patience=patience, mode=mode, check_finite=False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that was killed between its last validation and its test does not train on."""
+        """If a run was killed between its last validation and its test, do not train on."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
 
@@ -101,7 +105,7 @@ class Owner(pl.Callback):
     """Writes the name of the run into its checkpoints.
 
     Args:
-        name: of the run.
+        name: name of the run.
     """
 
     def __init__(self, name: str) -> None:
@@ -110,19 +114,21 @@ class Owner(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """One more key."""
+        """Add the name to the checkpoint."""
         checkpoint["run"] = self.name
 
 
 class StopOnNonFiniteLoss(pl.Callback):
-    """Stops with :class:`NonFiniteLossError`, naming the step, before a checkpoint could be written after it.
+    """Stops with :class:`NonFiniteLossError`, which names the step, before a later checkpoint could
+    be written.
 
-    Loss and scores are looked at every step on a CPU; elsewhere every ``every`` steps and before each validation, so
-    that no other step waits for the device. The metric that selects the best model is looked at after each validation.
+    On a CPU, loss and scores are checked at every step. On other devices they are checked every
+    ``every`` steps and before each validation, so that no other step waits for the device. The
+    metric that selects the best model is checked after each validation.
 
     Args:
         monitor: name of that metric.
-        every: how often values on another device are looked at.
+        every: number of steps between checks on another device.
     """
 
     def __init__(self, monitor: str, every: int = 50) -> None:
@@ -130,13 +136,15 @@ class StopOnNonFiniteLoss(pl.Callback):
         self.first: Tensor | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Scores are looked at before an estimator does, whose structure would refuse them in its own words."""
+        """Check scores before the estimator reads them, because its structure would refuse them
+        with its own message.
+        """
         estimator = getattr(pl_module, "estimator", None)
         if estimator is None:
             return
 
         def look(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if torch.compiler.is_compiling():  # a compiled step is looked at by its loss alone
+            if torch.compiler.is_compiling():  # in a compiled step only the loss is checked
                 return
             scores = positional[0].detach()
             mask = named.get("mask")
@@ -156,11 +164,13 @@ class StopOnNonFiniteLoss(pl.Callback):
             self._stop_if_bad()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Checkpoints are written after validation: look before."""
+        """Check before validation, because checkpoints are written after it."""
         self._stop_if_bad()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Before the metric decides which checkpoint is the best; Lightning calls those that write them last."""
+        """Check before the metric decides which checkpoint is best. Lightning calls the writers of
+        checkpoints last.
+        """
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and not bool(value.isfinite()):
             raise NonFiniteLossError(
@@ -180,15 +190,16 @@ class StopOnNonFiniteLoss(pl.Callback):
 
 
 class StopBetweenSteps(pl.Callback):
-    """Saves a run that was asked to stop, between two training steps, and raises :class:`Interrupted`.
+    """Saves a run between two training steps after a request to stop, and raises
+    :class:`Interrupted`.
 
-    There, everything of the last step is logged and nothing of the next one has begun, so that the checkpoint is as
-    good as one after a validation. Elsewhere in training (a validation) the request waits for the next step; before
-    and after training it is followed at once.
+    At that point the last step is completely logged and the next one has not begun. So the
+    checkpoint is as good as one after a validation. A request during a validation waits for the
+    next step. Before and after training it is followed at once.
 
     Args:
-        request: which receives the signals.
-        checkpoint: where to save.
+        request: the object that receives the signals.
+        checkpoint: the callback that saves.
         pause_at: the step at which to do the same without a request, with :class:`Paused`.
     """
 
@@ -197,29 +208,33 @@ class StopBetweenSteps(pl.Callback):
         self._saved: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on the training loader looks at the request; Lightning has just put its own handlers in place."""
+        """Let the training loader check the request from now on. Lightning has just installed its
+        own handlers.
+        """
         self.request.listen()
         steps = trainer.train_dataloader
         assert isinstance(steps, Steps)
         steps.between = lambda: self._look(trainer)
-        if self._pauses(trainer):  # it has been there before
+        if self._pauses(trainer):  # the run has paused here before
             raise Paused(trainer.global_step)
         self.request.deferred = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What follows needs no checkpoint."""
+        """After training no checkpoint is needed."""
         self.request.deferred = False
         if self.request.number is not None:
             raise Interrupted(self.request.number, trainer.global_step if self._saved == trainer.global_step else None)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning has put its own handlers in place again."""
+        """Lightning has installed its own handlers again, so replace them."""
         self.request.listen()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember the step: Lightning's loops could not tell two checkpoints of one step apart."""
+        """Remember the step, because Lightning's loops cannot distinguish two checkpoints of one
+        step.
+        """
         self._saved = trainer.global_step
 
     def _pauses(self, trainer: pl.Trainer) -> bool:
@@ -227,7 +242,7 @@ class StopBetweenSteps(pl.Callback):
 
     def _look(self, trainer: pl.Trainer) -> None:
         asked = self.request.number is not None
-        if trainer.world_size > 1:  # a signal need not reach all processes, nor in the same step
+        if trainer.world_size > 1:  # a signal may miss some processes, or reach them in different steps
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked and not self._pauses(trainer):
             return
@@ -239,13 +254,13 @@ class StopBetweenSteps(pl.Callback):
 
 
 class ProgressFile(pl.Callback):
-    """Keeps a file that says how far a run is, for whoever waits for it, e.g. a sweep.
+    """Keeps a file with the progress of a run, for a process that waits for it, e.g. a sweep.
 
-    After every validation it has ``step``, the number of steps done, and ``curve``, the steps and values of the
-    selecting metric as they stand in ``metrics.csv``.
+    After every validation it has ``step``, the number of finished steps, and ``curve``, the steps
+    and values of the selecting metric as in ``metrics.csv``.
 
     Args:
-        file: where; its folder is made.
+        file: path of the file; its folder is created.
         metrics: the run's ``metrics.csv``.
         monitor: name of that metric.
     """
@@ -254,11 +269,11 @@ class ProgressFile(pl.Callback):
         self.file, self.metrics, self.monitor = file, metrics, monitor
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run that continues may have nothing left to do before it pauses."""
+        """Write the file now, because a run that continues may have nothing to do before it pauses."""
         self._write(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The loggers have the metric by now."""
+        """At this point the loggers have the metric."""
         self._write(trainer)
 
     def _write(self, trainer: pl.Trainer) -> None:
@@ -274,14 +289,16 @@ class ProgressFile(pl.Callback):
 class RandomState(pl.Callback):
     """Keeps the state of every random number generator in the checkpoint.
 
-    A resumed run then repeats an uninterrupted one, to the last digit on one process; on several, the others draw
-    fresh noise.
+    A resumed run then repeats an uninterrupted one, to the last digit on one process. With several
+    processes, the others draw fresh noise.
     """
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Tensors and plain numbers only: a checkpoint needs no pickle of arbitrary objects."""
+        """Save only tensors and plain numbers, so that a checkpoint needs no pickle of arbitrary
+        objects.
+        """
         version, state, gauss = random.getstate()
         name, keys, *rest = np.random.get_state(legacy=True)
         checkpoint["random_state"] = {
@@ -294,7 +311,9 @@ class RandomState(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Restore as late as possible: Lightning's own start-up must not draw from the restored generators."""
+        """Restore as late as possible, so that Lightning's start does not draw from the restored
+        generators.
+        """
         state, self._loaded = getattr(self, "_loaded", None), None
         if state is None or trainer.global_rank:
             return
@@ -307,7 +326,9 @@ class RandomState(pl.Callback):
         np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Processes that share a batch must not share the noise; the first keeps the state that a checkpoint holds."""
+        """Processes that share a batch must not share noise. The first one keeps the state of the
+        checkpoint.
+        """
         if trainer.global_rank:
             torch.manual_seed(hash((torch.initial_seed(), trainer.global_rank, trainer.global_step)) % 2**63)
 

@@ -18,7 +18,7 @@ from structgrad.training.folder import is_sealed, seal
 
 
 class CheckedFiles(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, and reads none that has changed since."""
+    """Writes a checkpoint completely or not at all, and refuses to read one that has changed since."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """See :func:`~structgrad.training.folder.seal`."""
@@ -29,7 +29,7 @@ class CheckedFiles(TorchCheckpointIO):
         write_bytes(file, seal(buffer.getvalue()))
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """A file that has changed is a :class:`~structgrad.training.errors.RunError`."""
+        """Load a checkpoint. A changed file is a :class:`~structgrad.training.errors.RunError`."""
         file = Path(path)
         if not file.is_file() or not is_sealed(file):
             state = "damaged (its checksum does not match)" if file.exists() else "missing"
@@ -40,19 +40,20 @@ class CheckedFiles(TorchCheckpointIO):
 class BestAndLast(ModelCheckpoint):
     """Saves the last state after every validation, whether or not it is the best.
 
-    Lightning's own saves it only together with a new best one: a run that is killed long after its best validation
-    would do all of it again. Files are remembered by their names, so that a run goes on where its folder was moved to.
+    Lightning's own callback saves the last state only together with a new best one. A run that is
+    killed long after its best validation would repeat all steps since then. Files are remembered by
+    name, so a run continues wherever its folder is moved.
     """
 
     _FILES = ("best_model_path", "kth_best_model_path", "last_model_path")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The best first: the last state knows of it."""
+        """Save the best first, because the last state refers to it."""
         super().on_validation_end(trainer, pl_module)
         save_last(self, trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning's, without the folder."""
+        """Lightning's state without the folder."""
         state = super().state_dict()
         return state | {
             "dirpath": "",
@@ -61,7 +62,7 @@ class BestAndLast(ModelCheckpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """With the folder that the run lies in now."""
+        """Load it with the folder in which the run lies now."""
 
         def here(name: str) -> str:
             return str(Path(str(self.dirpath)) / name) if name else ""

@@ -19,29 +19,32 @@ from structgrad.training.errors import RunError
 
 
 def compiled_step(task: Task, mode: str) -> Callable[[Batch], StepOutput]:
-    """The task's training step, traced as a whole when it is called first, and again for every new shape.
+    """The task's training step. The compiler traces it as a whole at its first call, and again for
+    every new shape.
 
-    Random numbers are those of the step as it is, so that losses are the same but for rounding.
+    Random numbers are those of the uncompiled step, so losses are the same up to rounding.
 
     Args:
-        task: on its device, in training mode whenever the step is called.
+        task: a task on its device, in training mode whenever the step is called.
         mode: ``reduce-overhead`` (CUDA graphs), or a backend of ``torch.compile``.
 
     Returns:
-        what replaces ``task.step`` in training. It raises :class:`RunError` where the step cannot be one program: it
-        reads values on the host, has more shapes than torch keeps programs for (8), or no compiler is there.
+        the function that replaces ``task.step`` in training. It raises :class:`RunError` if the
+        step cannot be one program. This happens if it reads values on the host, has more shapes
+        than torch keeps programs for (8), or there is no compiler.
     """
     captured = mode == "reduce-overhead"
     program: Callable[[Batch], StepOutput] = torch.compile(
         task.step, backend=_captured if captured else mode, fullgraph=True, dynamic=False
     )
-    # State that a captured graph assigns lies in its own memory, and is the next call's input: it is brought to where
-    # it was at first, from where the graph reads it. Not earlier: the backward pass may look at the old one.
+    # State that a captured graph assigns lies in the graph's own memory and is the input of the
+    # next call. So it is copied back to its first place, from which the graph reads it. The copy
+    # must not come earlier, because the backward pass may read the old state.
     places: list[tuple[nn.Module, str, Tensor]] = []
 
     def step(batch: Batch) -> StepOutput:
         if captured:
-            if not places:  # not before the task is on its device
+            if not places:  # only now, when the task is on its device
                 places.extend(
                     (m, name, state) for m in task.modules() for name, state in m.named_buffers(recurse=False)
                 )
@@ -57,7 +60,7 @@ def compiled_step(task: Task, mode: str) -> Callable[[Batch], StepOutput]:
                 f"trainer.compile={mode}: this training step is no single program: {reason}{_where(error)}; "
                 "the same command without it continues this run"
             ) from error
-        # The next call writes over the results of a captured graph; the loss is used up before.
+        # The next call overwrites the results of a captured graph. The loss is used before.
         return replace(out, metrics={n: _copied(v) for n, v in out.metrics.items()}) if captured else out
 
     return step
@@ -72,12 +75,12 @@ def _captured(graph: fx.GraphModule, inputs: list[Tensor]) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """In our words, where it is our code that is between two graphs; else the first line of torch's."""
+    """Our own words if our code breaks the graph, otherwise the first line of torch's message."""
     return reason_of_break(error) or first_line(getattr(error, "inner_exception", error))
 
 
 def _where(error: Exception) -> str:
-    """The line of code that could not be part of the program, if torch knows it."""
+    """The line of code that cannot be part of the program, if torch knows it."""
     stack = getattr(error, "real_stack", None)
     return f" ({Path(stack[-1].filename).name}, line {stack[-1].lineno})" if stack else ""
 

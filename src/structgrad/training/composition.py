@@ -1,4 +1,4 @@
-"""From a configuration to a run: its name and folder, and the objects that it is made of."""
+"""From a configuration to a run: its name, its folder and its objects."""
 
 from __future__ import annotations
 
@@ -29,15 +29,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it was composed. It is made once, and nothing of it changes afterwards.
+    """A composed run. It is made once and never changes.
 
     Attributes:
-        config: the whole configuration, read-only, with the name and the folder of the run; objects are built of it.
+        config: the whole configuration, read-only, with the name and the folder of the run; objects
+            are built from it.
         choices: group -> choice, for summaries.
-        name: ``<task>-<structure>-<estimator>-<budget>-s<seed>-<identity>``; unique wherever runs are collected.
-        folder: where everything of the run lies, which need not exist yet.
-        settings: the configuration as plain dictionaries, interpolations resolved.
-        deciding: the part of the settings that decides the result; it names no folder of this machine.
+        name: ``<task>-<structure>-<estimator>-<budget>-s<seed>-<identity>``; unique wherever runs
+            are collected.
+        folder: the folder of the run's files, which need not exist yet.
+        settings: the configuration as plain dictionaries, with interpolations resolved.
+        deciding: the part of the settings that decides the result; it names no folder of this
+            machine.
     """
 
     config: DictConfig
@@ -49,15 +52,17 @@ class Run:
 
     @classmethod
     def compose(cls, config: DictConfig, choices: Mapping[str, str], chosen: Mapping[str, str] | None = None) -> Run:
-        """Check a configuration and name the run that it describes; touches no data and writes nothing.
+        """Check a configuration and name the run that it describes. It reads no data and writes
+        nothing.
 
         Args:
-            config: the composed configuration, which is left as it is.
+            config: the composed configuration, which is not changed.
             choices: group -> choice.
-            chosen: what the user gave by hand, group or key -> choice or value.
+            chosen: the user's own choices, group or key -> choice or value.
 
         Raises:
-            ConfigurationError: in one line, if the configuration cannot work, as far as this is known without a task.
+            ConfigurationError: one line, if the configuration cannot work and this is known without
+                a task.
         """
         config = settled(config, chosen or {})
         if config.run.name is not None or config.run.folder is not None:
@@ -68,14 +73,14 @@ class Run:
         try:
             deciding = portable(config)
         except OmegaConfBaseException as error:
-            # Options that refer to those of the data set fail first where it is that of another task.
+            # Options that refer to those of the data set fail first if it belongs to another task.
             _check_kinds_of_task(config)
             raise ConfigurationError(first_line(error)) from error
         parts = (choices["structure"], estimator, choices["budget"], f"s{config.seed}", identity(deciding))
         task, rest = choices["task"], "-".join(parts)
         name, folder = f"{task.replace('/', '-')}-{rest.replace('/', '-')}", Path(config.paths.runs) / task / rest
         OmegaConf.update(config, "run", {"name": name, "folder": str(folder)}, force_add=True)
-        OmegaConf.update(config, "paths.test_file", None)  # tests the finished run, and is no part of it
+        OmegaConf.update(config, "paths.test_file", None)  # it tests the finished run and is not part of it
         OmegaConf.set_readonly(config, True)
         settings = resolved(config)
         return cls(config, MappingProxyType(dict(choices)), name, folder, settings, deciding)
@@ -87,17 +92,18 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Of all random numbers."""
+        """The seed of all random numbers."""
         return int(self.config.seed)
 
 
 def settled(config: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
-    """A checked copy of a configuration, in which ``estimator`` is null where the structure is not latent.
+    """A checked copy of a configuration, in which ``estimator`` is null if the structure is not
+    latent.
 
-    The default estimator of a task has nothing to estimate there.
+    The default estimator of a task would have nothing to estimate there.
 
     Raises:
-        ConfigurationError: in one line.
+        ConfigurationError: one line.
     """
     check_options(config, chosen)
     config = copy.deepcopy(config)
@@ -119,12 +125,14 @@ def settled(config: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
 
 
 def expanded(path: str | None) -> str | None:
-    """A path with the user's folder in the place of ``~``, and the values of environment variables."""
+    """A path in which the user's folder replaces ``~`` and values replace environment variables."""
     return None if path is None else os.path.expandvars(os.path.expanduser(path))
 
 
 def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:
-    """Structure and estimator of a settled configuration, which need no task and much less time to import."""
+    """Structure and estimator of a settled configuration. They need no task and much less time to
+    import.
+    """
     structure: Structure = _instantiate(config, "structure", Structure)
     if not structure.is_latent:
         return structure, None
@@ -132,7 +140,7 @@ def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:
 
 
 def build_task(config: DictConfig, structure: Structure, estimator: Estimator | None) -> Task:
-    """The task over them; touches no data."""
+    """The task over them; it reads no data."""
     task: Task = _instantiate(config, "task", object, structure=structure, estimator=estimator)
     precision = config.trainer.precision
     if precision.endswith("-mixed") and task.needs_full_precision is not None:
@@ -140,7 +148,7 @@ def build_task(config: DictConfig, structure: Structure, estimator: Estimator | 
         raise ConfigurationError(f"trainer.precision={precision}: {reason}; 32-true and 64-true train this task")
     try:
         task.make_optimizer(parameter for parameter in task.parameters() if parameter.requires_grad)
-    except (ValueError, TypeError) as error:  # its options are known only when it has parameters
+    except (ValueError, TypeError) as error:  # the optimizer's options are checked only with parameters
         raise ConfigurationError(f"task.optimizer: {first_line(error)}") from error
     return task
 
@@ -149,8 +157,8 @@ def assemble(config: DictConfig, chosen: Mapping[str, str] | None = None) -> Tas
     """Check a configuration and build structure, estimator and task of it; touches no data.
 
     Args:
-        config: the composed configuration, which is left as it is.
-        chosen: what the user gave by hand, group or key -> choice or value.
+        config: the composed configuration, which is not changed.
+        chosen: the user's own choices, group or key -> choice or value.
 
     Raises:
         ConfigurationError: in one line, if the combination cannot work.

@@ -1,6 +1,7 @@
-"""What others may know of a run without importing one: its exit codes, and which settings do not decide its result.
+"""The public facts of a run: its exit codes, and which settings do not decide its result.
 
-Sweeps and reports start runs and read what they leave; this module needs nothing but Python itself.
+Sweeps and reports start runs and read their results. They import this module and no run, and it
+needs nothing but Python itself.
 """
 
 from typing import Any
@@ -13,13 +14,14 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count: Ctrl-C
 #: Budgets that every task has: the paper's protocol, minutes on two cores, seconds.
 BUDGETS = ("paper", "quick", "smoke")
 
-#: Top-level keys that do not decide a result: where things are, who is told, what a sweep would try.
+#: Top-level keys that do not decide a result: folders, loggers, the search space of a sweep.
 IRRELEVANT = ("paths", "logger", "run", "search")
-#: Keys of ``trainer`` that say on which hardware, how, and how far for now, the same computation is done.
+#: Keys of ``trainer`` for hardware, the way to compute, and a pause. The computation is the same.
 HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps", "pause_at")
 
-#: Options that came after results had been kept -> the value at which they change nothing. At that value they are no
-#: part of a run's identity and settings, so that those results stay the runs that the same commands make.
+#: Options that were added after results had been stored -> the value at which they change nothing.
+#: At that value they are no part of a run's identity and settings. So the stored results still
+#: belong to the same commands.
 NEUTRAL: dict[str, Any] = {
     "trainer.matmul_precision": "highest",
     "trainer.patience": None,

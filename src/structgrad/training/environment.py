@@ -1,4 +1,4 @@
-"""What surrounds a run: its random numbers, versions, device and commit."""
+"""The surroundings of a run: its random numbers, versions, device and commit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def environment() -> dict[str, Any]:
             return None
         return run.stdout.strip()
 
-    # An installed package may lie in an environment inside somebody else's repository.
+    # An installed package may lie in an environment inside another repository.
     ours = git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     commit = git("rev-parse", "HEAD") if ours else None
     changes = git("status", "--porcelain", "--untracked-files=no")

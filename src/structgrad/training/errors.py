@@ -1,4 +1,4 @@
-"""How a run can end without a result; each message is one line."""
+"""The ways in which a run can end without a result. Each message is one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from structgrad.common import renamed
 from structgrad.common.text import first_line, nearest
 from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR, EXIT_INTERRUPTED
 
-#: Groups that a user chooses from, in this order in the help; the others are chosen by these.
+#: Groups from which a user chooses, in the order of the help. The other groups follow from these.
 GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment", "trainer", "logger")
 
 
@@ -22,7 +22,7 @@ class ConfigurationError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run stopped; the message is one line that says why and what is kept."""
+    """A run stopped; the message is one line that says why, and which files are kept."""
 
     exit_code = EXIT_ERROR
 
@@ -41,9 +41,10 @@ class Interrupted(BaseException):
     """The process was asked to stop, by SIGTERM or Ctrl-C.
 
     Args:
-        number: of the signal.
-        step: after which the run was saved; None outside of training, where the last checkpoint counts.
-        begun: whether there is a checkpoint.
+        number: number of the signal.
+        step: the step after which the run was saved; None outside of training, when the last
+        checkpoint counts.
+        begun: whether a checkpoint exists.
     """
 
     def __init__(self, number: int, step: int | None = None, *, begun: bool = True) -> None:
@@ -60,7 +61,7 @@ class Interrupted(BaseException):
 
 
 class Paused(Interrupted):
-    """Training got to ``trainer.pause_at``."""
+    """Training reached ``trainer.pause_at``."""
 
     def __init__(self, step: int) -> None:
         BaseException.__init__(
@@ -70,8 +71,8 @@ class Paused(Interrupted):
 
 
 def explain(error: HydraException | OmegaConfBaseException | ValueError, arguments: Sequence[str]) -> str:
-    """One line for what Hydra has against a command line, with what was perhaps meant."""
-    for argument in arguments:  # which Hydra does not name
+    """One line for Hydra's complaint about a command line, with likely alternatives."""
+    for argument in arguments:  # Hydra does not name these
         group = argument.partition("=")[0]
         is_group = isinstance(error, ValueError) and group in GROUPS
         if is_group and not isinstance(OmegaConf.from_dotlist([argument])[group], str):

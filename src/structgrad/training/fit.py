@@ -1,4 +1,6 @@
-"""Training with Lightning: everything of a run that takes longer to import than to refuse a wrong option."""
+"""Training with Lightning. Its imports take long, so errors in options are found before it is
+imported.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +45,11 @@ from structgrad.training.loggers import MetricsFile
 from structgrad.training.processes import number_of_devices
 from structgrad.training.stopping import StopRequest
 
-# What a run prints is ours. Lightning sets the level of its loggers when it is imported, which is above.
+# A run prints only our lines. Lightning sets the level of its loggers when it is imported, above.
 for _name in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
-#: Choices that a summary names.
+#: Choices that a summary records.
 _GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment")
 
 
@@ -55,14 +57,14 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
     """Train a task from its start or from a checkpoint, test its best model, draw, and write the summary.
 
     Args:
-        run: whose folder nobody else writes to.
+        run: a run to whose folder no other process writes.
         task: newly built.
-        checkpoint: to continue from.
-        request: that training stop.
+        checkpoint: the checkpoint from which to continue.
+        request: the request to stop training.
 
     Raises:
-        NonFiniteLossError: where training diverges.
-        Interrupted: once a request to stop has been followed.
+        NonFiniteLossError: if training diverges.
+        Interrupted: after a request to stop was followed.
         RunError: if a logger does not start or a file of the run is damaged.
     """
     config, folder = run.config, run.folder
@@ -122,7 +124,9 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
         )
         trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
         log_the_test_at_the_last_step(trainer)
-        training_s = timer.time_elapsed("train")  # now: the test below restores the best checkpoint's callbacks
+        training_s = timer.time_elapsed(
+            "train"
+        )  # read it now, because the test restores the best checkpoint's callbacks
         seed_everything(run.seed)
         (metrics,) = trainer.test(task, ckpt_path=best.best_model_path, weights_only=True, verbose=False)
     best_score = best.best_model_score
@@ -148,7 +152,7 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
         _draw(task, folder, loggers, trainer.global_step)
         write_json(folder / "summary.json", summary)
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):  # the tab HParams sets the configuration against these
+        if isinstance(logger, TensorBoardLogger):  # the tab HParams compares the configuration with these
             logger.log_hyperparams(dict(run.settings), summary["metrics"], trainer.global_step)
         logger.finalize("success")
     return summary
@@ -156,7 +160,9 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
 
 @contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """Within, products of float32 matrices are done in that precision, torch's name; those of structures are not."""
+    """A context with this precision (in torch's names) for products of float32 matrices, except
+    those of structures.
+    """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -166,24 +172,24 @@ def products_in(precision: str) -> Iterator[None]:
 
 
 class OneProcess(LightningEnvironment):
-    """That of a run on one device, whatever ranks a launcher has written into the environment."""
+    """The environment of a run on one device, whatever ranks a launcher has set."""
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Nobody has started processes for this run."""
+        """No launcher has started processes for this run."""
         return False
 
     def local_rank(self) -> int:
-        """The only one."""
+        """The only rank."""
         return 0
 
     def node_rank(self) -> int:
-        """The only one."""
+        """The only rank."""
         return 0
 
 
 def _plugins(config: DictConfig) -> list[Any]:
-    """Several devices: the environment is that of the launcher that Lightning finds."""
+    """With several devices, the environment is that of the launcher that Lightning finds."""
     alone = [OneProcess()] if number_of_devices(config.trainer) == 1 else []
     return [CheckedFiles(), *alone]
 
@@ -215,11 +221,11 @@ def _start_loggers(run: Run) -> list[Logger]:
     for name, node in run.config.logger.items():
         try:
             logger = instantiate(node)
-            # The first call opens a connection, where there is one.
+            # For a remote service, the first call opens a connection.
             logger.log_hyperparams(dict(run.settings))
         except OSError:
             raise
-        except Exception as error:  # every tracking service has errors of its own
+        except Exception as error:  # every tracking service has its own errors
             reason = first_line(error)
             raise RunError(f"logger {name}: {reason}; logger=default needs no account and no network") from error
         loggers.append(logger)
@@ -228,7 +234,7 @@ def _start_loggers(run: Run) -> list[Logger]:
 
 def _draw(task: Task, folder: Path, loggers: list[Logger], step: int) -> None:
     (folder / "pictures").mkdir(exist_ok=True)
-    task.eval().float()  # as the data are, whatever the precision of the training
+    task.eval().float()  # in the precision of the data, whatever the precision of the training
     with torch.no_grad():
         pictures = task.pictures(folder / "pictures")
     images = [picture for picture in pictures if picture.suffix == ".png"]  # pages are for the browser

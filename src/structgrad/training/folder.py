@@ -1,4 +1,6 @@
-"""The folder of a run: who works in it, and whether what lies in it is whole and belongs there."""
+"""The folder of a run: which process uses it, and whether its files are intact and belong to the
+run.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,12 @@ _DIGEST = 32
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder, which must exist; the operating system frees it if this one dies.
+    """Keep other processes out of a run's folder, which must exist. The operating system frees it
+    if this one dies.
 
     Raises:
-        RunHeldError: at once, saying who has the run.
-        RunError: if the folder cannot be written to, e.g. because it is somebody else's.
+        RunHeldError: at once; the message says which process has the run.
+        RunError: if the folder cannot be written to, e.g. because another user owns it.
     """
     holder = folder / "running.json"
     lock = FileLock(folder / "lock")
@@ -64,7 +67,7 @@ def _describe(holder: Path) -> str:
     try:
         content = json.loads(holder.read_text())
         return f"process {content['process']} on {content['machine']} (since {content['since']})"
-    except (OSError, ValueError, KeyError):  # it has only just started, or is about to end
+    except (OSError, ValueError, KeyError):  # the process has just started, or is about to end
         return "another process"
 
 
@@ -72,11 +75,11 @@ def read_summary(folder: Path, name: str) -> dict[str, Any] | None:
     """The summary of a finished run; None if it is not finished.
 
     Args:
-        folder: of the run, wherever it was moved to.
-        name: of the run.
+        folder: folder of the run, wherever it is now.
+        name: name of the run.
 
     Raises:
-        RunError: if the file is damaged or another run's.
+        RunError: if the file is damaged or belongs to another run.
     """
     file = folder / "summary.json"
     if not file.exists():
@@ -98,17 +101,18 @@ def read_summary(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def seal(content: bytes) -> bytes:
-    """A zip file with a checksum of all of it as the comment at its end; it stays a zip file to everybody else.
+    """A zip file with a checksum of its whole content as the comment at its end. It remains a valid
+    zip file.
 
     Args:
-        content: what ``torch.save`` writes: a zip file without a comment.
+        content: the output of ``torch.save``: a zip file without a comment.
     """
     content = content[:-2] + _DIGEST.to_bytes(2, "little")
     return content + hashlib.sha256(content).digest()
 
 
 def is_sealed(file: Path) -> bool:
-    """Whether nothing of a sealed file has changed."""
+    """Whether a sealed file is unchanged."""
     content = file.read_bytes()
     return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
 
@@ -117,7 +121,8 @@ def checkpoint_to_resume(folder: Path, name: str) -> Path | None:
     """The checkpoint from which an unfinished run continues; None if there is none yet.
 
     Raises:
-        RunError: if it, or the best one, which is to be tested at the end, is damaged or another run's.
+        RunError: if it, or the best checkpoint, which is tested at the end, is damaged or belongs
+            to another run.
     """
     last, best = (folder / "checkpoints" / f"{kind}.ckpt" for kind in ("last", "best"))
     found = [path for path in (last, best) if path.exists()]
@@ -142,8 +147,9 @@ def checkpoint_to_resume(folder: Path, name: str) -> Path | None:
         raise RunError(f"the best checkpoint {best} is missing; delete {last} to start again")
     if not found:
         return None
-    # The best one is written first: a kill between the two leaves it the newer one, and the last one, which then knows
-    # of an older best, would give that one's score to these weights.
+    # The best checkpoint is written first. A kill between the two leaves it newer than the last
+    # one. The last one, which refers to an older best checkpoint, would then give its score to
+    # these weights.
     newest = max(found, key=lambda path: steps[path])
     log.info("continuing from step %d: %s", steps[newest], newest)
     return newest

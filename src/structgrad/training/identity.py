@@ -1,4 +1,4 @@
-"""Who a run is: a hash of what decides its result."""
+"""The identity of a run: a hash of everything that decides its result."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def portable(config: DictConfig) -> dict[str, Any]:
-    """What decides a run's result, as plain dictionaries that name no folder of this machine."""
-    # A task refers to the machine's folders only by interpolation of `paths`, which are the same for everyone here.
+    """Everything that decides a run's result, as plain dictionaries that name no folder of this
+    machine.
+    """
+    # A task refers to the machine's folders only by interpolation of `paths`, which are the same
+    # for everyone here.
     elsewhere = OmegaConf.merge(config, {"paths": {str(key): f"<{key}>" for key in config.paths}})
     assert isinstance(elsewhere, DictConfig)
     content = {key: value for key, value in resolved(elsewhere).items() if key not in contract.IRRELEVANT}

@@ -19,11 +19,11 @@ _HEAD = ["step", "metric", "value"]
 class MetricsFile(Logger):
     """Appends every metric to ``metrics.csv``, one line ``step,metric,value`` each.
 
-    Lightning's own CSV logger deletes the file of an interrupted run when it is resumed; this one keeps it, less
-    the lines after the checkpoint that the run continues from.
+    When a run is resumed, Lightning's own CSV logger deletes the file of the interrupted run. This
+    one keeps it, without the lines after the checkpoint from which the run continues.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -42,10 +42,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget what was logged after the first ``step`` steps, which are numbered from 0, and a half-written line.
+        """Delete what was logged after the first ``step`` steps, which are numbered from 0, and a
+        half-written line.
 
         Raises:
-            RunError: if the file is not what this class wrote.
+            RunError: if this class did not write the file.
         """
         if not self.file.is_file():
             return
@@ -67,7 +68,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append."""
+        """Append the metrics."""
         rows: list[list[Any]] = [[step or 0, name, float(value)] for name, value in metrics.items() if name != "epoch"]
         if not self.file.exists():
             rows.insert(0, _HEAD)
@@ -84,7 +85,8 @@ class MetricsFile(Logger):
 class WandbSteps(WandbLogger):
     """Lightning's logger, with the training step as the step of Weights & Biases.
 
-    Lightning leaves counting to the client, which starts at 0 again in every process that works offline.
+    Lightning leaves the counting to the client, which starts at 0 in every process that works
+    offline.
     """
 
     @rank_zero_only

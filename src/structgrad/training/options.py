@@ -1,7 +1,7 @@
-"""Whether the options of a configuration can work, before anything is built or written.
+"""Check the options of a configuration before anything is built or written.
 
-What an option must be is read where it is declared: in the signature of what ``_target_`` names. Ranges are the affair
-of the constructors, which read the values.
+The type of an option is read from its declaration, in the signature of what ``_target_`` names.
+Constructors check ranges, because they read the values.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from structgrad.common.private import has_bfloat16_units
 from structgrad.common.text import first_line, nearest
 from structgrad.training.errors import ConfigurationError
 
-# What Hydra logs about a ``_target_`` it raises as well; it is shown once.
+# Hydra logs what it also raises about a ``_target_``; it is shown once.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
@@ -32,7 +32,8 @@ _CONFIGS = Path(__file__).parents[1] / "configs"
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 #: Values of ``trainer.matmul_precision``, torch's names.
 MATMUL_PRECISIONS = ("highest", "high", "medium")
-#: Values of ``trainer.strategy``, the others of Lightning being for models that do not fit into one device.
+#: Values of ``trainer.strategy``. Lightning's others are for models that do not fit into one
+#: device.
 _STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 #: Values of ``trainer.compile`` (see :mod:`structgrad.training.compiled`).
 COMPILERS = (None, "inductor", "reduce-overhead", "aot_eager")
@@ -58,19 +59,19 @@ _PATHS = {
     "results": True,
     "progress": True,
     "test_file": True,
-}  # may it be null?
+}  # whether it may be null
 _TOP = ("seed", "paths", "run", "search", "task", "structure", "estimator", "budget", "trainer", "logger")
 
 
 def check_options(config: DictConfig, chosen: Mapping[str, str]) -> None:
-    """Check what every run has, and that what was added on the command line has a reader.
+    """Check the options of every run, and that everything added on the command line is read.
 
     Args:
         config: the composed configuration.
-        chosen: what the user gave by hand, key (with the ``+`` of an addition) -> value.
+        chosen: the user's own choices, key (with the ``+`` of an addition) -> value.
 
     Raises:
-        ConfigurationError: in one line.
+        ConfigurationError: one line.
     """
     for group in ("task", "structure", "budget", "trainer"):
         if config.get(group) is None:
@@ -146,7 +147,9 @@ def _check_trainer(trainer: DictConfig) -> None:
 
 
 def _check_products(trainer: DictConfig, on_cpu: bool) -> None:
-    """Lower precision of matrix products is for machines that have units for it: elsewhere it would only be slower."""
+    """Allow lower precision of matrix products only on machines with units for it. Elsewhere it
+    would only be slower.
+    """
     asked = trainer.matmul_precision
     if asked == "highest":
         return
@@ -200,15 +203,16 @@ def _check_devices(devices: Any, available: int | None) -> None:
 
 
 def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
-    """Compare what is to be instantiated with the signature of its ``_target_``, and what is nested in it.
+    """Compare a node that will be instantiated, and its nested nodes, with the signature of its
+    ``_target_``.
 
     Args:
-        key: of the node, for messages.
-        node: its resolved configuration; what has no ``_target_`` is left alone.
-        given: parameters that are handed over when it is instantiated.
+        key: key of the node, for messages.
+        node: its resolved configuration; a node without ``_target_`` is ignored.
+        given: parameters that are passed when it is instantiated.
 
     Raises:
-        ConfigurationError: in one line.
+        ConfigurationError: one line.
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         return
@@ -236,18 +240,20 @@ def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
 def _imported(key: str, path: Any) -> Any:
     try:
         return get_object(path)
-    except Exception as error:  # importing somebody's module can fail in any way
+    except Exception as error:  # importing an unknown module can fail in any way
         # Hydra's message starts with the path and says the reason in the next line.
         reason = next((line for line in str(error).splitlines()[1:] if line.strip()), first_line(error))
         raise ConfigurationError(f"{key}._target_: cannot import {path}: {reason}") from error
 
 
 def check_kinds(key: str, node: Mapping[str, Any]) -> None:
-    """Refuse nested objects of another class than the parameter's, e.g. the data set of another task; nothing but
-    their ``_target_`` is looked at.
+    """Refuse nested objects of another class than the parameter's, e.g. the data set of another
+    task.
+
+    Only their ``_target_`` is read.
 
     Raises:
-        ConfigurationError: in one line.
+        ConfigurationError: one line.
     """
     hints, _, _ = _signature(_imported(key, node["_target_"]))
     for name, value in node.items():
@@ -264,7 +270,7 @@ def check_kinds(key: str, node: Mapping[str, Any]) -> None:
 
 
 def _signature(target: Any) -> tuple[dict[str, Any], list[str], bool]:
-    """Parameters with their types, those without a default, and whether any other name is taken as well."""
+    """Parameters with their types, those without a default, and whether any other name is accepted."""
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
@@ -275,7 +281,7 @@ def _signature(target: Any) -> tuple[dict[str, Any], list[str], bool]:
         parameters = parameters[1:] if inspect.isclass(target) else parameters
         try:
             types_ = typing.get_type_hints(function)
-        except (NameError, TypeError):  # annotations of somebody else's code that exist for its type checker alone
+        except (NameError, TypeError):  # annotations of foreign code that exist only for its type checker
             types_ = {}
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -284,12 +290,12 @@ def _signature(target: Any) -> tuple[dict[str, Any], list[str], bool]:
                 hints.setdefault(parameter.name, types_.get(parameter.name, Any))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return hints, required, False
-        # What is not named here goes on to the base class, as far as we can see.
+        # A name that is missing here goes to the base class, as far as we can see.
     return hints, required, True
 
 
 def _expected(value: Any, hint: Any) -> str | None:
-    """What the value should be instead, in words; None if it fits."""
+    """A description of the expected value; None if the value fits."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, typing.TypeVar):
         return None

@@ -1,4 +1,6 @@
-"""One process or several: which of them a run consists of, whatever a launcher has written into the environment."""
+"""One process or several: the processes of a run, whatever a launcher has written into the
+environment.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from omegaconf import DictConfig
 
 
 def number_of_devices(trainer: DictConfig) -> int:
-    """On how many devices a run is trained, a process each.
+    """The number of devices on which a run is trained, with one process each.
 
     Args:
-        trainer: its configuration.
+        trainer: the configuration of the trainer.
     """
     devices = trainer.devices
     if isinstance(devices, Sequence) and not isinstance(devices, str):
@@ -24,11 +26,11 @@ def number_of_devices(trainer: DictConfig) -> int:
 
 
 def is_first(trainer: DictConfig) -> bool:
-    """Whether this process is the one of its run that writes.
+    """Whether this is the process of its run that writes.
 
-    A run on one device is one process. Ranks in the environment are then those of something else, e.g. of the tasks of
-    a Slurm job of which each has a run of its own. Those of a run on several devices are numbered by the launcher that
-    Lightning will find: torchrun, srun, or itself.
+    A run on one device is one process. Ranks in the environment then belong to something else, e.g.
+    to the tasks of a Slurm job, each with its own run. The processes of a run on several devices
+    are numbered by the launcher that Lightning finds: torchrun, srun, or itself.
     """
     if number_of_devices(trainer) == 1:
         return True

@@ -1,7 +1,7 @@
-"""One run: compose, train, test, record; found again and continued by the same command.
+"""One run: compose, train, test, record. The same command finds it again and continues it.
 
-What only training needs (Lightning above all, which takes seconds to import) is imported when there is something to
-train: an error or a finished run does not wait for it.
+What only training needs is imported when there is something to train. Lightning takes seconds to
+import, and an error or a finished run does not wait for it.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ def run(
     """Train, test and record a run, or continue it, or report it if it is finished.
 
     Args:
-        config: the composed configuration, which is left as it is.
+        config: the composed configuration, which is not changed.
         choices: group -> choice, for names and summaries.
-        chosen: the part of them that the user chose by hand.
-        command: that starts and continues it, for the page of all runs.
+        chosen: those choices that the user made by hand.
+        command: the command that starts and continues the run, for the page of all runs.
 
     Returns:
         the summary, as in ``summary.json`` of the run folder.
 
     Raises:
         ConfigurationError: before anything is written.
-        RunError: if the run cannot go on; its folder keeps what it has.
+        RunError: if the run cannot continue; its folder keeps its files.
     """
     this = Run.compose(config, choices, chosen)
     test_file = expanded(config.paths.test_file)
@@ -75,7 +75,7 @@ def run(
                 begun = (this.folder / "checkpoints" / "last.ckpt").exists()
                 raise Interrupted(stop.number, begun=begun) from None
             _make_folder(this.folder)
-            # Only the first of several processes that share the run, which waits for the others.
+            # Of several processes that share the run, only the first takes the lock. It waits for the others.
             with held(this.folder) if this.is_first else nullcontext():
                 summary = read_summary(this.folder, this.name)
                 if summary is None:
@@ -89,7 +89,7 @@ def run(
 
 
 def _task_of_file(this: Run, test_file: str) -> Task:
-    """The task with a published test file, which is read here, before anything is trained."""
+    """The task with a published test file. The file is read here, before anything is trained."""
     with_file = OmegaConf.merge(this.config, {"paths": {"test_file": test_file}})
     assert isinstance(with_file, DictConfig)
     if str(test_file) not in json.dumps(resolved(with_file)["task"]):
@@ -103,7 +103,7 @@ def _task_of_file(this: Run, test_file: str) -> Task:
 
 
 def _prepare(task: Task, data: str) -> None:
-    """Make the data, so that nothing is written of a run that has none or whose sizes do not fit them."""
+    """Make the data. So nothing is written for a run without data, or whose sizes do not fit them."""
     try:
         task.prepare_data()
         for split in ("train", "val", "test"):
@@ -117,7 +117,7 @@ def _prepare(task: Task, data: str) -> None:
 
 
 def _train_or_explain(this: Run, task: Task, request: StopRequest, command: str) -> dict[str, Any]:
-    """Why a run failed stays in its folder, in ``error.txt``, until it is started again."""
+    """Train. If the run fails, ``error.txt`` in its folder says why until the run is started again."""
     failure = this.folder / "error.txt"
     failure.unlink(missing_ok=True)
     try:
@@ -125,7 +125,7 @@ def _train_or_explain(this: Run, task: Task, request: StopRequest, command: str)
     except Interrupted:
         raise
     except Exception as error:
-        with suppress(OSError):  # perhaps that of a full disk
+        with suppress(OSError):  # the error may be a full disk
             failure.write_text(f"{first_line(error)}\n")
         raise
 
@@ -150,20 +150,20 @@ def _train(this: Run, task: Task, request: StopRequest, command: str) -> dict[st
 
 
 def _steps_so_far(folder: Path) -> int:
-    """Of a run that continues: the last step that its metrics know."""
+    """The last step in the metrics of a run that continues."""
     lines = (folder / "metrics.csv").read_text().splitlines() if (folder / "metrics.csv").exists() else []
     last = lines[-1].split(",")[0] if len(lines) > 1 else ""
-    return int(last) + 1 if last.isdecimal() else 0  # a damaged file is refused where it is gone on with
+    return int(last) + 1 if last.isdecimal() else 0  # a damaged file is refused when it is continued
 
 
 def _unwritable(folder: Path, key: str, error: OSError) -> RunError:
-    """Names the file of the error, where it has one, which may be elsewhere."""
+    """An error that names the file of ``error``, if it has one, which may lie elsewhere."""
     where = error.filename or folder
     return RunError(f"cannot use {where}: {error.strerror or error}; free space or set {key}, then repeat the command")
 
 
 def _say_what_is_not_logged(run: Run) -> None:
-    """A finished run logs nothing more; say how a dashboard gets it."""
+    """A finished run logs nothing more; say how to send it to a dashboard."""
     services = sorted(str(name) for name in run.config.get("logger") or {} if name != "tensorboard")
     if services:
         offline = sorted(run.folder.glob("wandb/offline-run-*"))
@@ -179,7 +179,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _keep(summary: dict[str, Any], this: Run) -> None:
-    """Leave a copy in ``paths.results``."""
+    """Write a copy to ``paths.results``."""
     if not this.config.paths.results or not this.is_first:
         return
     results = Path(this.config.paths.results)
@@ -193,7 +193,9 @@ def _keep(summary: dict[str, Any], this: Run) -> None:
 
 
 def _test_on(task: Task, this: Run, file: Path) -> None:
-    """Test the finished model on a published file; files of equal names do not overwrite each other's results."""
+    """Test the finished model on a published file. Files with equal names do not overwrite each
+    other's results.
+    """
     from structgrad.training.fit import evaluate
 
     folder = this.folder

@@ -1,4 +1,6 @@
-"""Settings of the process that decide how fast a CPU training step is, and what a user hears of it."""
+"""Settings of the process for the speed of a CPU training step, and for what the user is told about
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,15 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 def tune_allocator() -> bool:
     """Let glibc keep freed memory instead of returning it to the kernel after every tensor.
 
-    By default glibc serves every block over 128 KiB (growing to 32 MiB) by a fresh ``mmap`` and unmaps it on
-    ``free``, so that a training step, which allocates and frees the same few hundred tensors again and again,
-    spends its time in page faults. This sets the mmap threshold to its maximum and the trim threshold to 1 GiB for
-    the whole process; resident memory stays near the peak. The commands call it first thing; library users may.
+    By default glibc serves every block over 128 KiB (growing to 32 MiB) by a fresh ``mmap``, and
+    unmaps it on ``free``. A training step allocates and frees the same few hundred tensors again
+    and again, so it spends its time in page faults. This function sets the mmap threshold to its
+    maximum and the trim threshold to 1 GiB for the whole process. Resident memory stays near the
+    peak. The commands call it first; library users may.
 
     Returns:
-        True if it took effect; False on a C library without ``mallopt`` (macOS, musl), where nothing is changed.
+        True if it took effect; False with a C library without ``mallopt`` (macOS, musl), where
+            nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -35,9 +39,10 @@ def tune_allocator() -> bool:
 
 
 def announce_compilation() -> None:
-    """Say once, on the error output, that kernels are being compiled, when it happens: the first time on a machine.
+    """Print once, on the error output, that kernels are being compiled, at the first time on a
+    machine.
 
-    They are kept on disk (numba's cache), so that the next process does not wait.
+    Numba's cache keeps them on disk, so the next process does not wait.
     """
     from numba.core import event
 
@@ -50,6 +55,6 @@ def announce_compilation() -> None:
             self.said = True
 
         def on_end(self, event: event.Event) -> None:
-            """Nothing to say."""
+            """Prints nothing."""
 
     event.register("numba:compile", Announcer())

@@ -1,4 +1,6 @@
-"""Being asked to stop: SIGTERM and Ctrl-C save a training run between two steps and end it at once elsewhere."""
+"""Requests to stop: SIGTERM and Ctrl-C save a training run between two steps, and end it at once
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ class StopRequest:
     """Whether the process was asked to stop.
 
     Attributes:
-        number: of the first signal that came while stopping was deferred.
-        deferred: whether somebody will look at :attr:`number` soon; otherwise a signal raises where it arrives.
+        number: number of the first signal that came while stopping was deferred.
+        deferred: whether :attr:`number` will be checked soon; otherwise a signal raises where it
+        arrives.
     """
 
     def __init__(self) -> None:
@@ -28,7 +31,9 @@ class StopRequest:
         self.deferred = False
 
     def listen(self) -> None:
-        """Take the signals over, also from Lightning, which replaces the handlers of SIGTERM at every start."""
+        """Receive the signals, also instead of Lightning, which replaces the handlers of SIGTERM at
+        every start.
+        """
         for number in _SIGNALS:
             signal.signal(number, self._receive)
 
@@ -43,8 +48,9 @@ class StopRequest:
 
 @contextmanager
 def stoppable() -> Iterator[StopRequest]:
-    """Within, signals raise :class:`Interrupted` or are deferred; outside of the main thread, which gets none, nothing
-    changes.
+    """A context in which signals raise :class:`Interrupted` or are deferred.
+
+    In another thread than the main one nothing changes, because only the main thread gets signals.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -39,11 +39,10 @@ def resample(pixels: Tensor) -> Tensor:
 
 @dataclass
 class SemiSupervisedImages:
-    """The published split of MNIST (or of a data set with as many training images), or a random
-        split.
+    """The published split of MNIST (or of a data set of the same size), or a random split.
 
-        A random split is the same for all runs: labelled, validation and unlabelled images are drawn
-        one after another.
+    A random split is the same for all runs: labelled, validation and unlabelled images are drawn one
+    after another.
 
     Args:
         source: see :func:`structgrad.data.images.prepare_images`.
