@@ -1,1 +1,1 @@
-"""Runs and tables: reads run folders, knows no model."""
+"""Runs and tables. This package reads the folders of runs and knows no model."""

@@ -1,4 +1,4 @@
-"""Any runs beside each other, by any key of their configurations: no table is needed."""
+"""Compare any runs by any key of their configurations; no table is needed."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from structgrad.experiments.statistics import (
 from structgrad.experiments.tables import Direction
 from structgrad.training.contract import HARDWARE, IRRELEVANT
 
-#: Choices of a run, by which runs are told apart first.
+#: Choices of a run. Runs are distinguished by these first.
 CHOICES = ("task", "data", "experiment", "structure", "estimator", "budget", "device")
 _IGNORED = {f"trainer.{key}" for key in HARDWARE}
-#: Beyond so many groups each is compared with the best one only.
+#: With more groups than this, each is compared with the best one only.
 _ALL_PAIRS = 6
-#: So many metrics are shown where none is asked for.
+#: The number of metrics that are shown if none is requested.
 _COLUMNS = 5
 
 
@@ -46,10 +46,11 @@ class Group:
     """Runs with the same values of the keys.
 
     Attributes:
-        values: of the keys that tell groups apart.
+        values: values of the keys that distinguish groups.
         runs: in the order of their seeds.
-        cells: metric -> mean over the runs, for those that all of them have.
-        settings: where groups differ: key -> value in force; None where it varies within the group.
+        cells: metric -> mean over the runs, for metrics that all of them have.
+        settings: for settings in which groups differ, key -> value; None if it varies within the
+            group.
     """
 
     values: tuple[str, ...]
@@ -59,18 +60,21 @@ class Group:
 
     @property
     def title(self) -> str:
-        """The values."""
+        """The values of the keys."""
         return ", ".join(self.values) or "all runs"
 
     @property
     def seeds(self) -> list[int]:
-        """Of the runs."""
+        """The seeds of the runs."""
         return [run.seed for run in self.runs]
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two groups in a metric: the first less the second, by pairs of runs with equal seeds or by Welch's interval."""
+    """The difference of two groups in a metric: the first minus the second.
+
+    Runs are paired if the seeds are equal; otherwise the interval is Welch's.
+    """
 
     first: str
     second: str
@@ -85,11 +89,11 @@ class Block:
 
     Attributes:
         task: its name.
-        keys: that tell its groups apart, beside the task.
-        metrics: shown, the main one first.
-        directions: of the metrics that have one.
-        groups: best first in the main metric, where that has a direction.
-        contrasts: in the main metric.
+        keys: the keys that distinguish its groups, beside the task.
+        metrics: metrics that are shown, the main one first.
+        directions: directions of the metrics that have one.
+        groups: sorted by the main metric, the best first, if it has a direction.
+        contrasts: differences in the main metric.
     """
 
     task: str
@@ -101,8 +105,10 @@ class Block:
 
 
 def value_of(run: Summary, key: str) -> str:
-    """Of a choice (``estimator``) or of a dotted key of the configuration, as on a command line; ``-`` where it has
-    none.
+    """The value of a choice (``estimator``) or of a dotted key of the configuration, as on a
+    command line.
+
+    It is ``-`` if the run has no such key.
     """
     if key in CHOICES or key == "seed":
         return str(run.content.get(key, "-"))
@@ -111,10 +117,10 @@ def value_of(run: Summary, key: str) -> str:
 
 
 def matching(summaries: Iterable[Summary], where: Mapping[str, str]) -> list[Summary]:
-    """The runs whose keys have these values; each run once.
+    """The runs whose keys have these values, each run once.
 
     Raises:
-        ValueError: in one line, for a key that no run has.
+        ValueError: one line, for a key that no run has.
     """
     every = once(summaries)
     _known(every, where)
@@ -126,20 +132,21 @@ def matching(summaries: Iterable[Summary], where: Mapping[str, str]) -> list[Sum
 
 
 def once(summaries: Iterable[Summary]) -> list[Summary]:
-    """Without copies, e.g. of a run's folder and of a folder of results.
+    """The runs without copies, e.g. of a run's folder and of a folder of results.
 
     Raises:
-        ValueError: if a run is there twice with different results.
+        ValueError: if a run occurs twice with different results.
     """
     kept: dict[tuple[str, Any], Summary] = {}
     for position, run in enumerate(summaries):
-        # A run on another device is another one, whose summary has the same name.
+        # The same run on another device counts as another run, although its summary has the same
+        # name.
         key = (run.content.get("name") or str(position), run.content.get("device"))
         other = kept.setdefault(key, run)
         if other.metrics != run.metrics:
             raise ValueError(f"{key[0]} is there twice, with different results; say which folder counts")
         if run.sweep and not other.sweep:
-            kept[key] = run  # it knows its curve
+            kept[key] = run  # this copy has its curve
     return list(kept.values())
 
 
@@ -152,17 +159,20 @@ def compare(
     """Group runs, and take means and differences of their metrics.
 
     Args:
-        summaries: of finished runs; copies count once.
-        by: keys that tell groups apart: choices such as ``estimator``, or dotted keys of the configuration; None: what
-            differs between the runs, but for seeds and what a sweep has drawn.
-        metrics: shown, the main one first; none: the test's counterpart of what selects checkpoints, and others.
-        directions: metric -> which values are better, for those of which the runs themselves do not say it.
+        summaries: those of finished runs; copies count once.
+        by: keys that distinguish groups: choices such as ``estimator``, or dotted keys of the
+            configuration. None: the keys in which the runs differ, except for seeds and what a
+            sweep has drawn.
+        metrics: metrics to show, the main one first. If empty: the test's counterpart of the metric
+            that selects checkpoints, and others.
+        directions: metric -> which values are better, for metrics whose direction the runs do not
+            say.
 
     Returns:
-        One block a task: numbers of different tasks have no common mean.
+        One block for each task, because numbers of different tasks have no common mean.
 
     Raises:
-        ValueError: in one line, for a key or a metric that no run has, or without runs.
+        ValueError: one line, for a key or a metric that no run has, or without runs.
     """
     every = once(summaries)
     if not every:
@@ -188,8 +198,10 @@ def _known(every: Sequence[Summary], keys: Iterable[str]) -> None:
 
 
 def what_differs(every: Sequence[Summary]) -> list[str]:
-    """The keys that tell the runs apart: choices first, then settings that still differ between runs of equal
-    choices. Seeds, hardware and what a sweep has drawn are no difference.
+    """The keys that distinguish the runs.
+
+    Choices come first, then settings that still differ between runs of equal choices. Seeds,
+    hardware and what a sweep has drawn do not count.
     """
     keys = [key for key in CHOICES if len({value_of(run, key) for run in every}) > 1]
     while True:
@@ -209,7 +221,9 @@ def _grouped(every: Sequence[Summary], keys: Sequence[str]) -> dict[tuple[str, .
 
 
 def _varying(every: Sequence[Summary]) -> list[str]:
-    """Settings that differ between runs, but for seeds, what follows them, what was drawn, and hardware."""
+    """Settings that differ between runs, except for seeds, settings that follow them, drawn
+    settings and hardware.
+    """
     drawn = {key for run in every for key in run.sweep.get("parameters", {})}
     values: dict[str, set[str]] = {}
     seeds = {key for run in every for key in run.settings if key.split(".")[-1] == "seed"}
@@ -220,7 +234,7 @@ def _varying(every: Sequence[Summary]) -> list[str]:
     for key, seen in values.items():
         everywhere = all(key in run.settings for run in every) if len(seen) == 1 else False
         ignored = key in _IGNORED | seeds | drawn or key.split(".")[0] in (*IRRELEVANT, "budget")
-        ignored |= key.endswith("_target_") or key in CHOICES  # which the choices say
+        ignored |= key.endswith("_target_") or key in CHOICES  # the choices say this already
         if not everywhere and not ignored:
             found.append(key)
     followed = _with_seed(every, found)
@@ -228,7 +242,7 @@ def _varying(every: Sequence[Summary]) -> list[str]:
 
 
 def _with_seed(every: Sequence[Summary], keys: Iterable[str]) -> set[str]:
-    """The settings that always have the value of the seed."""
+    """The settings whose value is always that of the seed."""
     return {key for key in keys if all(str(run.seed) == value_of(run, key) for run in every)}
 
 
@@ -254,11 +268,11 @@ def _block(
     groups = [_group(values, runs, shown, different) for values, runs in _grouped(every, keys).items()]
     sign = {"maximize": -1.0, "minimize": 1.0}.get(found.get(shown[0], "") if shown else "", 0.0)
     groups.sort(key=lambda g: sign * g.cells[shown[0]].value if shown and shown[0] in g.cells else math.inf)
-    # Only settings in which groups differ, and each only once where several always go together.
+    # Only settings in which groups differ. Of several that always vary together, only one is kept.
     between: dict[tuple[str | None, ...], str] = {}
     for key in different:
         column = tuple(group.settings[key] for group in groups)
-        if len(set(column) - {"-"}) > 1 or None in column:  # beyond that some have no such setting
+        if len(set(column) - {"-"}) > 1 or None in column:  # not if some groups merely lack the setting
             between.setdefault(column, key)
     kept = set(between.values())
     groups = [
@@ -287,9 +301,10 @@ def _group(values: tuple[str, ...], mine: Sequence[Summary], metrics: Sequence[s
 
 
 def contrast(first: Group, second: Group, metric: str) -> Contrast:
-    """The difference of two groups; paired where both have the same seeds, each once."""
+    """The difference of two groups; it is paired if both have the same seeds, each once."""
     seeds = first.seeds
-    # Trials of a search have a seed each, but share nothing with the trial of that seed elsewhere.
+    # Each trial of a search has a seed, but shares nothing with the trial of that seed in another
+    # group.
     searched = any(run.sweep.get("parameters") for run in (*first.runs, *second.runs))
     if seeds == second.seeds and len(set(seeds)) == len(seeds) > 1 and not searched:
         gaps = [a.metrics[metric] - b.metrics[metric] for a, b in zip(first.runs, second.runs, strict=True)]
@@ -304,11 +319,12 @@ def contrast(first: Group, second: Group, metric: str) -> Contrast:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Groups that all tasks have, over those tasks.
+    """Groups that occur in all tasks, over those tasks.
 
     Attributes:
         tasks: their names.
-        scores: group -> normalised scores, one array of runs a task: 0 is the mean of the worst group, 1 of the best.
+        scores: group -> normalised scores, one array of runs a task: 0 is the mean of the worst
+            group, 1 of the best.
         few: whether some group has too few runs of a task for a bootstrap.
     """
 
@@ -318,8 +334,9 @@ class Aggregate:
 
     @cached_property
     def ranking(self) -> list[tuple[str, float, Difference]]:
-        """Groups, best first: the interquartile mean, with its bootstrap interval; with few runs the mean, with
-        Student's t.
+        """Groups, best first, each with its interquartile mean and bootstrap interval.
+
+        With few runs it is the mean with Student's t.
         """
         found = []
         for title, scores in self.scores.items():
@@ -333,7 +350,9 @@ class Aggregate:
 
     @cached_property
     def improvements(self) -> list[tuple[str, str, float, tuple[float, float] | None]]:
-        """Of the best group over each other one: the probability that a run of it is better, and its interval."""
+        """The best group against each other: the probability that a run of it is better, and its
+        interval.
+        """
         best, *others = [title for title, _, _ in self.ranking]
         found = []
         for other in others:
@@ -344,9 +363,9 @@ class Aggregate:
 
 
 def aggregate(blocks: Sequence[Block]) -> Aggregate | None:
-    """The groups of the same title in several tasks; None where there are no two tasks with two such groups.
+    """The groups with the same title in several tasks; None unless two tasks have two such groups.
 
-    Tasks whose main metric has no direction, or in which all groups are equal, say nothing and are left out.
+    Tasks in which the main metric has no direction, or all groups are equal, are left out.
     """
     used = []
     for block in blocks:
@@ -372,7 +391,7 @@ def aggregate(blocks: Sequence[Block]) -> Aggregate | None:
 
 
 def aggregate_grid(found: Aggregate) -> Grid:
-    """Of all groups, best first."""
+    """A grid of all groups, best first."""
     rows = []
     for title, value, ends in found.ranking:
         shown = f"{value:.2f}" + ("" if ends.half_width is None else f" [{ends.low:.2f}, {ends.high:.2f}]")
@@ -391,7 +410,7 @@ def aggregate_grid(found: Aggregate) -> Grid:
 
 
 def improvements(found: Aggregate) -> list[str]:
-    """One line a pair."""
+    """One line for each pair of groups."""
     lines = []
     for best, other, value, ends in found.improvements:
         lines.append(f"{best} over {other}: {value:.2f}" + ("" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"))
@@ -417,7 +436,7 @@ def grid(block: Block) -> Grid:
 
 
 def show(cell: Cell | None, digits: int) -> str:
-    """``0.81 [0.79, 0.83]``; ``-`` without runs that have the metric."""
+    """``0.81 [0.79, 0.83]``; ``-`` if no run has the metric."""
     if cell is None:
         return "-"
     width, value = half_width(cell), f"{cell.value:.{digits}f}"
@@ -425,7 +444,9 @@ def show(cell: Cell | None, digits: int) -> str:
 
 
 def digits_for(block: Block, metric: str) -> int:
-    """After the point: two of the typical standard error, or four of the number."""
+    """The number of digits after the point: two of the typical standard error, or four of the
+    number.
+    """
     cells = [group.cells[metric] for group in block.groups if metric in group.cells]
     errors = sorted(cell.standard_error for cell in cells if cell.standard_error)
     scale = errors[len(errors) // 2] if errors else max((abs(cell.value) for cell in cells), default=0.0) / 100
@@ -433,7 +454,9 @@ def digits_for(block: Block, metric: str) -> int:
 
 
 def _best(block: Block, metric: str) -> int | None:
-    """The index of the group with the best mean; None where nothing says what is better, or two are."""
+    """The index of the group with the best mean; None if the metric has no direction, or two groups
+    are best.
+    """
     direction = block.directions.get(metric)
     values = [(group.cells[metric].value, i) for i, group in enumerate(block.groups) if metric in group.cells]
     values = sorted((value, i) for value, i in values if not math.isnan(value))
@@ -443,7 +466,7 @@ def _best(block: Block, metric: str) -> int | None:
 
 
 def caption(block: Block) -> str:
-    """What the numbers are."""
+    """A description of the numbers."""
     parts = [f"task {block.task}: means over runs; in brackets 95 % intervals of Student's t"]
     better = {"maximize": "greater", "minimize": "smaller"}
     if block.metrics and block.metrics[0] in block.directions:
@@ -461,7 +484,7 @@ def caption(block: Block) -> str:
 
 
 def differences(block: Block) -> list[str]:
-    """One line a pair of groups."""
+    """One line for each pair of groups."""
     digits = digits_for(block, block.metrics[0]) if block.metrics else 0
     lines = []
     for found in block.contrasts:
@@ -473,7 +496,7 @@ def differences(block: Block) -> list[str]:
 
 
 def settings(block: Block) -> list[str]:
-    """One line a setting in which the groups differ beside the keys: its value in force in every group."""
+    """One line for each other setting in which the groups differ, with its value in every group."""
     lines = []
     for key in block.groups[0].settings if block.groups else ():
         values: dict[str, list[str]] = {}
@@ -497,7 +520,7 @@ def text(blocks: Sequence[Block]) -> str:
 
 
 def lists(block: Block) -> list[tuple[str, list[str]]]:
-    """What stands below a block's table, with titles."""
+    """The lists below a block's table, with titles."""
     main = block.metrics[0] if block.metrics else ""
     every = [(f"Differences in {main}", differences(block)), ("Settings in force where rows differ", settings(block))]
     return [(title, lines) for title, lines in every if lines]
@@ -517,14 +540,14 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def latex(blocks: Sequence[Block]) -> str:
-    """One ``table`` a task, and one over all tasks."""
+    """One ``table`` for each task, and one over all tasks."""
     found = aggregate(blocks)
     every = [*(grid(block) for block in blocks), *([aggregate_grid(found)] if found else [])]
     return "\n\n".join(each.latex() for each in every)
 
 
 def comma_separated(blocks: Sequence[Block]) -> str:
-    """One line a group and metric, with all digits."""
+    """One line for each group and metric, with all digits."""
     keys = list(dict.fromkeys(key for block in blocks for key in block.keys))
     lines: list[list[object]] = []
     for block in blocks:
@@ -540,6 +563,8 @@ def comma_separated(blocks: Sequence[Block]) -> str:
 
 
 def curves(group: Group, folder: Path) -> list[list[tuple[int, float]]]:
-    """The selecting metric over the steps of every run that has it: from its sweep, or from its folder."""
+    """The selecting metric over the steps of every run that has it, from its sweep or from its
+    folder.
+    """
     found = [run.sweep.get("curve") or runs.curve(folder / run.folder, run.monitor) for run in group.runs]
     return [curve for curve in found if len(curve) > 1]

@@ -18,7 +18,7 @@ from structgrad.experiments.statistics import ENOUGH, LEVEL, Scores, performance
 
 MARKERS = "os^Dv*PX<>"
 LINES = ("-", "--", "-.", ":")
-#: Lines of a figure, beside which more could not be told apart.
+#: The largest number of lines in a figure; more would be indistinguishable.
 MOST = 10
 Curve = Sequence[tuple[int, float]]
 
@@ -33,17 +33,18 @@ def panel(x: str, y: str) -> tuple[Figure, Any]:
 
 
 def steps(axes: Any) -> None:
-    """Few ticks with a unit, ``20 k``: whole numbers of steps would run into each other."""
+    """Few ticks with a unit, ``20 k``, because long numbers of steps would overlap."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
 
 
 def learning(curves: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
-    """A line a title: the mean over its runs, with a band of its 95 % interval (Student's t) where there are several.
+    """One line for each title: the mean over its runs, with a 95 % band (Student's t) if there are
+    several.
 
     Args:
         curves: title -> curves of its runs, each ``(step, value)``.
-        metric: their name.
+        metric: the metric's name.
     """
     figure, axes = panel("step", metric)
     for index, (title, runs) in enumerate(curves.items()):
@@ -54,7 +55,7 @@ def learning(curves: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
             axes.fill_between(at, mean - width, mean + width, color=look["color"], alpha=0.15, linewidth=0)
     means = np.concatenate([band(runs)[1] for runs in curves.values()]) if curves else np.zeros(1)
     finite = means[np.isfinite(means)]
-    if len(finite):  # a band of two runs may be ten times as high as all curves together
+    if len(finite):  # the band of two runs may be ten times as high as all curves together
         pad = 0.25 * (float(finite.max() - finite.min()) or 1.0)
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, float(finite.min()) - pad), min(high, float(finite.max()) + pad))
@@ -64,7 +65,7 @@ def learning(curves: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
 
 
 def halving(curves: Sequence[Curve], rungs: Sequence[int], metric: str) -> Figure:
-    """Curves of trials, some of which were stopped (a dot) at a rung (a dashed line)."""
+    """Curves of trials. A dot marks a trial that was stopped, a dashed line a rung."""
     figure, axes = panel("step", metric)
     for step in rungs:
         axes.axvline(step, color="0.6", linestyle="--", linewidth=0.9)
@@ -79,7 +80,9 @@ def halving(curves: Sequence[Curve], rungs: Sequence[int], metric: str) -> Figur
 
 
 def band(runs: Sequence[Curve]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
-    """Steps, mean over runs, and half the width of its interval (None of one run), at the steps that all runs span."""
+    """Steps, mean over runs, and half the width of its interval (None for one run), at the steps
+    common to all runs.
+    """
     if len(runs) == 1:
         return np.array([s for s, _ in runs[0]]), np.array([v for _, v in runs[0]], dtype=float), None
     first, last = max(run[0][0] for run in runs), min(run[-1][0] for run in runs)
@@ -90,12 +93,14 @@ def band(runs: Sequence[Curve]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any
 
 
 def sensitivity(key: str, metric: str, rows: Sequence[tuple[str, Sequence[Any], Sequence[float], int]]) -> Figure:
-    """Every trial's metric against a hyper-parameter; rows differ in colour and shape, selected trials are ringed.
+    """Every trial's metric against a hyper-parameter. Rows differ in colour and shape; selected
+    trials have a ring.
 
     Args:
         key: the hyper-parameter.
-        metric: its name.
-        rows: title, values of the hyper-parameter, of the metric, and the index of the selected trial.
+        metric: the metric's name.
+        rows: title, values of the hyper-parameter and of the metric, and the index of the selected
+            trial.
     """
     figure, axes = panel(key, metric)
     numbers = [value for _, values, _, _ in rows for value in values]
@@ -114,7 +119,7 @@ def sensitivity(key: str, metric: str, rows: Sequence[tuple[str, Sequence[Any], 
 
 
 def points(rows: Sequence[tuple[str, float, tuple[float, float] | None]], label: str, line: float) -> Figure:
-    """A number with its interval a row, the first on top, and a line to compare with."""
+    """One number with its interval for each row, the first on top, and a reference line."""
     figure = Figure(figsize=(5.2, 0.9 + 0.32 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for index, (_, value, ends) in enumerate(reversed(rows)):
@@ -129,7 +134,9 @@ def points(rows: Sequence[tuple[str, float, tuple[float, float] | None]], label:
 
 
 def profiles(scores: Mapping[str, Scores]) -> Figure:
-    """Share of runs above a normalised score, over that score; a band by the bootstrap where runs are enough."""
+    """Fraction of runs above a normalised score, over that score; with a bootstrap band if there
+    are enough runs.
+    """
     figure, axes = panel("normalised score τ", "share of runs above τ")
     every = np.concatenate([task for tasks in scores.values() for task in tasks])
     at = np.linspace(float(every.min()) - 0.05, float(every.max()) + 0.05, 200)
@@ -162,7 +169,7 @@ def sparkline(curve: Curve) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """As the address of a picture in a page."""
+    """The figure as the address of a picture in a page."""
     stream = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "structgrad", "font.family": "sans-serif"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
@@ -170,12 +177,12 @@ def svg(figure: Figure) -> str:
 
 
 def uri(kind: str, content: bytes) -> str:
-    """As the address of what is within the page."""
+    """The content as an address within the page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def thumbnail(file: Path, width: int = 160) -> str:
-    """A picture, small, as an address."""
+    """A small version of a picture, as an address."""
     from PIL import Image
 
     with Image.open(file) as image:

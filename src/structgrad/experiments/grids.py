@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Row:
-    """Cells of a line; ``best`` are the indices of those that are the best of their column."""
+    """The cells of a line; ``best`` are the indices of cells that are the best of their column."""
 
     cells: tuple[str, ...]
     best: frozenset[int] = frozenset()
@@ -19,14 +19,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """Attributes: titles of the columns; lines, each with the heading that begins at it, if any; what it shows."""
+    """Attributes: titles of the columns; lines, each with the heading that begins at it, if any; a
+    caption.
+    """
 
     titles: tuple[str, ...]
     rows: tuple[Row, ...] = field(default_factory=tuple)
     caption: str = ""
 
     def text(self) -> str:
-        """In aligned columns; the best of a column has a star."""
+        """The grid in aligned columns; a star marks the best of a column."""
         lines = [list(self.titles)]
         lines += [[cell + " *" * (i in row.best) for i, cell in enumerate(row.cells)] for row in self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -34,7 +36,7 @@ class Grid:
         return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:], *[self.caption] * bool(self.caption)])
 
     def markdown(self) -> str:
-        """A table; the best of a column is bold."""
+        """A Markdown table; the best of a column is bold."""
         lines = ["| " + " | ".join(map(escaped, self.titles)) + " |", "|---" * len(self.titles) + "|"]
         for row in self.rows:
             if row.heading:
@@ -74,12 +76,12 @@ def comma_separated(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> 
 
 
 def escaped(cell: str) -> str:
-    """For a cell of a Markdown table."""
+    """The text, escaped for a cell of a Markdown table."""
     return cell.replace("|", r"\|")
 
 
 def tex(text: str) -> str:
-    """For LaTeX."""
+    """The text, escaped for LaTeX."""
     replacements = {character: rf"\{character}" for character in "&%_#{}$"}
     replacements |= {
         "\\": r"\textbackslash{}",

@@ -1,11 +1,13 @@
 """Asynchronous successive halving (Li et al. 2020, "A system for massively parallel hyperparameter tuning").
 
-Trials run to a rung, a number of steps at which they pause. Of those that have got there, the best 1 / ``reduction``
-go on to the next one; the rest rests. Nobody waits for others: who goes on is decided among those that are there.
+Trials run to a rung, a number of steps at which they pause. Of the trials that have reached a rung,
+the best 1 / ``reduction`` continue to the next one, and the others stop. No trial waits for others:
+the decision is among those that have reached the rung.
 
-All trials of a sweep are known from its start. A free worker therefore begins new ones first, and lets one go on only
-if there is none to begin (the paper, whose trials never end, does it the other way round). Nobody waits in either
-order, and here fewer trials go on that would not have, had all been known.
+All trials of a sweep are known from its start. So a free worker begins a new trial first, and
+continues one only if there is none to begin. In the paper trials never end, and the order is the
+reverse. Nobody waits in either order. In ours fewer trials continue that would have stopped had all
+results been known.
 """
 
 from __future__ import annotations
@@ -14,17 +16,19 @@ from collections.abc import Mapping, Sequence
 
 
 def rungs(max_steps: int, every: int, trials: int, reduction: int) -> tuple[int, ...]:
-    """Steps at which trials pause, ascending; the end of a run is no rung.
+    """Steps at which trials pause, ascending. The end of a run is no rung.
 
-    They are ``max_steps / reduction^k``, rounded up to a validation, for as many k as leave a trial for the end.
+    They are ``max_steps / reduction^k``, rounded up to a validation, for all k that leave a trial
+    for the end.
 
     Args:
-        max_steps: of a whole run.
+        max_steps: number of steps of a whole run.
         every: steps between validations.
-        trials: how many there are.
-        reduction: one in so many goes on.
+        trials: number of trials.
+        reduction: one in this many trials continues.
 
     Returns:
+        The steps; empty if there are too few trials or validations.
         Empty if there are too few trials or validations.
     """
     depth = 0
@@ -39,22 +43,23 @@ def rungs(max_steps: int, every: int, trials: int, reduction: int) -> tuple[int,
 
 
 def _up(number: int, unit: int) -> int:
-    """To the next multiple."""
+    """Round up to the next multiple."""
     return -(-number // unit) * unit
 
 
 def promoted(
     reached: Sequence[Mapping[int, float]], resting: Mapping[int, int], reduction: int, idle: bool
 ) -> list[tuple[int, int]]:
-    """Trials that go on now, each with the rung that it is at; those at the highest rung first.
+    """Trials that continue now, each with the rung where it is; those at the highest rung come
+    first.
 
     Args:
-        reached: for each rung the trials that have got there, and further, with their value there (greater is better);
-            the last one is of those that are finished.
-        resting: trial -> rung (its place in ``reached``) of those that rest.
-        reduction: one in so many goes on.
-        idle: whether no other trial may still come to a rung. Then one goes on even where there are fewer than
-            ``reduction``, so that a sweep does not end without a finished run.
+        reached: for each rung the trials that have reached it or gone further, with their value
+            there (greater is better). The last entry is for finished trials.
+        resting: trial -> rung (its index in ``reached``) of the trials that pause.
+        reduction: one in this many trials continues.
+        idle: whether no other trial can still reach a rung. Then one trial continues even if there
+            are fewer than ``reduction``, so that a sweep does not end without a finished run.
     """
     chosen = []
     for rung in reversed(range(len(reached) - 1)):

@@ -48,7 +48,7 @@ figure img { width: 100%; background: #fff; border-radius: 4px } figcaption { fo
 
 
 def page(reports: Sequence[Report], runs: Path = Path("runs"), title: str = "structgrad: tables") -> str:
-    """The whole page, with pictures of the selected runs whose folders are in ``runs``."""
+    """The whole page, with pictures of the selected runs if their folders are in ``runs``."""
     links = "".join(f'<li><a href="#{r.table.name}-{r.budget}">{escape(_heading(r))}</a></li>' for r in reports)
     return shell(title, f"<ul>{links}</ul>{''.join(_section(report, runs) for report in reports)}")
 
@@ -155,7 +155,7 @@ def _missing(report: Report) -> str:
 
 
 def _code(text: str) -> str:
-    """Escaped, with `code` marked up."""
+    """The text, escaped, with `code` marked up."""
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts))
 
@@ -169,7 +169,9 @@ def _figures(title: str, figures: list[tuple[str, str]]) -> str:
 
 
 def _curves(report: Report) -> Iterable[tuple[str, str]]:
-    """Validation metric over steps: of the selected run of every row, or of all its seeds; a figure a group of rows."""
+    """Validation metric over steps, for the selected run of every row or for all its seeds; one
+    figure a group of rows.
+    """
     groups: dict[str, list[tuple[str, list[Curve]]]] = {}
     for line in report.main().values():
         assert line.chosen is not None
@@ -194,7 +196,9 @@ def _metric(report: Report) -> str:
 
 
 def _rungs(report: Report) -> Iterable[tuple[str, str]]:
-    """Validation metric of every trial of a row that was made by successive halving, and where trials paused."""
+    """Validation metric of every trial of a row with successive halving, and the steps at which
+    trials paused.
+    """
     for line in report.main().values():
         curves = [trial["curve"] for trial in line.halving.get("trials", []) if trial["curve"]]
         if not curves:
@@ -204,7 +208,9 @@ def _rungs(report: Report) -> Iterable[tuple[str, str]]:
 
 
 def _sensitivity(report: Report) -> Iterable[tuple[str, str]]:
-    """Validation metric of every trial against a hyper-parameter: a figure a hyper-parameter and group of rows."""
+    """Validation metric of every trial against a hyper-parameter, one figure for each pair of them
+    and group of rows.
+    """
     found: dict[tuple[str, str], list[tuple[str, list[Any], list[float], int]]] = {}
     for line in report.main().values():
         assert line.chosen is not None
@@ -218,7 +224,7 @@ def _sensitivity(report: Report) -> Iterable[tuple[str, str]]:
 
 
 def _pictures(report: Report, runs: Path) -> Iterable[tuple[str, str]]:
-    """What the selected run of every row has drawn, where its folder is in ``runs``."""
+    """The pictures of the selected run of every row, if its folder is in ``runs``."""
     for line in report.main().values():
         assert line.chosen is not None
         for file in sorted((runs / line.runs[line.chosen].folder / "pictures").glob("*.png")):
@@ -226,7 +232,9 @@ def _pictures(report: Report, runs: Path) -> Iterable[tuple[str, str]]:
 
 
 def comparison_page(blocks: Sequence[Block], runs: Path = Path("runs")) -> str:
-    """The page of a comparison: a section a task, with learning curves of the runs whose curves can be found."""
+    """The page of a comparison: a section for each task, with learning curves of the runs whose
+    curves can be found.
+    """
     sections = [_aggregate(found)] if (found := comparison.aggregate(blocks)) else []
     for block in blocks:
         grid = comparison.grid(block)

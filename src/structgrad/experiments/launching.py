@@ -1,4 +1,4 @@
-"""Starts the workers of a plan, on this machine or as jobs, and shows how far they are."""
+"""Starts the workers of a plan, on this machine or as jobs, and shows their progress."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def launch(table: Table, plan: Plan, options: Mapping[str, str], given: Sequence
     """Open the queue of a plan, start its workers, and wait for them. Returns the exit code of the command.
 
     Args:
-        table: of the plan.
-        plan: what is to be done.
-        options: of the command, all of them.
+        table: the table of the plan.
+        plan: the plan.
+        options: all options of the command.
         given: overrides; those that begin with ``slurm.`` are parameters of jobs.
 
     Raises:
@@ -59,7 +59,7 @@ def launch(table: Table, plan: Plan, options: Mapping[str, str], given: Sequence
 
 
 def places(options: Mapping[str, str]) -> list[dict[str, str]]:
-    """What is added to the environment of each worker."""
+    """The variables that are added to the environment of each worker."""
     if options["workers"] and options["workers_per_gpu"]:
         raise SweepError("workers= and workers_per_gpu=: type one of them")
     if options["workers_per_gpu"]:
@@ -86,12 +86,15 @@ def _gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-#: Deaths of workers by one and the same error of theirs, with no trial finished between them, that end a sweep.
+#: A sweep ends after this many deaths of workers by the same error, with no trial finished between
+#: them.
 _DEATHS = 3
 
 
 def _check_writable(results: Path) -> None:
-    """Before anything is trained: a worker that cannot write what it has would train it again."""
+    """Check before anything is trained, because a worker that cannot write its results would train
+    again.
+    """
     probe = results / f".{os.getpid()}.partial"
     try:
         results.mkdir(parents=True, exist_ok=True)
@@ -102,11 +105,12 @@ def _check_writable(results: Path) -> None:
 
 
 def _work_here(table: Table, queue: Queue, file: Path, environments: list[dict[str, str]]) -> int:
-    """Start local workers, replace those that die, and wait until they have nothing left to do; 75 if we are asked
-    to stop.
+    """Start local workers, replace those that die, and wait until they have nothing left to do.
+
+    Returns 75 after a request to stop.
 
     Raises:
-        SweepError: if an error of the workers' own, which it shows, ends them again and again.
+        SweepError: if one of the workers' own errors, which it shows, ends them repeatedly.
     """
     asked: list[int] = []
 
@@ -138,7 +142,8 @@ def _work_here(table: Table, queue: Queue, file: Path, environments: list[dict[s
                         del workers[place]
                         continue
                     line = worker.reason(code)
-                    # A signal comes from outside, and may come often in a long sweep, but not at once.
+                    # A signal comes from outside. It may come often in a long sweep, but not at
+                    # once.
                     if code > 0 or time.monotonic() - worker.started < 10:
                         deaths[line] += 1
                     if deaths[line] >= _DEATHS:
@@ -157,7 +162,7 @@ def _work_here(table: Table, queue: Queue, file: Path, environments: list[dict[s
 
 @dataclass(frozen=True)
 class _Local:
-    """A worker on this machine; ``begin`` is where its part of the log begins."""
+    """A worker on this machine. Its part of the log starts at ``begin``."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -165,7 +170,7 @@ class _Local:
     started: float
 
     def reason(self, code: int) -> str:
-        """The one line that says why it ended."""
+        """One line that says why it ended."""
         return explain(code, self.log, self.begin)
 
 
@@ -179,15 +184,16 @@ def _start(file: Path, logs: Path, place: int, environment: dict[str, str]) -> _
             stdout=log,
             stderr=log,
             env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C reaches workers through us, once
+            start_new_session=True,  # so that Ctrl-C reaches workers only once, through us
             preexec_fn=die_with_parent(),
         )
     return _Local(process, path, begin, time.monotonic())
 
 
 def _work_in_jobs(table: Table, queue: Queue, file: Path, workers: int, launcher: str, given: Sequence[str]) -> int:
-    """Submit workers as jobs and watch until all trials are settled or no job is left; the jobs go on if we are
-    stopped.
+    """Submit workers as jobs and watch until all trials are settled or no job is left.
+
+    If this process is stopped, the jobs continue.
     """
     try:
         import submitit

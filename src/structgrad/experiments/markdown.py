@@ -27,18 +27,20 @@ _PUBLISHED = {
 
 
 def heading(report: Report) -> str:
-    """Title of the table and its source."""
+    """Title and source of the table."""
     return report.table.title + (f" ({report.table.source})" if report.table.source else "")
 
 
 def settings_given(report: Report, line: Line) -> bool:
-    """Whether the runs of a line have settings that the table gives, which it does for its own budget."""
+    """Whether the runs of a line have the settings that the table gives for its own budget."""
     return bool(line.row.given and line.runs) and not line.marks and report.budget == report.table.budget
 
 
 def table(report: Report) -> str:
-    """The table. Published numbers, and the difference from them with its interval, stand beside runs at the paper's
-    budget only.
+    """The table in Markdown.
+
+    Published numbers, and the difference from them with its interval, are shown only beside runs at
+    the paper's budget.
     """
     found = _grid(report)
     plain = tuple(replace(row, best=frozenset()) for row in found.rows)
@@ -56,7 +58,9 @@ def _grid(report: Report) -> grids.Grid:
 
 
 def best_lines(report: Report) -> dict[str, list[Line]]:
-    """Column -> the comparable lines with the best value in it, as far as the digits show; not where all are."""
+    """Column -> the comparable lines with the best value in it, up to the shown digits; empty if
+    all are best.
+    """
     found = {}
     for key, column in report.table.columns.items():
         values = {
@@ -70,7 +74,9 @@ def best_lines(report: Report) -> dict[str, list[Line]]:
 
 
 def grid(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Titles of the columns, and for each line its heading where a group begins (else empty) and its cells."""
+    """Titles of the columns, and for each line its heading (if a group begins there, else empty)
+    and its cells.
+    """
     columns = report.table.columns
     compared = (
         [key for key in columns if any(key in row.published for row in report.table.rows)]
@@ -98,7 +104,7 @@ def grid(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
 
 
 def published(number: tuple[float, float | None], column: Column) -> str:
-    """``value ± error``, as printed."""
+    """``value ± error`` in the printed form."""
     value, error = number
     return f"{value:.{column.digits}f}" + ("" if error is None else f" ± {error:.{column.digits}f}")
 
@@ -110,7 +116,7 @@ def difference(report: Report, line: Line, key: str) -> str:
 
 
 def caption(report: Report) -> str:
-    """What the numbers are, and how they were made; one paragraph."""
+    """A description of the numbers and of how they were made; one paragraph."""
     runs, columns = report.runs, report.table.columns.values()
     metric = report.table.selection.metric
     halved = [line for line in report.lines if line.halved]
@@ -157,7 +163,7 @@ def caption(report: Report) -> str:
 
 
 def reached(line: Line) -> str:
-    """How many trials of a row by successive halving got to which rung."""
+    """The number of trials of a row with successive halving that reached each rung."""
     trials, steps = line.halving["trials"], line.halving["rungs"]
     counts = [sum(trial["rungs"] > place for trial in trials) for place in range(len(steps))]
     finished = sum(trial["finished"] for trial in trials)
@@ -167,12 +173,14 @@ def reached(line: Line) -> str:
     return text + (f", {failed} failed" if failed else "")
 
 
-#: What a decision on a claim is called.
+#: The words for a decision on a claim.
 WORDS: dict[Decision, str] = {"shown": "Shown", "contradicted": "Contradicted", "open": "Open"}
 
 
 def claims(report: Report) -> str:
-    """One bullet a claim: what the paper says, whether these runs show it, and the numbers with their intervals."""
+    """One bullet for each claim: what the paper says, whether these runs show it, and the numbers
+    with their intervals.
+    """
     lines = []
     for verdict in report.verdicts:
         lines.append(f"- Claim: *{verdict.claim.text}* **{WORDS[verdict.decision]}.** {numbers(verdict)}.")
@@ -180,7 +188,7 @@ def claims(report: Report) -> str:
 
 
 def numbers(verdict: Verdict) -> str:
-    """Those that decided a claim, by column, and which rows they lack."""
+    """The numbers that decided a claim, by column, and the missing rows."""
     texts: dict[str, list[str]] = {}
     for outcome in verdict.outcomes:
         if outcome.text:
@@ -191,7 +199,9 @@ def numbers(verdict: Verdict) -> str:
 
 
 def missing(report: Report) -> str:
-    """The rows without runs, each with the command that makes them, or why there is none."""
+    """The rows without runs, each with the command that makes them, or the reason why there is
+    none.
+    """
     lines = []
     for line in report.lines:
         if not line.runs:
@@ -202,7 +212,7 @@ def missing(report: Report) -> str:
 
 
 def document(report: Report, with_missing: bool = True) -> str:
-    """Table, caption, claims, and the rows that are missing."""
+    """Table, caption, claims, and the missing rows."""
     parts = [table(report), caption(report), claims(report), missing(report) if with_missing else ""]
     return "\n\n".join(part for part in parts if part)
 
@@ -213,7 +223,7 @@ def latex(report: Report) -> str:
 
 
 def comma_separated(report: Report) -> str:
-    """One line a row and column, with all digits, in the units of the column."""
+    """One line for each row and column, with all digits, in the units of the column."""
     lines: list[list[object]] = []
     for line in report.lines:
         for key, cell in line.cells.items():
@@ -228,7 +238,7 @@ def comma_separated(report: Report) -> str:
 
 
 def insert(document: Path, name: str, text: str) -> None:
-    """Replace what stands between ``<!-- table:NAME -->`` and ``<!-- /table -->`` in a document.
+    """Replace the text between ``<!-- table:NAME -->`` and ``<!-- /table -->`` in a document.
 
     Raises:
         ValueError: if the document has no such place.

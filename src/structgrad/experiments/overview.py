@@ -1,6 +1,7 @@
-"""All runs of a folder on one page: what each is, how far, why it ended, and the command that continues or repeats it.
+"""All runs of a folder on one page: their states, their progress, errors, and the commands that
+continue them.
 
-One file, without a server; sorting and filtering are by a few lines of script within the page.
+The page is one file without a server. A few lines of script within it sort and filter.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from structgrad.experiments import figures, runs
 from structgrad.experiments.grids import Grid, Row
 
 State = Literal["running", "interrupted", "failed", "finished"]
-#: In the order of the page.
+#: The states, in the order of the page.
 STATES: tuple[State, ...] = ("running", "failed", "interrupted", "finished")
-#: Sparklines and thumbnails are drawn of so many runs, the latest: a page of thousands would not open.
+#: Only this many runs, the latest, get sparklines and thumbnails, because a page of thousands would
+#: not open.
 _DRAWN = 400
-#: A run on another machine counts as running while its files change.
+#: A run on another machine counts as running if its files changed within this time.
 _QUIET_S = 1800.0
 
 
@@ -37,17 +39,17 @@ class Run:
     """A run, finished or not.
 
     Attributes:
-        folder: within the folder of all runs.
-        state: what it is doing.
+        folder: folder of the run, within the folder of all runs.
+        state: its state.
         choices: task, structure, estimator, budget and seed, as far as they are known.
-        step, steps: how far, of how many.
-        seconds: of training, of a finished run; left, of a running one; None where nobody knows.
-        metric, value: what selects its checkpoint, and the best so far.
-        curve: of that metric.
-        picture: the first that it has drawn, or None.
+        step, steps: the number of finished steps, and of all steps.
+        seconds: training time of a finished run; time left of a running one; None if unknown.
+        metric, value: the metric that selects its checkpoint, and its best value so far.
+        curve: the curve of that metric.
+        picture: its first picture, or None.
         error: the line with which it failed.
-        command: that continues or repeats it; empty if it was not recorded.
-        changed: when a file of it last did, in seconds since 1970.
+        command: the command that continues or repeats it; empty if it was not recorded.
+        changed: the last time at which one of its files changed, in seconds since 1970.
     """
 
     folder: str
@@ -66,7 +68,7 @@ class Run:
 
     @property
     def progress(self) -> str:
-        """In a few words."""
+        """The progress in a few words."""
         if self.state == "failed":
             return self.error
         if self.state == "finished":
@@ -76,10 +78,10 @@ class Run:
 
 
 def states(folder: Path) -> list[Run]:
-    """Every run below a folder; those that need a look first, the latest first.
+    """Every run below a folder. Runs that need attention come first, and the latest before others.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no run.
     """
     found = [_run(folder, place) for place in _places(folder)]
     if not found:
@@ -88,7 +90,7 @@ def states(folder: Path) -> list[Run]:
 
 
 def _places(folder: Path) -> list[Path]:
-    """The folders of runs: those with a configuration; nothing below one is looked at."""
+    """The folders of runs are those with a configuration. Nothing below one is searched."""
     found, waiting = [], [str(folder)]
     while waiting:
         here = waiting.pop()
@@ -175,7 +177,7 @@ def _metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _alive(holder: dict[str, Any], changed: float) -> bool:
-    """Whether the process that has a run lives: asked of this machine, guessed of another."""
+    """Whether the process of a run is alive. On another machine this is a guess."""
     if holder.get("machine") != socket.gethostname():
         return time.time() - changed < _QUIET_S
     try:
@@ -218,7 +220,7 @@ def _time(file: Path) -> float:
 
 
 def text(found: Sequence[Run]) -> str:
-    """For a terminal: numbers by state, and what is not finished."""
+    """The text for a terminal: numbers by state, and all unfinished runs."""
     counts = Counter(run.state for run in found)
     head = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rows = [
@@ -232,7 +234,7 @@ def text(found: Sequence[Run]) -> str:
 
 
 def page(found: Sequence[Run], folder: Path) -> str:
-    """One self-contained file."""
+    """One self-contained HTML file."""
     from structgrad.experiments.html import shell
 
     latest = {run.folder for run in sorted(found, key=lambda run: -run.changed)[:_DRAWN]}
@@ -262,7 +264,7 @@ def _line(run: Run, keys: Sequence[str], drawn: bool) -> str:
     if drawn and run.picture is not None:
         try:
             picture = f'<img alt="" src="{figures.thumbnail(run.picture)}">'
-        except OSError:  # not whole: the run is drawing it
+        except OSError:  # not complete: the run is drawing it
             picture = ""
     value = "" if run.value is None else f"<strong>{run.value:.4g}</strong><small>{escape(run.metric)}</small>"
     when = datetime.fromtimestamp(run.changed).strftime("%Y-%m-%d %H:%M")

@@ -1,4 +1,4 @@
-"""From a table and a command line to a plan: which rows, which trials, which search spaces, all checked at once."""
+"""From a table and a command line to a plan: rows, trials and search spaces, all checked at once."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from structgrad.training.contract import BUDGETS, HARDWARE
 from structgrad.training.errors import explain
 
 LAUNCHERS = ("local", "slurm", "submitit")
-#: Overrides that say where and on what, not what is computed, begin so.
+#: Overrides with these prefixes say where and on what a run computes, and not what it computes.
 _WHEREABOUTS = ("paths.", "logger", "hydra.", "trainer=", *(f"trainer.{key}=" for key in HARDWARE))
 
 
 def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], configs: Path) -> Plan:
-    """Check the options, compose every row, and write down what is to be done; nothing is written to disk.
+    """Check the options, compose every row, and make the plan; nothing is written to disk.
 
     Args:
-        table: whose rows are made.
-        options: of the command, all of them.
-        given: overrides for every run (and ``slurm.*``, which are left to the launcher).
+        table: the table whose rows are made.
+        options: all options of the command.
+        given: overrides for every run (and ``slurm.*``, which the launcher reads).
         configs: folder of the configurations.
 
     Raises:
@@ -95,7 +95,9 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
 
 
 def _check_given(common: Sequence[str]) -> None:
-    """Refuse what would be ignored: every trial has a seed and a place of its own, and of two values the last one."""
+    """Refuse overrides that would be ignored: those that a sweep sets for every trial, and repeated
+    ones.
+    """
     keys = [argument.partition("=")[0].lstrip("+") for argument in common]
     for key, instead in (("seed", "seeds=0,1,2 or trials=20"), ("paths.results", "results=<folder>")):
         if key in keys:
@@ -115,10 +117,10 @@ def _one_of(key: str, value: str, choices: Sequence[str]) -> str:
 
 
 def whole_number(key: str, value: str, least: int) -> int:
-    """An option that must be one.
+    """The value of an option that must be a whole number.
 
     Raises:
-        SweepError: if it is none, or less than ``least``.
+        SweepError: if it is not a whole number, or less than ``least``.
     """
     try:
         number = int(value)
@@ -160,10 +162,10 @@ def _rows(table: Table, asked: str, budget: str) -> list[Row]:
 def _planned(
     table: Table, row: Row, trials: tuple[int, ...], budget: str, user: Sequence[str], reduction: int
 ) -> tuple[PlannedRow, str]:
-    """With the class of its task."""
+    """The planned row, together with the class of its task."""
     common = (f"budget={budget}", *user)
     fixed = {override.lstrip("+").split("=")[0] for override in common}
-    # Published settings are of the budget that the table is made for.
+    # Published settings are for the budget of the table.
     settings = row.fixed if budget == table.budget else {}
     overrides = (
         *table.overrides,
@@ -192,14 +194,15 @@ def _planned(
 
 
 def _monitors(table: Table, rows: Sequence[PlannedRow], tasks: Sequence[str]) -> list[tuple[str, Direction]]:
-    """The metric by which the trials of every row are selected: the one that selects the checkpoints of its task.
+    """The metric by which the trials of every row are selected: the one that selects the
+    checkpoints of its task.
 
-    Columns are checked as well, against what the tasks log; before anything is trained.
+    The columns are also compared with the metrics that the tasks log, before anything is trained.
 
     Raises:
         TableError: one line.
     """
-    from hydra.utils import get_class  # and the tasks' own imports, which an error before this need not wait for
+    from hydra.utils import get_class  # these imports are slow, so errors above come before them
 
     monitors: list[tuple[str, Direction]] = []
     known: set[str] = set()
@@ -218,7 +221,7 @@ def _monitors(table: Table, rows: Sequence[PlannedRow], tasks: Sequence[str]) ->
     every = {override for row in table.rows for override in (*table.overrides, *row.overrides)}
     existing = {override for override in every if override.startswith("task=")}
     planned = {override for row in rows for override in row.overrides if override.startswith("task=")}
-    if declared and existing <= planned:  # else some column may be of a task that nobody has asked
+    if declared and existing <= planned:  # otherwise a column may belong to a task that is not in the plan
         for warning in check_metrics(table, known):
             print(f"warning: {warning}", file=sys.stderr)
     return monitors

@@ -1,15 +1,18 @@
-"""The queue of a sweep: Optuna studies in a relational storage, one a row, one entry each time a trial is begun.
+"""The queue of a sweep: Optuna studies in a relational database.
 
-A trial is known by its index in the row. What is true of it is decided here, by index, from its entries:
+There is one study for each row, and one entry each time a trial is started. A trial is identified
+by its index in the row. Its state follows from its entries:
 
-- It is finished when an entry is complete, has failed when the last one says why, and is being worked on while one is
-  running. Else anybody may begin it, by one more entry: nothing waits in the database.
-- A worker that dies stops its heartbeat; any other worker then fails the entry, so that the trial is open again. Its
-  run has an identity and a lock, so that the next worker continues it, and two workers never write it.
-- With successive halving an entry goes to a rung and is pruned there, in Optuna's words. A trial that goes on from
-  there is one more entry, with the next rung.
+- It is finished if an entry is complete. It has failed if the last entry says why. It is in work if
+  an entry is running. Otherwise any worker may start it by a further entry; no entry waits in the
+  database.
+- A worker that dies stops its heartbeat. Any other worker then fails the entry, so the trial is
+  open again. Its run has an identity and a lock. So the next worker continues the run, and two
+  workers never write it.
+- With successive halving an entry goes to a rung and is pruned there, in Optuna's words. If the
+  trial continues from there, it gets one more entry, with the next rung.
 
-So a trial may be started more than once, but is finished and counted once.
+So a trial may be started more than once, but it is finished and counted once.
 """
 
 from __future__ import annotations
@@ -50,13 +53,15 @@ class PlannedRow:
     """A row's trials.
 
     Attributes:
-        name: of the row.
-        overrides: for ``train.py``, of the table and the row.
-        trials: their indices, each also the seed of its run.
-        space: what is searched; empty for rows over seeds.
-        given: values of the configuration on which conditions of the space depend.
-        monitor: metric and direction that select among its trials, if they are not those of the plan.
-        rungs: steps at which its trials pause, ascending, see :mod:`structgrad.experiments.halving`; empty: nowhere.
+        name: name of the row.
+        overrides: the table's and the row's overrides for ``train.py``.
+        trials: their indices; each index is also the seed of its run.
+        space: the search space; empty for rows over seeds.
+        given: values of configuration keys on which conditions of the space depend.
+        monitor: metric and direction that select among its trials, if they are not those of the
+            plan.
+        rungs: steps at which its trials pause, ascending, see
+            :mod:`structgrad.experiments.halving`; may be empty.
     """
 
     name: str
@@ -70,24 +75,26 @@ class PlannedRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a worker has to know; a JSON file, so that workers may be started anywhere.
+    """Everything that a worker needs to know. It is a JSON file, so workers may be started
+    anywhere.
 
     Attributes:
-        name: of the sweep: table, budget, and a hash of further settings, if any.
-        table: its name.
-        rows: with their trials.
-        metric, direction: by which a trial is selected, of rows without a monitor of their own.
-        folder: where the sweep keeps its logs and its default storage.
+        name: name of the sweep: table, budget, and a hash of further settings, if any.
+        table: name of the table.
+        rows: rows with their trials.
+        metric, direction: by which trials are selected, for rows without a monitor of their own.
+        folder: the folder of the sweep's logs and default storage.
         results: folder of the finished runs' summaries.
-        storage: URL, as SQLAlchemy has them, without a password.
-        command: what runs a trial, without overrides.
+        storage: URL in the form of SQLAlchemy, without a password.
+        command: the command that runs a trial, without overrides.
         common: overrides of every trial, e.g. the budget.
         extra: those of them that the user gave and that decide results.
         sampler: class in ``optuna.samplers``.
-        heartbeat, grace: seconds between signs of life, and after how many without one a worker counts as dead.
-        attempts: how often a run may be killed by a signal of its own, or end its worker by an error, before it counts
-            as failed.
-        reduction: one in so many trials goes on from a rung; 0: there are none.
+        heartbeat, grace: seconds between signs of life, and seconds without one after which a
+            worker counts as dead.
+        attempts: a run counts as failed after it was killed by a signal, or ended its worker by an
+            error, this often.
+        reduction: one in this many trials continues from a rung; 0: there are no rungs.
     """
 
     name: str
@@ -108,7 +115,8 @@ class Plan:
     reduction: int = 0
 
     def save(self) -> Path:
-        """Into its folder, whole or not at all; other plans of the same sweep, e.g. of other rows, stay as they are.
+        """Write the plan to its folder, completely or not at all. Other plans of the same sweep do
+        not change.
 
         Raises:
             SweepError: if the folder cannot be written to.
@@ -129,12 +137,12 @@ class Plan:
         return row.monitor or (self.metric, self.direction)
 
     def best(self, row: PlannedRow, values: Iterable[float]) -> float | None:
-        """In that direction; None without values."""
+        """The best value in that direction; None without values."""
         return (max if self.monitor(row)[1] == "maximize" else min)(values, default=None)
 
     @classmethod
     def load(cls, file: Path) -> Plan:
-        """What :meth:`save` wrote."""
+        """Read a plan that :meth:`save` wrote."""
 
         def listed(mapping: dict[str, Any]) -> dict[str, Any]:
             return {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
@@ -146,14 +154,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Taken:
-    """A trial that is being worked on.
+    """A trial in work.
 
     Attributes:
-        row: which it is of.
-        index: in the row.
-        until: the step at which it pauses; None: it is to be finished.
+        row: the row of the trial.
+        index: its index in the row.
+        until: the step at which it pauses; None: it runs to the end.
         parameters: hyper-parameter -> value.
-        entry: of the database.
+        entry: its entry in the database.
     """
 
     row: PlannedRow
@@ -164,7 +172,7 @@ class Taken:
 
 
 class Queue:
-    """What is done and what is to be done of a plan.
+    """The state of a plan: what is done and what is left.
 
     Raises:
         SweepError: in one line, if the storage cannot be opened.
@@ -175,7 +183,8 @@ class Queue:
         self.storage = Storage(plan.storage, plan.heartbeat, plan.grace)
         self._studies = self.storage.studies
         self._ids = {row.name: self._id(row) for row in plan.rows}
-        #: What could be begun when we last looked, by row; others may have begun it since.
+        #: The trials that could be started at the last look, by row; others may have started them
+        #: since.
         self._open: dict[str, list[tuple[int, int | None]]] = {}
         self._looked = -math.inf
 
@@ -191,21 +200,23 @@ class Queue:
         return self._studies.get_study_id_from_name(self.name(row))
 
     def name(self, row: PlannedRow) -> str:
-        """Of the study of a row."""
+        """The name of the study of a row."""
         return f"{self.plan.name}/{row.name}"
 
     def entries(self, row: PlannedRow) -> list[FrozenTrial]:
-        """All that was ever begun, in this order."""
+        """All entries ever made, in this order."""
         return self._studies.get_all_trials(self._ids[row.name], deepcopy=False)
 
     def trials(self, row: PlannedRow) -> dict[int, FrozenTrial]:
-        """Index -> the entry that counts: the complete one, else of those to the last rung a running one, else the
-        latest.
+        """Index -> the entry that counts.
+
+        It is the complete one. Otherwise it is among the entries for the last rung: a running one,
+        else the latest.
         """
         return _counting(self.entries(row))
 
     def take(self) -> Taken | None:
-        """Begin the next trial of the plan, whichever row it is of; None if there is none to begin now."""
+        """Start the next trial of the plan, in any row; None if there is none to start now."""
         with self.storage.alone(self.plan.name):
             found = self._choose()
             if found is None:
@@ -222,8 +233,10 @@ class Queue:
         return Taken(row, index, until, self._parameters(row, template, entry), entry)
 
     def _choose(self) -> tuple[PlannedRow, int, int | None, FrozenTrial | None] | None:
-        """What to begin next: the lowest rung first, then the lowest index, then the first row; read from the
-        database, as others begin trials too.
+        """The trial to start next: the lowest rung first, then the lowest index, then the first
+        row.
+
+        It is read from the database, because others start trials too.
         """
         if time.monotonic() - self._looked > self.plan.heartbeat or not any(self._open.values()):
             self._look()
@@ -243,20 +256,22 @@ class Queue:
                 return row, index, until, trials.get(index)
 
     def _look(self) -> None:
-        """Call the entries of dead workers failed, and see what is to be begun."""
+        """Mark the entries of dead workers as failed, and find the trials to start."""
         for row in self.plan.rows:
             study = optuna.load_study(study_name=self.name(row), storage=self._studies)
             optuna.storages.fail_stale_trials(study)
             running = [trial for trial in self.entries(row) if trial.state == TrialState.RUNNING]
             for trial in running:
-                # Its worker was killed before the first heartbeat: Optuna never calls it stale.
+                # Its worker was killed before the first heartbeat, so Optuna never calls it stale.
                 if "worker" not in trial.user_attrs and _older(trial, self.plan.grace):
                     self._end(self._studies.get_trial_id_from_study_id_trial_number(self._ids[row.name], trial.number))
             self._open[row.name] = self._to_begin(row, self.trials(row))
         self._looked = time.monotonic()
 
     def _to_begin(self, row: PlannedRow, trials: Mapping[int, FrozenTrial]) -> list[tuple[int, int | None]]:
-        """Index and rung of trials that were never begun, were given back, or have lost their worker."""
+        """Index and rung of trials that were never started, were given back, or have lost their
+        worker.
+        """
         first = row.rungs[0] if row.rungs else None
         new = [(index, first) for index in row.trials if index not in trials]
         lost = [(i, _until(trials[i])) for i in row.trials if i in trials and _is_lost(trials[i])]
@@ -270,7 +285,7 @@ class Queue:
         return None
 
     def _promoted(self, row: PlannedRow, trials: Mapping[int, FrozenTrial]) -> list[tuple[int, int]]:
-        """Index and rung of those that rest and may go on."""
+        """Index and rung of pausing trials that may continue."""
         mine = {index: trial for index, trial in trials.items() if index in row.trials}
         sign = 1.0 if self.plan.monitor(row)[1] == "maximize" else -1.0
         values: list[dict[int, float]] = [
@@ -294,7 +309,7 @@ class Queue:
         return promoted([*values, finished], resting, self.plan.reduction, settled)
 
     def _template(self, row: PlannedRow, index: int, until: int | None, known: FrozenTrial | None) -> FrozenTrial:
-        """The entry of a trial that begins, or goes on with the hyper-parameters and the curve that it had."""
+        """The entry of a trial that starts, or continues with its hyper-parameters and curve."""
         attributes: dict[str, Any] = {"index": index} | ({} if until is None else {"until": until})
         if self.plan.sampler == "RandomSampler":
             parameters = draw(row.space, row.given, self.plan.table, row.name, index)
@@ -325,7 +340,7 @@ class Queue:
         )
 
     def report(self, taken: Taken, curve: Iterable[tuple[int, float]]) -> None:
-        """Record values of the selecting metric by step, as far as they are known."""
+        """Record the known values of the selecting metric by step."""
         with _if_unfinished():
             for step, value in curve:
                 self._studies.set_trial_intermediate_value(taken.entry, int(step), float(value))
@@ -341,7 +356,7 @@ class Queue:
         self._export_rungs(taken.row)
 
     def rest(self, taken: Taken, curve: Sequence[tuple[int, float]]) -> None:
-        """Record a run that has got to its rung."""
+        """Record a run that has reached its rung."""
         self.report(taken, curve)
         best = self.plan.best(taken.row, (value for _, value in curve))
         self._end(taken.entry, TrialState.PRUNED, None if best is None else [best])
@@ -354,7 +369,7 @@ class Queue:
         self._end(taken.entry)
 
     def give_back(self, taken: Taken, why: str) -> None:
-        """Let any worker go on with it."""
+        """Let any worker continue the trial."""
         with _if_unfinished():
             self._studies.set_trial_user_attr(taken.entry, "given_back", why)
         self._end(taken.entry)
@@ -364,7 +379,7 @@ class Queue:
             self._studies.set_trial_state_values(entry, state, values)
 
     def retry(self) -> None:
-        """Let workers begin again what has failed."""
+        """Let workers start failed trials again."""
         for row in self.plan.rows:
             for index, trial in self.trials(row).items():
                 if index in row.trials and trial.state == TrialState.FAIL and "error" in trial.user_attrs:
@@ -380,19 +395,20 @@ class Queue:
         self._open = {}
 
     def crashes(self, row: PlannedRow, index: int) -> int:
-        """How often the run of a trial was killed by a signal that its worker did not send, or ended its worker by an
-        error, since it was last tried anew.
+        """How often the run of a trial crashed since it was last started anew.
+
+        A crash is a signal that the worker did not send, or an error that ended the worker.
         """
         mine = [t for t in self.entries(row) if t.user_attrs.get("index") == index]
         anew = max((t.number for t in mine if t.user_attrs.get("given_back") == "retry"), default=-1)
         return sum(t.user_attrs.get("given_back") == "crash" for t in mine if t.number > anew)
 
     def settled(self) -> bool:
-        """Whether every trial of the plan is finished, has failed, or rests for good."""
+        """Whether every trial of the plan is finished, has failed, or has stopped for good."""
         return all(p.open == 0 for p in self.progress().values())
 
     def progress(self) -> dict[str, Progress]:
-        """Row -> how far its trials are."""
+        """Row -> progress of its trials."""
         found = {}
         for row in self.plan.rows:
             trials = self.trials(row)
@@ -401,19 +417,23 @@ class Queue:
         return found
 
     def export_finished(self) -> None:
-        """Write the files of all finished trials that are not there, e.g. of workers on machines with other disks."""
+        """Write the missing files of all finished trials, e.g. of workers on machines with other
+        disks.
+        """
         for row in self.plan.rows:
             for index, trial in self.trials(row).items():
                 if trial.state == TrialState.COMPLETE and not record_file(self.plan, row.name, index).exists():
                     content = self.storage.kept(self.name(row), index)
-                    if content is None and "summary" in trial.user_attrs:  # of an earlier version
+                    if content is None and "summary" in trial.user_attrs:  # from an earlier version
                         content = json.loads(trial.user_attrs["summary"])
                     if content is not None:
                         export(self.plan, content)
             self._export_rungs(row)
 
     def _export_rungs(self, row: PlannedRow) -> None:
-        """Write who got how far, for reports: those that rest have no summary."""
+        """Write which trials reached which rung, for reports, because stopped trials have no
+        summary.
+        """
         if not row.rungs:
             return
         trials = self.trials(row)
@@ -441,12 +461,12 @@ class Queue:
 
     @contextmanager
     def alive(self, taken: Taken) -> Iterator[None]:
-        """Show signs of life of a trial."""
+        """Send a trial's signs of life while the block runs."""
         stop = threading.Event()
 
         def beat() -> None:
             while not stop.wait(self.plan.heartbeat):
-                # A busy or unreachable database: the next beat may arrive.
+                # The database is busy or unreachable; the next beat may arrive.
                 with suppress(StorageInternalError):
                     self.storage.record_heartbeat(taken.entry)
 
@@ -461,8 +481,10 @@ class Queue:
 
 @dataclass(frozen=True)
 class Progress:
-    """Of a row: numbers of trials, the best validation metric so far, seconds a finished trial took, errors by
-    index, how many rest at a rung, how many have got to each rung.
+    """The progress of a row.
+
+    It has numbers of trials, the best validation metric so far, and the seconds of a finished trial.
+    It also has errors by index, the number of trials that pause, and the number at each rung.
     """
 
     trials: int
@@ -477,12 +499,14 @@ class Progress:
 
     @property
     def open(self) -> int:
-        """Trials that are to be worked on: neither finished nor failed, nor at rest."""
+        """The number of trials still to do: neither finished nor failed nor stopped."""
         return self.trials - self.done - self.failed - self.resting
 
     @classmethod
     def of(cls, row: PlannedRow, trials: Mapping[int, FrozenTrial], plan: Plan, going_on: int = 0) -> Progress:
-        """From the entries that count; ``going_on`` of those that rest have only to be begun again."""
+        """From the entries that count; ``going_on`` of the pausing trials must only be started
+        again.
+        """
         mine = {index: trial for index, trial in trials.items() if index in row.trials}
         done = [t for t in mine.values() if t.state == TrialState.COMPLETE]
         errors = {
@@ -511,12 +535,12 @@ def record(plan: Plan, taken: Taken, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def record_file(plan: Plan, row: str, index: int) -> Path:
-    """Where the summary of a finished trial is kept."""
+    """The file for the summary of a finished trial."""
     return Path(plan.results) / f"{row}-{index}.json"
 
 
 def export(plan: Plan, content: dict[str, Any]) -> None:
-    """Write the file of a finished trial, whole or not at all."""
+    """Write the file of a finished trial, completely or not at all."""
     file = record_file(plan, content["sweep"]["row"], content["sweep"]["trial"])
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, content)
@@ -526,7 +550,7 @@ def make_sampler(name: str) -> BaseSampler:
     """An Optuna sampler by the name of its class, with or without ``Sampler``.
 
     Raises:
-        SweepError: if there is none, or it needs arguments or a package that is not there.
+        SweepError: if there is none, or if it needs arguments or a missing package.
     """
     known = {
         n.lower().removesuffix("sampler"): n
@@ -552,12 +576,13 @@ def check_sampler(name: str, rows: Iterable[PlannedRow]) -> None:
     """Try a sampler on the spaces of some rows, in memory, with made-up values.
 
     Raises:
-        SweepError: if it cannot search them, lacks a package, or has fewer points than there are trials.
+        SweepError: if it cannot search them, needs a missing package, or has fewer points than
+        trials.
     """
     for row in rows:
         sampler = make_sampler(name)
         study = optuna.create_study(sampler=sampler)
-        # Some samplers begin at random and show what they need only after ten trials.
+        # Some samplers begin at random and show their needs only after ten trials.
         exhaustive = isinstance(sampler, optuna.samplers.BruteForceSampler)
         tried = len(row.trials) if exhaustive else 12
         for number in range(tried):
@@ -574,7 +599,7 @@ def check_sampler(name: str, rows: Iterable[PlannedRow]) -> None:
                 raise SweepError(f"{reason.rstrip('.')}; type sampler=tpe or sampler=random") from error
             try:
                 study.tell(trial, float(number))
-            except RuntimeError:  # it has seen everything
+            except RuntimeError:  # it has visited every point
                 if number + 1 < tried:
                     only = f"the search space of {row.name} has only {number + 1} points"
                     raise SweepError(f"sampler={name}: {only}; type trials={number + 1}") from None
@@ -616,20 +641,23 @@ def _until(trial: FrozenTrial) -> int | None:
 
 
 def _rung(until: int | None) -> float:
-    """To sort by."""
+    """A number by which to sort."""
     return math.inf if until is None else until
 
 
 def _is_lost(trial: FrozenTrial) -> bool:
-    """Whether nobody works on it, though it has neither ended nor failed of its own; queues of earlier versions also
-    have entries that wait.
+    """Whether no worker has the trial, although it has neither ended nor failed.
+
+    Queues of earlier versions also have waiting entries.
     """
     failed = trial.state == TrialState.FAIL and "error" not in trial.user_attrs
     return failed or trial.state == TrialState.WAITING
 
 
 def _has_reached(trial: FrozenTrial, step: int) -> bool:
-    """Whether a trial that has not failed was validated after ``step`` steps; curves number steps from 0."""
+    """Whether a trial that has not failed was validated after ``step`` steps. Curves number steps
+    from 0.
+    """
     return "error" not in trial.user_attrs and any(at >= step - 1 for at in trial.intermediate_values)
 
 
@@ -643,6 +671,8 @@ def _older(trial: FrozenTrial, seconds: float) -> bool:
 
 @contextmanager
 def _if_unfinished() -> Iterator[None]:
-    """An entry that others have meanwhile called dead cannot be written to, and need not be."""
+    """A context for writing to an entry. If others have called it dead meanwhile, writing fails and
+    is not needed.
+    """
     with suppress(UpdateFinishedTrialError):
         yield

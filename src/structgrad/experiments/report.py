@@ -1,5 +1,6 @@
-"""A table filled with finished runs: cells, differences from the published numbers, claims. How it looks is up to
-``markdown`` and ``html``.
+"""A table filled with finished runs: cells, differences from the published numbers, claims.
+
+``markdown`` and ``html`` decide its appearance.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ _HARDWARE = {f"trainer.{key}" for key in HARDWARE}
 
 @dataclass(frozen=True)
 class Condition:
-    """Under what a run was made: runs of a row are comparable where all of it is equal, those of different rows where
-    all but the settings is.
+    """The conditions under which a run was made.
+
+    Runs of a row are comparable if all conditions are equal. Runs of different rows are comparable
+    if all except the settings are.
 
     Attributes:
         budget: choice in that group.
         device: ``cpu`` or the GPU's name.
         extra: overrides that the user gave to the sweep.
-        data: the settings of the data set, but for those in which the rows of the table differ.
-        settings: the whole configuration, but for what differs between trials.
+        data: the settings of the data set, except those in which the rows of the table differ.
+        settings: the whole configuration, except what differs between trials.
         given: whether the settings are those that the row gives, if it gives any.
     """
 
@@ -43,7 +46,7 @@ class Condition:
 
     @property
     def shared(self) -> tuple[Any, ...]:
-        """What rows have in common."""
+        """The conditions that rows must share."""
         return self.budget, self.device, self.extra, self.data, self.given
 
 
@@ -53,10 +56,11 @@ class Line:
 
     Attributes:
         row: the row.
-        runs: by trial or seed; none if the row has not been run.
-        cells: column -> number; a column is missing where the runs do not have its metric.
-        marks: in what the runs differ from those of the table, e.g. ``budget quick``; empty for comparable ones.
-        chosen: index in ``runs`` of the one with the best validation metric; None without runs.
+        runs: by trial or seed; empty if the row has not been run.
+        cells: column -> number; a column is missing if the runs do not have its metric.
+        marks: differences of the runs from those of the table, e.g. ``budget quick``; empty for
+            comparable ones.
+        chosen: index in ``runs`` of the run with the best validation metric; None without runs.
     """
 
     row: Row
@@ -67,32 +71,34 @@ class Line:
 
     @property
     def halved(self) -> bool:
-        """Whether trials were stopped at rungs; the runs are those that were not."""
+        """Whether trials were stopped at rungs. ``runs`` are the others."""
         return any(item.startswith("halving=") for run in self.runs for item in run.sweep.get("extra", ()))
 
     @property
     def halving(self) -> dict[str, Any]:
-        """Then ``reduction``, ``rungs`` and ``trials`` of the row, see
-        :meth:`structgrad.experiments.queue.Queue.export_finished`; empty if nobody has kept them.
+        """With halving: ``reduction``, ``rungs`` and ``trials`` of the row; empty if they were not
+        kept.
+
+        See :meth:`structgrad.experiments.queue.Queue.export_finished`.
         """
         found: dict[str, Any] = next((r.sweep["halving"] for r in self.runs if "halving" in r.sweep), {})
         return found if self.halved else {}
 
     @property
     def training_s(self) -> float:
-        """Of all its runs."""
+        """Training time of all its runs, in seconds."""
         return sum(float(run.content.get("training_s", 0.0)) for run in self.runs)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What runs say to a comparison.
+    """The answer of runs to a comparison.
 
     Attributes:
-        decision: ``open`` also where a row is missing.
-        column: its title.
+        decision: ``open`` also if a row is missing.
+        column: title of the column.
         text: the numbers.
-        absent: titles of the rows that are missing.
+        absent: titles of the missing rows.
     """
 
     decision: Decision
@@ -103,14 +109,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What runs say to a claim."""
+    """The answer of runs to a claim."""
 
     claim: Claim
     outcomes: tuple[Outcome, ...]
 
     @property
     def decision(self) -> Decision:
-        """Shown if all comparisons are, contradicted if one is, else open."""
+        """Shown if all comparisons are shown, contradicted if one is, otherwise open."""
         decisions = {outcome.decision for outcome in self.outcomes}
         return "contradicted" if "contradicted" in decisions else "shown" if decisions == {"shown"} else "open"
 
@@ -121,9 +127,9 @@ class Report:
 
     Attributes:
         table: the table.
-        budget, device, extra: of the runs without marks; empty if there are no runs.
-        lines: one a row; several for rows with runs that must not be mixed.
-        verdicts: one a claim.
+        budget, device, extra: those of the runs without marks; empty if there are no runs.
+        lines: one for each row; several for rows with runs that must not be mixed.
+        verdicts: one for each claim.
     """
 
     table: Table
@@ -135,7 +141,7 @@ class Report:
 
     @property
     def runs(self) -> list[Summary]:
-        """All of them."""
+        """All runs."""
         return [run for line in self.lines for run in line.runs]
 
     @property
@@ -144,17 +150,19 @@ class Report:
         return self.budget == "paper"
 
     def main(self) -> dict[str, Line]:
-        """Row -> the line of comparable runs; without rows that have none."""
+        """Row -> the line of comparable runs; rows without such runs are missing."""
         return {line.row.name: line for line in self.lines if line.runs and not line.marks}
 
     @property
     def stand_in(self) -> str:
-        """The data that stand in for those of the paper: as the table says, or the set that the user has chosen."""
+        """The data that replace those of the paper, as the table says, or the set that the user has
+        chosen.
+        """
         given = [item for item in self.extra if item.startswith("data=")]
         return self.table.stand_in or " ".join(given)
 
     def command(self, row: Row) -> str:
-        """That makes a row's runs."""
+        """The command that makes a row's runs."""
         parts = [f"table={self.table.name}", f"rows={row.name}", f"budget={self.budget}", *self.extra]
         return " ".join(["python sweep.py", *parts])
 
@@ -164,12 +172,12 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
 
     Args:
         table: the table.
-        summaries: finished runs; those of other tables are left out.
-        budget: the runs that are the table's; None: the budget of most of them.
+        summaries: finished runs; those of other tables are ignored.
+        budget: the budget of the table's runs; None: the budget of most of them.
 
     Raises:
-        ValueError: in one line, if a run has no validation metric to select by, or is there twice with different
-            results.
+        ValueError: one line, if a run has no validation metric for the selection, or occurs twice
+            with different results.
     """
     rows = by_row(table, summaries)
     groups = _grouped(table, rows)
@@ -178,7 +186,8 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
     for group in groups.values():
         for condition, runs in group.items():
             if budget in (None, condition.budget):
-                # Runs of other settings than given are never the table's own, but they may say under what it was made.
+                # Runs with other settings than given are never the table's own, but they may show
+                # its conditions.
                 (counts if condition.given else others)[(*condition.shared[:-1], True)] += len(runs)
     common = (counts or others).most_common(1)
     main = common[0][0] if common else (budget or table.budget, "", (), frozenset(), True)
@@ -213,7 +222,7 @@ def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[
     for name, runs in rows.items():
         drawn = {key for run in runs for key in run.sweep.get("parameters", {})}
         varied = _following(settings[name], {"seed", *drawn})
-        # Which settings a search by hand has varied nobody knows.
+        # Nobody knows which settings a search by hand has varied.
         unknown = searches and not all(run.sweep for run in runs)
         groups[name] = {}
         for run, found in zip(runs, settings[name], strict=True):
@@ -233,7 +242,7 @@ def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[
 
 
 def _following(settings: Sequence[Mapping[str, str]], varied: set[str]) -> set[str]:
-    """The keys that vary between runs, and those that always have the value of one of them."""
+    """The keys that vary between runs, and those whose value always equals that of one of them."""
     keys = {key for found in settings for key in found}
     return varied | {
         key for key in keys if any(all(found.get(key) == found.get(v) for found in settings) for v in varied)
@@ -241,7 +250,7 @@ def _following(settings: Sequence[Mapping[str, str]], varied: set[str]) -> set[s
 
 
 def _changes(settings: frozenset[tuple[str, str]], others: frozenset[tuple[str, str]]) -> str:
-    """What differs, as on a command line; the first few."""
+    """The first few differences, as on a command line."""
     here = dict(settings)
     changed = sorted({key for key, _ in settings ^ others})
     texts = [f"{key}={here[key]}" if key in here else f"no {key}" for key in changed]
@@ -249,7 +258,9 @@ def _changes(settings: frozenset[tuple[str, str]], others: frozenset[tuple[str, 
 
 
 def _check_once(table: Table, row: Row, runs: Sequence[Summary]) -> None:
-    """A run that is there twice would count twice. Seeds may repeat where hyper-parameters are searched."""
+    """Refuse a run that occurs twice, because it would count twice. With searched hyper-parameters,
+    seeds may repeat.
+    """
     seeds = [run.seed for run in runs]
     names = [run.content.get("name") or index for index, run in enumerate(runs)]
     if len(set(names)) < len(runs) or (table.selection.rule != "best_trial" and len(set(seeds)) < len(runs)):
@@ -268,7 +279,7 @@ def _marks(row: Row, condition: Condition, main: tuple[Any, ...]) -> list[str]:
     marks += [] if condition.budget == main[0] else [f"budget {condition.budget}"]
     marks += [] if condition.device == main[1] else [f"device {condition.device}"]
     marks += [] if condition.extra == main[2] else [f"with {' '.join(condition.extra) or 'no other settings'}"]
-    # Budgets and settings of the user's own bring data with them.
+    # The user's own budgets and settings bring data with them.
     if (condition.budget, condition.extra) == (main[0], main[2]) and condition.data != main[3]:
         marks.append(f"other data: {_changes(condition.data, main[3])}")
     return marks
@@ -281,16 +292,17 @@ def _line(table: Table, row: Row, runs: list[Summary], marks: tuple[str, ...]) -
         if all(column.metric in run.metrics for run in runs):
             cells[key] = _cell(table, column, validation, [run.metrics[column.metric] for run in runs])
     line = Line(row, tuple(runs), cells, marks, int(selection.ranking(validation)[0]))
-    if line.halved:  # those that were stopped have no test metric that a resample could select
+    if line.halved:  # stopped trials have no test metric for a resample to select
         return replace(line, cells={key: Cell(cell.value, None, None) for key, cell in cells.items()})
     return line
 
 
 def score(table: Table, row: Row, run: Summary) -> float:
-    """The validation metric that selects among runs, so that the greatest is the best.
+    """The validation metric that selects among runs, with a sign such that the greatest is the
+    best.
 
     Raises:
-        ValueError: if the run has none, or nothing says which values are better.
+        ValueError: if the run has none, or its direction is unknown.
     """
     metric = table.selection.metric or run.monitor
     value = run.metrics.get(metric, math.nan)
@@ -305,7 +317,7 @@ def score(table: Table, row: Row, run: Summary) -> float:
 
 
 def direction_of(metric: str, run: Summary, columns: Iterable[Column] = ()) -> Direction | None:
-    """Which values of a metric are better: as its task says, or a column of the same metric on test data."""
+    """The direction of a metric: from its task, or from a column of the same metric on test data."""
     found = {"max": "maximize", "min": "minimize"}.get(run.content.get("mode", "")) if metric == run.monitor else None
     named = [c.direction for c in columns if c.metric.split("/")[-1] == metric.split("/")[-1]]
     return cast(Direction | None, found or next(iter(named), None))
@@ -315,7 +327,7 @@ def _cell(table: Table, column: Column, validation: list[float], test: list[floa
     if column.statistic == "selected":
         return selection.best_trial(validation, test)
     if column.statistic == "best":
-        if any(map(math.isnan, test)):  # none of them is the best
+        if any(map(math.isnan, test)):  # then none of them is the best
             return Cell(math.nan, None, None)
         sign = -1.0 if column.direction == "minimize" else 1.0
         return selection.best_trial([sign * value for value in test], test)
@@ -323,7 +335,7 @@ def _cell(table: Table, column: Column, validation: list[float], test: list[floa
 
 
 def against_published(report: Report, line: Line, key: str) -> Difference | None:
-    """Ours minus published in the units of the column; None where nothing is published or measured."""
+    """Ours minus published in the units of the column; None if nothing is published or measured."""
     if key not in line.row.published or key not in line.cells:
         return None
     published = report.table.published.cell(*line.row.published[key])
@@ -375,13 +387,15 @@ def interval(cell: Cell, digits: int = 1) -> str:
 
 
 def full_title(table: Table, name: str) -> str:
-    """Of a row; with its group where another row has the same title."""
+    """The title of a row, with its group if another row has the same title."""
     row = table.row(name)
     alone = sum(other.title == row.title for other in table.rows) == 1
     return row.title if alone or not row.group else f"{row.title} ({row.group})"
 
 
 def searched(line: Line) -> dict[str, list[Any]]:
-    """Hyper-parameter -> its value in every run of a line; only those that a sweep drew for all of them."""
+    """Hyper-parameter -> its value in every run of a line, for those that a sweep drew for all of
+    them.
+    """
     drawn = [run.sweep.get("parameters", {}) for run in line.runs]
     return {key: [d[key] for d in drawn] for key in (drawn[0] if drawn else ()) if all(key in d for d in drawn)}

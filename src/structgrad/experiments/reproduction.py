@@ -1,4 +1,6 @@
-"""What is reproduced: every published row, its state, its number of trials, and the command that makes it."""
+"""The state of the reproduction: every published row, its state, its number of trials, and its
+command.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from structgrad.experiments.tables import Row, Table
 
 @dataclass(frozen=True)
 class Entry:
-    """A row to be made: its table, itself, and the hours of all its trials on two CPU cores, if known."""
+    """A row to make: the table, the row, and the hours of all its trials on two CPU cores, if
+    known.
+    """
 
     table: Table
     row: Row
@@ -25,11 +29,12 @@ class Entry:
 
 
 def order(tables: Iterable[Table], limit: float | None = None) -> list[Entry]:
-    """The rows at the paper's budget whose data can be had, cheapest first; those of unknown cost last.
+    """The rows at the paper's budget whose data are available, cheapest first; those of unknown
+    cost come last.
 
     Args:
-        tables: all of them; those of other budgets are left out.
-        limit: hours beyond which a row is left out, as is one of unknown cost; None: no limit.
+        tables: all tables; those of other budgets are ignored.
+        limit: rows with more hours are left out, and so are those of unknown cost; None: no limit.
     """
     entries = []
     for table in tables:
@@ -42,7 +47,7 @@ def order(tables: Iterable[Table], limit: float | None = None) -> list[Entry]:
 
 @dataclass(frozen=True)
 class State:
-    """Of a row: a word, and the numbers that it rests on."""
+    """The state of a row: a word, and the numbers behind it."""
 
     word: str
     detail: str = ""
@@ -54,9 +59,9 @@ class State:
 def state(report: Report, line: Line | None, row: Row) -> State:
     """Whether the published numbers of a row are matched.
 
-    ``matched``: the 95 % interval of every difference lies within the margin of its column; ``differs``: that of one
-    excludes 0 and is not within its margin; ``open``: neither, so that more runs are needed. A larger error of ours
-    or of the paper's never makes a match.
+    ``matched``: the 95 % interval of every difference lies within the margin of its column.
+    ``differs``: that of one excludes 0 and is not within its margin. ``open``: neither, so more
+    runs are needed. A larger error, ours or the paper's, never makes a match.
     """
     if line is None:
         others = [f for f in report.lines if f.row == row and f.runs and f.runs[0].budget == report.budget]
@@ -90,10 +95,11 @@ def state(report: Report, line: Line | None, row: Row) -> State:
 
 
 def document(reports: Sequence[Report], picture: str = "") -> str:
-    """The page, from one report at the paper's budget a table; tables on stand-in data come last, under their name.
+    """The page, from one report at the paper's budget for each table. Tables on stand-in data come
+    last.
 
     Args:
-        reports: of all tables.
+        reports: reports of all tables.
         picture: path of :func:`figure`, relative to the page; empty: none.
     """
     parts, states = [], []
@@ -110,7 +116,7 @@ def document(reports: Sequence[Report], picture: str = "") -> str:
 
 
 def _section(report: Report) -> tuple[str, list[str]]:
-    """Of a table, and the states of its rows."""
+    """The section of a table, and the states of its rows."""
     lines = report.main() if report.is_reproduction else {}
     rows, states = [], []
     for row in report.table.rows:
@@ -136,7 +142,7 @@ def _section(report: Report) -> tuple[str, list[str]]:
 
 
 def _made(report: Report) -> str:
-    """What one has to know to believe the numbers of a table."""
+    """The facts that a reader needs to trust the numbers of a table."""
     parts = [f"Selection: {report.table.selection.rule.replace('_', ' ')}", f"device {report.device}"]
     found = precisions(report.runs)
     return "; ".join([*parts, f"precision {' and '.join(found)}"] if found else parts)
@@ -144,7 +150,9 @@ def _made(report: Report) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """A row's number in a column, in units of its published error or margin; the errors beside it are of the same."""
+    """A row's number in a column, in units of its published error or margin, and the errors in the
+    same units.
+    """
 
     table: str
     title: str
@@ -155,7 +163,9 @@ class Point:
 
 
 def points(reports: Sequence[Report]) -> list[Point]:
-    """One a row at the paper's budget on the paper's data: its first column that is published and measured."""
+    """One point for each row at the paper's budget on the paper's data: its first published and
+    measured column.
+    """
     found = []
     for report in reports:
         for name, line in report.main().items() if report.is_reproduction and not report.stand_in else ():
@@ -173,7 +183,7 @@ def points(reports: Sequence[Report]) -> list[Point]:
 def figure(reports: Sequence[Report]) -> Figure:
     """Published against ours: one point a row, both 95 % intervals, coloured by table, with the diagonal.
 
-    A panel for each kind of number (percentages, the rest): they have no common axis.
+    Each kind of number (percentages, the rest) has its own panel, because they have no common axis.
     """
     every = points(reports)
     tables = list(dict.fromkeys(point.table for point in every))

@@ -1,4 +1,4 @@
-"""Finished runs, as their summaries, and the rows of a table that they belong to."""
+"""Finished runs, as their summaries, and the rows of a table to which they belong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yaml import YAMLError
 from structgrad.common import renamed
 from structgrad.experiments.tables import Row, Table
 
-#: What a summary says of the groups that a row chooses from.
+#: The summary's name for each group from which a row chooses.
 _GROUPS = ("task", "structure", "estimator", "budget")
 
 
@@ -28,9 +28,9 @@ class Summary:
 
     Attributes:
         task, structure, estimator, budget: the choices in the groups of that name.
-        seed: of everything random.
+        seed: seed of all random numbers.
         metrics: name -> value, as logged by the test, and the validation metric that selected the checkpoint.
-        content: the whole summary file; of a sweep's run with the key ``sweep``, see
+        content: the whole summary file. For a sweep's run it has the key ``sweep``, see
             :func:`structgrad.experiments.queue.record`.
     """
 
@@ -44,13 +44,13 @@ class Summary:
 
     @property
     def sweep(self) -> dict[str, Any]:
-        """Table, row, trial, parameters and overrides, if a sweep made the run; else empty."""
+        """Table, row, trial, parameters and overrides, if a sweep made the run; otherwise empty."""
         made: dict[str, Any] = self.content.get("sweep", {})
         return made
 
     @property
     def monitor(self) -> str:
-        """The validation metric that selected the checkpoint: the only one that a summary has."""
+        """The validation metric that selected the checkpoint. A summary has no other."""
         return next((name for name in self.metrics if name.startswith("val/")), "")
 
     @cached_property
@@ -60,7 +60,9 @@ class Summary:
 
     @property
     def folder(self) -> Path:
-        """Of the run, within ``paths.runs`` of the machine that made it: summaries name no place of a machine."""
+        """The folder of the run, within ``paths.runs`` of the machine that made it. Summaries name
+        no absolute path.
+        """
         return folder_of(self.content | {"task": self.task})
 
 
@@ -92,14 +94,16 @@ def folder_of(summary: Mapping[str, Any]) -> Path:
 
 
 def load(folder: Path) -> list[Summary]:
-    """All summaries in a folder of ``results/``, or below a folder of runs, or that of one run; of a folder of such
-    folders of results those in all of them.
+    """All summaries in a folder of ``results/``, or below a folder of runs, or the one of a single
+    run.
+
+    For a folder of such folders of results, the summaries of all of them.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if a file is not a summary; names the file.
+        ValueError: with the file, if it is not a summary.
     """
-    own = folder / "summary.json"  # of a single run, beside other files
+    own = folder / "summary.json"  # that of a single run, beside other files
     files = [own] if own.exists() else sorted(folder.glob("*.json")) or sorted(folder.glob("**/summary.json"))
     files = files or [file for file in sorted(folder.glob("*/*.json")) if '"metrics"' in file.read_text()]
     if not files:
@@ -108,7 +112,7 @@ def load(folder: Path) -> list[Summary]:
 
 
 def _with_rungs(folder: Path, summaries: list[Summary]) -> list[Summary]:
-    """With what a sweep by successive halving leaves beside the summaries of its finished trials, as ``halving``."""
+    """Add, as ``halving``, the file that a sweep by successive halving leaves beside the summaries."""
     rows: dict[str, Any] = {}
     for file in folder.glob("halving/*.json"):
         try:
@@ -123,14 +127,17 @@ def _with_rungs(folder: Path, summaries: list[Summary]) -> list[Summary]:
 
 
 def of_sweeps(root: Path, name: str) -> list[Summary]:
-    """The finished runs below a folder of results of the sweeps called ``name``: of a table as it stands, and with the
-    user's own overrides, of which the sweep's folder has a suffix. Empty if there are none.
+    """The finished runs of the sweeps called ``name``, below a folder of results; empty if there
+    are none.
+
+    They are those of the table as it is, and those with the user's own overrides. The folder of the
+    latter has a suffix.
     """
     folders = [root / name, *sorted(root.glob(f"{name}-*"))]
     return [summary for folder in folders if any(folder.glob("*.json")) for summary in load(folder)]
 
 
-#: What only a summary from before a renaming has in it.
+#: Strings that occur only in summaries from before a renaming.
 _OLD = re.compile("|".join(rf': "{re.escape(name)}"' for name in (*renamed.CLASSES, *chain(*renamed.CHOICES.values()))))
 
 
@@ -138,7 +145,7 @@ def read(file: Path) -> Summary:
     """One summary.
 
     Raises:
-        ValueError: if the file is none; names it.
+        ValueError: with the file, if it is not a summary.
     """
     try:
         text = file.read_text()
@@ -152,22 +159,23 @@ def read(file: Path) -> Summary:
 
 
 def _with_new_names(content: dict[str, Any]) -> dict[str, Any]:
-    """A summary in which choices and classes have the names of today."""
+    """A summary in which choices and classes have today's names."""
     groups = {key: names.get(content[key], content[key]) for key, names in renamed.CHOICES.items() if key in content}
     return content | groups | {"config": renamed.with_new_names(content.get("config", {}))}
 
 
 def of_content(content: dict[str, Any]) -> Summary:
-    """Of what a run writes into its summary."""
+    """From the content that a run writes into its summary."""
     return Summary(**{key: content[key] for key in (*_GROUPS, "seed", "metrics")}, content=content)
 
 
 def by_row(table: Table, summaries: Iterable[Summary]) -> dict[str, list[Summary]]:
-    """Row -> its runs, in the order of trials or seeds; rows without runs are there with an empty list.
+    """Row -> its runs, in the order of trials or seeds. Rows without runs have an empty list.
 
-    A sweep's run names its row. Another run belongs to the row whose overrides all hold in its configuration; to the
-    one with the most overrides, if several do. A row with given settings takes only runs with them. A summary that is
-    there twice, e.g. of a run that a sweep has found finished, counts once.
+    A sweep's run names its row. Another run belongs to the row whose overrides all hold in its
+    configuration. If several do, it belongs to the one with the most overrides. A row with given
+    settings takes only runs with them. A summary that occurs twice counts once, e.g. if a sweep has
+    found a finished run.
     """
     rows: dict[str, list[Summary]] = {row.name: [] for row in table.rows}
     for summary in summaries:
@@ -178,9 +186,9 @@ def by_row(table: Table, summaries: Iterable[Summary]) -> dict[str, list[Summary
 
 
 def _once(runs: list[Summary]) -> list[Summary]:
-    """Without copies; of those, what a sweep recorded stays."""
+    """The runs without copies. Of copies, the one that a sweep recorded is kept."""
     kept: dict[str, Summary] = {}
-    for position, run in reversed(list(enumerate(runs))):  # those of sweeps first
+    for position, run in reversed(list(enumerate(runs))):  # sweeps' runs first
         content = {**run.content, "sweep": run.sweep.get("extra", [])}
         key = json.dumps(content, sort_keys=True) if "name" in content else str(position)
         kept.setdefault(key, run)
@@ -200,7 +208,7 @@ def _holds(table: Table, row: Row, summary: Summary) -> bool:
     keys = {o.lstrip("+").split("=")[0] for o in (*table.overrides, *row.overrides)}
     if "estimator" not in keys and "experiment" not in keys and summary.estimator != "none":
         return False
-    if "experiment" not in keys and summary.content.get("experiment") is not None:  # which may set anything
+    if "experiment" not in keys and summary.content.get("experiment") is not None:  # it may set anything
         return False
     for override in (*table.overrides, *row.overrides):
         key, _, value = override.lstrip("+").partition("=")
@@ -221,7 +229,7 @@ def _same(config: Mapping[str, Any], key: str, value: str) -> bool:
 
 @lru_cache(maxsize=10_000)
 def _parsed(value: str) -> Any:
-    """As on a command line; what no command line may have is equal to nothing."""
+    """The value as on a command line. A value that no command line can have equals nothing."""
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))["x"]  # type: ignore[index, call-overload]
     except (OmegaConfBaseException, YAMLError):
@@ -229,7 +237,7 @@ def _parsed(value: str) -> Any:
 
 
 def precisions(runs: Sequence[Summary]) -> list[str]:
-    """In which runs were trained: ``32-true``, with that of matrix products where it is lower."""
+    """The precisions of the runs: ``32-true``, with that of matrix products if it is lower."""
     found = []
     for run in runs:
         products = run.content.get("products")
@@ -239,8 +247,9 @@ def precisions(runs: Sequence[Summary]) -> list[str]:
 
 
 def curve(folder: Path, metric: str, points: int = 200) -> list[tuple[int, float]]:
-    """A metric over the steps of a run, from its ``metrics.csv``: at most ``points`` of them, evenly picked, the
-    last one included.
+    """A metric over the steps of a run, from its ``metrics.csv``.
+
+    There are at most ``points`` of them, evenly spaced, and the last one is included.
     """
     file = folder / "metrics.csv"
     if not file.exists():
@@ -251,6 +260,6 @@ def curve(folder: Path, metric: str, points: int = 200) -> list[tuple[int, float
 
 
 def thinned(values: Sequence[tuple[int, float]], points: int) -> list[tuple[int, float]]:
-    """At most so many of them, evenly picked, the last one included."""
+    """At most ``points`` of the values, evenly spaced, with the last one included."""
     stride = max(1, -(-len(values) // points))
     return list(values[::-1][::stride][::-1])

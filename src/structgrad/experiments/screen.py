@@ -14,18 +14,19 @@ from structgrad.common.text import duration
 from structgrad.experiments.queue import Progress
 from structgrad.experiments.tables import Table
 
-#: Between lines where the output is no terminal and nothing ends.
+#: Seconds between lines if the output is no terminal and no trial ends.
 _EVERY_S = 300.0
 
 
 class Screen:
-    """Shows progress: redrawn in place on a terminal, elsewhere a line when a trial ends, and now and then.
+    """Shows progress. A terminal is redrawn; other output gets a line when a trial ends, and now
+    and then.
 
     Args:
-        table: whose rows these are.
-        workers: how many work.
-        metric: what "best" is of.
-        console: where to; None: standard output.
+        table: the table of the rows.
+        workers: number of workers.
+        metric: the metric of "best".
+        console: where to write; None: standard output.
     """
 
     def __init__(self, table: Table, workers: int, metric: str, console: Console | None = None) -> None:
@@ -48,13 +49,13 @@ class Screen:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        """Say what has happened: once, and on a terminal until something else has."""
+        """Report an event once. On a terminal it stays until the next one."""
         self._note = f"{time.strftime('%H:%M:%S')} {text}"
         if not self._live:
             self.console.print(self._note, soft_wrap=True, highlight=False, markup=False)
 
     def show(self, progress: Mapping[str, Progress]) -> None:
-        """Draw what there is now."""
+        """Draw the present state."""
         if self._live:
             self._live.update(self.grid(progress), refresh=True)
             return
@@ -65,7 +66,7 @@ class Screen:
             self.console.print(f"{time.strftime('%H:%M:%S')} {self.line(progress)}", soft_wrap=True, highlight=False)
 
     def line(self, progress: Mapping[str, Progress]) -> str:
-        """Everything in one line."""
+        """The whole state in one line."""
         numbers = [(p.trials, p.done, p.running, p.failed) for p in progress.values()]
         trials, done, running, failed = (sum(column) for column in zip(*numbers, strict=True))
         left = time_left(progress, self.workers)
@@ -75,7 +76,7 @@ class Screen:
         return text + (f", about {duration(left)} left" if left else "")
 
     def grid(self, progress: Mapping[str, Progress]) -> Grid:
-        """A row of the table a line."""
+        """One line for each row of the table."""
         caption = self.line(progress) + (f"\n{self._note}" if self._note else "")
         grid = Grid(title=f"{self.table.title} ({self.table.name})", caption=Text(caption), expand=False)
         grid.add_column("row")
@@ -95,13 +96,14 @@ class Screen:
 
 
 def time_left(progress: Mapping[str, Progress], workers: int) -> float | None:
-    """Seconds until all trials are done, from the mean time of a trial of the row, or of all rows where one has none
-    yet; None before that.
+    """Seconds until all trials are done; None before any estimate is possible.
+
+    It uses the mean time of the row's trials, or of all rows' trials if the row has none yet.
     """
     known = [(p.seconds, p.done) for p in progress.values() if p.seconds is not None]
     if not known or not workers:
         return None
     mean = sum(seconds * done for seconds, done in known) / sum(done for _, done in known)
-    # A running trial is half done, as far as anybody knows.
+    # We assume that a running trial is half done.
     work = sum((p.open - 0.5 * p.running) * (mean if p.seconds is None else p.seconds) for p in progress.values())
     return work / workers

@@ -1,7 +1,7 @@
 """From the runs of a row to its numbers: pure functions of validation and test metrics.
 
-Every rule takes ``validation`` ``[n]`` and ``test`` ``[n]``, one entry a finished run, and returns a :class:`Cell`.
-A table names its rule.
+Every rule takes ``validation`` ``[n]`` and ``test`` ``[n]``, one entry for each finished run, and
+returns a :class:`Cell`. A table names its rule.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ class Cell:
     Attributes:
         value: e.g. a mean.
         standard_error: of the value; None if one run cannot tell.
-        shown: what stands behind the ±: the standard error, or a standard deviation where the paper gives that.
-        degrees: of freedom of the standard error: the number of runs less one, infinite where it is not known.
+        shown: the number after the ±: the standard error, or a standard deviation if the paper
+            gives that.
+        degrees: degrees of freedom of the standard error: the number of runs minus one, infinite if
+            unknown.
     """
 
     value: float
@@ -36,7 +38,7 @@ class Cell:
         return value if self.shown is None else f"{value} ± {self.shown * scale:.{digits}f}"
 
     def scaled(self, scale: float) -> Cell:
-        """In other units."""
+        """The cell in other units."""
         error, shown = (None if e is None else e * abs(scale) for e in (self.standard_error, self.shown))
         return Cell(self.value * scale, error, shown, self.degrees)
 
@@ -59,11 +61,12 @@ def ranking(validation: ArrayLike) -> NDArray[np.intp]:
 
 
 def best_trial(validation: ArrayLike, test: ArrayLike) -> Cell:
-    """Test metric of the run with the greatest validation metric; error by bootstrapping the whole selection.
+    """Test metric of the run with the greatest validation metric. The error bootstraps the whole
+    selection.
 
-    As in Paulus et al. (2020), D.3: n runs are drawn with replacement from the n runs, the best of them is selected,
-    and the standard deviation of its test metric is taken; over all repetitions, where they take 10^5. One run has no
-    error.
+    As in Paulus et al. (2020), D.3, n runs are drawn with replacement from the n runs, and the best
+    of them is selected. The error is the standard deviation of its test metric. It is exact, over
+    all repetitions, while the paper draws 10^5. One run has no error.
     """
     order = ranking(validation)
     sorted_test = np.asarray(test, dtype=float)[order]
@@ -76,8 +79,8 @@ def best_trial(validation: ArrayLike, test: ArrayLike) -> Cell:
 def bootstrap(sorted_test: NDArray[np.float64]) -> float:
     """Standard deviation of the selected test metric over resampled selections, all of them.
 
-    The best of n draws with replacement from n runs has a rank of at least r with probability ``(1 - r / n) ** n``,
-    which is what infinitely many resamples come to.
+    The best of n draws with replacement from n runs has a rank of at least r with probability
+    ``(1 - r / n) ** n``. This is the limit of infinitely many resamples.
 
     Args:
         sorted_test: ``[n]``, from the run with the best validation metric to the worst.

@@ -1,5 +1,6 @@
-"""What a sweep tries: the ``search`` key of a configuration, and draws from it that depend on the trial's number
-only.
+"""The search space of a sweep: the ``search`` key of a configuration, and draws from it.
+
+A draw depends on the trial's number only.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ class SpaceError(ValueError):
 
 
 def merged(*spaces: Mapping[str, Any]) -> Space:
-    """Later spaces override earlier ones; null takes a hyper-parameter away.
+    """Merge spaces. Later ones override earlier ones; null removes a hyper-parameter.
 
     Raises:
-        SpaceError: for a distribution that does not exist, has other keys than it should, or an empty range.
+        SpaceError: for an unknown distribution, for one with wrong keys, or for an empty range.
     """
     together: dict[str, Any] = {}
     for space in spaces:
@@ -53,16 +54,17 @@ def _check(key: str, value: Mapping[str, Any]) -> None:
 def sample(space: Space, given: Mapping[str, Any], suggest: Callable[[str, Mapping[str, Any]], Any]) -> dict[str, Any]:
     """One value for each hyper-parameter whose condition holds.
 
-    ``when: {key: value or [values]}`` draws a hyper-parameter only if another one, or a key of the configuration, has
-    (one of) those values.
+    ``when: {key: value or [values]}`` draws a hyper-parameter only if another one, or a key of the
+    configuration, has (one of) those values.
 
     Args:
         space: hyper-parameter -> distribution.
-        given: configuration's values of the keys in conditions.
-        suggest: draws one.
+        given: values of configuration keys in conditions.
+        suggest: draws one value.
 
     Raises:
-        SpaceError: if a condition is on a hyper-parameter that itself waits for this one, or on an unknown key.
+        SpaceError: if two hyper-parameters wait for each other, or a condition has an unknown
+        key.
     """
     drawn: dict[str, Any] = {}
     waiting = dict(space)
@@ -83,9 +85,10 @@ def _holds(condition: str, values: Any, drawn: Mapping[str, Any], given: Mapping
 
 
 def draw(space: Space, given: Mapping[str, Any], *trial: object) -> dict[str, Any]:
-    """A random draw that is a function of ``trial``, e.g. (table, row, number), and of nothing else.
+    """A random draw that is a function of ``trial`` alone, e.g. (table, row, number).
 
-    Every hyper-parameter has a generator of its own, so that a new one leaves the draws of the others as they were.
+    Every hyper-parameter has its own generator, so a new one does not change the draws of the
+    others.
     """
 
     def suggest(key: str, value: Mapping[str, Any]) -> Any:

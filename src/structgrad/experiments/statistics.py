@@ -1,4 +1,6 @@
-"""Intervals, and what they decide. A larger error makes an interval wider, and never a verdict firmer."""
+"""Intervals, and decisions from them. A larger error makes an interval wider, and a verdict never
+firmer.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from scipy.special import ndtri, stdtrit
 
 from structgrad.experiments.selection import Cell, mean_and_standard_error
 
-#: Of every interval.
+#: The confidence level of every interval.
 LEVEL = 0.95
 
 Decision = Literal["shown", "contradicted", "open"]
@@ -21,11 +23,11 @@ Decision = Literal["shown", "contradicted", "open"]
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two numbers of a table.
+    """The difference between two numbers of a table.
 
     Attributes:
         value: ours minus theirs.
-        half_width: of its interval at the level 95 %; None where one side has no error.
+        half_width: half the width of its 95 % interval; None if one side has no error.
     """
 
     value: float
@@ -38,11 +40,13 @@ class Difference:
 
     @property
     def high(self) -> float:
-        """The upper end."""
+        """The upper end; infinity without an interval."""
         return math.inf if self.half_width is None else self.value + self.half_width
 
     def decide(self, limit: float, sign: float = 1.0) -> Decision:
-        """Whether ``sign * difference > limit``: yes or no where the whole interval says so, else open."""
+        """Whether ``sign * difference > limit``: yes or no if the whole interval agrees, otherwise
+        open.
+        """
         low, high = (self.low, self.high) if sign > 0 else (-self.high, -self.low)
         return "shown" if low > limit else "contradicted" if high < limit else "open"
 
@@ -53,12 +57,14 @@ class Difference:
 
 
 def quantile(degrees: float, level: float = LEVEL) -> float:
-    """How many standard errors an interval reaches to each side: Student's t, the normal law at infinity."""
+    """The half-width of an interval in standard errors: Student's t, and the normal distribution at
+    infinity.
+    """
     return float(stdtrit(degrees, (1 + level) / 2) if math.isfinite(degrees) else ndtri((1 + level) / 2))
 
 
 def half_width(cell: Cell, level: float = LEVEL) -> float | None:
-    """Of Student's t interval around a number; None without an error."""
+    """The half-width of Student's t interval around a number; None without an error."""
     if cell.standard_error is None:
         return None
     return quantile(cell.degrees, level) * cell.standard_error if cell.standard_error else 0.0
@@ -67,10 +73,10 @@ def half_width(cell: Cell, level: float = LEVEL) -> float | None:
 def difference(ours: Cell, theirs: Cell, level: float = LEVEL) -> Difference:
     """Ours minus theirs with Welch's interval, which is never narrower than that of either number alone.
 
-    Welch (1947): Student's t with the degrees of freedom of Satterthwaite. With two or three runs on each side those
-    grow so fast with the smaller of the two errors that the interval becomes narrower as that error grows. A noisier
-    row would then buy a verdict; the interval of the noisier number alone, which is the limit at no other error, is
-    therefore a lower bound.
+    Welch (1947) uses Student's t with the degrees of freedom of Satterthwaite. With two or three
+    runs on each side, these grow so fast with the smaller of the two errors that the interval
+    becomes narrower as that error grows. A noisier row would then buy a verdict. Therefore the
+    interval of the noisier number alone, the limit at no other error, is a lower bound.
     """
     value = ours.value - theirs.value
     mine, other = half_width(ours, level), half_width(theirs, level)
@@ -87,12 +93,12 @@ def difference(ours: Cell, theirs: Cell, level: float = LEVEL) -> Difference:
 
 # --- over several tasks: Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice
 
-#: Of the bootstrap.
+#: The number of resamples and the seed of the bootstrap.
 RESAMPLES = 2000
-#: With fewer runs a task the bootstrap's intervals are too narrow; Student's t is taken instead.
+#: With fewer runs a task the bootstrap's intervals are too narrow; Student's t replaces it.
 ENOUGH = 5
 
-#: Scores of a method: one array ``[runs]`` a task.
+#: Scores of a method: one array ``[runs]`` for each task.
 Scores = Sequence[NDArray[np.float64]]
 
 
@@ -104,7 +110,9 @@ def interquartile_mean(scores: Scores) -> float:
 
 
 def mean_over_tasks(scores: Scores) -> Cell:
-    """Mean over tasks of the means over runs; its error from the runs, with the degrees of freedom of Satterthwaite."""
+    """Mean over tasks of the means over runs. Its error has the degrees of freedom of
+    Satterthwaite.
+    """
     cells = [mean_and_standard_error(task, task) for task in scores]
     value = float(np.mean([cell.value for cell in cells]))
     if any(cell.standard_error is None for cell in cells):
@@ -134,13 +142,17 @@ def bootstrap_interval(
 
 
 def performance_profile(scores: Scores, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of runs above each threshold, ``[thresholds]``; every task weighs the same (section 4.2)."""
+    """Fraction of runs above each threshold, ``[thresholds]``; every task has the same weight
+    (section 4.2).
+    """
     shares = [(task[:, None] > thresholds[None, :]).mean(0) for task in scores]
     return np.asarray(np.mean(shares, axis=0))
 
 
 def probability_of_improvement(ours: Scores, theirs: Scores) -> float:
-    """That a run of ours beats one of theirs on a task drawn at random; ties count half (section 4.3)."""
+    """The probability that our run beats one of theirs on a random task; ties count half (section
+    4.3).
+    """
     wins = [
         ((mine[:, None] > other[None, :]) + 0.5 * (mine[:, None] == other[None, :])).mean()
         for mine, other in zip(ours, theirs, strict=True)
@@ -149,7 +161,9 @@ def probability_of_improvement(ours: Scores, theirs: Scores) -> float:
 
 
 def improvement_interval(ours: Scores, theirs: Scores, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval of :func:`probability_of_improvement`, both methods resampled within each task."""
+    """Percentile interval of :func:`probability_of_improvement`; both methods are resampled within
+    each task.
+    """
     generator = np.random.default_rng(0)
     draws = [
         probability_of_improvement(resampled(ours, generator), resampled(theirs, generator)) for _ in range(RESAMPLES)

@@ -1,4 +1,4 @@
-"""The database of a queue: opening it, one process at a time, and keeping its password to ourselves."""
+"""The database of a queue: open it, one process at a time, and keep its password secret."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from sqlalchemy.pool import NullPool
 from structgrad.common.installing import install
 from structgrad.common.text import first_line
 
-#: Environment variable that hands the password of a storage to workers. It stands in no file and on no command line.
+#: The environment variable that gives workers the password of a storage. No file and no command
+#: line contains it.
 PASSWORD = "STRUCTGRAD_STORAGE_PASSWORD"
 _HIDDEN = "***"
 _OTHER = "start the server, or name another one: storage=postgresql://me@host/sweeps"
@@ -35,10 +36,12 @@ class SweepError(RuntimeError):
 
 
 def keep_password(url: str, environment: MutableMapping[str, str]) -> str:
-    """The URL of a storage without its password, which the environment, i.e. this process and its children, keeps.
+    """The URL of a storage without its password, which only the environment of this process and its
+    children keeps.
 
     Raises:
-        SweepError: if this is no URL; the message does not show it, as a part of it may be a password.
+        SweepError: if this is no URL. The message does not show it, because part of it may be a
+        password.
     """
     if not url or url.startswith("sqlite:///"):
         return url
@@ -59,12 +62,12 @@ def keep_password(url: str, environment: MutableMapping[str, str]) -> str:
 
 
 def without_password(text: str) -> str:
-    """A part of a command line as it may be printed."""
+    """A part of a command line in printable form."""
     return re.sub(r"://[^/]*@", f"://{_HIDDEN}@", text)
 
 
 def masked(text: str) -> str:
-    """Without the password, should it be in there."""
+    """The text without the password, if it contains that."""
     secret = os.environ.get(PASSWORD)
     return text.replace(secret, _HIDDEN) if secret else text
 
@@ -73,22 +76,24 @@ class Storage:
     """The studies of a queue, and the summaries of its finished trials, in one database.
 
     Args:
-        url: without a password; the environment has it, or a file of the database's own (``~/.pgpass``).
+        url: without a password, which is in the environment or in a file of the database's own
+            (``~/.pgpass``).
         heartbeat: see :class:`~structgrad.experiments.queue.Plan`.
         grace: see there.
 
     Attributes:
         studies: Optuna's storage, which remembers finished trials.
-        record_heartbeat: of an entry, by its id.
+        record_heartbeat: records a sign of life of an entry, by its id.
 
     Raises:
-        SweepError: in one line, if it cannot be opened.
+        SweepError: one line, if it cannot be opened.
     """
 
     def __init__(self, url: str, heartbeat: int, grace: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=ExperimentalWarning)
-        # Optuna's heartbeat thread is part of `optimize`, which makes new trials up; ours is `Queue.alive`.
+        # Optuna's heartbeat thread is part of `optimize`, which makes its own trials; ours is
+        # `Queue.alive`.
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
         try:
             where = make_url(url.replace("postgresql://", "postgresql+psycopg://", 1))
@@ -126,14 +131,15 @@ class Storage:
 
     @property
     def is_exclusive(self) -> bool:
-        """Whether :meth:`alone` keeps others out; not with databases other than SQLite and PostgreSQL."""
+        """Whether :meth:`alone` excludes others. It does for SQLite and PostgreSQL only."""
         return self._file is not None or self._postgresql
 
     def alone(self, what: str) -> AbstractContextManager[Any]:
-        """Keep other processes out of a part of the database, until the end of the block or of this process.
+        """Keep other processes out of a part of the database, until the end of the block or of this
+        process.
 
-        SQLite lets two processes take one trial, and two that start at once on an empty PostgreSQL database both create
-        its tables.
+        SQLite would let two processes take one trial. Two processes that start at once on an empty
+        PostgreSQL database would both create its tables.
         """
         if self._file is not None:
             return FileLock(f"{self._file}.lock")
@@ -144,13 +150,13 @@ class Storage:
         self._records.keep(study, index, json.dumps(content))
 
     def kept(self, study: str, index: int) -> dict[str, Any] | None:
-        """What :meth:`keep` was given."""
+        """The summary that :meth:`keep` stored."""
         content = self._records.kept(study, index)
         return None if content is None else json.loads(content)
 
 
 class _Records:
-    """A table of our own beside Optuna's: workers that deal out trials do not read the summaries of all others."""
+    """A table of our own beside Optuna's, so that workers do not read the summaries of all others."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -181,7 +187,7 @@ class _Records:
 
 @contextmanager
 def _advisory_lock(engine: Engine, what: str) -> Iterator[None]:
-    """Of a PostgreSQL server, which frees it when the connection ends, however it ends."""
+    """A lock of a PostgreSQL server, which frees it when the connection ends for any reason."""
     key = int.from_bytes(hashlib.sha256(f"structgrad sweeps, {what}".encode()).digest()[:7])
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})

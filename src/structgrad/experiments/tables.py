@@ -1,6 +1,7 @@
-"""Tables as data: what a paper reports, which runs repeat it, and what it claims (``configs/table/<name>.yaml``).
+"""Tables as data (``configs/table/<name>.yaml``): a paper's numbers and claims, and the runs that
+repeat them.
 
-Nothing here knows a model: a row is a list of overrides for ``train.py``.
+No module here knows a model: a row is a list of overrides for ``train.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Spread = Literal["standard_error", "standard_deviation", "unstated"]
 
 
 class TableError(ValueError):
-    """A table's file is wrong, or there is none; the message is one line that says where and what."""
+    """A table's file is wrong or missing; the message is one line that says where and what."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Column:
     """A metric in a table.
 
     Attributes:
-        metric: as logged by the test.
-        title: of the column.
-        direction: which values are better; None where neither is.
-        scale: what the metric is multiplied by, e.g. 100 for percentages. Published numbers are scaled already.
-        digits: after the point.
-        statistic: ``value``: what the table's rule makes of the runs; ``best``: of the best run in this metric;
-            ``selected``: of the run with the best validation metric.
-        margin: of equivalence: a difference that does not matter, in the units of the column. ``not_worse`` needs it,
-            and so does a match with a published number.
+        metric: name in the test's log.
+        title: title of the column.
+        direction: which values are better; None if neither is.
+        scale: factor of the metric, e.g. 100 for percentages. Published numbers are scaled already.
+        digits: number of digits after the point.
+        statistic: ``value`` applies the table's rule to the runs, ``best`` takes the best run in
+            this metric, and ``selected`` the run with the best validation metric.
+        margin: margin of equivalence: a difference that does not matter, in the units of the
+            column. ``not_worse`` needs it, and so does a match with a published number.
     """
 
     metric: str
@@ -54,14 +55,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Selection:
-    """How several runs of a row become its numbers.
+    """The way from several runs of a row to its numbers.
 
     Attributes:
-        rule: a function of :mod:`structgrad.experiments.selection`, by name.
-        metric: on validation data, as logged; None: the one that selects the checkpoint of each run, so that rows may
-            be of tasks with different ones.
+        rule: name of a function of :mod:`structgrad.experiments.selection`.
+        metric: metric on validation data, by its name in the log. None: the one that selects the
+            checkpoint of each run, so that rows may have tasks with different ones.
         direction: which values of it are better; given exactly with the metric.
-        trials: how many runs a row has: draws of the hyper-parameters for ``best_trial``, seeds for the other rules.
+        trials: number of runs of a row: draws of the hyper-parameters for ``best_trial``, seeds for
+            the other rules.
     """
 
     rule: str = "mean_and_standard_error"
@@ -72,18 +74,20 @@ class Selection:
 
 @dataclass(frozen=True)
 class Published:
-    """What the published ``a ± b`` are.
+    """The meaning of the published ``a ± b``.
 
     Attributes:
-        error: what stands behind the ±.
-        seeds: of how many runs; None where the paper does not say.
+        error: the meaning of the number after the ±.
+        seeds: the number of runs; None if the paper does not say.
     """
 
     error: Spread = "unstated"
     seeds: int | None = None
 
     def cell(self, value: float, error: float | None) -> Cell:
-        """A published number. A standard deviation over an unknown number of runs is taken for a standard error."""
+        """A published number. A standard deviation over an unknown number of runs counts as a
+        standard error.
+        """
         runs = self.seeds or 1
         standard_error = error if error is None or self.error != "standard_deviation" else error / math.sqrt(runs)
         return Cell(value, standard_error, error, self.seeds - 1 if self.seeds else math.inf)
@@ -95,15 +99,18 @@ class Row:
 
     Attributes:
         name: key in the file.
-        title: as shown.
-        overrides: for ``train.py``, beside those of the table.
-        group: heading under which the row stands.
-        published: column -> value and what stands behind the ±, if anything, in the units of the column.
-        search: hyper-parameter -> distribution, beside those of the configuration; null takes one away.
-        given: hyper-parameter -> its value, or the distribution over a range, in the place of all others: settings that
-            somebody has published. A row without a range has one trial, and only runs with these settings count.
-        unavailable: why the row cannot be run (data that cannot be had); empty if it can.
-        hours: of one run at the paper's budget on two CPU cores, estimated from the time of a step; None if not known.
+        title: the displayed title.
+        overrides: overrides for ``train.py``, beside those of the table.
+        group: heading above the row.
+        published: column -> value and the number after the ±, if any, in the units of the column.
+        search: hyper-parameter -> distribution, beside those of the configuration; null removes
+            one.
+        given: hyper-parameter -> its value, or a distribution over a range: settings that somebody
+            has published. They replace all searched ones. A row without a range has one trial, and
+            only runs with these settings count.
+        unavailable: the reason why the row cannot be run (missing data); empty if it can.
+        hours: hours of one run at the paper's budget on two CPU cores, estimated from the time of a
+            step; None if unknown.
     """
 
     name: str
@@ -122,7 +129,7 @@ class Row:
         return {key: value for key, value in self.given.items() if not isinstance(value, dict)}
 
     def trials(self, of_table: int) -> int:
-        """How many runs it has in a table that selects among so many."""
+        """The number of its runs in a table that selects among ``of_table``."""
         return 1 if self.given and self.fixed == self.given else of_table
 
     def admits(self, config: Mapping[str, Any]) -> bool:
@@ -142,7 +149,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A statement about rows in one column that runs can decide; exactly one of the four forms.
+    """A statement about rows in one column that runs can decide. It has exactly one of the four
+    forms.
 
     Attributes:
         column: key of the column.
@@ -165,7 +173,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, and the comparisons that all have to hold for runs to show it."""
+    """A statement of the paper, and the comparisons that must all hold for runs to show it."""
 
     text: str
     shown_by: tuple[Comparison, ...]
@@ -173,23 +181,24 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table or figure, or somebody's own.
+    """A published table or figure, or a user's own.
 
     Attributes:
-        name: of its file.
+        name: name of its file.
         title: one line.
         columns: key -> column, left to right.
         rows: top to bottom.
-        source: where the published numbers stand; empty for a table without any.
-        overrides: of every row.
-        selection: how runs become numbers.
-        published: what the published errors are.
+        source: source of the published numbers; empty for a table without any.
+        overrides: overrides of every row.
+        selection: the way from runs to numbers.
+        published: the meaning of the published errors.
         search: hyper-parameter -> distribution of every row, beside those of the configuration.
-        budget: which budget it is made for.
-        unavailable: why no row can be run; empty if some can.
-        stand_in: the data that stand in for those of the source, in a few words; empty for those of the source.
-        claims: of the paper.
-        notes: what a reader of the table has to know.
+        budget: the budget for which it is made.
+        unavailable: the reason why no row can be run; empty if some can.
+        stand_in: the data that replace those of the source, in a few words; empty for those of the
+            source.
+        claims: claims of the paper.
+        notes: facts that a reader of the table needs.
     """
 
     name: str
@@ -208,14 +217,14 @@ class Table:
     notes: str = ""
 
     def folder(self, budget: str) -> str:
-        """Name of the folder of its runs on a budget: its own name on its own budget."""
+        """Name of the folder of its runs on a budget; on its own budget it is the table's name."""
         return self.name if budget == self.budget else f"{self.name}_{budget}"
 
     def row(self, name: str) -> Row:
-        """By name.
+        """The row with this name.
 
         Raises:
-            TableError: names the nearest ones.
+            TableError: with the nearest names.
         """
         for row in self.rows:
             if row.name == name:
@@ -233,14 +242,14 @@ def load(name: str, *folders: Traversable) -> Table:
     """Read and check ``<name>.yaml`` in the first of some folders that has it.
 
     Raises:
-        TableError: in one line: no such table, a key that does not exist or is missing, a published number of a column
-            that the table does not have, a comparison between rows that it does not have.
+        TableError: one line, for an unknown table; for an unknown or missing key; for a published
+            number of an unknown column; or for a comparison between unknown rows.
     """
     file = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
     if file is None:
         raise TableError(f"no table {name}; nearest: {nearest(name, names(*folders))}")
     try:
-        content = OmegaConf.to_container(OmegaConf.create(file.read_text()))  # refuses keys that stand twice
+        content = OmegaConf.to_container(OmegaConf.create(file.read_text()))  # refuses repeated keys
     except YAMLError as error:
         raise TableError(f"{file}: {' '.join(str(error).split())}") from error
     try:
@@ -250,17 +259,17 @@ def load(name: str, *folders: Traversable) -> Table:
 
 
 def check_metrics(table: Table, known: Iterable[str]) -> list[str]:
-    """Whether the columns are of metrics that a test logs, before anything is trained.
+    """Check that a test logs the metrics of the columns, before anything is trained.
 
     Args:
-        table: whose columns.
+        table: the table with the columns.
         known: metrics of all its tasks, without ``test/``.
 
     Returns:
-        Lines of warning: columns of metrics that nobody has declared, e.g. of an estimator of the user's.
+        Lines of warning: columns of metrics that are not declared, e.g. of a user's own estimator.
 
     Raises:
-        TableError: for a metric that is nearly one of the known ones, so that it is misspelt.
+        TableError: for a metric that is almost a known one, so that it is probably misspelt.
     """
     logged, warnings = sorted({f"test/{name}" for name in known}), []
     for key, column in table.columns.items():
@@ -287,7 +296,7 @@ def _table(name: str, content: Any) -> Table:
         "rows": rows,
         "claims": tuple(_claim(value, columns, rows) for value in settings.get("claims", ())),
     }
-    if settings["selection"].rule not in RULES:  # a sweep would search nothing, and not say so
+    if settings["selection"].rule not in RULES:  # otherwise a sweep would silently search nothing
         raise TableError(f"selection: no rule {settings['selection'].rule}; there are {', '.join(RULES)}")
     selection = settings["selection"]
     _choice("selection.direction", selection.direction, (*get_args(Direction), None))
@@ -360,7 +369,9 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
 
 
 def _keys(cls: type, value: Any, where: str, given: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The mapping ``value`` if it has the fields of a dataclass: all without a default, no others."""
+    """The mapping ``value``, if it has the fields of a dataclass: all without a default, and no
+    others.
+    """
     if not isinstance(value, dict):
         raise TableError(f"{where}: expected keys with values, got {value!r}")
     known = {f.name: f for f in fields(cls) if f.name not in given}

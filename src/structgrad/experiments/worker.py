@@ -1,7 +1,8 @@
-"""A worker of a sweep: takes a trial from the queue, runs ``train.py`` in a process of its own, records what came out.
+"""A worker of a sweep: it takes a trial from the queue, runs ``train.py`` in its own process, and
+records the result.
 
-``python -m structgrad.experiments.worker <plan.json>`` starts one; any number of them may work on a plan, on any
-machine that sees its storage.
+``python -m structgrad.experiments.worker <plan.json>`` starts one. Any number of workers may work
+on a plan, on any machine that can reach its storage.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from structgrad.training.contract import EXIT_AGAIN, EXIT_INTERRUPTED
 
 
 class Worker:
-    """Works until every trial of a plan is finished or has failed, or until it is asked to stop.
+    """Works until every trial of a plan is finished or has failed, or until a request to stop.
 
     Args:
-        file: of the plan.
-        pause: seconds between looks at a queue in which nothing waits.
+        file: the file of the plan.
+        pause: seconds between looks at a queue without an open trial.
     """
 
     def __init__(self, file: str | Path, pause: float = 2.0) -> None:
@@ -43,7 +44,7 @@ class Worker:
         self.stopped = False
 
     def __call__(self) -> int:
-        """Returns the exit code: 0 when there is nothing left to do, 75 if it was asked to stop."""
+        """Return the exit code: 0 if nothing is left to do, 75 after a request to stop."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         plan = Plan.load(self.file)
@@ -60,7 +61,9 @@ class Worker:
         return EXIT_AGAIN
 
     def checkpoint(self, *arguments: Any, **keywords: Any) -> Any:
-        """Submitit calls this before it ends a job that is to come again; the run saves itself as the job ends."""
+        """Submitit calls this before it ends a job that will come again. The run saves itself as
+        the job ends.
+        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(Worker(self.file, self.pause))
@@ -69,12 +72,14 @@ class Worker:
         self.stopped = True
 
     def _work_or_tell(self, queue: Queue, taken: Taken) -> None:
-        """An error of our own is an attempt of the trial, so that no trial can end workers for ever."""
+        """An error of our own counts as an attempt of the trial, so that no trial can end workers
+        for ever.
+        """
         try:
             self._work(queue, taken)
         except Exception as error:
             line = f"its worker ended: {_line(error)}"
-            with suppress(Exception):  # the database may be what is wrong
+            with suppress(Exception):  # the database itself may be broken
                 if queue.crashes(taken.row, taken.index) + 1 < queue.plan.attempts:
                     queue.give_back(taken, "crash")
                 else:
@@ -97,7 +102,7 @@ class Worker:
                 group=f"{plan.name}/{taken.row.name}",
                 look=_Curve(progress, lambda curve: queue.report(taken, curve)),
             )
-        except SystemExit:  # of submitit's handler, when a job is preempted
+        except SystemExit:  # from submitit's handler, when a job is preempted
             queue.give_back(taken, "stopped")
             raise
         if code == 0:
@@ -143,7 +148,7 @@ class Worker:
                 stdout=out,
                 stderr=errors,
                 env=environment,
-                start_new_session=True,  # signals reach a run through its worker only
+                start_new_session=True,  # so that signals reach a run only through its worker
                 preexec_fn=die_with_parent(),
             )
             asked = False
@@ -162,7 +167,7 @@ class Worker:
 
 
 class _Curve:
-    """Hands on what a run has measured so far, whenever there is more of it; not more often than once a second."""
+    """Passes on the run's measurements when there are new ones, at most once a second."""
 
     def __init__(self, file: Path, report: Callable[[list[tuple[int, float]]], None]) -> None:
         self.file, self.report = file, report
@@ -175,7 +180,7 @@ class _Curve:
         self._next = time.monotonic() + 1.0
         curve = _curve(self.file)
         if len(curve) > self._known:
-            with suppress(StorageInternalError):  # a busy or unreachable database: all of it comes at the end
+            with suppress(StorageInternalError):  # a busy or unreachable database gets everything at the end
                 self.report(curve[self._known :])
                 self._known = len(curve)
 
@@ -197,19 +202,21 @@ def _curve(file: Path) -> list[tuple[int, float]]:
 
 
 def overrides(plan: Plan, taken: Taken) -> list[str]:
-    """What ``train.py`` is called with for a trial, but for where it leaves things and where it pauses."""
+    """The arguments of ``train.py`` for a trial, except those for its output and its pause."""
     drawn = [f"{key}={'null' if value is None else value}" for key, value in taken.parameters.items()]
     return [*taken.row.overrides, *plan.common, *drawn, f"seed={taken.index}"]
 
 
 def curve_of(summary: dict[str, Any], given: Sequence[str], metric: str) -> list[tuple[int, float]]:
-    """The run's validation curve; empty if its folder is not where summaries say that it is."""
+    """The run's validation curve; empty if its folder is not where the summary says."""
     root = next((o.split("=", 1)[1] for o in given if o.startswith("paths.runs=")), "runs")
     return runs.curve(Path(root) / runs.folder_of(summary), metric)
 
 
 def explain(code: int, errors: Path, begin: int = 0) -> str:
-    """The one line that says why a run failed, from what it wrote after the first ``begin`` bytes of a file."""
+    """One line that says why a run failed, from its output after the first ``begin`` bytes of a
+    file.
+    """
     written = errors.read_bytes()[begin:].decode(errors="replace")
     lines = [line.strip() for line in written.splitlines() if line.strip()]
     if code < 0:
@@ -219,12 +226,13 @@ def explain(code: int, errors: Path, begin: int = 0) -> str:
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """For a child: get SIGTERM when the parent dies, however it dies (Linux only; elsewhere the run's lock has to
-    do).
+    """For a child: get SIGTERM when the parent dies for any reason.
+
+    It works on Linux only; elsewhere the run's lock must suffice.
     """
     if not sys.platform.startswith("linux"):
         return None
-    library = ctypes.CDLL(None)  # loaded here: between fork and exec nothing may be
+    library = ctypes.CDLL(None)  # loaded here, because a child must not load anything between fork and exec
     return lambda: library.prctl(1, signal.SIGTERM)
 
 
@@ -240,7 +248,7 @@ def main() -> int:
 
 
 def _line(error: Exception) -> str:
-    """What the sweep shows of an error of ours."""
+    """The sweep's line for an error of ours."""
     kind = "" if isinstance(error, SweepError | OSError) else f"{type(error).__name__}: "
     return kind + masked(first_line(error))
 
