@@ -28,7 +28,8 @@ _STEP = 0.05
 
 
 class Decoder(nn.Module):
-    """A small non-linear objective ``v^T tanh(W x + c_example)``, defined on hard and relaxed vertices, float64.
+    """A small non-linear objective ``v^T tanh(W x + c_example)``, defined on hard and relaxed
+    vertices, float64.
 
     Args:
         shape: shape of a vertex.
@@ -261,7 +262,8 @@ class Problem:
 
 
 def target(estimator: Estimator) -> VertexDistribution:
-    """The distribution over hard vertices whose expected objective the estimator's gradient targets.
+    """The distribution over hard vertices whose expected objective the estimator's gradient
+    targets.
 
     It is the estimator's own (:attr:`Estimator.vertex_distribution`). If perturb-and-MAP is the
     Gibbs distribution or that of the trace, the enumerated one is returned.
@@ -283,7 +285,8 @@ def target(estimator: Estimator) -> VertexDistribution:
 
 @dataclass
 class Quality:
-    """Bias and variance of the gradients for one group of variables, relative to the true gradient's norm.
+    """Bias and variance of the gradients for one group of variables, relative to the true
+    gradient's norm.
 
     Attributes:
         bias: norm of the difference between the mean estimate and the truth.

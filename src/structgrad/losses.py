@@ -84,7 +84,8 @@ def _sum(structure: Structure, values: Tensor, exists: Tensor) -> Tensor:
 
 
 def negative_log_likelihood(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``log sum_x exp <x, s> - <y, s>``, the loss of a conditional random field (Lafferty et al. 2001).
+    """``log sum_x exp <x, s> - <y, s>``, the loss of a conditional random field (Lafferty et al.
+    2001).
 
     Args:
         structure: needs ``log_prob``.
@@ -157,7 +158,8 @@ def fenchel_young_loss(
 
 
 def sparsemap_loss(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``max_{m in conv(X)} [<s, m> - |m|^2 / 2] - <s, y> + |y|^2 / 2`` (Niculae et al. 2018, section 5).
+    """``max_{m in conv(X)} [<s, m> - |m|^2 / 2] - <s, y> + |y|^2 / 2`` (Niculae et al. 2018,
+    section 5).
 
     Equally, it is half the difference of the squared distances from the scores to y and to the
     projection. It is zero as soon as the projection is y, so examples with a margin have no
@@ -225,7 +227,8 @@ def perturbed_loss(
 def structured_hinge_loss(
     structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None, *, cost: float = 1.0
 ) -> Tensor:
-    """``max_x [<s, x> + cost |x - y|_1] - <s, y>``, the margin-rescaled hinge (Tsochantaridis et al. 2005).
+    """``max_x [<s, x> + cost |x - y|_1] - <s, y>``, the margin-rescaled hinge (Tsochantaridis et
+    al. 2005).
 
     Args:
         structure: must have an argmax.
@@ -291,7 +294,8 @@ def _as_distribution(scores: Tensor, target: Tensor, mask: Tensor | None) -> Ten
 def sparsemax_loss(
     scores: Tensor, target: Tensor, mask: Tensor | None = None, *, ignore_index: int | None = None
 ) -> Tensor:
-    """``max_{p in simplex} [<s, p> - |p|^2 / 2] - <s, y> + |y|^2 / 2`` (Martins and Astudillo 2016, section 3).
+    """``max_{p in simplex} [<s, p> - |p|^2 / 2] - <s, y> + |y|^2 / 2`` (Martins and Astudillo 2016,
+    section 3).
 
     Args:
         scores: ``[*batch, K]``.
@@ -320,9 +324,11 @@ def entmax_loss(
     alpha: float = 1.5,
     ignore_index: int | None = None,
 ) -> Tensor:
-    """``max_{p in simplex} [<s, p> + H(p)] - <s, y> - H(y)`` with Tsallis' entropy (Peters et al. 2019, section 3).
+    """``max_{p in simplex} [<s, p> + H(p)] - <s, y> - H(y)`` with Tsallis' entropy (Peters et al.
+    2019, section 3).
 
-    ``H(p) = sum_i (p_i - p_i^alpha) / (alpha (alpha - 1))``; alpha = 1 is the cross-entropy, 2 :func:`sparsemax_loss`.
+    ``H(p) = sum_i (p_i - p_i^alpha) / (alpha (alpha - 1))``; alpha = 1 is the cross-entropy, 2
+    :func:`sparsemax_loss`.
 
     Args:
         scores: ``[*batch, K]``.

@@ -630,7 +630,8 @@ def chi_squared(counts: Tensor, expected: Tensor) -> float:
 
 
 def gradients(estimator: Estimator, problem: Problem, count: int = 60, repeats: int = 200) -> Tensor:
-    """``[count, D]`` independent gradient estimates (scores, then decoder), each a mean over ``repeats`` copies.
+    """``[count, D]`` independent gradient estimates (scores, then decoder), each a mean over
+    ``repeats`` copies.
 
     ``repeats`` times their variance is the variance of one estimate.
     """

@@ -608,7 +608,8 @@ def _steps_kernel(  # type: ignore[no-untyped-def]
 
 @torch.no_grad()
 def _span_face(target: Tensor, argmax: Argmax, found: _ActiveSet, point: Tensor) -> _ActiveSet:
-    """Add vertices (of weight 0) to the active sets until they span the faces on which the points lie.
+    """Add vertices (of weight 0) to the active sets until they span the faces on which the points
+    lie.
 
     If S does not span the face, a random direction orthogonal to aff(S) is not constant on the
     face, with probability one. So almost always a single call of the argmax is enough, and it finds

@@ -1,4 +1,5 @@
-"""Matchings of a batch: exact linear assignment by shortest augmenting paths, and the greedy algorithm.
+"""Matchings of a batch: exact linear assignment by shortest augmenting paths, and the greedy
+algorithm.
 
 Assignment is the algorithm of Jonker and Volgenant (1987) without its heuristic start. Rows are
 added one at a time. Each is joined to a free column by a shortest path in reduced costs (Dijkstra);
@@ -120,8 +121,8 @@ def assign(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
     On a GPU this is one launch for at most :data:`LARGEST` rows. Otherwise plain torch takes O(n^2)
     steps of O(batch n) work each.
 
-    Returns matchings and dual variables as :func:`assign_compiled`. Examples without a perfect matching get one of the
-    rows that could be assigned.
+    Returns matchings and dual variables as :func:`assign_compiled`. Examples without a perfect
+    matching get one of the rows that could be assigned.
     """
     n = utility.shape[-1]
     if gpu.takes(utility, n, LARGEST, on_cpu=True):

@@ -1,6 +1,8 @@
-"""The capped simplex, ``0 <= x <= 1, sum x = k``: projections on it, and its points as mixtures of vertices.
+"""The capped simplex, ``0 <= x <= 1, sum x = k``: projections on it, and its points as mixtures of
+vertices.
 
-Everything here works on flat parts, ``[*batch, n]``, with a bool tensor ``exists`` of the same shape.
+Everything here works on flat parts, ``[*batch, n]``, with a bool tensor ``exists`` of the same
+shape.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ LARGEST = 16384
 
 
 def project_capped_simplex(scores: Tensor, exists: Tensor, total: int) -> Tensor:
-    """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x = total``: ``[*batch, n]``, exact and differentiable.
+    """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x = total``: ``[*batch, n]``, exact and
+    differentiable.
 
     The solution is ``clip(scores - tau, 0, 1)``. Here tau is the root of a piecewise linear
     function with breakpoints at ``scores`` and ``scores - 1``. On the CPU a compiled kernel finds
@@ -61,7 +64,8 @@ def project_capped_simplex(scores: Tensor, exists: Tensor, total: int) -> Tensor
 
 
 def project_budget(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
-    """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x <= budget``: ``[*batch, n]``, exact, differentiable.
+    """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x <= budget``: ``[*batch, n]``, exact,
+    differentiable.
 
     It is ``clip(scores, 0, 1)`` if that is within the budget, otherwise
     :func:`project_capped_simplex`.
@@ -315,8 +319,8 @@ def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
 def nested_decomposition(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A point of the unit cube as a mixture of its upper level sets ``{i : point_i >= threshold}``.
 
-    There are at most n + 1 vertices, and each contains the next. No chain with this mean has fewer. The
-    weights are differences of sorted entries.
+    There are at most n + 1 vertices, and each contains the next. No chain with this mean has fewer.
+    The weights are differences of sorted entries.
 
     Args:
         point: ``[B, n]`` in [0, 1].
@@ -337,8 +341,9 @@ def nested_decomposition(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def systematic_decomposition(point: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
     """A point of the unit cube as the mixture that systematic sampling draws from.
 
-    With ``C`` the cumulative sums of the point and u uniform on [0, 1), part i is chosen if an integer shifted by u
-    lies in ``[C_{i-1}, C_i)``. Every vertex has floor(sum) or ceil(sum) parts, and there are at most n + 1.
+    With ``C`` the cumulative sums of the point and u uniform on [0, 1), part i is chosen if an
+    integer shifted by u lies in ``[C_{i-1}, C_i)``. Every vertex has floor(sum) or ceil(sum) parts,
+    and there are at most n + 1.
 
     Args:
         point: ``[B, n]`` in [0, 1], whose sum lies between ``low`` and ``high`` up to rounding.
@@ -371,7 +376,8 @@ def systematic_decomposition(point: Tensor, low: int, high: int) -> tuple[Tensor
 def decompose_by_size(
     point: Tensor, low: int, high: int, method: Literal["systematic", "sorted"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`systematic_decomposition` in the order of the parts, or with the largest entries first.
+    """:func:`systematic_decomposition` in the order of the parts, or with the largest entries
+    first.
 
     Raises:
         ValueError: for another method.

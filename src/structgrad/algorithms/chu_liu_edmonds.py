@@ -61,7 +61,8 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
         sign: -1 for maximum arborescences.
 
     Returns:
-        vertices ``[B, n, n]``, choices ``[B, E, 2]``, and bool ``[B]``: whether an arborescence exists.
+        vertices ``[B, n, n]``, choices ``[B, E, 2]``, and bool ``[B]``: whether an arborescence
+        exists.
     """
     costs = costs.detach()
     if gpu.takes(costs, costs.shape[-1], LARGEST, on_cpu=True):

@@ -1,7 +1,8 @@
-"""Functions compiled for the CPU by numba, which is imported when the first of them is called, and by this file only.
+"""Functions compiled for the CPU by numba, which is imported when the first of them is called, and
+by this file only.
 
-numba takes as long to import as all of ``structgrad.structures``; many users of a structure on a GPU, or of its
-description, never call compiled code.
+numba takes as long to import as all of ``structgrad.structures``; many users of a structure on a
+GPU, or of its description, never call compiled code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Dynamic programs over bit vectors with a count: k-subsets, budgets, and chains with neighbour correlations.
+"""Dynamic programs over bit vectors with a count: k-subsets, budgets, and chains with neighbour
+correlations.
 
 Bits are decided from left to right. The state before bit i is the count ``j`` of ones so far and,
 for chains, the last bit ``c``. Let ``V`` be the log-sum over all continuations of a state:

@@ -31,7 +31,8 @@ def twin_needed(*upstream: Tensor | None) -> bool:
 def gradients(
     twin: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor], upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """Vector-Jacobian products of a twin in plain torch, themselves differentiable in ``inputs`` and ``upstream``.
+    """Vector-Jacobian products of a twin in plain torch, themselves differentiable in ``inputs``
+    and ``upstream``.
 
     For the backward pass of an ``autograd.Function``, if :func:`twin_needed` says so.
 

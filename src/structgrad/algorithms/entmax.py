@@ -35,7 +35,8 @@ _STEEP = 1e290
 
 
 def entmax(scores: Tensor, alpha: float | Tensor, exists: Tensor) -> Tensor:
-    """``argmax_p <p, scores> + H_alpha(p)`` over the simplex of what exists: ``[*batch, K]``, differentiable twice.
+    """``argmax_p <p, scores> + H_alpha(p)`` over the simplex of what exists: ``[*batch, K]``,
+    differentiable twice.
 
     Args:
         scores: ``[*batch, K]``, finite; any number where a category is missing.

@@ -8,12 +8,29 @@ of ``algorithms`` chooses by the device of its tensor:
 - on CUDA, with Triton (CUDA builds of torch bring it along): the operator, for problems that fit
   into one program;
 - on ``meta``: the operator's fake implementation, for the same problems;
-- on the CPU: compiled (numba) code or torch; under ``torch.compile`` the operator, which calls that code;
+- on the CPU: compiled (numba) code or torch; under ``torch.compile`` the operator, which calls that
+  code;
 - otherwise: plain torch.
 
+The backward pass is an operator as well; behind it is a twin in plain torch for second derivatives.
+Plain torch is also taken for larger problems, without Triton, and under ``torch.func``.
+
+| file | results of one launch | largest problem |
+|---|---|---|
+| ``matrix_tree``, ``kruskal``, ``chu_liu_edmonds`` | log-partition, marginals, samples, trees, traces | 128 nodes |
+| ``counted_bits`` | log-partition and marginals, their derivative, samples, maxima | 2,047 ones |
+| ``assignment`` | best matching with its dual variables; greedy matching | 1,024 rows; 128 rows |
+| ``capped_simplex`` | projections and their Jacobian; the multiplier of binary entropy | 16,384 parts |
+| ``sinkhorn`` | all iterations of an example until it has converged; shortest paths for the start | 64 rows |
+| ``plackett_luce`` | total rates that are left at every step of a trace, their derivative | 16,384 parts |
+| ``tasks/bit_vector_vae/likelihood`` | losses of all pixels; all gradients of logits' map and features | 1,024 levels |
+
+Sequential steps remain in plain torch on every device but the CPU for the active set and for the
+dynamic programs of ``hypergraph``; chains are a ``scan``.
+
 Triton is looked for where torch is built for a GPU or ``TRITON_INTERPRET`` is set, because it takes
-long to import. With
-``TRITON_INTERPRET=1`` its interpreter runs the kernels on CPU tensors, as ``tests/kernels.py`` does.
+long to import. With ``TRITON_INTERPRET=1`` its interpreter runs the kernels on CPU tensors. The
+tests do that, and they also compile the kernels for compute capability 9.0 (``tests/kernels.py``).
 """
 
 from __future__ import annotations

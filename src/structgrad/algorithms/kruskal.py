@@ -163,7 +163,8 @@ def torch_log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tens
 def _spanning_tree_kernel(
     first: int, stride: int, costs: Any, exists: Any, sign: float, vertex: Any, choices: Any, reached: Any
 ) -> None:
-    """Minimum spanning trees of ``sign * costs`` (symmetric in use, read above the diagonal) by Prim's algorithm.
+    """Minimum spanning trees of ``sign * costs`` (symmetric in use, read above the diagonal) by
+    Prim's algorithm.
 
     ``vertex [B, n, n]`` (zeroed) gets both triangles. ``choices [B, n - 1]`` gets the edges ``i * n
     + j``, i < j, cheapest first, then -1.

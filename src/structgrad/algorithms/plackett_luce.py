@@ -50,7 +50,8 @@ def plackett_luce_terms(choices: Tensor, log_rates: Tensor, exists: Tensor) -> t
 def plackett_luce_conditional(
     choices: Tensor, log_rates: Tensor, exists: Tensor, steps: Tensor, parts: Tensor
 ) -> Tensor:
-    """Exponentials given the order of the smallest (Struminsky et al. 2021, Algorithm 6): ``[*batch, n]``.
+    """Exponentials given the order of the smallest (Struminsky et al. 2021, Algorithm 6):
+    ``[*batch, n]``.
 
     The gaps between consecutive minima are independent exponentials. Their rate is the total rate
     of the parts that are left. Parts that are not chosen continue after the last choice, because

@@ -1,4 +1,5 @@
-"""Products of a sequence of matrices over a semiring, in a number of steps that is logarithmic in its length.
+"""Products of a sequence of matrices over a semiring, in a number of steps that is logarithmic in
+its length.
 
 Neighbours are multiplied, then neighbours of the products, and so on. This is a parallel scan
 (Blelloch 1990) of which only the last value is kept. For n matrices of size C it takes O(n C^3)
@@ -20,7 +21,8 @@ def chain_total(scores: Tensor, length: Tensor, plus: Aggregation) -> Tensor:
     Args:
         scores: float64 ``[*batch, n, C, C]``, ``IMPOSSIBLE`` for a missing transition.
         length: int64 ``[*batch]``.
-        plus: aggregates alternatives along a dimension. Each aggregate is part of a path at most once.
+        plus: aggregates alternatives along a dimension. Each aggregate is part of a path at most
+            once.
 
     Returns:
         ``[*batch]``, differentiable as often as ``plus``; near ``IMPOSSIBLE`` if there is no path.

@@ -73,8 +73,9 @@ def dual_step(point: Tensor, row_excess: Tensor, column_excess: Tensor) -> tuple
     """The first-order moves of f and g that remove the excesses ``[*batch, n]`` from the sums of
     ``point``.
 
-    Solves ``[[R, P], [P^T, C]] d(f, g) = -excess``. The matrix is singular along (1, -1) of every connected block,
-    where f + g does not change; a ridge picks one of the solutions. Linear and differentiable in the excesses.
+    Solves ``[[R, P], [P^T, C]] d(f, g) = -excess``. The matrix is singular along (1, -1) of every
+    connected block, where f + g does not change; a ridge picks one of the solutions. Linear and
+    differentiable in the excesses.
     """
     transposed = point.transpose(-1, -2)
     row_sum, column_sum = point.sum(-1), point.sum(-2)

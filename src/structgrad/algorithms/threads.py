@@ -34,8 +34,8 @@ def run(kernel: Any, operations: int, *tensors: Any) -> None:
     no state with torch's OpenMP, and they work from any thread and after a fork.
 
     Args:
-        kernel: compiled with ``nogil``; does the examples ``first``, ``first + stride`` and so on, where
-            ``first < stride <= torch.get_num_threads()``.
+        kernel: compiled with ``nogil``; does the examples ``first``, ``first + stride`` and so on,
+            where ``first < stride <= torch.get_num_threads()``.
         operations: the approximate number of elementary operations in all.
         tensors: the other arguments, tensors on the CPU (contiguous) or numbers.
     """

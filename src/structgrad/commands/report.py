@@ -1,4 +1,5 @@
-"""Print tables of finished runs beside the published numbers, compare any runs, and show all of them on a page.
+"""Print tables of finished runs beside the published numbers, compare any runs, and show all of
+them on a page.
 
     structgrad-report                                      every table that has runs
     structgrad-report table=paulus_2 budget=quick          one table

@@ -1,4 +1,5 @@
-"""Train, test and record one run: ``structgrad-train task=listops structure=arborescence estimator=sst``.
+"""Train, test and record one run: ``structgrad-train task=listops structure=arborescence
+estimator=sst``.
 
 Exit codes: 0 finished; 1 error; 130 Ctrl-C; 75 "again", because SIGTERM preempted the run or
 another process has it. After 130 and 75 the same command continues.

@@ -64,8 +64,8 @@ def prepare_images(source: str, data: str | Path, cache_folder: str | Path, colo
             - parquet files (columns ``image`` and ``label``), named after ``train`` and ``test``;
             - the four IDX files of MNIST, gzipped or not: ``train-images-idx3-ubyte.gz``,
               ``train-labels-idx1-ubyte.gz``, and the same with ``t10k``;
-            - folders ``train`` and ``test``, each with one folder of image files for each label; labels are numbered in
-              the order of their names.
+            - folders ``train`` and ``test``, each with one folder of image files for each label;
+              labels are numbered in the order of their names.
         data: ``paths.data``.
         cache_folder: ``paths.cache``.
         colour: how images in colour are treated. ``refused``: they are an error. ``grey``: their

@@ -21,7 +21,8 @@ from structgrad.structures.base import Structure
 
 
 class DisARM(GibbsEstimator):
-    r"""DisARM, also known as U2G: two antithetic samples of independent bits (Dong et al. 2020; Yin et al. 2020).
+    r"""DisARM, also known as U2G: two antithetic samples of independent bits (Dong et al. 2020; Yin
+    et al. 2020).
 
     With logistic noise Z, ``b = [s + Z > 0]`` and ``b' = [s - Z > 0]``, the gradient for bit i is
 

@@ -31,6 +31,12 @@ Over = Literal["parts", "vertex"]
 class Divergence:
     """The KL divergence of a latent distribution from its prior.
 
+    Some estimators have none, which is never 0. Without noise the vertex is a point mass,
+    ``log |X|`` nats from the uniform distribution. Sums of gammas have no density. The argmax that
+    evaluates structured attention is no sample of the Gibbs distribution that trained it. Matchings
+    that are not listed cannot be counted. A task may take the point mass instead
+    (``Task.latent_kl``).
+
     Attributes:
         value: ``[batch]``, in nats, differentiable in the scores; every part counted once.
         over: ``parts`` is a sum over parts: each term is the divergence of one independent utility
@@ -136,7 +142,8 @@ class Estimate:
 
 
 class Estimator(nn.Module, abc.ABC):
-    """Turns scores and an objective into a surrogate whose gradient estimates that of the expected objective.
+    """Turns scores and an objective into a surrogate whose gradient estimates that of the expected
+    objective.
 
     Buffers and parameters hold the estimator's state (running baselines, critics, schedules). So it
     is saved, moved and resumed with the model. New state is assigned and never written into the old
@@ -365,8 +372,8 @@ def evaluate(objective: Objective, vertices: Tensor) -> tuple[Tensor, Tensor, Te
         vertices: ``[batch, M, *vertex]``.
 
     Returns:
-        the losses ``[batch, M]``, and vertices ``[batch * M, *vertex]`` and rows ``[batch * M]`` for an
-        :class:`Estimate`.
+        the losses ``[batch, M]``, and vertices ``[batch * M, *vertex]`` and rows ``[batch * M]``
+        for an :class:`Estimate`.
     """
     batch, count = vertices.shape[:2]
     rows = example_rows(batch, count, vertices.device)
@@ -442,7 +449,8 @@ def pathwise(
     divergence: Divergence | None,
     metrics: dict[str, Tensor] | None = None,
 ) -> Estimate:
-    """The estimate whose surrogate is the mean objective itself: all gradients flow through the vertices.
+    """The estimate whose surrogate is the mean objective itself: all gradients flow through the
+    vertices.
 
     Args:
         objective: the downstream loss.

@@ -162,7 +162,8 @@ class NoBaseline(Baseline):
 
 
 class MovingAverage(Baseline):
-    """Exponential moving average of the objective over past steps, corrected for its start (zero on the first step).
+    """Exponential moving average of the objective over past steps, corrected for its start (zero on
+    the first step).
 
     Args:
         decay: the weight of the past.
@@ -265,8 +266,8 @@ class LearntBaseline(Baseline):
         context_size: number of features of the context.
         hidden_size: width of the network's one hidden layer (ReLU).
         decay: decay of the running mean and variance.
-        normalize_variance: divide the learning signal by ``max(1, running standard deviation)`` (Mnih & Gregor,
-            2.3.3).
+        normalize_variance: divide the learning signal by ``max(1, running standard deviation)``
+            (Mnih & Gregor, 2.3.3).
     """
 
     def __init__(
@@ -310,9 +311,10 @@ def make_baseline(
     """The baseline with this name; an object is returned as it is.
 
     Args:
-        baseline: ``none``, ``ema`` (:class:`MovingAverage`), ``elbo`` (:class:`ElboAverage`), ``batch``
-            (:class:`BatchMean`), ``sample`` (:class:`IndependentSample`), ``greedy`` (:class:`SelfCritical`), ``loo``
-            (:class:`LeaveOneOut`), ``nvil`` (:class:`LearntBaseline`), or an object.
+        baseline: ``none``, ``ema`` (:class:`MovingAverage`), ``elbo`` (:class:`ElboAverage`),
+            ``batch`` (:class:`BatchMean`), ``sample`` (:class:`IndependentSample`), ``greedy``
+            (:class:`SelfCritical`), ``loo`` (:class:`LeaveOneOut`), ``nvil``
+            (:class:`LearntBaseline`), or an object.
         decay: decay of ``ema``, ``elbo`` and ``nvil``.
         context_size: for ``nvil`` only.
         hidden_size: for ``nvil``.

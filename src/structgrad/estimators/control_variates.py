@@ -303,7 +303,8 @@ def _zero(layer: nn.Linear) -> nn.Linear:
 
 
 class RELAX(ControlVariate):
-    """RELAX: T-REINFORCE with a learned control variate on the exponentials; see :class:`ControlVariate`.
+    """RELAX: T-REINFORCE with a learned control variate on the exponentials; see
+    :class:`ControlVariate`.
 
     Args:
         structure: see :class:`ControlVariate`.

@@ -16,7 +16,8 @@ Signal = Literal["bound", "leave_one_out"]
 
 
 class ImportanceWeighted(GibbsEstimator):
-    r"""The importance-weighted bound of K samples x_k ~ q, the Gibbs distribution (Burda et al. 2016),
+    r"""The importance-weighted bound of K samples x_k ~ q, the Gibbs distribution (Burda et al.
+    2016),
 
     .. math:: B = \log \frac 1 K \sum_k w_k, \qquad \log w_k = -L(x_k) + \log p(x_k) - \log q(x_k),
 

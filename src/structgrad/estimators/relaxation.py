@@ -36,9 +36,11 @@ Evaluation = Literal["hard", "relaxed"]
 
 
 class ExponentialSchedule(nn.Module):
-    """A temperature that falls with the number of training steps: ``max(minimum, start exp(-rate step))``.
+    """A temperature that falls with the number of training steps:
+    ``max(minimum, start exp(-rate step))``.
 
-    The defaults are those of Correia et al. 2020. The step is a buffer: it is saved and resumed with the estimator.
+    The defaults are those of Correia et al. 2020. The step is a buffer: it is saved and resumed
+    with the estimator.
 
     Args:
         start: temperature at step 0.
@@ -47,8 +49,8 @@ class ExponentialSchedule(nn.Module):
         every: the temperature changes at multiples of this number of steps.
 
     Raises:
-        ValueError: unless all temperatures are positive and finite, ``rate`` is not negative and ``every`` is
-            positive.
+        ValueError: unless all temperatures are positive and finite, ``rate`` is not negative and
+            ``every`` is positive.
     """
 
     step: Tensor
@@ -75,7 +77,8 @@ class ExponentialSchedule(nn.Module):
 
 
 def clip_scores(structure: Structure, scores: Tensor, mask: Tensor | None, reach: float) -> Tensor:
-    """``max(s, max(s) - reach) - max(s)`` over the existing parts of each example (Paulus et al. 2020, D.2).
+    """``max(s, max(s) - reach) - max(s)`` over the existing parts of each example (Paulus et al.
+    2020, D.2).
 
     Args:
         structure: says which entries are parts.
@@ -137,7 +140,8 @@ class _FiniteDifference(torch.autograd.Function):
 
 
 class SST(Estimator):
-    r"""Stochastic softmax trick: the gradient of the objective at a relaxed random vertex (Paulus et al. 2020).
+    r"""Stochastic softmax trick: the gradient of the objective at a relaxed random vertex (Paulus
+    et al. 2020).
 
     A random vertex is ``argmax_x <x, U>`` with utilities U around the scores. In training the
     objective is evaluated at ``argmax_x <x, U> - t f(x)`` over conv(X) instead, and differentiated
@@ -310,8 +314,10 @@ class Deterministic(Estimator):
     and its gradient.
 
     - ``marginal``: mean of the Gibbs distribution (structured attention, Kim et al. 2017);
-    - ``sparsemap``: Euclidean projection on conv(X) (Niculae et al. 2018; sparsemax for ``OneHot``);
-    - ``entmax``: entmax with parameter alpha, for ``OneHot`` (Peters et al. 2019; learned: Correia et al. 2019).
+    - ``sparsemap``: Euclidean projection on conv(X) (Niculae et al. 2018; sparsemax for
+      ``OneHot``);
+    - ``entmax``: entmax with parameter alpha, for ``OneHot`` (Peters et al. 2019; learned: Correia
+      et al. 2019).
 
     In training this is exact for the objective of the relaxed model. In evaluation the vertex is
     ``argmax(scores)``, which is hard. While training, ``marginal`` has a ``kl`` if the structure
@@ -430,7 +436,8 @@ def mean_argmax(
 
 
 class Perturbed(Estimator):
-    r"""The objective at the mean of perturbed argmaxes, ``E argmax_x <x, s + sigma Z>`` (Berthet et al. 2020).
+    r"""The objective at the mean of perturbed argmaxes, ``E argmax_x <x, s + sigma Z>`` (Berthet et
+    al. 2020).
 
     The mean is smooth in the scores. Its Jacobian is
     ``E[x(s + sigma Z) (-grad log p(Z))^T] / sigma``. Both are estimated from the same ``n_samples``

@@ -182,7 +182,8 @@ class UtilitiesAction(Action):
 
 
 class Reinforce(Estimator):
-    r"""The score-function estimator ``(L(x) - b) grad log p(action)``, plus the pathwise gradient of ``L``.
+    r"""The score-function estimator ``(L(x) - b) grad log p(action)``, plus the pathwise gradient
+    of ``L``.
 
     | action | sampled variable | distribution of the vertex | ``kl`` |
     |---|---|---|---|

@@ -1,4 +1,5 @@
-"""Derivatives for any solver: decorators for functions ``scores -> vertices``, without a :class:`Structure`.
+"""Derivatives for any solver: decorators for functions ``scores -> vertices``, without a
+:class:`Structure`.
 
 The solver is a black box, for arrays of any kind, as long as it takes and returns tensors::
 
@@ -91,10 +92,12 @@ def imle(
         utility: the noise, by name or as an object.
 
     Returns:
-        the function, differentiable once in the scores; or a decorator, if ``function`` is left out.
+        the function, differentiable once in the scores; or a decorator, if ``function`` is left
+        out.
 
     Raises:
-        TypeError, ValueError: unless the step is a positive number; from a call, for vertices of another shape.
+        TypeError, ValueError: unless the step is a positive number; from a call, for vertices of
+            another shape.
     """
     check_positive("step", step)
     noise = utility if utility is None or isinstance(utility, SumOfGamma) else make_utility(utility)
@@ -142,7 +145,8 @@ def perturbed(
         utility: the noise Z: gumbel, gaussian or logistic.
 
     Returns:
-        the function, differentiable once in the scores; or a decorator, if ``function`` is left out.
+        the function, differentiable once in the scores; or a decorator, if ``function`` is left
+        out.
 
     Raises:
         TypeError, ValueError: for options out of range, or noise that is not added to the scores.

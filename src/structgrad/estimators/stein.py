@@ -22,7 +22,8 @@ from structgrad.structures.base import Structure
 
 
 class RODEO(GibbsEstimator):
-    r"""RODEO: leave-one-out score function with two control variates of mean zero (Shi et al. 2022).
+    r"""RODEO: leave-one-out score function with two control variates of mean zero (Shi et al.
+    2022).
 
     A step of the Gibbs sampler does not change the distribution q of independent bits. So
 

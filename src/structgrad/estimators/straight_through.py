@@ -58,8 +58,8 @@ class StraightThrough(Estimator):
         temperature: scores are divided by it in the relaxation only.
 
     Raises:
-        UnsupportedError: if the structure lacks the relaxation or, for samples, ``sample``, ``entropy`` or
-            ``log_partition``.
+        UnsupportedError: if the structure lacks the relaxation or, for samples, ``sample``,
+            ``entropy`` or ``log_partition``.
         ValueError: for options out of range.
     """
 

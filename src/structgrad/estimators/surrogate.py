@@ -156,9 +156,9 @@ class AdaptiveIMLE(SurrogateGradient):
 
     Let ``v`` be the gradient at the vertex. The gradient of ``u = scores + noise`` is defined as
     the central difference ``(argmax(u + step v) - argmax(u - step v)) / (2 step)``. In every
-    example ``step = alpha |u| / |v|``. A small step finds no other vertex, so that the gradient is 0.
-    A large step is biased. After every step alpha moves by ``rate``. It moves so that a moving
-    average of the number of non-zero entries an example approaches ``target``.
+    example ``step = alpha |u| / |v|``. A small step finds no other vertex, so that the gradient
+    is 0. A large step is biased. After every step alpha moves by ``rate``. It moves so that a
+    moving average of the number of non-zero entries an example approaches ``target``.
 
     alpha and the average are buffers: they are saved and resumed. Backward passes move them.
 

@@ -37,7 +37,8 @@ class Utility(abc.ABC):
 
         Args:
             scores: any shape.
-            draws: number of independent samples, along a new first dimension; None for one sample without it.
+            draws: number of independent samples, along a new first dimension; None for one sample
+                without it.
 
         Returns:
             ``[*scores]`` or ``[draws, *scores]``, finite.
@@ -127,7 +128,8 @@ class Logistic(Utility):
 class NegExponential(Utility):
     """``-U ~ Exp(rate)``: utilities are negative, a high score is a small cost.
 
-    With U = -E and ``rate=exp`` its vertex is that of the structure's trace (Struminsky et al. 2021, section 2).
+    With U = -E and ``rate=exp`` its vertex is that of the structure's trace (Struminsky et al.
+    2021, section 2).
 
     Utilities reach ``exp(-score)``, which float32 cannot hold for scores below -88. They saturate
     at the dtype's largest number to the power of 3/4 (7e28 in float32), where they have no
@@ -175,9 +177,11 @@ class NegExponential(Utility):
 
 
 class SumOfGamma:
-    """Noise for I-MLE over k-subsets: the sum of k independent ones is approximately Gumbel (Niepert et al. 2021).
+    """Noise for I-MLE over k-subsets: the sum of k independent ones is approximately Gumbel
+    (Niepert et al. 2021).
 
-    ``scale / k * (sum_{i=1..terms} Gamma(1/k, k/i) - log terms)``, where Gamma takes shape and scale.
+    ``scale / k * (sum_{i=1..terms} Gamma(1/k, k/i) - log terms)``, where Gamma takes shape and
+    scale.
 
     Args:
         k: number of parts of a vertex.

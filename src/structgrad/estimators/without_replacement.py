@@ -25,7 +25,8 @@ _GRID = (-45.0, 4.5, 0.25)
 
 
 def log_prob_of_sets(log_share: Tensor, member: Tensor) -> Tensor:
-    r"""Probability that sampling without replacement finds a set S before anything else (Kool et al. 2020).
+    r"""Probability that sampling without replacement finds a set S before anything else (Kool et
+    al. 2020).
 
     .. math:: p(S) = \int_0^\infty e^{-t} \prod_{s \in S} (1 - e^{-a_s t}) dt, \qquad a_s = p_s / p(\text{not } S)
 
@@ -46,10 +47,11 @@ def log_prob_of_sets(log_share: Tensor, member: Tensor) -> Tensor:
 
 
 class WithoutReplacement(GibbsEstimator):
-    r"""The unordered-set estimator: k *different* categories, weighted without bias (Kool, van Hoof and Welling 2020).
+    r"""The unordered-set estimator: k *different* categories, weighted without bias (Kool, van Hoof
+    and Welling 2020).
 
-    S is the set of the k categories of highest Gumbel-perturbed scores. With the leave-one-out ratio
-    :math:`R(S, s) = p^{D \setminus s}(S \setminus s) / p(S)`,
+    S is the set of the k categories of highest Gumbel-perturbed scores. With the leave-one-out
+    ratio :math:`R(S, s) = p^{D \setminus s}(S \setminus s) / p(S)`,
 
     .. math:: \sum_{s \in S} R(S, s) \nabla p_s \Bigl( L(s) - \sum_{s' \in S} p_{s'} R^{D \setminus s}(S, s') L(s')
         \Bigr)

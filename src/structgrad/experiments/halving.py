@@ -1,4 +1,5 @@
-"""Asynchronous successive halving (Li et al. 2020, "A system for massively parallel hyperparameter tuning").
+"""Asynchronous successive halving (Li et al. 2020, "A system for massively parallel hyperparameter
+tuning").
 
 Trials run to a rung, a number of steps at which they pause. Of the trials that have reached a rung,
 the best 1 / ``reduction`` continue to the next one, and the others stop. No trial waits for others:

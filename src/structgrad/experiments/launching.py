@@ -26,7 +26,8 @@ from structgrad.training.contract import EXIT_AGAIN
 
 
 def launch(table: Table, plan: Plan, options: Mapping[str, str], given: Sequence[str]) -> int:
-    """Open the queue of a plan, start its workers, and wait for them. Returns the exit code of the command.
+    """Open the queue of a plan, start its workers, and wait for them. Returns the exit code of the
+    command.
 
     Args:
         table: the table of the plan.

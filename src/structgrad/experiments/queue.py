@@ -483,8 +483,9 @@ class Queue:
 class Progress:
     """The progress of a row.
 
-    It has numbers of trials, the best validation metric so far, and the seconds of a finished trial.
-    It also has errors by index, the number of trials that pause, and the number at each rung.
+    It has numbers of trials, the best validation metric so far, and the seconds of a finished
+    trial. It also has errors by index, the number of trials that pause, and the number at each
+    rung.
     """
 
     trials: int

@@ -181,7 +181,8 @@ def points(reports: Sequence[Report]) -> list[Point]:
 
 
 def figure(reports: Sequence[Report]) -> Figure:
-    """Published against ours: one point a row, both 95 % intervals, coloured by table, with the diagonal.
+    """Published against ours: one point a row, both 95 % intervals, coloured by table, with the
+    diagonal.
 
     Each kind of number (percentages, the rest) has its own panel, because they have no common axis.
     """

@@ -29,7 +29,8 @@ class Summary:
     Attributes:
         task, structure, estimator, budget: the choices in the groups of that name.
         seed: seed of all random numbers.
-        metrics: name -> value, as logged by the test, and the validation metric that selected the checkpoint.
+        metrics: name -> value, as logged by the test, and the validation metric that selected the
+            checkpoint.
         content: the whole summary file. For a sweep's run it has the key ``sweep``, see
             :func:`structgrad.experiments.queue.record`.
     """

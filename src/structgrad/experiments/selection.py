@@ -47,7 +47,8 @@ Rule = Callable[[ArrayLike, ArrayLike], Cell]
 
 
 def ranking(validation: ArrayLike) -> NDArray[np.intp]:
-    """Indices of runs from the best (greatest) validation metric to the worst; ties in the given order.
+    """Indices of runs from the best (greatest) validation metric to the worst; ties in the given
+    order.
 
     Raises:
         ValueError: without runs, or if one has a validation metric that is not a number.

@@ -71,7 +71,8 @@ def half_width(cell: Cell, level: float = LEVEL) -> float | None:
 
 
 def difference(ours: Cell, theirs: Cell, level: float = LEVEL) -> Difference:
-    """Ours minus theirs with Welch's interval, which is never narrower than that of either number alone.
+    """Ours minus theirs with Welch's interval, which is never narrower than that of either number
+    alone.
 
     Welch (1947) uses Student's t with the degrees of freedom of Satterthwaite. With two or three
     runs on each side, these grow so fast with the smaller of the two errors that the interval

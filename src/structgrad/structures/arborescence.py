@@ -13,7 +13,8 @@ from structgrad.structures.layout import Directed
 
 
 class Arborescence(Tree):
-    """Directed trees in which a fixed root reaches every node (Paulus et al. 2020, B.8; Struminsky et al. 2021, 2.3).
+    """Directed trees in which a fixed root reaches every node (Paulus et al. 2020, B.8; Struminsky
+    et al. 2021, 2.3).
 
     Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root. A
     node that touches no existing part is absent. The root must reach every other node.
@@ -68,7 +69,8 @@ class Arborescence(Tree):
     # --- the trace ------------------------------------------------------------------------------------------------
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
-        """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks (see ``chu_liu_edmonds``).
+        """Chu-Liu-Edmonds on ``exponentials``; ``choices [*batch, E, 2]`` are its picks (see
+        ``chu_liu_edmonds``).
 
         ``choices[..., e, 0]`` is the edge ``u * n + v`` that event e picks. ``choices[..., e, 1]``
         is the event that contracts it. E = max(2 n - 2, n).

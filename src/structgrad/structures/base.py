@@ -135,6 +135,11 @@ class Structure:
     (:attr:`constant_size`, :attr:`is_ordinal`, ...) are traits. Estimators choose by traits and
     never by class.
 
+    **Precision.** Scores are float32 or float64; :meth:`check` refuses other types by name, and
+    estimators widen half precision. Oracles are exempt from autocast. Scores of +-100, masks, ties
+    and lengths 0, 1 and 2 are right, and no value is clamped silently. Derivatives are right to
+    second order, or raise.
+
     Everything is batched, differentiable where that makes sense, and runs on the device of the
     scores. Shapes are always checked. Values (NaN, empty sets) are checked where reading them is
     free, in eager mode on the CPU.
@@ -325,7 +330,8 @@ class Structure:
         structure calls n.
 
         Raises:
-            UnsupportedError: for a layout of the structure's own, if the structure does not override this.
+            UnsupportedError: for a layout of the structure's own, if the structure does not
+                override this.
         """
         if not {*self.layout.dimensions} <= {"n", "m"}:
             raise UnsupportedError(
@@ -372,7 +378,8 @@ class Structure:
         infinity.
 
         Raises:
-            TypeError: unless scores are float32 or float64 and the mask is bool. (Estimators widen half precision.)
+            TypeError: unless scores are float32 or float64 and the mask is bool. (Estimators widen
+                half precision.)
             ValueError: for a shape that does not fit, or (eager CPU code only) a NaN or an infinity
                 in an existing part.
         """
@@ -447,7 +454,8 @@ class Structure:
         )
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """A vertex of highest utility, exact: ``[*batch, *parts]``, 0/1 in the dtype of ``utility``, no gradient.
+        """A vertex of highest utility, exact: ``[*batch, *parts]``, 0/1 in the dtype of
+        ``utility``, no gradient.
 
         Ties are decided by the indices of the parts alone, in favour of earlier ones if vertices
         are subsets. So equal utilities give the same vertex, whatever other examples are in the
@@ -459,8 +467,9 @@ class Structure:
         """The k best distinct vertices, best first.
 
         Returns:
-            vertices ``[*batch, k, *parts]`` and their values ``<x, scores>`` ``[*batch, k]`` (differentiable).
-            Where an example has fewer than k vertices, the surplus vertices are 0 and their values -inf.
+            vertices ``[*batch, k, *parts]`` and their values ``<x, scores>`` ``[*batch, k]``
+            (differentiable). Where an example has fewer than k vertices, the surplus vertices are 0
+            and their values -inf.
         """
         raise self._lacks()
 
@@ -479,7 +488,8 @@ class Structure:
         raise self._lacks()
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``log p(vertex)`` under the Gibbs distribution: ``[*batch]``, differentiable in the scores.
+        """``log p(vertex)`` under the Gibbs distribution: ``[*batch]``, differentiable in the
+        scores.
 
         Raises:
             ValueError: in eager CPU code, if ``vertex`` is not a vertex. Elsewhere the result is
@@ -550,7 +560,8 @@ class Structure:
         raise self._lacks()
 
     def trace(self, exponentials: Tensor, mask: Tensor | None = None) -> Trace:
-        """Run the structure's recursive algorithm, smallest first, on ``exponentials`` ``[*batch, *parts]`` > 0.
+        """Run the structure's recursive algorithm, smallest first, on ``exponentials``
+        ``[*batch, *parts]`` > 0.
 
         With ``E ~ Exp(rate)`` the trace is a sample of the distribution of :meth:`trace_log_prob`.
         Its vertex is ``argmax(-E)``, unless the structure says otherwise.
@@ -567,7 +578,8 @@ class Structure:
     def conditional(
         self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
     ) -> Tensor:
-        """A fresh sample of ``E | T = trace``, reparameterised in ``log_rates`` (Struminsky et al., Algorithm 6).
+        """A fresh sample of ``E | T = trace``, reparameterised in ``log_rates`` (Struminsky et al.,
+        Algorithm 6).
 
         Args:
             trace: the trace of exponentials with these rates.

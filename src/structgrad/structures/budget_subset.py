@@ -61,7 +61,8 @@ class BudgetSubset(Counted):
         return self._show(vertices.to(flat.dtype), scores), values
 
     def project(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``argmin ||x - scores||^2`` over ``0 <= x <= 1, sum x <= B``, exact: ``[*batch, *parts]``.
+        """``argmin ||x - scores||^2`` over ``0 <= x <= 1, sum x <= B``, exact:
+        ``[*batch, *parts]``.
 
         ``clip(scores, 0, 1)`` if that is within the budget, else the projection with sum B.
         """
@@ -71,7 +72,8 @@ class BudgetSubset(Counted):
     def sparsemap(
         self, scores: Tensor, mask: Tensor | None = None, method: Literal["systematic", "sorted"] = "systematic"
     ) -> SparseDistribution:
-        """At most D + 1 subsets within the budget whose mean is :meth:`project`, in closed form, O(D log D).
+        """At most D + 1 subsets within the budget whose mean is :meth:`project`, in closed form,
+        O(D log D).
 
         The level sets of :class:`Subset` may exceed the budget. Systematic sampling gives only the
         sizes floor(sum) and ceil(sum).

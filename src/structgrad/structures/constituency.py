@@ -17,7 +17,8 @@ from structgrad.structures.layout import Layout
 
 
 class Constituency(Derivations):
-    """Binary constituency trees over n positions with a label on every span (Niculae et al. 2025, table 2.2).
+    """Binary constituency trees over n positions with a label on every span (Niculae et al. 2025,
+    table 2.2).
 
     Parts are ``[n, n, C]``: ``[i, j, c]`` with i <= j is the span of the positions i to j, both
     included, with label c. A tree has 2n - 1 spans, which include single positions and the whole

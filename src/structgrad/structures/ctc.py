@@ -27,11 +27,11 @@ class Ctc(Derivations):
     are three moves: it stays, it goes one state on, or it goes from a label to the next label past
     the blank between them. The third move needs two different labels.
 
-    Parts are ``[T, S, 3]``. The part ``[t, s, m]`` says that frame t has state s, reached by move m:
-    0 stays, 1 goes one state on, 2 goes past a blank. In the first frame, state 0 counts as reached
-    by move 0 and state 1 by move 1. The mask says which labels are equal (no move past the blank
-    between them) and how long an example is. Absent frames and absent states are the last ones.
-    :meth:`scores` makes scores and mask from log-probabilities of symbols.
+    Parts are ``[T, S, 3]``. The part ``[t, s, m]`` says that frame t has state s, reached by move
+    m: 0 stays, 1 goes one state on, 2 goes past a blank. In the first frame, state 0 counts as
+    reached by move 0 and state 1 by move 1. The mask says which labels are equal (no move past the
+    blank between them) and how long an example is. Absent frames and absent states are the last
+    ones. :meth:`scores` makes scores and mask from log-probabilities of symbols.
 
     With these scores ``-log_partition`` is ``torch.nn.functional.ctc_loss``. The other oracles give
     the best alignment, the k best ones, samples, marginals and entropy. Every oracle is O(T U) an
@@ -110,7 +110,8 @@ class Ctc(Derivations):
         return of_state[..., None].expand(everything), mask
 
     def states(self, vertex: Tensor) -> Tensor:
-        """The state of every frame of a vertex ``[*batch, T, S, 3]``: int64 ``[*batch, T]``, -1 for absent frames.
+        """The state of every frame of a vertex ``[*batch, T, S, 3]``: int64 ``[*batch, T]``, -1 for
+        absent frames.
 
         State 2 u is a blank, state 2 u + 1 is label u.
         """

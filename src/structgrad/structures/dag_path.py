@@ -16,7 +16,8 @@ from structgrad.structures.layout import Vector
 
 
 class DagPath(Derivations):
-    """Paths from a source to a target in a directed acyclic graph (Niculae et al. 2025, section 2.3.3, algorithm 2).
+    """Paths from a source to a target in a directed acyclic graph (Niculae et al. 2025, section
+    2.3.3, algorithm 2).
 
     Parts are the edges of the graph, ``[E]``, in the given order. Every dynamic program without
     branching is such a path. Each example may lack edges, by the mask. An example without any edge

@@ -152,7 +152,8 @@ class Gibbs(Structure):
 
 
 class DynamicProgram(Gibbs, abc.ABC):
-    """Gives a structure with a dynamic program its ``argmax``, ``log_partition``, ``sample``, and :class:`Gibbs`.
+    """Gives a structure with a dynamic program its ``argmax``, ``log_partition``, ``sample``, and
+    :class:`Gibbs`.
 
     The program is written once, over a semiring (see :mod:`structgrad.algorithms.semirings`). It is
     in plain torch, so it runs on any device and has derivatives of any order.
@@ -398,7 +399,8 @@ def _pricing(structure: Structure, scores: Tensor, mask: Tensor | None) -> activ
 
 
 class ActiveSetProjection(Structure):
-    """Gives a structure with an ``argmax`` its ``project`` and ``sparsemap`` by the active-set method.
+    """Gives a structure with an ``argmax`` its ``project`` and ``sparsemap`` by the active-set
+    method.
 
     Sets with a closed-form projection need none of this.
     """

@@ -20,7 +20,8 @@ from structgrad.structures.derived import ActiveSetProjection, DynamicProgram
 
 
 class Derivations(DynamicProgram, ActiveSetProjection):
-    """Structures that are the derivations of a hypergraph (see :mod:`structgrad.algorithms.hypergraph`).
+    """Structures that are the derivations of a hypergraph (see
+    :mod:`structgrad.algorithms.hypergraph`).
 
     A subclass writes its recursion once, as that graph, and every oracle follows. ``argmax``,
     ``top_k``, ``log_partition``, ``marginals``, ``sample``, ``log_prob`` and ``entropy`` are passes

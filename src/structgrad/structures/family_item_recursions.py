@@ -117,7 +117,8 @@ class ItemRecursion(Structure, abc.ABC):
     def conditional(
         self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
     ) -> Tensor:
-        """A fresh sample of ``E | T = trace``: ``[*batch, n]``, reparameterised in ``log_rates``; 1 where missing.
+        """A fresh sample of ``E | T = trace``: ``[*batch, n]``, reparameterised in ``log_rates``; 1
+        where missing.
 
         The step of an item is the one at which it is the smallest.
         """

@@ -174,7 +174,8 @@ def where_halves_meet(tree: Container[tuple[int, int]], i: int, j: int) -> int:
 
 
 def of_lengths(builder: Builder, tree: Index, nonterminals: int) -> list[int]:
-    """The goals of sentences of 0 to n words: one preterminal over a single word, a nonterminal over several.
+    """The goals of sentences of 0 to n words: one preterminal over a single word, a nonterminal
+    over several.
 
     Args:
         builder: receives their nodes.

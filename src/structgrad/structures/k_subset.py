@@ -22,7 +22,8 @@ from structgrad.structures.relaxation import Relaxation, negative_binary_entropy
 
 
 class KSubset(Counted):
-    """All 0/1 vectors with exactly k ones (Paulus et al. 2020, B.4; Struminsky et al. 2021, section 2.1).
+    """All 0/1 vectors with exactly k ones (Paulus et al. 2020, B.4; Struminsky et al. 2021, section
+    2.1).
 
     Gumbel utilities, or exponentials through :meth:`trace`, choose k parts without replacement
     (Plackett-Luce). This is not the Gibbs distribution of :meth:`sample` and :meth:`log_prob`,
@@ -39,10 +40,12 @@ class KSubset(Counted):
 
     Args:
         k: number of ones, at least 1.
-        layout: how the parts lie; ``"undirected"`` with ``k = n - 1`` gives the top edges of a graph.
+        layout: how the parts lie; ``"undirected"`` with ``k = n - 1`` gives the top edges of a
+            graph.
 
     Raises:
-        ValueError: for k < 1; from every oracle, in eager CPU code, if an example has fewer than k parts.
+        ValueError: for k < 1; from every oracle, in eager CPU code, if an example has fewer than k
+            parts.
     """
 
     constant_size: ClassVar[bool] = True
@@ -103,7 +106,8 @@ class KSubset(Counted):
     def sparsemap(
         self, scores: Tensor, mask: Tensor | None = None, method: Literal["systematic", "sorted"] = "systematic"
     ) -> SparseDistribution:
-        """At most n subsets whose mean is :meth:`project`, in closed form: systematic sampling, O(n log n).
+        """At most n subsets whose mean is :meth:`project`, in closed form: systematic sampling, O(n
+        log n).
 
         The level sets of :class:`Subset` have the wrong size here. The parts may be sorted before
         sampling.
@@ -122,7 +126,8 @@ class KSubset(Counted):
     # --- further relaxations --------------------------------------------------------------------------------------
 
     def categorical(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``x = min(1, exp(u - nu))`` with ``sum x = k``: ``[*batch, *parts]`` (Martins and Kreutzer 2017).
+        """``x = min(1, exp(u - nu))`` with ``sum x = k``: ``[*batch, *parts]`` (Martins and
+        Kreutzer 2017).
 
         If the a largest parts are capped, the rest is a softmax of mass k - a. The solution has the
         smallest a at which no part exceeds 1. The gradient differentiates the softmax, which is
@@ -169,7 +174,8 @@ class KSubset(Counted):
         The result is not a point of conv(X): its sum is at most k.
 
         Args:
-            utility: ``[k, *batch, *parts]``, independent along the first dimension, divided by the temperature.
+            utility: ``[k, *batch, *parts]``, independent along the first dimension, divided by the
+                temperature.
             mask: which parts exist, broadcastable to ``[*batch, *parts]``.
 
         Returns:

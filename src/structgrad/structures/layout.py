@@ -1,4 +1,5 @@
-"""How the parts of a structure lie in a tensor: a vector, a matrix, the edges of a graph, or an array of any shape.
+"""How the parts of a structure lie in a tensor: a vector, a matrix, the edges of a graph, or an
+array of any shape.
 
 A *part* is one entry of the score vector in which a structure is linear. An undirected edge is one
 part, although an adjacency matrix shows it twice. The layout knows this, so that noise, inner
@@ -28,20 +29,20 @@ class Layout:
     | ``Layout(...)`` | ``dimensions`` | every entry |
     | your own subclass | ``dimensions`` | the entries that its ``parts`` returns |
 
-    A structure whose parts fill an array of another shape brings a layout of its own, e.g. transitions of a sequence
-    of labels::
+    A structure whose parts fill an array of another shape brings a layout of its own, e.g.
+    transitions of a sequence of labels::
 
         Layout("transitions", ("n - 1", "C", "C"))
 
-    **How parts are counted.** ``structure.parts(scores, mask)`` says which entries are parts that exist, each once.
-    Sums over parts (inner products, KL, log-densities, norms) use it. If only some entries of the
-    array are parts, the structure overrides ``parts`` and intersects it with the layout's parts
-    (``Arborescence``: no edge into the root).
+    **How parts are counted.** ``structure.parts(scores, mask)`` says which entries are parts that
+    exist, each once. Sums over parts (inner products, KL, log-densities, norms) use it. If only
+    some entries of the array are parts, the structure overrides ``parts`` and intersects it with
+    the layout's parts (``Arborescence``: no edge into the root).
 
-    **How they are shown.** A vertex has the shape of the scores, and every part is shown in its own entry. A subclass
-    that shows a part in several entries overrides :meth:`parts`, :meth:`mirror`, :meth:`flatten` and
-    :meth:`unflatten` together, as :class:`Undirected` does. Its :meth:`pull_back` then follows from its
-    :meth:`mirror`.
+    **How they are shown.** A vertex has the shape of the scores, and every part is shown in its own
+    entry. A subclass that shows a part in several entries overrides :meth:`parts`, :meth:`mirror`,
+    :meth:`flatten` and :meth:`unflatten` together, as :class:`Undirected` does. Its
+    :meth:`pull_back` then follows from its :meth:`mirror`.
 
     Args:
         name: the name in messages.
@@ -98,7 +99,8 @@ class Layout:
         return exist.expand(scores.shape)
 
     def mirror(self, parts: Tensor) -> Tensor:
-        """Show ``parts`` as a vertex is shown, a linear map: ``[*batch, *parts]`` -> ``[*batch, *parts]``.
+        """Show ``parts`` as a vertex is shown, a linear map: ``[*batch, *parts]`` ->
+        ``[*batch, *parts]``.
 
         It is differentiable. Entries that are no parts are not read. Here every part is shown where
         it lies.
@@ -185,8 +187,8 @@ class Undirected(_Named):
     """``[n, n]``; the parts are the entries above the diagonal, and vertices are shown symmetric.
 
     Scores are read above the diagonal only (as LAPACK reads one triangle of a symmetric matrix).
-    Entries below it are never read. A model with directed scores averages both directions first;
-    see :meth:`symmetrize`.
+    Entries below it are never read, so independent noise over the full matrix is right. A model
+    with directed scores averages both directions first; see :meth:`symmetrize`.
     """
 
     _name, _dimensions = "undirected", ("n", "n")

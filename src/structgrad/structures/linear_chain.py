@@ -17,7 +17,8 @@ from structgrad.structures.semi_markov import segment_graph
 
 
 class LinearChain(Derivations):
-    """Sequences of n labels out of C: tagging (Lafferty et al. 2001; Niculae et al. 2025, section 2.3.3).
+    """Sequences of n labels out of C: tagging (Lafferty et al. 2001; Niculae et al. 2025, section
+    2.3.3).
 
     Parts are the transitions ``[n - 1, C, C]``: ``[i, c, d]`` says that position i has label c and
     position i + 1 has label d. A position that touches no existing part is absent. For L positions

@@ -18,7 +18,8 @@ from structgrad.structures.layout import Layout
 
 
 class LowRankGrammar(Derivations):
-    """Trees of a grammar in Chomsky form whose rules have low rank (Cohen et al. 2013; Yang et al. 2021).
+    """Trees of a grammar in Chomsky form whose rules have low rank (Cohen et al. 2013; Yang et al.
+    2021).
 
     The weight of a rule ``A -> B C`` is ``sum_r exp(head[A, r] + left[B, r] + right[C, r])``. A
     tree says which symbol every span has and which r rewrites each span of several words. Symbols
@@ -41,8 +42,8 @@ class LowRankGrammar(Derivations):
         rank: r, at least 1.
 
     Raises:
-        ValueError: for sizes below 1; from every oracle for scores of another shape, or (eager CPU code) if an example
-            has no tree.
+        ValueError: for sizes below 1; from every oracle for scores of another shape, or (eager CPU
+            code) if an example has no tree.
     """
 
     def __init__(self, nonterminals: int, preterminals: int, rank: int) -> None:

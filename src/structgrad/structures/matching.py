@@ -76,7 +76,8 @@ class Matching(KBest, ActiveSetProjection):
             raise ValueError(f"scores over matchings have shape [..., n, n]; got {list(scores.shape)}")
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The best perfect matching, exact, by shortest augmenting paths, O(n^3): ``[*batch, n, n]``, no gradient.
+        """The best perfect matching, exact, by shortest augmenting paths, O(n^3):
+        ``[*batch, n, n]``, no gradient.
 
         It is compiled and parallel over examples on the CPU, one launch on a GPU (up to 1024 rows),
         and batched torch elsewhere.
@@ -111,7 +112,8 @@ class Matching(KBest, ActiveSetProjection):
         return max(shape[-1] - 1, 0)  # the last entry of a matching follows from the others
 
     def sinkhorn(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``max_{x in conv X} <x, u> - sum x log x``: ``[*batch, n, n]``, doubly stochastic, differentiable twice.
+        """``max_{x in conv X} <x, u> - sum x log x``: ``[*batch, n, n]``, doubly stochastic,
+        differentiable twice.
 
         Rows and columns are normalised in turn in the log domain (Sinkhorn 1964; Mena et al. 2018),
         in float64, at O(n^2) an iteration. The start is the dual variables of the best matching,
@@ -179,7 +181,8 @@ class Matching(KBest, ActiveSetProjection):
     def conditional(
         self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None, noise: Noise | None = None
     ) -> Tensor:
-        """A fresh sample of ``E | T = trace``: ``[*batch, n, n]``, reparameterised in ``log_rates``; 1 where missing.
+        """A fresh sample of ``E | T = trace``: ``[*batch, n, n]``, reparameterised in
+        ``log_rates``; 1 where missing.
 
         The value of the entry taken at step t is the sum of the minima of the steps up to t. The
         others are memoryless. So an entry dropped at step t has the same sum plus a fresh

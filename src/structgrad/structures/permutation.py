@@ -68,7 +68,8 @@ class Permutation(ItemRecursion):
         return self._rows(logits, exists)
 
     def softsort(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """SoftSort (Prillo and Eisenschlos 2020, equation 3): ``[*batch, n, n]``, differentiable, O(n^2).
+        """SoftSort (Prillo and Eisenschlos 2020, equation 3): ``[*batch, n, n]``, differentiable,
+        O(n^2).
 
         Row i is ``softmax_j(-|s_[i] - s_j|)`` with ``s_[i]`` the i-th largest utility. The utility
         is already divided by the temperature.

@@ -16,7 +16,8 @@ from structgrad.structures.layout import Directed
 
 
 class ProjectiveTree(Derivations):
-    """Arborescences over the positions of a sequence whose edges do not cross: projective dependency trees.
+    """Arborescences over the positions of a sequence whose edges do not cross: projective
+    dependency trees.
 
     Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root, as
     for :class:`~structgrad.structures.Arborescence`. In a vertex, all positions between the ends of

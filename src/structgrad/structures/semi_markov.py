@@ -15,11 +15,12 @@ from structgrad.structures.layout import Layout
 
 
 class SemiMarkov(Derivations):
-    """Sequences of n positions cut into segments of bounded length, each with a label (Sarawagi and Cohen 2004).
+    """Sequences of n positions cut into segments of bounded length, each with a label (Sarawagi and
+    Cohen 2004).
 
-    Parts are ``[n - 1, K, C, C]``. The part ``[i, k, c, d]`` is a segment of label d on the positions
-    ``i + 1 .. i + 1 + k``. It follows a segment of label c that ends at position i. The first segment
-    is position 0 alone. So with K = 1 these are the sequences of
+    Parts are ``[n - 1, K, C, C]``. The part ``[i, k, c, d]`` is a segment of label d on the
+    positions ``i + 1 .. i + 1 + k``. It follows a segment of label c that ends at position i. The
+    first segment is position 0 alone. So with K = 1 these are the sequences of
     :class:`~structgrad.structures.LinearChain`, whose parts are transitions. A sequence of one
     position has no part. The caller adds up scores of labels, lengths and transitions.
 
@@ -32,8 +33,8 @@ class SemiMarkov(Derivations):
         longest: K, the largest number of positions of a segment, at least 1.
 
     Raises:
-        ValueError: for arguments below 1; from every oracle for scores of another shape, or (eager CPU code) if an
-            example has no segmentation.
+        ValueError: for arguments below 1; from every oracle for scores of another shape, or (eager
+            CPU code) if an example has no segmentation.
     """
 
     def __init__(self, labels: int, longest: int) -> None:

@@ -20,7 +20,8 @@ from structgrad.structures.relaxation import Relaxation, negative_binary_entropy
 
 
 class Subset(Flat, Gibbs):
-    """All 0/1 vectors over D independent parts (Paulus et al. 2020, B.3; Correia et al. 2020, section 4).
+    """All 0/1 vectors over D independent parts (Paulus et al. 2020, B.3; Correia et al. 2020,
+    section 4).
 
     With Gibbs scores ``s`` each bit is Bernoulli(sigmoid(s)), which is ``[U > 0]`` for utilities
     ``U = s + Logistic``. The smallest of several exponentials does not decide a bit, so there is no
@@ -32,7 +33,8 @@ class Subset(Flat, Gibbs):
     :meth:`sparsemap` and O(D + k^2) for :meth:`top_k`.
 
     Args:
-        layout: ``"vector"`` (bit vectors), ``"matrix"``, ``"directed"`` or ``"undirected"`` (independent edges).
+        layout: ``"vector"`` (bit vectors), ``"matrix"``, ``"directed"`` or ``"undirected"``
+            (independent edges).
     """
 
     is_independent: ClassVar[bool] = True
@@ -101,7 +103,8 @@ class Subset(Flat, Gibbs):
         return self.log_partition(scores, mask), self.marginals(scores, mask)
 
     def categorical(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``min(1, exp(utility))``, the categorical-entropy relaxation ``argmax_x <x, u> - sum (x log x - x)``.
+        """``min(1, exp(utility))``, the categorical-entropy relaxation
+        ``argmax_x <x, u> - sum (x log x - x)``.
 
         Returns:
             ``[*batch, *parts]`` (Paulus et al. 2020, B.3).
@@ -141,7 +144,8 @@ class Subset(Flat, Gibbs):
         mask: Tensor | None = None,
         method: Literal["nested", "systematic"] = "nested",
     ) -> SparseDistribution:
-        """SparseMAP on the bits (Correia et al. 2020, eq. 4): at most D + 1 subsets whose mean is :meth:`project`.
+        """SparseMAP on the bits (Correia et al. 2020, eq. 4): at most D + 1 subsets whose mean is
+        :meth:`project`.
 
         The mean is unique, the distribution is not. Both methods give a distribution in closed
         form, O(D log D).
@@ -166,7 +170,8 @@ class Subset(Flat, Gibbs):
     def conditional_utility(
         self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """A sample of ``U | [U > 0] = vertex`` for ``U = scores + Logistic``, reparameterised in the scores.
+        """A sample of ``U | [U > 0] = vertex`` for ``U = scores + Logistic``, reparameterised in
+        the scores.
 
         The logistic is truncated at 0 by inverting its survival function (Tucker et al. 2017,
         appendix C; Grathwohl et al. 2018, section 3.2). Let ``a = s`` for a bit of 1 and ``a = -s``

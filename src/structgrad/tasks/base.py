@@ -51,8 +51,12 @@ class StepOutput:
 class Task(pl.LightningModule, abc.ABC):
     """Base of the tasks.
 
-    Subclasses are built by Hydra from ``configs/task/<name>.yaml``; training passes the structure and the
-    estimator.
+    Hydra builds subclasses from ``configs/task/<name>.yaml``; training passes the structure and the
+    estimator. A task minimises ``(estimate.surrogate + estimate.kl).mean()``. If it weights the KL,
+    it tells the estimator by ``kl_weight``. Where ``estimate.vertices.requires_grad`` is False,
+    vertices are hard and a decoder may use a sparse path. Metrics of validation and test are means
+    over examples, or ``(sum, count)`` pairs, summed over batches and processes. Metrics of training
+    are logged on the steps that a logger or the progress bar reads.
 
     Args:
         structure: the latent structure, or a stand-in with ``is_latent = False`` for a baseline

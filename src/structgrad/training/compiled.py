@@ -1,4 +1,10 @@
-"""The training step as one program of torch's compiler: forward and backward, on a GPU as two captured graphs."""
+"""The training step as one program of torch's compiler: forward and backward, on a GPU as two
+captured graphs.
+
+The step must be one program. Code that reads values asks ``values_can_be_read`` first, and
+estimators assign new state instead of writing into the old. The program is no part of a run's
+identity.
+"""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ _GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment")
 
 
 def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> dict[str, Any]:
-    """Train a task from its start or from a checkpoint, test its best model, draw, and write the summary.
+    """Train a task from its start or from a checkpoint, test its best model, draw, and write the
+    summary.
 
     Args:
         run: a run to whose folder no other process writes.

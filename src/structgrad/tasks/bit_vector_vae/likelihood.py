@@ -185,7 +185,8 @@ def _exp(x: np.float32) -> np.float32:
     """``exp(x)`` to float32 accuracy, written for vectorisation; 0 below -87, and constant above
     87.
 
-    ``2^k exp(r)`` with ``|r| <= ln(2) / 2`` and the Taylor polynomial of degree 7, whose remainder is below 6e-9.
+    ``2^k exp(r)`` with ``|r| <= ln(2) / 2`` and the Taylor polynomial of degree 7, whose remainder
+    is below 6e-9.
     """
     x = min(max(x, np.float32(-87.0)), np.float32(87.0))
     k = np.floor(x * np.float32(1.44269504) + np.float32(0.5))

@@ -39,7 +39,8 @@ class Concepts:
 
 
 def draw_games(sizes: Tensor, games: int, candidates: int, generator: torch.Generator | None = None) -> Tensor:
-    """Images of different concepts, uniformly: int64 ``[games, candidates]``, on the device of ``sizes``.
+    """Images of different concepts, uniformly: int64 ``[games, candidates]``, on the device of
+    ``sizes``.
 
     Args:
         sizes: int64 ``[concepts]``: number of images of each concept, which lie side by side.
@@ -91,8 +92,8 @@ class Omniglot(ConceptData):
     are divided: every split has every character, and no two splits have the same drawing.
 
     Args:
-        file: ``.npz`` with ``images`` uint8 ``[n, 28, 28]``, ``character`` ``[n]`` and ``character_names``, sorted by
-            character and drawer; absolute or within ``data``.
+        file: ``.npz`` with ``images`` uint8 ``[n, 28, 28]``, ``character`` ``[n]`` and
+            ``character_names``, sorted by character and drawer; absolute or within ``data``.
         data: folder of data sets, ``paths.data``.
         features: number of features of an image.
         train: number of drawers for training, the first ones.

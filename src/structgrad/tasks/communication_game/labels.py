@@ -87,7 +87,8 @@ class _Plain(pickle.Unpickler):
 
 
 def read_labels(file: Path) -> list[str | int]:
-    """A pickled list, tuple or NumPy array of strings or whole numbers, e.g. ``ours_images_single_sm0.objects``.
+    """A pickled list, tuple or NumPy array of strings or whole numbers, e.g.
+    ``ours_images_single_sm0.objects``.
 
     Args:
         file: path of the file.

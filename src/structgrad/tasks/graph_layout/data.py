@@ -41,7 +41,8 @@ def random_trees(rng: np.random.Generator, graphs: int, vertices: int) -> NDArra
 
 
 def force_step(positions: Floats, adjacency: NDArray[Any]) -> Floats:
-    """One iteration of Fruchterman and Reingold's layout, as ``networkx.spring_layout(iterations=1)`` did it.
+    """One iteration of Fruchterman and Reingold's layout, as
+    ``networkx.spring_layout(iterations=1)`` did it.
 
     Every vertex moves along the sum of its forces, by a tenth of the larger axis range. A force is
     ``k^2 / d^2 - A d / k`` times the difference vector, with ``k = sqrt(1 / n)``. Then the layout
@@ -156,11 +157,12 @@ class GraphLayoutData:
 def generate(data: GraphLayoutData) -> dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]:
     """Make all splits of a configuration, each from its own random stream.
 
-    Positions are computed in float64, scaled to [-1, 1] by the least and the greatest coordinate of the training
-    set, and kept in float32.
+    Positions are computed in float64, scaled to [-1, 1] by the least and the greatest coordinate of
+    the training set, and kept in float32.
 
     Returns:
-        split name -> positions ``[n, steps, vertices, 2]`` and adjacency matrices ``[n, vertices, vertices]``.
+        split name -> positions ``[n, steps, vertices, 2]`` and adjacency matrices
+        ``[n, vertices, vertices]``.
     """
     out = {}
     low = high = 0.0

@@ -1,4 +1,5 @@
-"""Neural relational inference: an encoder from trajectories to edge scores, a decoder from edges to trajectories.
+"""Neural relational inference: an encoder from trajectories to edge scores, a decoder from edges to
+trajectories.
 
 The architectures are the MLP encoder and decoder of Kipf et al. (2018), as Paulus et al. (2020,
 D.4.2) use them. Edges are kept *receiver-major*, as ``[..., n, n - 1]``. The entry ``[j, o]`` is
@@ -123,9 +124,11 @@ class _Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """NRI's MLP encoder without dropout: vertex, edge, vertex, edge with a skip connection (Kipf et al. 2018).
+    """NRI's MLP encoder without dropout: vertex, edge, vertex, edge with a skip connection (Kipf et
+    al. 2018).
 
-    The first layer of an edge network is linear in the two ends, so it is computed per vertex and added per edge.
+    The first layer of an edge network is linear in the two ends, so it is computed per vertex and
+    added per edge.
 
     Args:
         features: number of features of a vertex, ``steps * 2``.
@@ -151,8 +154,8 @@ class Encoder(nn.Module):
             positions: ``[batch, steps, n, 2]``.
 
         Returns:
-            scores ``[batch, n, n]`` with a zero diagonal (``[i, j]`` is i -> j), and the mean of the last edge
-            features ``[batch, hidden]``.
+            scores ``[batch, n, n]`` with a zero diagonal (``[i, j]`` is i -> j), and the mean of
+            the last edge features ``[batch, hidden]``.
         """
         n = positions.shape[2]
         by_vertex = (len(positions), n, -1)
@@ -167,7 +170,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """NRI's MLP decoder with two edge types: messages from all vertices to all others, by the type of their edge.
+    """NRI's MLP decoder with two edge types: messages from all vertices to all others, by the type
+    of their edge.
 
     Args:
         hidden: number of hidden units.

@@ -22,7 +22,8 @@ _RATINGS = 5
 
 @dataclass(kw_only=True)
 class BeerAdvocate(ReviewData):
-    """Beer reviews with ratings of four aspects (McAuley et al. 2012), in the files of Lei et al. (2016).
+    """Beer reviews with ratings of four aspects (McAuley et al. 2012), in the files of Lei et al.
+    (2016).
 
     The held-out file of an aspect is split in two halves, the first for validation and the second
     for the test (Paulus et al. 2020, D.6). The deciding words are known for other reviews, the

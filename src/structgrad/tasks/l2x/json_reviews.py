@@ -94,7 +94,8 @@ class JsonReviews(ReviewData):
 
 @dataclass(kw_only=True)
 class MovieRationales(JsonReviews):
-    """Film reviews, negative or positive, with rationales (Zaidan et al. 2007; ERASER benchmark, DeYoung et al. 2020).
+    """Film reviews, negative or positive, with rationales (Zaidan et al. 2007; ERASER benchmark,
+    DeYoung et al. 2020).
 
     The label is the rating, and the words that people marked decide. In the test part all evidence
     is marked, in the others only enough of it. So precision is comparable within a part only.

@@ -36,9 +36,9 @@ class L2X(Task):
     Metrics, means over reviews:
 
     - ``mse``, of reviews with a rating;
-    - ``precision``, of reviews whose deciding words are known: the fraction of these words among the
-      chosen words, without padding. It is 0 if none is chosen. In training it is that of the relaxed
-      words;
+    - ``precision``, of reviews whose deciding words are known: the fraction of these words among
+      the chosen words, without padding. It is 0 if none is chosen. In training it is that of the
+      relaxed words;
     - ``words``, the number of chosen words that are not padding.
 
     Encoder and decoder share the embedding. It is made when the vocabulary is known, that is after

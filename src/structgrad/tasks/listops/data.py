@@ -1,4 +1,5 @@
-"""ListOps expressions: the generator, their cache on disk, and the reader of published ``.tsv`` files.
+"""ListOps expressions: the generator, their cache on disk, and the reader of published ``.tsv``
+files.
 
 The generator is that of Nangia and Bowman (2018) without the operator SM, under the restrictions of
 Paulus et al. (2020), D.5.1. Every argument is an operator with probability 1/4 and otherwise a
@@ -464,7 +465,8 @@ def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
 
 
 def read_tsv(path: Path, columns: Sequence[str | int] | None = None) -> Expressions:
-    """Read a published ListOps file: lines of ``label<TAB>expression``, whose binary bracketing "(" ")" is dropped.
+    """Read a published ListOps file: lines of ``label<TAB>expression``, whose binary bracketing "("
+    ")" is dropped.
 
     A byte order mark and a header line are skipped. If the header ends with ``Target`` or
     ``label``, the columns are read in the other order.

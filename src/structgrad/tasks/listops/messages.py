@@ -1,4 +1,5 @@
-"""Sums of messages over all pairs of nodes, on a CPU: ``sum_j x[i, j] relu(W relu(r_i + s_j) + b)``.
+"""Sums of messages over all pairs of nodes, on a CPU:
+``sum_j x[i, j] relu(W relu(r_i + s_j) + b)``.
 
 A training step spends its time here. The library computes the matrix products. Everything between
 them is compiled, so that the output of one product is read once more, from the cache, before the

@@ -27,7 +27,8 @@ def _classifier(features: int, hidden: int) -> nn.Sequential:
 class EdgeEncoder(nn.Module):
     """Scores every edge by two left-to-right LSTMs: ``scores[i, j] = <head_i, modifier_j>``.
 
-    A single-layer LSTM has no place between layers for dropout, so it is applied to the LSTMs' outputs.
+    A single-layer LSTM has no place between layers for dropout, so it is applied to the LSTMs'
+    outputs.
 
     Args:
         hidden: size of embedding and LSTMs.
@@ -45,7 +46,8 @@ class EdgeEncoder(nn.Module):
         """Encode padded expressions.
 
         Args:
-            tokens: int64 ``[batch, n]``. Padding comes last, so that it influences no token before it.
+            tokens: int64 ``[batch, n]``. Padding comes last, so that it influences no token before
+                it.
 
         scores ``[batch, n, n]`` (``[i, j]`` for i -> j; arbitrary at padding), and a summary
             ``[batch, hidden]``: the modifier LSTM's output at the last token.
@@ -201,7 +203,8 @@ class GraphNetwork(nn.Module):
 
 
 class LSTMClassifier(nn.Module):
-    """The baseline without a latent graph: all outputs of an LSTM, flattened, then a linear layer and a classifier.
+    """The baseline without a latent graph: all outputs of an LSTM, flattened, then a linear layer
+    and a classifier.
 
     Args:
         hidden: size of every layer.

@@ -29,7 +29,8 @@ _DRAWN, _DRAWN_LENGTH = 4, 24
 class ListOps(Task):
     """Evaluates expressions by passing messages over a latent graph between their tokens.
 
-    With ``NoStructure`` an LSTM replaces encoder and graph network; with ``GroundTruth`` the graph is the true parse.
+    With ``NoStructure`` an LSTM replaces encoder and graph network; with ``GroundTruth`` the graph
+    is the true parse.
 
     Precision and recall compare a vertex, as the directed adjacency matrix that it shows, with the
     parse. The parse has edges from operators to operands; edges to and from closing brackets do not
@@ -228,7 +229,8 @@ def true_edges(parents: Tensor) -> Edges:
 
 
 def edge_metrics(vertices: Tensor, rows: Tensor, tokens: Tensor, parents: Tensor) -> tuple[Tensor, Tensor]:
-    """Precision and recall of edges, without those to and from closing brackets (Paulus et al. 2020, footnote 7).
+    """Precision and recall of edges, without those to and from closing brackets (Paulus et al.
+    2020, footnote 7).
 
     Args:
         vertices: ``[N, n, n]``, hard or relaxed; ``[i, j]`` for i -> j.

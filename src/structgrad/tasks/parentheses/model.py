@@ -15,7 +15,8 @@ _GROUPS, _LEAST = 4, 16
 
 
 class TreeDecoder(nn.Module):
-    """A language model that generates a binary tree breadth first, a token or "no child" at every place.
+    """A language model that generates a binary tree breadth first, a token or "no child" at every
+    place.
 
     This is the non-monotonic model of Welleck et al. (2019) without conditioning. An LSTM reads the
     tokens at the previous places, in level order. A linear layer, ReLU and the embedding matrix
@@ -40,7 +41,8 @@ class TreeDecoder(nn.Module):
         """Negative log-likelihood of trees with their tokens, teacher forced.
 
         Args:
-            places: int64 ``[N, p]``, N > 0 (see :func:`~structgrad.tasks.parentheses.trees.level_order`).
+            places: int64 ``[N, p]``, N > 0 (see
+                :func:`~structgrad.tasks.parentheses.trees.level_order`).
             lengths: int64 ``[N]``, number of tokens; the tree has ``2 length + 1`` places.
 
         Returns:

@@ -56,7 +56,8 @@ class Generation:
 
 
 class Parentheses(Task):
-    """A language model over balanced brackets that generates each sequence together with a binary tree over it.
+    """A language model over balanced brackets that generates each sequence together with a binary
+    tree over it.
 
     The structure decides where the trees of the training sequences come from:
 

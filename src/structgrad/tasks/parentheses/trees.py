@@ -131,7 +131,8 @@ def level_order(tokens: Tensor, parents: Tensor) -> Tensor:
         parents: int64 ``[batch, n]``, see above.
 
     Returns:
-        int64 ``[batch, 2 n + 1]``: a token or 0 for "no child" at each of the first ``2 length + 1`` places; then 0.
+        int64 ``[batch, 2 n + 1]``: a token or 0 for "no child" at each of the first
+        ``2 length + 1`` places; then 0.
     """
     n = tokens.shape[1]
     # In order, places without a child and tokens alternate. A missing child belongs to the deeper

@@ -41,8 +41,8 @@ def resample(pixels: Tensor) -> Tensor:
 class SemiSupervisedImages:
     """The published split of MNIST (or of a data set of the same size), or a random split.
 
-    A random split is the same for all runs: labelled, validation and unlabelled images are drawn one
-    after another.
+    A random split is the same for all runs: labelled, validation and unlabelled images are drawn
+    one after another.
 
     Args:
         source: see :func:`structgrad.data.images.prepare_images`.

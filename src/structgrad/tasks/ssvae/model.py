@@ -107,7 +107,8 @@ class Networks(nn.Module):
         self.decoder = Decoder(pixels, classes, style, vae_hidden)
 
     def negative_elbo(self, images: Tensor, features: Tensor, vertices: Tensor, rows: Tensor) -> Tensor:
-        """``-log p(x | z, h) + KL(q(h | x, z) || N(0, I))`` for one sample of h a vertex, in nats: ``[N]``.
+        """``-log p(x | z, h) + KL(q(h | x, z) || N(0, I))`` for one sample of h a vertex, in nats:
+        ``[N]``.
 
         This is Correia et al. (2020), equation 5, without the term of the class's own prior.
 

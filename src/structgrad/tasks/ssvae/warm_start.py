@@ -33,7 +33,8 @@ _AT_ONCE = 500
 
 @dataclass
 class WarmStart:
-    """Training on labelled images alone, as a stage before the run (Correia et al. 2020, released code).
+    """Training on labelled images alone, as a stage before the run (Correia et al. 2020, released
+    code).
 
     One warm start serves all seeds of a run and all estimators with the same classification loss.
     It is stored completely or not at all; if it is killed, it is done again. The networks are those

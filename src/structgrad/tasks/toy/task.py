@@ -18,7 +18,8 @@ Objectives = Literal["ours", "released", "quadratic"]
 
 
 class Toy(Task):
-    """Minimises an expected objective over the scores of one structure; no data, no encoder, no decoder.
+    """Minimises an expected objective over the scores of one structure; no data, no encoder, no
+    decoder.
 
     ``objective`` chooses it. ``released`` is that of the released code, ``ours`` our own.
     ``quadratic`` works for every structure, and ``ours`` is the same for structures that have no
