@@ -11,50 +11,18 @@ from torch import Tensor
 
 from structgrad.estimators.relaxation import SST, Deterministic, ExponentialSchedule, Perturbed, clip_scores
 from structgrad.estimators.utilities import Gumbel, NegExponential, make_utility
-from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Permutation, Structure, Subset
+from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Subset
 from structgrad.structures.base import UnsupportedError
-from structgrad.structures.correlated_k_subset import CorrelatedKSubset
 from structgrad.structures.k_subset import KSubset
 from structgrad.structures.spanning_tree import SpanningTree
-from structgrad.testing import Distribution, Problem, assert_mean, gradients
+from structgrad.testing import Case, Distribution, Problem, assert_mean, gradients
+from tests import cases
+from tests.cases import problem
 
-
-def both(first: Tensor) -> Tensor:
-    """All parts for one example, the given ones for the other."""
-    return torch.stack([torch.ones_like(first), first])
-
-
-def corner(n: int, length: int) -> Tensor:
-    """The edges among the first ``length`` of n nodes."""
-    present = torch.arange(n) < length
-    return present[:, None] & present
-
-
-VECTOR = both(torch.arange(4) < 3)
-GRAPH = both(corner(4, 3))
-
-#: name -> structure, shape of the scores, mask of two examples.
-CASES: dict[str, tuple[Structure, tuple[int, ...], Tensor]] = {
-    "one_hot": (OneHot(), (4,), VECTOR),
-    "subset": (Subset(), (4,), VECTOR),
-    "undirected_edges": (Subset("undirected"), (4, 4), GRAPH),
-    "directed_edges": (Subset("directed"), (3, 3), both(corner(3, 2))),
-    "k_subset": (KSubset(2), (4,), VECTOR),
-    "top_edges": (KSubset(2, "undirected"), (4, 4), GRAPH),
-    "correlated_k_subset": (CorrelatedKSubset(2), (7,), torch.ones(2, 7, dtype=torch.bool)),
-    "spanning_tree": (SpanningTree(), (4, 4), GRAPH),
-    "arborescence": (Arborescence(), (4, 4), GRAPH),
-    "matching": (Matching(), (3, 3), both(corner(3, 2))),
-    "permutation": (Permutation(), (4,), VECTOR),
-}
-PAIRS = [(name, relaxation) for name, (structure, *_) in CASES.items() for relaxation in structure.relaxations]
-LINEAR = [name for name, (s, *_) in CASES.items() if s.is_linear]
-
-
-def problem(name: str, **options: Any) -> Problem:
-    """A problem over that case."""
-    structure, shape, mask = CASES[name]
-    return Problem.make(structure, shape, **{"mask": mask} | options)
+#: The cases that have a relaxation.
+CASES: dict[str, Case] = {name: case for name, case in cases.CASES.items() if case.plain.relaxations}
+PAIRS = [(name, relaxation) for name, case in CASES.items() for relaxation in case.plain.relaxations]
+LINEAR = [name for name, case in CASES.items() if case.plain.is_linear]
 
 
 def surrogate(estimator: torch.nn.Module, p: Problem, seed: int = 3) -> Tensor:
@@ -267,7 +235,7 @@ def test_wide_clipping_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", ["subset", "correlated_k_subset", "directed_edges"])
 def test_clipping_is_refused_where_it_changes_the_distribution(name: str) -> None:
     with pytest.raises(ValueError, match="clip_range would change the distribution"):
-        SST(CASES[name][0], clip_range=15.0)
+        SST(CASES[name].plain, clip_range=15.0)
 
 
 def test_clipping_is_refused_for_neg_exponential() -> None:
@@ -519,10 +487,10 @@ def test_perturbed_argmax_of_a_bit(utility: str) -> None:
     assert_mean(*torch.autograd.grad(estimate.surrogate.sum(), scores), density)
 
 
-@pytest.mark.parametrize("name", [*CASES, "binary_tree"])
+@pytest.mark.parametrize("name", cases.CASES)
 def test_perturbed_goes_wherever_there_is_an_argmax(name: str) -> None:
-    structure, shape, mask = CASES.get(name, (BinaryTree(), (4,), VECTOR))
-    p = Problem.make(structure, shape, mask=mask)
+    p = problem(name)
+    structure = p.structure
     estimate = Perturbed(structure, n_samples=7)(p.scores, p.decoder, mask=p.mask)
     gradient = p.gradient(estimate.surrogate.sum())
     assert gradient[p.is_score][~structure.parts(p.scores, p.mask).flatten()].abs().sum() == 0

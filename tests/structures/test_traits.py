@@ -7,16 +7,16 @@ import torch
 
 from structgrad.structures import KSubset, Matching, Permutation, Structure, UnsupportedError
 from structgrad.structures.relaxation import Relaxation
-from tests.estimators.test_relaxation import CASES
+from tests.cases import CASES
 
-RELAXED = [(name, relaxation) for name, (structure, *_) in CASES.items() for relaxation in structure.relaxations]
+RELAXED = [(name, relaxation) for name, case in CASES.items() for relaxation in case.plain.relaxations]
 
 
 def example(name: str) -> tuple[Structure, torch.Tensor, torch.Tensor]:
     """A structure, random scores of two examples, and their mask."""
-    structure, shape, mask = CASES[name]
+    case = CASES[name]
     torch.manual_seed(0)
-    return structure, torch.randn(2, *shape, dtype=torch.float64), mask
+    return case.plain, torch.randn(2, *case.shape, dtype=torch.float64), case.mask
 
 
 @pytest.mark.parametrize(("name", "relaxation"), RELAXED)
