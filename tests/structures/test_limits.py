@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -244,7 +246,51 @@ def check_small(name: str, empty: bool) -> None:
                 torch.testing.assert_close(out, torch.zeros(2))
 
 
+@pytest.mark.parametrize("n", [0, 1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_every_structure_at_its_smallest(name: str, n: int) -> None:
+    """Every oracle gives finite numbers with finite gradients, or all refuse in one line."""
+    structure, shape = CASES[name][0], CASES[name][0].shape(n)
+    scores = torch.randn(2, *shape, requires_grad=True)
+    try:
+        structure.argmax(scores)
+    except ValueError as refusal:
+        message = str(refusal).split(":")[0]
+        for oracle in ("log_partition", "marginals", "sample", "project", "top_k", "sparsemap"):
+            if oracle in structure.oracles:
+                with pytest.raises(ValueError, match=re.escape(message)):
+                    getattr(structure, oracle)(scores, *[2] * (oracle == "top_k"))
+        return
+    for what, call in calls(structure, scores):
+        out = call()
+        if isinstance(out, Tensor) and what != "enumerate":
+            assert out.isfinite().all(), what
+            if out.requires_grad:
+                (gradient,) = torch.autograd.grad(out.sum(), scores, allow_unused=True)
+                assert gradient is None or gradient.isfinite().all(), what
+    if {"enumerate", "log_partition"} <= structure.oracles:
+        count = structure.log_partition(torch.zeros(shape, dtype=torch.float64)).exp().item()
+        assert len(structure.enumerate(*shape)) == pytest.approx(count)
+
+
 # --- too many -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n, (s, _) in CASES.items() if "enumerate" in s.oracles])
+def test_every_set_is_listed_or_too_large(name: str) -> None:
+    """With its number of vertices, at a small and a large size."""
+    structure = CASES[name][0]
+    for n in (4, 40):
+        try:
+            structure.enumerate(*structure.shape(n))
+        except ValueError as refusal:
+            assert re.match(rf"{structure.name} has [\d,]+ vertices of shape", str(refusal))  # noqa: PT017
+            count = int(str(refusal).split()[2].replace(",", ""))
+            if "log_partition" in structure.oracles:
+                log_z = structure.log_partition(torch.zeros(structure.shape(n), dtype=torch.float64)).item()
+                assert log_z == pytest.approx(math.log(count), rel=1e-9)
+            return
+    assert structure.enumerate(*structure.shape(40)).numel() <= 2**26
 
 
 @pytest.mark.parametrize(

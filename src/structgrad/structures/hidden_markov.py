@@ -138,7 +138,7 @@ class HiddenMarkov(Derivations):
 
     def enumerate(self, *shape: int) -> Tensor:
         """All ``C^n`` sequences: ``[V, n, C, C]``."""
-        self.check_shape_listable(*shape)
+        self.check_listable(self.states ** shape[0], *shape)
         every = torch.tensor(list(itertools.product(range(self.states), repeat=shape[0])), dtype=torch.int64)
         every = every.reshape(self.states ** shape[0], shape[0])
         before = torch.nn.functional.pad(every, (1, 0))[:, :-1] if shape[0] else every

@@ -64,17 +64,36 @@ class ProjectiveTree(Derivations):
         return last(exists.any(-1) | exists.any(-2))
 
     def enumerate(self, *shape: int) -> Tensor:
-        """The arborescences of ``shape = (n, n)`` without crossing edges, up to n = 7."""
+        """All trees of ``shape = (n, n)``: what descends from a node covers an interval."""
+        self.check_shape_listable(*shape)
         n = shape[-1]
-        vertices = self._arborescences.enumerate(*shape)
-        above = vertices + torch.eye(n, dtype=torch.float64)
-        for _ in range(n):
-            above = (above @ above).clamp(max=1)  # [i, j]: j descends from i
-        at = torch.arange(n)
-        low, high = torch.minimum(at[:, None], at), torch.maximum(at[:, None], at)
-        between = (low[..., None] < at) & (at < high[..., None])
-        crossed = (vertices[..., None] > 0) & between & (above[:, :, None, :] == 0)
-        return vertices[~crossed.flatten(1).any(-1)]
+
+        @functools.cache
+        def trees(start: int, end: int) -> list[tuple[int, list[int]]]:
+            """Root and edges (as ``i * n + j``) of every tree over the positions from start up to end."""
+            return [
+                (root, edges + more + [root * n + child for child in children + others])
+                for root in range(start, end)
+                for children, edges in forests(start, root)
+                for others, more in forests(root + 1, end)
+            ]
+
+        @functools.cache
+        def forests(start: int, end: int) -> list[tuple[list[int], list[int]]]:
+            """Roots and edges of every row of trees over these positions."""
+            if start == end:
+                return [([], [])]
+            return [
+                ([root, *roots], edges + more)
+                for middle in range(start + 1, end + 1)
+                for root, edges in trees(start, middle)
+                for roots, more in forests(middle, end)
+            ]
+
+        found = [edges for root, edges in trees(0, n) if root == self.root] if n else [[]]
+        vertices = torch.zeros(len(found), n * n, dtype=torch.float64)
+        index = torch.tensor(found, dtype=torch.int64).reshape(len(found), max(n - 1, 0))
+        return vertices.scatter_(1, index, 1.0).reshape(len(found), n, n)
 
 
 @functools.lru_cache(maxsize=64)
