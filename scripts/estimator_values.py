@@ -9,6 +9,7 @@ python scripts/estimator_values.py
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +17,36 @@ import hydra
 import torch
 
 from structgrad.diagnose import Problem
-from structgrad.structures import (
-    Arborescence,
-    BinaryTree,
-    KSubset,
-    LinearChain,
-    Matching,
-    OneHot,
-    SpanningTree,
-    Structure,
-    Subset,
-)
+from structgrad.structures import Structure
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from tests.cases import CASES  # noqa: E402
+
 CONFIGS = ROOT / "configs"
 STORED = ROOT / "tests" / "estimators" / "values.json"
 STEPS = 2
 FEATURES = 3
 
 
+#: One case of every kind that some estimator treats in its own way, and its size here.
+SIZES = {
+    "one_hot": 4,
+    "subset": 4,
+    "undirected_edges": 3,
+    "k_subset": 4,
+    "spanning_tree": 4,
+    "arborescence": 3,
+    "matching": 3,
+    "linear_chain": 3,
+    "binary_tree": 3,
+}
+
+
 def structures() -> dict[str, tuple[Structure, tuple[int, ...]]]:
-    """One structure of every kind, and the shape of its scores."""
-    return {
-        "one_hot": (OneHot(), (4,)),
-        "subset": (Subset(), (4,)),
-        "undirected_edges": (Subset("undirected"), (3, 3)),
-        "k_subset": (KSubset(2), (4,)),
-        "spanning_tree": (SpanningTree(), (4, 4)),
-        "arborescence": (Arborescence(), (3, 3)),
-        "matching": (Matching(), (3, 3)),
-        "linear_chain": (LinearChain(2), (2, 2, 2)),
-        "binary_tree": (BinaryTree(), (3,)),
-    }
+    """The structures of these cases, and the shapes of their scores."""
+    found = {name: CASES[name].plain for name in SIZES}
+    return {name: (structure, structure.shape(SIZES[name])) for name, structure in found.items()}
 
 
 def presets() -> list[str]:

@@ -6,6 +6,7 @@ Every cell is tried: each oracle at a tiny size, against the plain call. An orac
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,32 +15,13 @@ import torch
 from torch import Tensor
 
 from structgrad.common.private import compiler_errors
-from structgrad.structures import (
-    Alignment,
-    Arborescence,
-    BinaryTree,
-    BudgetSubset,
-    Constituency,
-    CorrelatedKSubset,
-    Ctc,
-    DagPath,
-    Grammar,
-    HiddenMarkov,
-    KSubset,
-    LinearChain,
-    LowRankGrammar,
-    Matching,
-    OneHot,
-    Permutation,
-    ProjectiveTree,
-    SemiMarkov,
-    SpanningTree,
-    Structure,
-    Subset,
-    Trace,
-)
+from structgrad.structures import Structure, Trace
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "transforms.md"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from tests.cases import CASES as REGISTERED  # noqa: E402
+
+TARGET = ROOT / "docs" / "transforms.md"
 
 INTRODUCTION = """\
 # Under torch.func, torch.compile and modes of torch
@@ -62,28 +44,10 @@ NOTES = """
 - **autocast** to bfloat16 changes nothing, to the last digit.
 """
 
-CASES: dict[str, tuple[Structure, tuple[int, ...]]] = {
-    "OneHot": (OneHot(), (4,)),
-    "Subset": (Subset(), (4,)),
-    "KSubset": (KSubset(2), (4,)),
-    "BudgetSubset": (BudgetSubset(2), (4,)),
-    "CorrelatedKSubset": (CorrelatedKSubset(2), (7,)),
-    "SpanningTree": (SpanningTree(), (4, 4)),
-    "Arborescence": (Arborescence(), (4, 4)),
-    "ProjectiveTree": (ProjectiveTree(), (4, 4)),
-    "Matching": (Matching(tolerance=1e-12), (3, 3)),
-    "Permutation": (Permutation(), (4,)),
-    "BinaryTree": (BinaryTree(), (4,)),
-    "LinearChain": (LinearChain(2), (2, 2, 2)),
-    "HiddenMarkov": (HiddenMarkov(2), (2, 2, 2)),
-    "SemiMarkov": (SemiMarkov(2, 2), (2, 2, 2, 2)),
-    "Alignment": (Alignment(), (3, 3)),
-    "Ctc": (Ctc(), (3, 3, 3)),
-    "Constituency": (Constituency(), (4, 4, 1)),
-    "Grammar": (Grammar(1, 1), (3, 3, 4)),
-    "LowRankGrammar": (LowRankGrammar(1, 1, 1), (3, 3, 6)),
-    "DagPath": (DagPath([[0, 1], [0, 2], [1, 2], [0, 2]]), (4,)),
-}
+#: Class -> structure and shape of its scores, those of its first case.
+CASES: dict[str, tuple[Structure, tuple[int, ...]]] = {}
+for case in REGISTERED.values():
+    CASES.setdefault(case.plain.name, (case.plain, case.shape))
 
 Function = Callable[[Tensor], Tensor]
 DIFFERENTIABLE = ("log_partition", "marginals", "entropy", "project", "log_prob", "trace_log_prob", "conditional")
