@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import hydra
 from omegaconf import OmegaConf
 
-import structgrad.structures as structures
-from structgrad.structures import derived
 from structgrad.structures.base import ORACLES, Structure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,20 +22,14 @@ the active-set method with the closed forms, [dynamic programs](dynamic_programs
 """
 
 
-def latent_structures() -> list[type[Structure]]:
-    """The public structures, by name."""
-    public = [getattr(structures, name) for name in sorted(structures.__all__)]
-    classes = [c for c in public if inspect.isclass(c) and issubclass(c, Structure) and c is not Structure]
-    return [c for c in classes if c.is_latent and c.__module__ != derived.__name__]
-
-
 def configured() -> dict[type[Structure], Structure]:
-    """Class -> what the first of its configurations builds."""
+    """Class -> what the first of its configurations builds, of all that have a latent variable, by name."""
     out: dict[type[Structure], Structure] = {}
     for path in sorted((CONFIGS / "structure").glob("*.yaml")):
         structure = hydra.utils.instantiate(OmegaConf.load(path).structure)
-        out.setdefault(type(structure), structure)
-    return out
+        if structure.is_latent:
+            out.setdefault(type(structure), structure)
+    return dict(sorted(out.items(), key=lambda item: item[0].__name__))
 
 
 def page(structure: type[Structure]) -> str:
@@ -48,7 +39,8 @@ def page(structure: type[Structure]) -> str:
 
 def table() -> str:
     """The whole file."""
-    classes, built = latent_structures(), configured()
+    built = configured()
+    classes = list(built)
     heads = [f"[{c.__name__}]({page(c)})" if (TARGET.parent / page(c)).exists() else c.__name__ for c in classes]
     lines = [INTRODUCTION, "| oracle | " + " | ".join(heads) + " |", "|---|" + ":-:|" * len(classes)]
     for oracle in ORACLES:

@@ -42,6 +42,11 @@ def first(length: int, *shape: int) -> list[Tensor]:
     return [(position < length).expand(shape)]
 
 
+def pairs(n: int, *lengths: int) -> list[Tensor]:
+    """Masks of the first so many of n items, and of their pairs."""
+    return [torch.cat([torch.arange(n) < length, torch.arange(n - 1) < length - 1]) for length in lengths]
+
+
 #: Name -> the structure, the shape of its scores, and the mask of a second, smaller example.
 CASES: dict[str, Case] = {
     "one_hot": Case(OneHot(), (4,), vector_masks(4, 3)),
@@ -74,6 +79,23 @@ CASES: dict[str, Case] = {
         LowRankGrammar(1, 1, 1), (3, 3, 6), [m[..., None].expand(3, 3, 6) for m in length_masks(3, 2)]
     ),
     "dag_path": Case(DagPath([[0, 1], [0, 2], [1, 2], [0, 2]]), (4,), vector_masks(4, 3)),
+}
+
+#: Further sizes, for the contract of structures alone.
+MORE: dict[str, list[Case]] = {
+    "budget_subset": [
+        Case(BudgetSubset(2), (5,), [*vector_masks(5, 3, 1, 0), torch.tensor([False, True, False, True, True])]),
+        Case(BudgetSubset(4), (2,)),
+        Case(BudgetSubset(3), (4,)),
+        Case(BudgetSubset(1), (1,)),
+        Case(BudgetSubset(2, "undirected"), (4, 4), length_masks(4, 3, 2, 1)),
+    ],
+    "correlated_k_subset": [
+        Case(CorrelatedKSubset(2), (9,), pairs(5, 4, 3, 2)),
+        Case(CorrelatedKSubset(1), (1,)),
+        Case(CorrelatedKSubset(1), (7,), pairs(4, 2, 1)),
+        Case(CorrelatedKSubset(3), (5,)),
+    ],
 }
 
 

@@ -242,7 +242,9 @@ class StructureContract:
         return torch.where(case.structure.parts(scores, case.mask), scores, torch.nan)
 
     def values(self, case: Case, vertices: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-        """``<x, s>`` of every vertex, computed directly."""
+        """``<x, s>`` of every vertex, computed directly. Override it where a vertex has another value."""
+        if not case.structure.is_linear:
+            pytest.skip(f"{case} has vertices of another shape than its scores")
         parts = case.structure.parts(scores, mask)
         return (vertices.double() * torch.where(parts, scores.double(), 0.0)).flatten(1).sum(-1)
 
@@ -254,7 +256,7 @@ class StructureContract:
         for case in self.each("argmax", "enumerate"):
             scores = self.scores(case, scale, dtype)
             best = case.structure.argmax(scores, case.mask)
-            assert best.shape == scores.shape
+            assert best.shape == scores.shape or not case.structure.is_linear
             assert best.dtype == dtype
             for b, mask in enumerate(case.mask):
                 vertices = self.vertices(case, mask)

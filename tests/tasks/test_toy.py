@@ -47,6 +47,7 @@ from structgrad.tasks.toy.objectives import (
     off_diagonal,
     unevenness,
 )
+from tests.cases import CASES
 
 ADAM = partial(torch.optim.Adam, lr=0.05)
 
@@ -116,6 +117,22 @@ def test_objectives_of_the_released_code() -> None:
         assert task.objective is RELEASED[type(structure)]
     with pytest.raises(ValueError, match="the released code has the structures Arborescence"):
         Toy(structure=OneHot(), estimator=Reinforce(OneHot()), optimizer=ADAM, objective="released")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_is_a_toy_problem(name: str) -> None:
+    """A step and an evaluation with what the structure has; the objective differs between vertices."""
+    structure = CASES[name].plain
+    estimator = Reinforce(structure, "X" if "entropy" in structure.oracles else "T", "loo", n_samples=4)
+    task = Toy(structure=structure, estimator=estimator, optimizer=ADAM, size=4, eval_samples=50)
+    (batch,) = task.batches("train")
+    loss = task.step(batch).loss
+    loss.backward()
+    assert loss.isfinite()
+    assert task.scores.grad.isfinite().all()
+    torch.manual_seed(0)
+    vertices = structure.argmax(torch.randn(50, *task.scores.shape))
+    assert len(task.objective(vertices).unique()) > 1
 
 
 @pytest.mark.parametrize(
