@@ -32,3 +32,17 @@ class Faulty(FindWindow):
             if self.global_step >= self.break_at - 1:
                 output.loss = output.loss * torch.nan
         return output
+
+
+class Calm(FindWindow):
+    """Without dropout: a batch of two halves has the mean of their gradients."""
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.encoder[2].p = 0.0
+
+
+class ByHand(FindWindow):
+    """Makes the steps of its optimizer itself."""
+
+    automatic_optimization = False

@@ -153,30 +153,32 @@ class Steps:
 
     Args:
         batches: the data.
-        steps: the number of batches in total.
+        steps: how many steps in total.
+        accumulated: batches in a step, whose gradients are averaged.
 
     Attributes:
-        between: called between two steps, after one is complete and before the next begins; may
-        raise.
+        between: called between two steps, when all of one is done and nothing of the next; may raise.
+        done: batches so far.
     """
 
-    def __init__(self, batches: Batches, steps: int) -> None:
-        self.batches, self.steps = batches, steps
+    def __init__(self, batches: Batches, steps: int, accumulated: int = 1) -> None:
+        self.batches, self.steps, self.accumulated = batches, steps, accumulated
         self.between: Callable[[], None] = lambda: None
         self.done = 0
 
     def __len__(self) -> int:
-        """The total number of steps."""
-        return self.steps
+        """The total number of batches."""
+        return self.steps * self.accumulated
 
     def __iter__(self) -> Iterator[Batch]:
-        """The remaining steps."""
-        while self.done < self.steps:
+        """The batches of the remaining steps."""
+        while self.done < len(self):
             for batch in self.batches:
                 self.done += 1
                 yield batch
-                self.between()  # when the next batch is asked for, the last step is complete
-                if self.done == self.steps:
+                if self.done % self.accumulated == 0:
+                    self.between()  # when the next batch is asked for, the last one has been dealt with
+                if self.done == len(self):
                     return
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from structgrad.data import Batch, Batches, Steps
 from structgrad.estimators.base import Estimate, Estimator, log_size
 from structgrad.structures.base import Structure
+from structgrad.tasks.schedules import Schedule
 
 Split = Literal["train", "val", "test"]
 #: A function from parameters or parameter groups to an optimizer.
@@ -85,6 +86,8 @@ class Task(pl.LightningModule, abc.ABC):
         self.structure = structure
         self.estimator = estimator
         self.make_optimizer = optimizer
+        #: Of the learning rates, in the place of :meth:`learning_rates`; see :meth:`follow`.
+        self.schedule: Schedule | None = None
         self._sums: dict[str, list[Tensor]] = {}
         #: If set, :meth:`training_step` calls this instead of :meth:`step`: the same function,
         #: compiled.
@@ -124,8 +127,18 @@ class Task(pl.LightningModule, abc.ABC):
         return []
 
     def learning_rates(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
-        """A schedule that advances with every training step, or None for a constant rate."""
+        """The task's own schedule, which advances with every training step; None for a constant rate."""
         return None
+
+    def follow(self, schedule: Schedule) -> None:
+        """Let the learning rates follow a schedule (``task.schedule``).
+
+        Raises:
+            ValueError: if the task has a schedule of its own that is not constant.
+        """
+        if type(self).learning_rates is not Task.learning_rates:
+            raise ValueError(f"{type(self).__name__} has a schedule of its own; leave task.schedule out")
+        self.schedule = schedule
 
     @classmethod
     def logged_by_test(cls) -> frozenset[str]:
@@ -180,8 +193,8 @@ class Task(pl.LightningModule, abc.ABC):
     # --- Lightning ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Steps:
-        """Training batches, repeated until the trainer's ``max_steps``."""
-        return Steps(self._share("train"), self.trainer.max_steps)
+        """Training batches, over and over until the trainer's ``max_steps``."""
+        return Steps(self._share("train"), self.trainer.max_steps, self.trainer.accumulate_grad_batches)
 
     def val_dataloader(self) -> Batches:
         """Validation batches."""
@@ -195,7 +208,7 @@ class Task(pl.LightningModule, abc.ABC):
         return self.batches(split).shard(self.global_rank, self.trainer.world_size)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over all trainable parameters, with its :meth:`learning_rates`.
+        """The optimizer over all trainable parameters, with its schedule or :meth:`learning_rates`.
 
         The parameters of the estimator (critics, baselines, a learnt temperature) are a group of
         their own, without the weight decay of the model.
@@ -205,7 +218,11 @@ class Task(pl.LightningModule, abc.ABC):
         model = [p for p in self.parameters() if p.requires_grad and id(p) not in names]
         groups: list[dict[str, Any]] = [{"params": model}, {"params": own, "weight_decay": 0.0}]
         optimizer = _fused(self.make_optimizer([group for group in groups if group["params"]]))
-        schedule = self.learning_rates(optimizer)
+        schedule: LRScheduler | None
+        if self.schedule is None:
+            schedule = self.learning_rates(optimizer)
+        else:
+            schedule = self.schedule.over(optimizer, self.trainer.max_steps)
         if schedule is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -236,6 +253,9 @@ class Task(pl.LightningModule, abc.ABC):
         }
         for name, value in values.items():
             self.log(f"train/{name}", value, prog_bar=name in ("loss", *self.progress), batch_size=out.size)
+        if self.schedule is not None:
+            (optimizer,) = self.trainer.optimizers
+            self.log("train/learning_rate", optimizer.param_groups[0]["lr"], batch_size=out.size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accumulate ``val/*``."""

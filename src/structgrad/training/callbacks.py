@@ -33,17 +33,15 @@ class ProgressBar(TQDMProgressBar):
 
     @property
     def total_train_batches(self) -> int:
-        """The number of batches of the whole training. Lightning's number is the rest after a run
-        was resumed.
-        """
-        return self.trainer.max_steps
+        """Of the whole training; Lightning's is what is left of it when a run was resumed."""
+        return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:
         """Lightning sees the training as one epoch. The time left is that of the steps left."""
         super().on_train_epoch_start(trainer, *arguments)
         bar = self.train_progress_bar
         bar.set_description("Training", refresh=False)
-        bar.initial = bar.n = bar.last_print_n = trainer.global_step
+        bar.initial = bar.n = bar.last_print_n = trainer.global_step * trainer.accumulate_grad_batches
         bar.refresh()
 
 
@@ -159,7 +157,7 @@ class StopOnNonFiniteLoss(pl.Callback):
     ) -> None:
         """Remember the first bad step on the device of the loss."""
         loss = outputs["loss"].detach()
-        self._remember(loss, trainer.global_step)
+        self._remember(loss, batch_idx // trainer.accumulate_grad_batches + 1)
         if loss.device.type == "cpu" or trainer.global_step % self.every == 0:
             self._stop_if_bad()
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.common.text import first_line
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure, UnsupportedError
+from structgrad.tasks.schedules import Schedule
 from structgrad.training.errors import ConfigurationError
 from structgrad.training.identity import identity, portable, resolved
 from structgrad.training.options import check_kinds, check_node, check_options
@@ -140,12 +141,33 @@ def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:
 
 
 def build_task(config: DictConfig, structure: Structure, estimator: Estimator | None) -> Task:
-    """The task over them; it reads no data."""
+    """The task over them; touches no data."""
+    schedule = None
+    if OmegaConf.is_dict(config.task) and "schedule" in config.task:  # of any task: no constructor need take it
+        if config.task.schedule is not None:
+            schedule = _instantiate(config, "task.schedule", Schedule)
+        config = copy.deepcopy(config)
+        OmegaConf.set_readonly(config, False)
+        with open_dict(config):
+            del config.task.schedule
     task: Task = _instantiate(config, "task", object, structure=structure, estimator=estimator)
+    if schedule is not None:
+        try:
+            task.follow(schedule)
+        except ValueError as error:
+            raise ConfigurationError(f"task.schedule: {first_line(error)}") from error
     precision = config.trainer.precision
     if precision.endswith("-mixed") and task.needs_full_precision is not None:
         reason = task.needs_full_precision
         raise ConfigurationError(f"trainer.precision={precision}: {reason}; 32-true and 64-true train this task")
+    if not task.automatic_optimization:
+        accumulated = config.trainer.accumulate_grad_batches
+        refused = {f"trainer.accumulate_grad_batches={accumulated}": accumulated > 1, "task.schedule": schedule}
+        for option in (name for name, asked in refused.items() if asked):
+            raise ConfigurationError(
+                f"{option}: {type(task).__name__} makes the steps of its optimizer itself (automatic_optimization = "
+                "False); leave the option out"
+            )
     try:
         task.make_optimizer(parameter for parameter in task.parameters() if parameter.requires_grad)
     except (ValueError, TypeError) as error:  # the optimizer's options are checked only with parameters
@@ -169,14 +191,14 @@ def assemble(config: DictConfig, chosen: Mapping[str, str] | None = None) -> Tas
 
 def _instantiate(config: DictConfig, key: str, kind: type, **objects: Any) -> Any:
     try:
-        node = OmegaConf.to_container(config[key], resolve=True, throw_on_missing=True)
+        node = OmegaConf.to_container(OmegaConf.select(config, key), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigurationError(f"{key}: {first_line(error)}") from error
     if not isinstance(node, dict) or "_target_" not in node:
         raise ConfigurationError(f"{key} has no _target_; see --help for its choices")
     check_node(key, node, objects)
     try:
-        built = instantiate(config[key], **objects)
+        built = instantiate(OmegaConf.select(config, key), **objects)
     except InstantiationException as error:
         # What a constructor refuses is the user's affair; any other error is a bug, and shows where it is.
         if isinstance(error.__cause__, ValueError | UnsupportedError):

@@ -25,6 +25,8 @@ HARDWARE = ("accelerator", "devices", "strategy", "compile", "log_every_n_steps"
 NEUTRAL: dict[str, Any] = {
     "trainer.matmul_precision": "highest",
     "trainer.patience": None,
+    "trainer.accumulate_grad_batches": 1,
+    "task.schedule": None,
     "task.centre_inputs": False,
     "task.objective": "ours",
     "task.data.files": None,

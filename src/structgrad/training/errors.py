@@ -13,8 +13,18 @@ from structgrad.common import renamed
 from structgrad.common.text import first_line, nearest
 from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR, EXIT_INTERRUPTED
 
-#: Groups from which a user chooses, in the order of the help. The other groups follow from these.
-GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment", "trainer", "logger")
+#: Groups that a user chooses from, in this order in the help; the others are chosen by these.
+GROUPS = (
+    "task",
+    "structure",
+    "estimator",
+    "budget",
+    "data",
+    "task.schedule",
+    "experiment",
+    "trainer",
+    "logger",
+)
 
 
 class ConfigurationError(ValueError):
@@ -75,7 +85,7 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
     for argument in arguments:  # Hydra does not name these
         group = argument.partition("=")[0]
         is_group = isinstance(error, ValueError) and group in GROUPS
-        if is_group and not isinstance(OmegaConf.from_dotlist([argument])[group], str):
+        if is_group and not isinstance(OmegaConf.select(OmegaConf.from_dotlist([argument]), group), str):
             return f"{argument}: no such choice; see --help"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
@@ -105,6 +115,8 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
         return "data=...: this task has no data sets to choose from"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
+        if "." in str(cause.full_key) and cause.full_key in GROUPS:
+            return f"{cause.full_key}: nothing is chosen; type {cause.full_key}=<choice> as well, see --help"
         key, parent = str(cause.key), cause.parent_node
         known = [str(k) for k in parent] if hasattr(parent, "keys") else []
         if "." not in str(cause.full_key):

@@ -98,7 +98,9 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
             precision=config.trainer.precision,
             max_steps=config.trainer.max_steps,
             gradient_clip_val=config.trainer.gradient_clip_val,
-            val_check_interval=config.trainer.val_every_n_steps,
+            # Lightning counts the batches between two validations, and everything else in steps.
+            val_check_interval=config.trainer.val_every_n_steps * config.trainer.accumulate_grad_batches,
+            accumulate_grad_batches=config.trainer.accumulate_grad_batches,
             log_every_n_steps=config.trainer.log_every_n_steps,
             logger=loggers,
             callbacks=[

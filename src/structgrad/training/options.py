@@ -48,6 +48,7 @@ _TRAINER = (
     "max_steps",
     "val_every_n_steps",
     "gradient_clip_val",
+    "accumulate_grad_batches",
     "log_every_n_steps",
     "pause_at",
     "patience",
@@ -104,7 +105,7 @@ def _check_trainer(trainer: DictConfig) -> None:
     for key in map(str, trainer):
         if key not in _TRAINER:
             raise ConfigurationError(f"trainer.{key}: no such option; nearest: {nearest(key, _TRAINER)}")
-    for key in ("max_steps", "val_every_n_steps", "log_every_n_steps"):
+    for key in ("max_steps", "val_every_n_steps", "log_every_n_steps", "accumulate_grad_batches"):
         _whole(f"trainer.{key}", trainer.get(key), 1)
     steps, every = trainer.max_steps, trainer.val_every_n_steps
     if every > steps:

@@ -165,8 +165,8 @@ class BitVectorVAE(Task):
             out.metrics["varying_bits"] = self._varying_bits(scores.detach(), estimate)
         self.log_training(out)
         self._calls.append(estimate.rows.bincount(minlength=out.size))
-        if (self.global_step + 1) % (self.data.train // self.batch_size) == 0:
-            # A resumed run only has the calls since it was resumed.
+        if (batch_idx + 1) % (self.data.train // self.batch_size) == 0:
+            # A resumed run has the calls since it was resumed.
             calls = torch.cat(self._calls).float()
             quartiles = calls.quantile(calls.new_tensor([0.25, 0.5, 0.75])).tolist()
             names = ("lower_quartile", "median", "upper_quartile")

@@ -19,6 +19,7 @@ from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.l2x.data import PAD, ReviewData
 from structgrad.tasks.l2x.model import Decoder, EncoderName, WordEncoder, make_encoder
 from structgrad.tasks.l2x.pictures import Explanation, draw, save, write_page
+from structgrad.tasks.schedules import Schedule
 
 #: The number of test reviews drawn after the test.
 _DRAWN = 8
@@ -154,6 +155,18 @@ class L2X(Task):
             val=self.data.split("val"),
             words=words,
         )
+
+    def follow(self, schedule: Schedule) -> None:
+        """In the place of the linear decay, which must be none.
+
+        Raises:
+            ValueError: unless ``decay_factor`` is 1.
+        """
+        if self.decay_factor != 1:
+            raise ValueError(
+                f"decay_factor={self.decay_factor} is a schedule of the task's own; task.decay_factor=1 turns it off"
+            )
+        self.schedule = schedule
 
     def learning_rates(self, optimizer: torch.optim.Optimizer) -> LRScheduler:
         """Linear decay."""

@@ -1,0 +1,128 @@
+"""How the learning rate of any task changes over its training: ``task.schedule=warmup``, ``cosine`` or ``step``.
+
+A schedule is a factor on the optimizer's rates, a function of the step alone: what is continued after a kill has the
+same rates. All lengths are shares of the training (``trainer.max_steps``), so that a schedule fits every budget.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from structgrad.common.ranges import check_range
+
+
+class Schedule(abc.ABC):
+    """A factor on the learning rates, after a linear warm-up.
+
+    In the warm-up of w steps the factor of step t = 0, 1, ... is ``(t + 1) / w`` (Goyal et al. 2017, section 2.2).
+
+    Args:
+        warmup: share of the training steps.
+
+    Raises:
+        ValueError: for a share outside of [0, 1).
+    """
+
+    def __init__(self, *, warmup: float = 0.0) -> None:
+        check_range("schedule.warmup", warmup, least=0, below=1)
+        self.warmup = warmup
+
+    def factor(self, step: int, steps: int) -> float:
+        """Of the rates in a training step.
+
+        Args:
+            step: from 0.
+            steps: of the training.
+        """
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return (step + 1) / warm
+        return self.after_warmup(step - warm, steps - warm, step / steps)
+
+    @abc.abstractmethod
+    def after_warmup(self, step: int, steps: int, share: float) -> float:
+        """The factor after the warm-up.
+
+        Args:
+            step: from 0, the first after the warm-up.
+            steps: after the warm-up.
+            share: of the whole training that is done, warm-up included.
+        """
+
+    def over(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+        """Torch's scheduler, which advances every step.
+
+        Args:
+            optimizer: whose rates.
+            steps: of the training.
+        """
+        return LambdaLR(optimizer, lambda step: self.factor(step, steps))
+
+
+class WarmUp(Schedule):
+    """The warm-up, then the optimizer's rate.
+
+    Args:
+        warmup: share of the training steps.
+    """
+
+    def after_warmup(self, step: int, steps: int, share: float) -> float:
+        """See :class:`Schedule`."""
+        return 1.0
+
+
+class Cosine(Schedule):
+    """The warm-up, then half a cosine down to a share of the rate (Loshchilov and Hutter 2017, without restarts).
+
+    Args:
+        final: the factor at the end of the training.
+        warmup: share of the training steps.
+
+    Raises:
+        ValueError: for a share outside of [0, 1), or a factor outside of [0, 1].
+    """
+
+    def __init__(self, *, final: float = 0.0, warmup: float = 0.0) -> None:
+        super().__init__(warmup=warmup)
+        check_range("schedule.final", final, least=0, most=1)
+        self.final = final
+
+    def after_warmup(self, step: int, steps: int, share: float) -> float:
+        """See :class:`Schedule`."""
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+class Step(Schedule):
+    """The warm-up, then the rate, multiplied by a factor at each of some points.
+
+    Args:
+        factor: at each of them.
+        at: shares of the training, in ascending order.
+        warmup: share of the training steps; ends before the first of them.
+
+    Raises:
+        ValueError: for shares outside of (0, 1), not ascending, or within the warm-up, or a factor that is not
+            positive.
+    """
+
+    def __init__(self, *, factor: float = 0.1, at: Sequence[float] = (0.5, 0.75), warmup: float = 0.0) -> None:
+        super().__init__(warmup=warmup)
+        check_range("schedule.factor", factor, above=0)
+        ascending = all(before < after for before, after in zip(at, at[1:], strict=False))
+        if not at or not ascending or not (0 < at[0] and at[-1] < 1):
+            raise ValueError(
+                f"schedule.at must be shares of the training, ascending, between 0 and 1; got {list(at)}; "
+                "type e.g. task.schedule.at=[0.5,0.75]"
+            )
+        if at[0] < warmup:
+            raise ValueError(f"schedule.at begins at {at[0]}, within the warm-up of {warmup}; type a smaller warmup")
+        self.by, self.at = factor, tuple(at)
+
+    def after_warmup(self, step: int, steps: int, share: float) -> float:
+        """See :class:`Schedule`."""
+        return float(self.by ** sum(share >= point for point in self.at))
