@@ -19,10 +19,9 @@ data = generate(ListOpsData(cache="unused", operators=["MIN", "MAX", "MED"], see
 
 def graphs(expressions):
     """Tokens, true trees as adjacency matrices (parent -> child), and which edges can be: brackets close nothing."""
-    tokens, parents = expressions.tokens, expressions.parents
-    tree = nn.functional.one_hot(parents.clamp_min(0), tokens.shape[1]) * (parents >= 0)[..., None]
-    words = (tokens > 0) & (tokens != CLOSE)
-    return tokens, tree.mT.float(), words[:, :, None] & words[:, None, :]
+    words = (expressions.tokens > 0) & (expressions.tokens != CLOSE)
+    edges = words[:, :, None] & words[:, None, :]
+    return expressions.tokens, structure.write(expressions.parents, mask=edges), edges
 
 
 class Parser(nn.Module):

@@ -38,33 +38,33 @@ def grid(axes: Axes, vertex: Tensor) -> None:
     axes.set(xlim=(-0.3, columns + 0.2), ylim=(-rows + 0.7, 1.2))
 
 
-def pairs(axes: Axes, vertex: Tensor) -> None:
+def pairs(axes: Axes, columns: list[int]) -> None:
     """Rows on the left, columns on the right, a line for every pair."""
-    rows, columns = vertex.shape
-    for i, j in vertex.nonzero().tolist():
+    n = len(columns)
+    for i, j in enumerate(columns):
         axes.plot([0, 2.2], [-i, -j], color=BLUE, linewidth=2, zorder=1)
-    nodes(axes, [(0, -i) for i in range(rows)] + [(2.2, -j) for j in range(columns)])
-    axes.set(xlim=(-0.5, 2.7), ylim=(-max(rows, columns) + 0.5, 0.5))
+    nodes(axes, [(x, -i) for x in (0, 2.2) for i in range(n)])
+    axes.set(xlim=(-0.5, 2.7), ylim=(-n + 0.5, 0.5))
 
 
-def graph(axes: Axes, vertex: Tensor, directed: bool) -> None:
-    """Nodes on a circle, chosen edges drawn; the root of a directed graph is node 0."""
-    n = vertex.shape[-1]
+def graph(axes: Axes, edges: list[list[int]], directed: bool) -> None:
+    """The nodes of a tree on a circle, its edges drawn; the root of a directed one is node 0."""
+    n = len(edges) + 1
     angle = torch.arange(n) * 2 * torch.pi / n + torch.pi / 2
     places = torch.stack([angle.cos(), angle.sin()], -1).tolist()
-    for i, j in vertex.nonzero().tolist():
+    for i, j in edges:
         if directed:
             arrow(axes, places[i], places[j])
-        elif i < j:
+        else:
             axes.plot(*zip(places[i], places[j], strict=True), color=BLUE, linewidth=2, zorder=1)
     nodes(axes, places, first=ORANGE if directed else GREY)
     axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
 
 
-def arcs(axes: Axes, vertex: Tensor) -> None:
+def arcs(axes: Axes, edges: list[list[int]]) -> None:
     """Positions in a line, an arc for every edge."""
-    n = vertex.shape[-1]
-    for i, j in vertex.nonzero().tolist():
+    n = len(edges) + 1
+    for i, j in edges:
         width = abs(i - j)
         axes.add_patch(Arc(((i + j) / 2, 0), width, width * 0.9, theta1=0, theta2=180, color=BLUE, linewidth=1.6))
     nodes(axes, [(i, 0.0) for i in range(n)], first=ORANGE)
@@ -79,26 +79,18 @@ def trellis(axes: Axes, path: list[int], states: int) -> None:
     axes.set(xlim=(-0.5, len(path) - 0.5), ylim=(-0.5, states - 0.5))
 
 
-def segments(axes: Axes, vertex: Tensor) -> None:
+def segments(axes: Axes, found: list[list[int]]) -> None:
     """Bars, a colour for every label."""
-    total = 0
-    for start, length, before, label in vertex.nonzero().tolist():
-        if not total:
-            bar(axes, 0, 1, before)
-        bar(axes, start + 1, length + 1, label)
-        total = max(total, start + length + 2)
-    axes.set(xlim=(-0.2, total + 0.2), ylim=(-0.6, 1.6))
+    for first, last, label in found:
+        width = last - first + 1
+        axes.add_patch(Rectangle((first + 0.06, 0), width - 0.12, 1, facecolor=COLOURS[label], edgecolor="none"))
+    axes.set(xlim=(-0.2, found[-1][1] + 1.2), ylim=(-0.6, 1.6))
 
 
-def bar(axes: Axes, start: int, length: int, label: int) -> None:
-    """A segment."""
-    axes.add_patch(Rectangle((start + 0.06, 0), length - 0.12, 1, facecolor=COLOURS[label], edgecolor="none"))
-
-
-def brackets(axes: Axes, vertex: Tensor) -> None:
+def brackets(axes: Axes, spans: list[list[int]]) -> None:
     """A line over every span, wider ones higher."""
-    n = vertex.shape[0]
-    for i, j in vertex.any(-1).nonzero().tolist():
+    n = spans[0][1] + 1
+    for i, j, _ in spans:
         if i < j:
             axes.plot([i - 0.3, j + 0.3], [j - i, j - i], color=BLUE, linewidth=2)
     nodes(axes, [(i, 0.0) for i in range(n)])
@@ -128,15 +120,22 @@ def drawings() -> dict[str, Callable[[Axes], None]]:
         return structure.argmax(torch.randn(shape))
 
     chain, segmentation = s.LinearChain(3), s.SemiMarkov(3, 3)
-    tags = chain.tags(best(chain, 6, 3, 3)).tolist()
+    tags = chain.read(best(chain, 6, 3, 3)).tolist()
+
+    def edges(heads: Tensor) -> list[list[int]]:
+        return sorted([int(head), node] for node, head in enumerate(heads) if head >= 0)
+
     vectors = {"subset": best(s.Subset(), 8), "k_subset": best(s.KSubset(3), 8), "one_hot": best(s.OneHot(), 8)}
     matrices = {"permutation": best(s.Permutation(), 5), "alignment": best(s.Alignment(), 5, 7)}
     found: dict[str, Callable[[Axes], None]] = {}
     found |= {name: lambda axes, v=v: cells(axes, v) for name, v in vectors.items()}
     found |= {name: lambda axes, v=v: grid(axes, v) for name, v in matrices.items()}
-    tree, directed = best(s.SpanningTree(), 7, 7), best(s.Arborescence(), 7, 7)
-    matching, projective = best(s.Matching(), 4, 4), best(s.ProjectiveTree(), 7, 7)
-    parts, spans = best(segmentation, 9, 3, 3, 3), best(s.Constituency(), 6, 6, 1)
+    tree = s.SpanningTree().read(best(s.SpanningTree(), 7, 7)).tolist()
+    directed = edges(s.Arborescence().read(best(s.Arborescence(), 7, 7)))
+    matching = s.Matching().read(best(s.Matching(), 4, 4)).tolist()
+    projective = edges(s.ProjectiveTree().read(best(s.ProjectiveTree(), 7, 7)))
+    parts = segmentation.read(best(segmentation, 9, 3, 3, 3)).tolist()
+    spans = s.Constituency().read(best(s.Constituency(), 6, 6, 1)).tolist()
     return found | {
         "spanning_tree": lambda axes: graph(axes, tree, directed=False),
         "arborescence": lambda axes: graph(axes, directed, directed=True),

@@ -22,6 +22,43 @@ the active-set method with the closed forms, [dynamic programs](dynamic_programs
 """
 
 
+<<<<<<< HEAD
+=======
+READINGS = """\
+## Vertices as integers
+
+`structure.read(vertex)` says in int64 what a vertex is; `structure.write(reading)` is its exact inverse, and refuses
+what is no vertex. -1 is nothing: it fills up the shorter examples of a batch and stands for absent items. Where a
+reading does not say the shape of the parts, `write(reading, shape)` takes it (`scores.shape[-2:]`,
+`structure.shape(n)`). `write(reading, mask=mask)` makes sure that the vertex is one under that mask; without it, what
+the reading leaves out is absent.
+
+```python
+tree, segments = Arborescence(), SemiMarkov(labels=3, longest=2)
+vertices = tree.write([[-1, 0, 1], [-1, 0, -1]])  # heads; the second example has two nodes
+print(tree.read(vertices))                        # tensor([[-1,  0,  1], [-1,  0, -1]])
+vertex = segments.write([[0, 0, 2], [1, 2, 0]], segments.shape(3))
+print(segments.read(vertex).tolist())             # [[0, 0, 2], [1, 2, 0]]: first, last position, label
+```
+
+Of grammars and constituency trees, `structgrad.structures.brackets(tree.read(vertex))` is the tree in brackets.
+"""
+
+
+def first_sentence(structure: type[Structure]) -> str:
+    """What ``read`` of this structure gives."""
+    text = " ".join((structure.read.__doc__ or "").split("\n\n")[0].split())
+    return text.replace("``", "`").replace(":meth:", "").replace(":func:", "")
+
+
+def latent_structures() -> list[type[Structure]]:
+    """The public structures, by name."""
+    public = [getattr(structures, name) for name in sorted(structures.__all__)]
+    classes = [c for c in public if inspect.isclass(c) and issubclass(c, Structure) and c is not Structure]
+    return [c for c in classes if c.is_latent and c.__module__ != derived.__name__]
+
+
+>>>>>>> e49728b (Structures read vertices as integers and write them: one pair for every structure)
 def configured() -> dict[type[Structure], Structure]:
     """Class -> what the first of its configurations builds, of all that have a latent variable, by name."""
     out: dict[type[Structure], Structure] = {}
@@ -46,7 +83,11 @@ def table() -> str:
     for oracle in ORACLES:
         has = ["x" if oracle in built[c].oracles else "" for c in classes]
         lines.append(f"| `{oracle}` | " + " | ".join(has) + " |")
+    lines += ["", READINGS, "| structure | `read(vertex)` |", "|---|---|"]
+    lines += [f"| {c.__name__} | {first_sentence(c)} |" for c in classes]
     lines += [
+        "",
+        "## Relaxations",
         "",
         "Relaxations, by the name that `relaxation=` takes, and the method behind each:",
         "",

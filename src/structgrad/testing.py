@@ -560,6 +560,36 @@ class StructureContract:
             assert torch.autograd.gradcheck(log_prob, scores, fast_mode=self.path != "native")
             assert torch.autograd.gradcheck(conditional, scores, fast_mode=self.path != "native")
 
+    # --- vertices as integers -------------------------------------------------------------------------------------
+
+    def test_write_is_the_inverse_of_read(self) -> None:
+        """For all vertices of all examples, one by one and together, with and without the mask."""
+        for case in self.each("enumerate"):
+            read, write = case.structure.read, case.structure.write
+            every = [self.vertices(case, mask) for mask in case.mask]
+            for vertices, mask in zip(every, case.mask, strict=True):
+                reading = read(vertices)
+                assert reading.dtype == torch.int64
+                again = write(reading, case.shape, mask.expand(len(vertices), *mask.shape))
+                assert torch.equal(again.double(), vertices), f"{case}: {reading}"
+                for vertex in vertices[-1:]:
+                    assert torch.equal(write(read(vertex), case.shape, mask).double(), vertex)
+            # What is absent without a mask is known where the structure says what a vertex covers.
+            says = type(case.plain).covered is not Structure.covered
+            together = torch.cat(every if says else every[:1])
+            assert torch.equal(write(read(together), case.shape).double(), together), f"{case}"
+
+    def test_write_refuses_what_is_no_vertex(self) -> None:
+        for case in self.each("enumerate"):
+            reading = case.structure.read(case.structure.enumerate(*case.shape))
+            if not reading.numel():
+                continue
+            with pytest.raises(TypeError, match="integers"):
+                case.structure.write(reading.double(), case.shape)
+            if self.path == "native":
+                with pytest.raises(ValueError, match="example"):
+                    case.structure.write(reading + 1000, case.shape)
+
     # --- shapes and refusals --------------------------------------------------------------------------------------
 
     def test_leading_shapes(self) -> None:

@@ -80,7 +80,7 @@ def test_states_spell_the_targets() -> None:
     log_probs, targets, frames, labels = problem()
     scores, mask = Ctc().scores(log_probs.detach(), targets, frames, labels)
     for vertex in (Ctc().argmax(scores, mask), Ctc().sample(scores, mask)):
-        for states, own, length, count in zip(Ctc().states(vertex), targets, frames, labels, strict=True):
+        for states, own, length, count in zip(Ctc().read(vertex), targets, frames, labels, strict=True):
             assert (states[length:] == -1).all()
             path = [int(s) for s in states[:length]]
             assert path[0] in (0, 1)

@@ -97,10 +97,10 @@ class TestLinearChain(SequenceContract):
         structure = LinearChain(3)
         labels, pairs = torch.randn(4, 5, 3), torch.randn(3, 3)
         scores, mask = structure.transitions(labels, pairs), torch.stack([up_to(4, 3, 3)(n) for n in (5, 4, 2, 1)])
-        tags = structure.tags(structure.sample(scores, mask))
+        tags = structure.read(structure.sample(scores, mask))
         assert [int((t >= 0).sum()) for t in tags] == [5, 4, 2, 0]
         whole = structure.argmax(scores)
-        tags = structure.tags(whole)
+        tags = structure.read(whole)
         expected = labels.gather(2, tags[..., None]).sum((1, 2)) + pairs[tags[:, :-1], tags[:, 1:]].sum(1)
         torch.testing.assert_close(structure.inner(whole, scores), expected)
 

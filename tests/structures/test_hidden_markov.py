@@ -64,7 +64,7 @@ def test_lengths() -> None:
         short = oracle(scores, mask.expand(4, 3, 3))
         torch.testing.assert_close(short[:, :2], oracle(scores[:, :2]))
         assert (short[:, 2:] == 0).all()
-    path = structure.path(structure.sample(scores, mask))
+    path = structure.read(structure.sample(scores, mask))
     assert (path[:, :2] >= 0).all()
     assert (path[:, 2:] == -1).all()
     assert structure.filtering(scores[:, :0]).shape == (5, 0, 3)
@@ -77,7 +77,7 @@ def test_the_best_path() -> None:
         torch.tensor([[0.8, 0.2], [0.3, 0.7]]).log(),
         torch.tensor([[0.9, 0.2], [0.1, 0.8], [0.1, 0.8]]).log(),
     )
-    assert structure.path(structure.argmax(scores)).tolist() == [0, 1, 1]  # .9 .9 .2 .8 .7 .8 beats .9 .9 .8 .1 .2 .8
+    assert structure.read(structure.argmax(scores)).tolist() == [0, 1, 1]  # .9 .9 .2 .8 .7 .8 beats .9 .9 .8 .1 .2 .8
 
 
 def test_what_cannot_be_is_refused() -> None:

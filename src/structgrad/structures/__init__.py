@@ -21,6 +21,7 @@ from structgrad.structures.matching import Matching
 from structgrad.structures.one_hot import OneHot
 from structgrad.structures.permutation import Permutation
 from structgrad.structures.projective_tree import ProjectiveTree
+from structgrad.structures.reading import brackets
 from structgrad.structures.relaxation import Relaxation
 from structgrad.structures.semi_markov import SemiMarkov
 from structgrad.structures.spanning_tree import SpanningTree
@@ -64,4 +65,5 @@ __all__ = [
     "Undirected",
     "UnsupportedError",
     "Vector",
+    "brackets",
 ]

@@ -38,6 +38,14 @@ class Alignment(Derivations):
     def __repr__(self) -> str:
         return "Alignment()"
 
+    def read(self, vertex: Tensor) -> Tensor:
+        """The cells (i, j) of the path, in order: int64 ``[*batch, m, 2]``, -1 behind the last one."""
+        return super().read(vertex)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        on = vertex > 0
+        return on.any(-1, keepdim=True) & on.any(-2, keepdim=True)
+
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return _graph(*shape)
 

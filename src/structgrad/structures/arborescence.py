@@ -7,6 +7,7 @@ from torch import Tensor
 
 from structgrad.algorithms import chu_liu_edmonds, matrix_tree
 from structgrad.algorithms.products import product
+from structgrad.structures import reading as readings
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.family_trees import Tree
 from structgrad.structures.layout import Directed
@@ -112,6 +113,18 @@ class Arborescence(Tree):
         fresh = parts.reshape(rates.shape) * torch.exp(-rates)
         fresh = torch.where(picked[:, :-1].reshape(rates.shape), 0.0, fresh)
         return torch.where(exists, waited + fresh, 1.0).reshape(log_rates.shape)
+
+    # --- vertices as integers -------------------------------------------------------------------------------------
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The head of every node: int64 ``[*batch, n]``, -1 for the root and for absent nodes."""
+        return readings.heads(vertex)
+
+    def _shape_of(self, reading: Tensor) -> tuple[int, ...]:
+        return reading.shape[-1:] * 2
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        return readings.entries_of_heads(reading)
 
     # --- the tests' oracle ----------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from structgrad.algorithms.autocast import without_autocast
 from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.common.text import options
+from structgrad.structures import reading as readings
 from structgrad.structures.layout import Layout
 from structgrad.structures.relaxation import Relaxation, half_square
 
@@ -436,6 +437,81 @@ class Structure:
         """
         if count * max(1, math.prod(shape)) > _LISTED:
             raise ValueError(f"{self.name} has {count:,} vertices of shape {list(shape)}, too many to be listed")
+
+    # --- vertices as integers -------------------------------------------------------------------------------------
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The parts of a vertex, in ascending order: int64 ``[*batch, m]``, or ``[*batch, m, ndim]`` for parts of
+        several dimensions; m is the most that an example has, and -1 fills up the others.
+
+        Structures that people read otherwise (heads, tags, an order, ...) say how.
+
+        Args:
+            vertex: ``[*batch, *parts]``, 0/1, as the oracles show it.
+        """
+        layout = self.vertex_layout
+        on = vertex.detach() > 0
+        shape = on.shape[on.dim() - layout.ndim :]
+        if layout.is_mirrored:  # each part once
+            on = on & layout.parts(vertex)
+        found = readings.members(on.flatten(-layout.ndim))
+        return found if layout.ndim == 1 else readings.coordinates(found, shape)
+
+    def write(
+        self,
+        reading: Tensor | Sequence[Any],
+        shape: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The vertex that :meth:`read` reads so, its inverse: ``[*batch, *parts]``, 0/1, no gradient.
+
+        Args:
+            reading: integers in the form of :meth:`read`, a tensor or nested lists.
+            shape: of the parts of one vertex, e.g. ``scores.shape[-2:]`` or ``structure.shape(n)``; None: the reading
+                says it, as heads of n nodes do.
+            mask: which parts exist. Without it, what the reading leaves out is absent, if the structure has absent
+                items.
+
+        Raises:
+            TypeError: for numbers that are no integers.
+            ValueError: if the shape is missing or does not fit; in eager CPU code, for what is no vertex.
+        """
+        given = readings.numbers(reading)
+        said = self._shape_of(given)
+        wanted = said if shape is None else tuple(shape)
+        if wanted is None:
+            raise ValueError(f"what {self.name} reads does not say the shape of the parts: write needs shape=")
+        if said is not None and wanted != tuple(said):
+            raise ValueError(f"the reading is of parts {list(said)}, and shape is {list(wanted)}")
+        index = self._entries(given, torch.Size(wanted))
+        layout = self.vertex_layout
+        batch, shown = index.shape[:-1], self._shown(torch.Size(wanted))
+        scores = torch.zeros(*batch, *wanted, device=given.device)
+        on = readings.vertices(index, shown.numel()).reshape(*batch, *shown)
+        if self.is_linear:
+            exists = self.parts(scores, mask)
+            refuse((on & ~exists).flatten(-layout.ndim).any(-1), f"has parts that {self.name} does not have here")
+        vertex = layout.mirror(on.to(scores.dtype))
+        self.check_vertex(vertex, scores, self.covered(vertex) if mask is None else mask)
+        return vertex
+
+    def _shape_of(self, reading: Tensor) -> tuple[int, ...] | None:
+        """The shape of the parts, where a reading says it."""
+        return None
+
+    def _shown(self, shape: torch.Size) -> torch.Size:
+        """The shape of one vertex over parts of this shape."""
+        return shape
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        """Which entries of the flattened vertex a reading names: int64 ``[*batch, m]``, -1 for none."""
+        return reading if len(shape) == 1 else readings.entries(reading, shape)
+
+    def covered(self, vertex: Tensor) -> Tensor | None:
+        """The parts among items that a vertex covers: bool, broadcastable to the scores; None where it need not cover
+        any.
+        """
+        return None
 
     # --- oracles --------------------------------------------------------------------------------------------------
 

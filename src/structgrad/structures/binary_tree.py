@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from structgrad.structures import reading as readings
 from structgrad.structures.family_item_recursions import ItemRecursion
 from structgrad.structures.layout import Directed, Layout, Vector
 
@@ -70,6 +71,17 @@ class BinaryTree(ItemRecursion):
             ends = ends.gather(-1, ends)
         first, last = ends.unsqueeze(-1).unbind(-3)
         return (first <= token) & (token <= last)
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The parent of every token: int64 ``[*batch, n]``, -1 for the root and for missing tokens."""
+        return readings.heads(vertex)
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        return readings.entries_of_heads(reading)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        on = vertex > 0
+        return on.any(-1) | on.any(-2)
 
     def enumerate(self, *shape: int) -> Tensor:
         """All binary trees over n tokens: ``[Catalan(n), n, n]``, float64; ``shape`` is ``(n,)``."""

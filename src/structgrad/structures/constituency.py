@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
 
@@ -67,6 +68,15 @@ class Constituency(Derivations):
         n = scores.shape[-2]
         forward = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu()
         return super().parts(scores, mask) & forward[:, :, None]
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The spans (first position, last position, label), outer ones first, then from left to right: int64 ``[*batch,
+        m, 3]``, -1 behind the last one.
+        """
+        return readings.labelled_spans(vertex.detach() > 0)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        return readings.covered_words(vertex)
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return _graph(shape[0], self.labels)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from structgrad.algorithms.counted_bits import Chain
 from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.k_best import best_first
+from structgrad.structures import reading as readings
 from structgrad.structures.derived import Gibbs
 from structgrad.structures.layout import Vector
 
@@ -115,6 +118,30 @@ class CorrelatedKSubset(Gibbs):
         chain, _, exists = self._read(scores, mask)
         log_z, items, pairs = chain.moments()
         return log_z, torch.cat([items, pairs], -1) * exists
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The items, ascending: int64 ``[*batch, k]``."""
+        return super().read(vertex[..., : (vertex.shape[-1] + 1) // 2])
+
+    def write(
+        self, reading: Tensor | Sequence[Any], shape: Sequence[int] | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """As for every structure; pairs that the mask removes are 0."""
+        vertex = super().write(reading, shape)
+        if mask is None:
+            return vertex
+        exists = self.parts(vertex, mask)
+        n = (vertex.shape[-1] + 1) // 2
+        refuse((vertex[..., :n] * ~exists[..., :n] > 0).any(-1), f"has parts that {self.name} does not have here")
+        return vertex * exists
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        n = (shape[0] + 1) // 2
+        readings.in_range(reading, n, "items")
+        items = reading.sort(-1).values
+        first, second = items[..., :-1], items[..., 1:]
+        pairs = torch.where((first >= 0) & (second == first + 1), n + first, -1)
+        return torch.cat([items, pairs], -1)
 
     def enumerate(self, *shape: int) -> Tensor:
         """All ``n choose k`` vertices: ``[V, 2n - 1]``."""

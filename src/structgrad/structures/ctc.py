@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
 
@@ -109,14 +110,37 @@ class Ctc(Derivations):
             mask &= there[..., None, :, None]
         return of_state[..., None].expand(everything), mask
 
+<<<<<<< HEAD
     def states(self, vertex: Tensor) -> Tensor:
         """The state of every frame of a vertex ``[*batch, T, S, 3]``: int64 ``[*batch, T]``, -1 for
         absent frames.
 
         State 2 u is a blank, state 2 u + 1 is label u.
+=======
+    def read(self, vertex: Tensor) -> Tensor:
+        """The state of every frame: int64 ``[*batch, T]``, -1 for absent frames. State 2 u is a blank, state 2 u + 1 is
+        label u.
+>>>>>>> e49728b (Structures read vertices as integers and write them: one pair for every structure)
         """
-        on = (vertex > 0).any(-1)
+        on = (vertex.detach() > 0).any(-1)
         return torch.where(on.any(-1), on.int().argmax(-1), -1)
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        frames, states, _ = shape
+        if reading.shape[-1] != frames:
+            raise ValueError(f"the reading has {reading.shape[-1]} frames, and shape is {list(shape)}")
+        readings.in_range(reading, states, "states")
+        readings.without_gaps(reading, "states")
+        before = torch.nn.functional.pad(reading, (1, 0))[..., :-1] if frames else reading
+        frame = torch.arange(frames, device=reading.device).expand(reading.shape)
+        at = torch.stack([frame, reading, reading - before], -1)
+        return readings.entries(torch.where(reading[..., None] < 0, -1, at), shape)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        on = (vertex > 0).any(-1)
+        frames, state = on.any(-1), torch.arange(on.shape[-1], device=on.device)
+        states = 2 * (last(on.any(-2)) // 2) + 1  # with the blank behind the last label
+        return frames[..., :, None, None] & (state < states[..., None])[..., None, :, None]
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return _graph(shape[0], shape[1])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations
 from structgrad.structures.layout import Vector
 
@@ -62,6 +63,15 @@ class DagPath(Derivations):
             )
         super().check(scores, mask)
 
+    def read(self, vertex: Tensor) -> Tensor:
+        """The edges of the path, in order: int64 ``[*batch, m]``, -1 behind the last one."""
+        order = torch.tensor(_in_order(self.edges), device=vertex.device)
+        place = readings.members(vertex.detach()[..., order] > 0)
+        return torch.where(place < 0, -1, order[place.clamp_min(0)])
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        return (vertex > 0).any(-1, keepdim=True)
+
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return _graph(self.edges, self.source, self.target)
 
@@ -83,6 +93,16 @@ class DagPath(Derivations):
         for vertex, path in zip(vertices, found, strict=True):
             vertex[path] = 1
         return vertices
+
+
+@functools.lru_cache(maxsize=64)
+def _in_order(edges: tuple[tuple[int, int], ...]) -> list[int]:
+    """The edges by their first nodes, in a topological order."""
+    sorter: TopologicalSorter[int] = TopologicalSorter()
+    for u, v in edges:
+        sorter.add(v, u)
+    rank = {node: place for place, node in enumerate(sorter.static_order())}
+    return sorted(range(len(edges)), key=lambda e: rank[edges[e][0]])
 
 
 @functools.lru_cache(maxsize=64)

@@ -56,6 +56,12 @@ class ItemRecursion(Structure, abc.ABC):
         items are arbitrary.
         """
 
+    def _shape_of(self, reading: Tensor) -> tuple[int, ...]:
+        return (reading.shape[-1],)
+
+    def _shown(self, shape: torch.Size) -> torch.Size:
+        return shape * 2
+
     def inner(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Always raises, because the value of a vertex is not linear in the scores."""
         raise self._lacks()

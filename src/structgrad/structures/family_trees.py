@@ -11,6 +11,7 @@ from torch import Tensor
 from structgrad.algorithms import matrix_tree
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.transforms import over_batch
+from structgrad.structures import reading as readings
 from structgrad.structures.base import Trace
 from structgrad.structures.derived import ActiveSetProjection, Gibbs, KBest
 
@@ -58,6 +59,11 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         logz = matrix_tree.log_partition(*self._rooted(*self._flat(scores, mask)))
         self._refuse(logz == -torch.inf, scores)
         return logz.reshape(scores.shape[:-2])
+
+    # --- vertices as integers -------------------------------------------------------------------------------------
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        return readings.among_touched(vertex)
 
     # --- helpers --------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph, Index
+from structgrad.structures import reading as readings
 from structgrad.structures.constituency import binary_trees
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
@@ -107,6 +108,28 @@ class Grammar(Derivations):
         diagonal = torch.eye(vertex.shape[-2], dtype=torch.bool, device=vertex.device)
         symbol = torch.where(diagonal, self.nonterminals + index, index // self.symbols**2)
         return torch.where(on.any(-1), symbol, -1)
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The spans (first word, last word, symbol), outer ones first, then from left to right: int64 ``[*batch, m,
+        3]``, -1 behind the last one; symbols as in :meth:`labels`. :func:`brackets` shows them.
+        """
+        spans = readings.spans_of((vertex.detach() > 0).any(-1))
+        return torch.cat([spans, readings.at_spans(self.labels(vertex.detach()), spans)[..., None]], -1)
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        spans = readings.outer_first(reading, shape[0])
+        start, end, symbol = spans.unbind(-1)
+        readings.in_range(symbol, self.symbols, "symbols")
+        left, right = readings.halves(spans)
+        of_left, of_right = symbol.gather(-1, left.clamp_min(0)), symbol.gather(-1, right.clamp_min(0))
+        rule = torch.where(start < end, (symbol * self.symbols + of_left) * self.symbols + of_right, 0)
+        upper = symbol < self.nonterminals
+        rule = torch.where(start < end, torch.where(upper, rule, -1), symbol - self.nonterminals)
+        at = torch.stack([start, end, torch.where((left < -1) | (rule < 0), -2, rule)], -1)
+        return readings.entries(torch.where(start[..., None] < 0, -1, at), shape)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        return readings.covered_words(vertex)
 
     def counts(self, vertex: Tensor) -> Tensor:
         """How often every rule is used: ``[*batch, N, S, S]``; for marginals, the expected number

@@ -12,6 +12,7 @@ from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.hypergraph import Hypergraph, known
 from structgrad.algorithms.scan import chain_total
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, log_sum
+from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
 from structgrad.structures.semi_markov import segment_graph
@@ -122,10 +123,22 @@ class HiddenMarkov(Derivations):
             posteriors.append((forward.softmax(-1) * there[..., None])[..., None, :])
         return torch.cat(posteriors, -2).to(scores.dtype)
 
-    def path(self, vertex: Tensor) -> Tensor:
-        """The states of a vertex ``[*batch, n, C, C]``: int64 ``[*batch, n]``, -1 for absent positions."""
-        on = vertex > 0
+    def read(self, vertex: Tensor) -> Tensor:
+        """The state of every position: int64 ``[*batch, n]``, -1 for absent positions."""
+        on = vertex.detach() > 0
         return torch.where(on.any((-2, -1)), on.any(-2).int().argmax(-1), -1)
+
+    def _shape_of(self, reading: Tensor) -> tuple[int, ...]:
+        return self.shape(reading.shape[-1])
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        readings.in_range(reading, self.states, "states")
+        readings.without_gaps(reading, "states")
+        before = torch.nn.functional.pad(reading, (1, 0))[..., :-1] if shape[0] else reading  # the first row at first
+        return readings.transitions(before, reading, shape)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        return vertex.flatten(-2).any(-1)[..., None, None]
 
     def _total(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
         return chain_total(scores, self._size(exists), plus)  # in fewer steps than the graph has levels

@@ -11,6 +11,7 @@ from torch import Tensor
 from structgrad.algorithms.hypergraph import Hypergraph
 from structgrad.algorithms.scan import chain_total
 from structgrad.algorithms.semirings import Aggregation
+from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
 from structgrad.structures.semi_markov import segment_graph
@@ -24,7 +25,7 @@ class LinearChain(Derivations):
     position i + 1 has label d. A position that touches no existing part is absent. For L positions
     the mask is True at ``i < L - 1``; an example of one position has no part. The method
     :meth:`transitions` makes scores from those of labels and of pairs of labels. The method
-    :meth:`tags` reads the labels of a vertex.
+    :meth:`read` gives the labels of a vertex.
 
     ``argmax`` is the algorithm of Viterbi (1967), and ``marginals`` use forward-backward (Baum
     1972). ``sample`` uses forward filtering and backward sampling (Frühwirth-Schnatter 1994). Every
@@ -77,15 +78,25 @@ class LinearChain(Derivations):
         first = torch.nn.functional.pad(labels[..., :1, :], (0, 0, 0, labels.shape[-2] - 2))
         return first[..., :, None] + labels[..., 1:, None, :] + pairs
 
-    def tags(self, vertex: Tensor) -> Tensor:
-        """The labels of a vertex ``[*batch, n - 1, C, C]``, n at least 2: int64 ``[*batch, n]``.
-
-        They are -1 at absent positions.
+    def read(self, vertex: Tensor) -> Tensor:
+        """The label of every position: int64 ``[*batch, n]``, -1 for absent positions. A sequence of one position has
+        no part that says its label: it is -1 throughout.
         """
-        on = vertex > 0
+        on = vertex.detach() > 0
         to = torch.where(on.any((-2, -1)), on.any(-2).int().argmax(-1), -1)
-        start = torch.where(on[..., :1, :, :].any((-2, -1)), on[..., :1, :, :].any(-1).int().argmax(-1), -1)
-        return torch.cat([start, to], -1)
+        start = torch.where(on.any((-2, -1)), on.any(-1).int().argmax(-1), -1)[..., :1]
+        return torch.cat([start if on.shape[-3] else start.new_full((*on.shape[:-3], 1), -1), to], -1)
+
+    def _shape_of(self, reading: Tensor) -> tuple[int, ...]:
+        return self.shape(reading.shape[-1])
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        readings.in_range(reading, self.labels, "labels")
+        readings.without_gaps(reading, "labels")
+        return readings.transitions(reading[..., :-1], reading[..., 1:], shape)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        return vertex.flatten(-2).any(-1)[..., None, None]
 
     def _total(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
         return chain_total(scores, self._size(exists), plus)  # in fewer steps than the graph has levels

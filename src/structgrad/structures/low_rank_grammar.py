@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.structures import reading as readings
 from structgrad.structures.constituency import binary_trees
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.grammar import of_lengths, spans, where_halves_meet, whole
@@ -133,6 +135,41 @@ class LowRankGrammar(Derivations):
         words = vertex[..., vertex.shape[-1] - self.preterminals :] > 0
         symbol = torch.where(heads.any(-1), heads.int().argmax(-1) // self.rank, -1)
         return torch.where(words.any(-1), self.nonterminals + words.int().argmax(-1), symbol)
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The spans (first word, last word, symbol, r that rewrites it or -1 for a word), outer ones first, then from
+        left to right: int64 ``[*batch, m, 4]``, -1 behind the last one; symbols as in :meth:`labels`.
+        """
+        on = vertex.detach() > 0
+        heads = on[..., : self.nonterminals * self.rank]
+        symbols = self.labels(vertex.detach())
+        spans = readings.spans_of(symbols >= 0)
+        ranks = torch.where(heads.any(-1), heads.int().argmax(-1) % self.rank, -1)
+        return torch.cat([spans, *(readings.at_spans(a, spans)[..., None] for a in (symbols, ranks))], -1)
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        spans = readings.outer_first(reading, shape[0])
+        start, end, symbol, rank = spans.unbind(-1)
+        readings.in_range(symbol, self.symbols, "symbols")
+        readings.in_range(rank, self.rank, "ranks")
+        several, there = end > start, start >= 0
+        wrong = there & ((several != (symbol < self.nonterminals)) | (several != (rank >= 0)))
+        refuse(wrong.any(-1), "has words with a nonterminal or a rank, or longer spans without")
+        children = readings.halves(spans)
+        sides = [self.nonterminals, self.nonterminals + self.symbols]
+        of_words = sides[1] * self.rank + self.symbols * self.rank + symbol - self.nonterminals
+        own = torch.where(several, symbol * self.rank + rank, of_words)
+        found = [readings.entries(torch.where(there[..., None], torch.stack([start, end, own], -1), -1), shape)]
+        for side, child in zip(sides, children, strict=True):
+            at = child.clamp_min(0)
+            i, j, below = (a.gather(-1, at) for a in (start, end, symbol))
+            inside = torch.stack([i, j, (side + below) * self.rank + rank], -1)
+            inside = torch.where(child[..., None] < -1, -2, inside)
+            found.append(readings.entries(torch.where((several & there)[..., None], inside, -1), shape))
+        return torch.cat(found, -1)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        return readings.covered_words(vertex)
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return _graph(shape[0], self.nonterminals, self.preterminals, self.rank)

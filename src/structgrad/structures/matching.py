@@ -14,6 +14,7 @@ from structgrad.algorithms.derivatives import implicit
 from structgrad.algorithms.eager import values_can_be_read, warn_stopped
 from structgrad.algorithms.plackett_luce import log_totals, takes_operator
 from structgrad.algorithms.sinkhorn import central_duals, dual_step, potentials
+from structgrad.structures import reading as readings
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.derived import ActiveSetProjection, KBest
 from structgrad.structures.layout import Matrix
@@ -245,6 +246,21 @@ class Matching(KBest, ActiveSetProjection):
                     "the greedy trace needs as many rows as columns and every part between them; "
                     f"example {example} lacks some"
                 )
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The column of every row: int64 ``[*batch, n]``, -1 for absent rows."""
+        return readings.heads(vertex.mT)
+
+    def _shape_of(self, reading: Tensor) -> tuple[int, ...]:
+        return reading.shape[-1:] * 2
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        row = torch.arange(shape[0], device=reading.device).expand(reading.shape)
+        return readings.entries(torch.stack([torch.where(reading < 0, reading, row), reading], -1), shape)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        on = vertex > 0
+        return on.any(-1, keepdim=True) & on.any(-2, keepdim=True)
 
     def enumerate(self, *shape: int) -> Tensor:
         """All n! permutation matrices: ``[n!, n, n]``, float64; ``shape`` is ``(n, n)``."""

@@ -117,7 +117,7 @@ class OneHot(Gibbs):
         Args:
             scores: ``[*batch, K]``.
             alpha: 1 is softmax, 2 is sparsemax. A tensor, broadcastable to ``[*batch, 1]``, may be
-            learnt.
+                learnt.
             mask: which categories exist.
 
         Raises:
@@ -189,6 +189,16 @@ class OneHot(Gibbs):
         return plackett_luce_conditional(
             trace.choices, rates, exists, *(noise or self.conditional_noise(trace, log_rates))
         )
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The category: int64 ``[*batch]``."""
+        on = vertex.detach() > 0
+        return (
+            torch.where(on.any(-1), on.int().argmax(-1), -1) if on.shape[-1] else on.new_full(on.shape[:-1], -1).long()
+        )
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        return reading[..., None]
 
     def enumerate(self, *shape: int) -> Tensor:
         """The identity matrix: ``[K, K]``."""

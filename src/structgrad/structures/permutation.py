@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.products import product
+from structgrad.structures import reading as readings
 from structgrad.structures.family_item_recursions import ItemRecursion
 from structgrad.structures.layout import Layout, Matrix, Vector
 from structgrad.structures.relaxation import Relaxation
@@ -50,6 +51,19 @@ class Permutation(ItemRecursion):
         places = torch.arange(vertex.shape[-1], device=vertex.device, dtype=vertex.dtype)
         place = product(places.unsqueeze(0), vertex.detach()).squeeze(-2)
         return place.unsqueeze(-1) <= place.unsqueeze(-2)
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The item at every position: int64 ``[*batch, n]``, -1 behind the last one."""
+        return readings.heads(vertex.mT)
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        readings.without_gaps(reading, "items")
+        place = torch.arange(shape[0], device=reading.device).expand(reading.shape)
+        at = torch.stack([torch.where(reading < 0, reading, place), reading], -1)
+        return readings.entries(at, self._shown(shape))
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        return (vertex > 0).any(-2)
 
     def neuralsort(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """NeuralSort (Grover et al. 2019, equation 5): ``[*batch, n, n]``, differentiable, O(n^2).

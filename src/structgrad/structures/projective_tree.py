@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.structures import reading as readings
 from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Directed
@@ -56,6 +57,19 @@ class ProjectiveTree(Derivations):
     def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """Edges off the diagonal and not into the root; no tree has the others."""
         return self._arborescences.parts(scores, mask)
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The head of every node: int64 ``[*batch, n]``, -1 for the root and for absent nodes."""
+        return readings.heads(vertex)
+
+    def _shape_of(self, reading: Tensor) -> tuple[int, ...]:
+        return reading.shape[-1:] * 2
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        return readings.entries_of_heads(reading)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        return readings.among_touched(vertex)
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return _graph(shape[0], self.root)

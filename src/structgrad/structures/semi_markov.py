@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.hypergraph import ONE, Builder, Hypergraph
+from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations
 from structgrad.structures.layout import Layout
 
@@ -64,6 +66,35 @@ class SemiMarkov(Derivations):
         """Segments that end within the sequence."""
         end = _ends(scores)
         return super().parts(scores, mask) & (end < scores.shape[-4])[:, :, None, None]
+
+    def read(self, vertex: Tensor) -> Tensor:
+        """The segments (first position, last position, label), in order: int64 ``[*batch, m, 3]``, -1 behind the last
+        one. A sequence of one position has no part that says its label: it has no segment.
+        """
+        index = readings.members((vertex.detach() > 0).flatten(-4))
+        at = readings.coordinates(index, vertex.shape[-4:])
+        first, label = torch.zeros_like(at[..., :1, :3]), at[..., :1, 2]
+        first = torch.where(label[..., None] < 0, -1, torch.cat([first[..., :2], label[..., None]], -1))
+        start = at[..., 0] + 1
+        later = torch.stack([start, start + at[..., 1], at[..., 3]], -1)
+        return torch.cat([first, torch.where(index[..., None] < 0, -1, later)], -2)
+
+    def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
+        starts = torch.where(reading[..., 0] < 0, shape[0] + 1, reading[..., 0])
+        start, end, label = reading.gather(-2, starts.argsort(-1)[..., None].expand(reading.shape)).unbind(-1)
+        readings.in_range(label, self.labels, "labels")
+        begins = (start[..., :1] < 0) | ((start[..., :1] == 0) & (end[..., :1] == 0))
+        refuse(~begins.all(-1), "has a first segment that is not position 0 alone")
+        follows = (start[..., 1:] < 0) | (start[..., 1:] == end[..., :-1] + 1)
+        refuse(~follows.all(-1), "has segments that do not follow one another")
+        at = torch.stack([start[..., 1:] - 1, (end - start)[..., 1:], label[..., :-1], label[..., 1:]], -1)
+        return readings.entries(torch.where(start[..., 1:, None] < 0, -1, at), shape)
+
+    def covered(self, vertex: Tensor) -> Tensor:
+        end = _ends(vertex)
+        last = torch.where(vertex.flatten(-2).any(-1), end, -1).flatten(-2)
+        size = torch.nn.functional.pad(last, (1, 0), value=-1).amax(-1)
+        return (end <= size[..., None, None])[..., None, None]
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return segment_graph(shape[0], self.longest, self.labels)
