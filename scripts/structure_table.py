@@ -22,8 +22,6 @@ the active-set method with the closed forms, [dynamic programs](dynamic_programs
 """
 
 
-<<<<<<< HEAD
-=======
 READINGS = """\
 ## Vertices as integers
 
@@ -36,9 +34,9 @@ the reading leaves out is absent.
 ```python
 tree, segments = Arborescence(), SemiMarkov(labels=3, longest=2)
 vertices = tree.write([[-1, 0, 1], [-1, 0, -1]])  # heads; the second example has two nodes
-print(tree.read(vertices))                        # tensor([[-1,  0,  1], [-1,  0, -1]])
+print(tree.read(vertices))  # tensor([[-1,  0,  1], [-1,  0, -1]])
 vertex = segments.write([[0, 0, 2], [1, 2, 0]], segments.shape(3))
-print(segments.read(vertex).tolist())             # [[0, 0, 2], [1, 2, 0]]: first, last position, label
+print(segments.read(vertex).tolist())  # [[0, 0, 2], [1, 2, 0]]: first, last position, label
 ```
 
 Of grammars and constituency trees, `structgrad.structures.brackets(tree.read(vertex))` is the tree in brackets.
@@ -51,14 +49,6 @@ def first_sentence(structure: type[Structure]) -> str:
     return text.replace("``", "`").replace(":meth:", "").replace(":func:", "")
 
 
-def latent_structures() -> list[type[Structure]]:
-    """The public structures, by name."""
-    public = [getattr(structures, name) for name in sorted(structures.__all__)]
-    classes = [c for c in public if inspect.isclass(c) and issubclass(c, Structure) and c is not Structure]
-    return [c for c in classes if c.is_latent and c.__module__ != derived.__name__]
-
-
->>>>>>> e49728b (Structures read vertices as integers and write them: one pair for every structure)
 def configured() -> dict[type[Structure], Structure]:
     """Class -> what the first of its configurations builds, of all that have a latent variable, by name."""
     out: dict[type[Structure], Structure] = {}

@@ -110,17 +110,9 @@ class Ctc(Derivations):
             mask &= there[..., None, :, None]
         return of_state[..., None].expand(everything), mask
 
-<<<<<<< HEAD
-    def states(self, vertex: Tensor) -> Tensor:
-        """The state of every frame of a vertex ``[*batch, T, S, 3]``: int64 ``[*batch, T]``, -1 for
-        absent frames.
-
-        State 2 u is a blank, state 2 u + 1 is label u.
-=======
     def read(self, vertex: Tensor) -> Tensor:
         """The state of every frame: int64 ``[*batch, T]``, -1 for absent frames. State 2 u is a blank, state 2 u + 1 is
         label u.
->>>>>>> e49728b (Structures read vertices as integers and write them: one pair for every structure)
         """
         on = (vertex.detach() > 0).any(-1)
         return torch.where(on.any(-1), on.int().argmax(-1), -1)
