@@ -220,21 +220,23 @@ _K, _S, _L, _W = (f"{1e6 * seconds:g} µs" for seconds in (KERNEL, SEQUENTIAL, L
 _O = f"{1e3 * LOOP:g} ms"
 _HEAD = f"""# Estimate for an H100
 
-Made by `RECORD=1 python -m benchmarks.estimate`; do not edit. Nothing here is measured: these are the training steps of
-every row at the paper's budget, counted on the `meta` device, against the data sheet of an NVIDIA H100 SXM5
-({FLOPS / 1e12:g} TFLOP/s in float32 without tensor cores, {BANDWIDTH / 1e12:g} TB/s). `make bench-gpu` measures some.
+Made by `RECORD=1 python -m benchmarks.estimate`; do not edit. Nothing here is measured. The training
+steps of every row at the paper's budget are counted on the `meta` device. Times follow from the data
+sheet of an NVIDIA H100 SXM5 ({FLOPS / 1e12:g} TFLOP/s in float32 without tensor cores, {BANDWIDTH / 1e12:g} TB/s).
+`make bench-gpu` measures some of them.
 
-- *device*: the sum over launches of the longest of {_K}, bytes over bandwidth, operations over peak, and of {_S} for
-  every step of an LSTM or of a recursion within a kernel.
-- *step*: the longer of that and of the host's time: {_L} a launch, {_W} a wait, {_O} for the loop around the step.
-- *captured*: with CUDA graphs (`trainer.compile=reduce-overhead`), where no step waits.
-- *alone*, *captured*, *{TOGETHER} together*: hours of a run of all steps; the last of {TOGETHER} runs on one GPU,
-  with a CPU core each.
+- *device*: a sum over launches. A launch takes the longest of {_K}, bytes over bandwidth, and operations
+  over peak. Every step of an LSTM, or of a recursion within a kernel, adds {_S}.
+- *step*: the longer of that and the host's time: {_L} a launch, {_W} a wait, {_O} for the loop around the
+  step.
+- *captured*: with CUDA graphs (`trainer.compile=reduce-overhead`), if no step waits.
+- *alone*, *captured*, *{TOGETHER} together*: hours of a run of all steps. The last is for {TOGETHER} runs on one
+  GPU, with a CPU core each.
 
-The times {_K}, {_S}, {_L}, {_W} and {_O} are assumed. Left out are validations, the test, and the arithmetic within own
-kernels. Where data are not at hand, others of the same shapes are counted (of the communication game images of fewer
-features, 784 for 4,096). RELAX cannot be captured (see `gpu.md`).
-Tables 4 to 6 of Paulus et al. are Table 3 with other data.
+The times {_K}, {_S}, {_L}, {_W} and {_O} are assumed. Validations, the test, and the arithmetic within our
+own kernels are left out. Missing data are replaced by others of the same shapes (images of the
+communication game have fewer features, 784 instead of 4,096). RELAX cannot be captured (see
+`gpu.md`). Tables 4 to 6 of Paulus et al. are Table 3 with other data.
 """
 
 if __name__ == "__main__":

@@ -249,12 +249,12 @@ def main() -> int:
             print("   backward", backward.launches.most_common(8))
     if os.environ.get("RECORD", "") not in ("", "0") and not options.only:
         PAGE.write_text(
-            "# Launches\n\nMade by `RECORD=1 python -m benchmarks.launches`; do not edit. Kernels that a training step "
-            "at the paper's sizes launches on a device that is not the CPU, and\nhow often it waits for that device, "
-            "counted on the `meta` device (an LSTM is one launch; views and allocations are none; without the\n"
-            "optimiser's step). A launch costs a GPU's host some 5 to 10 microseconds, whatever its arithmetic.\n\n"
-            + "\n".join(lines)
-            + "\n"
+            "# Launches\n\n"
+            "Made by `RECORD=1 python -m benchmarks.launches`; do not edit. The table counts the kernels that a\n"
+            "training step at the paper's sizes launches on a device other than the CPU, and its waits for that\n"
+            "device. Both are counted on the `meta` device, without the optimiser's step. An LSTM is one launch;\n"
+            "views and allocations are none. A launch costs a GPU's host about 5 to 10 microseconds, whatever\n"
+            "its arithmetic.\n\n" + "\n".join(lines) + "\n"
         )
         print(f"wrote {PAGE.relative_to(ROOT)}")
     return 0

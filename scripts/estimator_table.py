@@ -17,15 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "estimators" / "table.md"
 HEAD = """# Estimator x structure
 
-Made by `python scripts/estimator_table.py`, which constructs every pair of configurations as they are; do not edit.
-`x` works. A number is that of the reason below for which the pair is refused when the configuration is composed;
-the message says what would work.
+Made by `python scripts/estimator_table.py`, which constructs every pair of configurations; do not
+edit. `x`: the pair works. A number refers to the reasons below: the pair is refused when the
+configuration is composed, and the message says what would work.
 
 """
 RELAXATIONS = """
 ## Relaxations
 
-What `estimator.relaxation` of `sst`, `sst_st` and their kin can be.
+The possible values of `estimator.relaxation` for `sst`, `sst_st` and their relatives.
 
 """
 

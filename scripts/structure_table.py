@@ -16,9 +16,10 @@ TARGET = ROOT / "docs" / "structures" / "README.md"
 INTRODUCTION = """\
 # Structures
 
-Written by `scripts/structure_table.py` from the code; do not edit. What every oracle means is said in
-`src/structgrad/structures/base.py`; one page a structure is linked below. [Sparse projections](sparsemap.md) compares
-the active-set method with the closed forms, [dynamic programs](dynamic_programs.md) says what six structures share.
+Written by `scripts/structure_table.py` from the code; do not edit.
+`src/structgrad/structures/base.py` defines every oracle. Each structure links to its page.
+[Sparse projections](sparsemap.md) compares the active-set method with the closed forms.
+[Dynamic programs](dynamic_programs.md) describes the common code of ten structures.
 """
 
 

@@ -26,21 +26,24 @@ TARGET = ROOT / "docs" / "transforms.md"
 INTRODUCTION = """\
 # Under torch.func, torch.compile and modes of torch
 
-Written by `scripts/transform_table.py`, which tries every cell on the CPU at a tiny size; do not edit.
-`all`: every oracle gives what the plain call gives, in value and in derivatives. Otherwise the cell names
-the oracles that are refused; how is said below the table. Choices (`argmax`, `top_k`, `sample`, `trace`)
-have no derivative, so the columns of derivatives are about the others. `sparsemap` returns as many vertices
-as it needs, which `vmap` cannot: it is refused under `torch.func` in one line.
+Written by `scripts/transform_table.py`, which tries every cell on the CPU at a tiny size; do not
+edit. `all`: every oracle gives the result of the plain call, in value and in derivatives. Otherwise
+the cell names the refused oracles; the text below the table explains them. Choices (`argmax`,
+`top_k`, `sample`, `trace`) have no derivative, so columns of derivatives leave them out. The number
+of vertices of `sparsemap` varies, which `vmap` cannot handle: it is refused under `torch.func` in
+one line.
 
 """
 
 NOTES = """
-- **vmap** takes `randomness="different"` for samples. Compiled code sees the examples of `vmap` as one more batch
-  dimension (`structgrad.algorithms.transforms`); what is differentiated under `torch.func` runs in plain torch.
-- **jacobian** is `torch.autograd.functional.jacobian(vectorize=True)`, **hessian** `torch.func.hessian`.
-- **compile** is tried with `backend="aot_eager"`, with the gradient of what has one. Compiled CPU code is
-  reached through `torch.library` operators. The active-set projection looks at values in every step;
-  `torch.compile` runs it between two graphs, and `fullgraph=True` refuses it in a line that says so.
+- **vmap** takes `randomness="different"` for samples. Compiled code sees the examples of `vmap` as one
+  more batch dimension (`structgrad.algorithms.transforms`). Derivatives under `torch.func` run in
+  plain torch.
+- **jacobian** is `torch.autograd.functional.jacobian(vectorize=True)`, **hessian**
+  `torch.func.hessian`.
+- **compile** is tried with `backend="aot_eager"`, with gradients where they exist. Compiled CPU code
+  is called through `torch.library` operators. The active-set projection reads values in every step.
+  `torch.compile` runs it between two graphs, and `fullgraph=True` refuses it with a message.
 - **autocast** to bfloat16 changes nothing, to the last digit.
 """
 
