@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -68,6 +68,7 @@ class Problem:
     decoder: Decoder
     mask: Tensor
     context: Tensor
+    _vertices: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @staticmethod
     def make(
@@ -132,6 +133,11 @@ class Problem:
         Raises:
             ArithmeticError: if the structure's own ``log_partition`` says that some are missing.
         """
+        if example not in self._vertices:
+            self._vertices[example] = self._find_vertices(example)
+        return self._vertices[example]
+
+    def _find_vertices(self, example: int) -> Tensor:
         structure, mask = self.structure, self.mask[example]
         scores = self.scores[example].detach()
         found = []

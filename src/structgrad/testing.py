@@ -761,11 +761,21 @@ class EstimatorContract:
         for estimator, problem in built[self.variant]:
             yield copy.deepcopy(estimator).train(), problem
 
-    def run(self, estimator: Estimator, problem: Problem, objective: Objective | None = None) -> Estimate:
+    def run(
+        self,
+        estimator: Estimator,
+        problem: Problem,
+        objective: Objective | None = None,
+        prior_scores: Tensor | None = None,
+    ) -> Estimate:
         """One call, from a fixed seed."""
         torch.manual_seed(0)
         estimate: Estimate = estimator(
-            problem.scores, objective or problem.decoder, mask=problem.mask, context=problem.context
+            problem.scores,
+            objective or problem.decoder,
+            mask=problem.mask,
+            context=problem.context,
+            prior_scores=prior_scores,
         )
         return estimate
 
@@ -815,6 +825,40 @@ class EstimatorContract:
             if estimator.kl_over == "vertex":
                 sizes = [math.log(len(problem.vertices(example))) for example in range(len(problem.scores))]
                 assert (estimate.kl <= torch.tensor(sizes) + 1e-9).all()
+
+    def test_prior(self) -> None:
+        """The KL from a prior of other scores, and its gradient for these; the uniform one is that of scores 0."""
+        for estimator, problem in self.each():
+            exists = problem.structure.parts(problem.scores, problem.mask)
+            zeros = torch.zeros_like(problem.scores)
+            if estimator.kl_over is None:
+                with pytest.raises(UnsupportedError, match="prior_scores would change nothing"):
+                    self.run(estimator, problem, prior_scores=zeros)
+                continue
+            uniform = self.run(estimator, problem).kl
+            torch.testing.assert_close(self.run(estimator, problem, prior_scores=zeros).kl, uniform)
+            prior = torch.where(exists, torch.randn_like(problem.scores), math.nan).requires_grad_()
+            estimate = self.run(estimator, problem, prior_scores=prior)
+            (gradient,) = torch.autograd.grad(estimate.kl.sum(), prior)
+            assert (gradient[~exists] == 0).all()
+            if estimator.kl_over == "parts":
+                same = torch.where(exists, problem.scores.detach(), math.nan)
+                kl = self.run(estimator, problem, prior_scores=same).kl
+                torch.testing.assert_close(kl, torch.zeros_like(kl))
+                continue
+            for b in range(len(problem.scores)):
+                vertices = problem.vertices(b)
+                known = torch.where(exists[b], torch.stack([problem.scores[b], prior[b]]).detach(), 0.0)
+                log_q, log_p = (vertices.flatten(1) @ known.flatten(1).T).log_softmax(0).T
+                q = log_q.exp()
+                if estimate.exact:  # weights of its own
+                    own = estimate.rows == b
+                    same_vertex = (estimate.vertices[own].detach().flatten(1)[:, None] == vertices.flatten(1)).all(-1)
+                    q = estimate.weights[own] @ same_vertex.to(q)
+                    log_q = q.clamp_min(1e-300).log()
+                torch.testing.assert_close(estimate.kl[b].detach(), (q * (log_q - log_p)).sum())
+                moved = torch.einsum("v,v...->...", log_p.exp() - q, vertices)
+                torch.testing.assert_close(gradient[b], torch.where(exists[b], moved, 0.0))
 
     def test_missing_parts_have_no_gradient(self) -> None:
         """Missing parts are never read either: NaN there changes nothing."""

@@ -156,13 +156,22 @@ def test_without_replacement_beats_leave_one_out_with_as_many_evaluations() -> N
 # --- importance-weighted bounds ---------------------------------------------------------------------------------------
 
 
-def expected_bound(case: Problem, samples: int) -> Tensor:
-    """Minus the sum over examples of E[B] over all tuples of samples, differentiable."""
+def expected_bound(case: Problem, samples: int, prior: Tensor | None = None) -> Tensor:
+    """Minus the sum over examples of E[B] over all tuples of samples, differentiable.
+
+    Args:
+        case: the problem.
+        samples: an example.
+        prior: scores ``[*parts]`` of the prior; None: the uniform one.
+    """
     total = torch.zeros((), dtype=torch.float64)
     for example in range(len(case.scores)):
         vertices, q = case.probabilities(example, "gibbs")
         losses = case.decoder(vertices, torch.full((len(vertices),), example))
-        log_w = -losses - q.log() - torch.tensor(float(len(q))).double().log()
+        known = torch.zeros_like(case.scores[0]) if prior is None else prior
+        parts = case.structure.parts(known, case.mask[example])
+        log_prior = (vertices * torch.where(parts, known, 0.0)).flatten(1).sum(1).log_softmax(0)
+        log_w = -losses - q.log() + log_prior
         for chosen in itertools.product(range(len(q)), repeat=samples):
             index = torch.tensor(chosen)
             bound = log_w[index].logsumexp(0) - torch.tensor(float(samples)).double().log()
@@ -170,12 +179,14 @@ def expected_bound(case: Problem, samples: int) -> Tensor:
     return total
 
 
-def bound_gradients(estimator: Estimator, case: Problem, count: int = 60, repeats: int = 200) -> Tensor:
+def bound_gradients(
+    estimator: Estimator, case: Problem, count: int = 60, repeats: int = 200, prior: Tensor | None = None
+) -> Tensor:
     """As ``gradients``, of ``surrogate + kl``."""
 
     class WithKL(torch.nn.Module):
         def __call__(self, *arguments: Any, **options: Any) -> Any:
-            out = estimator(*arguments, **options)
+            out = estimator(*arguments, prior_scores=prior, **options)
             out.surrogate = out.surrogate + out.kl
             return out
 
@@ -188,6 +199,22 @@ def test_importance_weighted_bound_is_unbiased(name: str, signal: Any) -> None:
     case = problem(name)
     samples = bound_gradients(ImportanceWeighted(case.structure, 2, signal), case)
     assert_mean(samples, case.gradient(expected_bound(case, 2)))
+
+
+def test_importance_weighted_bound_with_a_prior() -> None:
+    """Of scores, decoder and prior."""
+    case = problem("one_hot")
+    prior = torch.randn_like(case.scores[0]).requires_grad_()
+    expected = expected_bound(case, 2, prior)
+    (exact,) = torch.autograd.grad(expected, prior, retain_graph=True)
+    samples = bound_gradients(ImportanceWeighted(case.structure, 2), case, prior=prior.detach())
+    assert_mean(samples, case.gradient(expected))
+    samples = []
+    for _ in range(60):
+        each, masks = (t.repeat(200, *[1] * prior.dim()) for t in (case.scores.detach(), case.mask))
+        out = ImportanceWeighted(case.structure, 2)(each, case.decoder, mask=masks, prior_scores=prior)
+        samples.append(torch.autograd.grad((out.surrogate + out.kl).sum() / 200, prior)[0].flatten())
+    assert_mean(torch.stack(samples), exact.flatten())
 
 
 def test_one_sample_is_the_elbo() -> None:

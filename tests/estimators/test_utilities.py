@@ -73,6 +73,20 @@ def test_kl_against_integration(utility: Utility, score: float) -> None:
 
 
 @each
+@pytest.mark.parametrize(("score", "other"), [(-2.0, 1.5), (0.3, -0.4), (3.0, 8.0)])
+def test_kl_from_another_score_against_integration(utility: Utility, score: float, other: float) -> None:
+    ours, prior = frozen(utility, score), frozen(utility, other)
+    low, high = ours.ppf(1e-13), ours.ppf(1 - 1e-13)
+    expected, _ = integrate.quad(
+        lambda u: ours.pdf(u) * (ours.logpdf(u) - prior.logpdf(u)), low, high, limit=500, epsabs=1e-11
+    )
+    both = torch.tensor([[score, other]], dtype=torch.float64, requires_grad=True)
+    value = utility.kl_from(both[:, 0], both[:, 1])
+    assert value.item() == pytest.approx(expected, abs=1e-7, rel=1e-6)
+    assert torch.autograd.gradcheck(lambda pair: utility.kl_from(*pair.unbind(1)), both)
+
+
+@each
 def test_kl_and_log_prob_are_differentiated_right(utility: Utility) -> None:
     # Both sides of the switch of the logistic series at 0.5, of softplus at -10, and zero itself.
     scores = torch.tensor([-12.0, -0.6, -0.4, 0.0, 0.1, 0.45, 0.55, 3.0], dtype=torch.float64, requires_grad=True)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from structgrad.data import DamagedDataError, MissingDataError
 from structgrad.data.images import prepare_images, read_images
-from structgrad.estimators import SST, Marginalize, Perturbed, Reinforce, SurrogateGradient
+from structgrad.estimators import SST, Deterministic, Marginalize, Perturbed, Reinforce, SurrogateGradient
 from structgrad.estimators.base import Estimator
 from structgrad.experiments import tables
 from structgrad.structures import BudgetSubset, Subset, UnsupportedError
@@ -365,13 +365,15 @@ def exact_log_likelihood(task: BitVectorVAE, images: Tensor) -> Tensor:
     every = Subset().enumerate(task.bits).float()
     rows = torch.arange(len(images)).repeat_interleave(len(every))
     losses = task.decoder(every.repeat(len(images), 1), images, rows).reshape(len(images), -1).double()
-    total: Tensor = (-losses).logsumexp(1) - task.bits * math.log(2)
+    scores = torch.zeros(task.bits) if task.prior is None else task.prior.detach()
+    total: Tensor = ((every @ scores).double().log_softmax(0) - losses).logsumexp(1)
     return total
 
 
+@pytest.mark.parametrize("prior", ["uniform", "learnt"])
 @pytest.mark.parametrize("name", ["sfe", "topk_sparsemax", "sparsemap", "budget"])
 @torch.no_grad()
-def test_importance_sampling_is_unbiased(name: str) -> None:
+def test_importance_sampling_is_unbiased(name: str, prior: str) -> None:
     """Mean of 200 estimates of p(x) over the enumerated p(x), within 4 standard errors (99.99 % each)."""
     if name == "budget":
         structure: Structure = BudgetSubset(3)
@@ -379,7 +381,9 @@ def test_importance_sampling_is_unbiased(name: str) -> None:
     else:
         structure = Subset()
         estimator = estimators(structure)[name]
-    task = make(structure, estimator, bits=6).eval()
+    task = make(structure, estimator, bits=6, prior=prior).eval()
+    if task.prior is not None:
+        task.prior.copy_(torch.tensor([1.0, -2.0, 0.5, 0.0, 0.3, -1.0]))
     task.encoder.outer.weight *= 3
     task.decoder.inner.weight *= 2
     images = torch.randint(0, 256, (3, 16), dtype=torch.uint8)
@@ -408,6 +412,50 @@ def test_rate_counts_all_bit_vectors() -> None:
     assert (-elbo.item()) >= -exact_log_likelihood(task, images).mean().item()
 
 
+@pytest.mark.parametrize("name", ["sfe", "sparsemap", "marginal"])
+def test_rate_from_a_learnt_prior(name: str) -> None:
+    """Over all bit vectors, also where the structure has some of them; its gradient is the difference of means."""
+    structure = BudgetSubset(2)
+    kinds = {
+        "sfe": Reinforce(structure),
+        "sparsemap": Marginalize(structure, "sparsemap"),
+        "marginal": Deterministic(structure),
+    }
+    task = make(structure, kinds[name], prior="learnt").eval()
+    assert task.prior is not None
+    task.prior.data.copy_(torch.tensor([1.0, -2.0, 0.5, 0.0, 0.3]))
+    images = torch.randint(0, 256, (3, 16), dtype=torch.uint8)
+    out, scores, estimate = task._step({"images": images})
+    every = structure.enumerate(5).float()
+    everything = Subset().enumerate(5).float()
+    log_prior = every @ task.prior - (everything @ task.prior).logsumexp(0)
+    if name == "sfe":
+        q = (scores @ every.T).softmax(1).detach()
+    else:
+        same = (estimate.vertices.detach()[:, None] == every).all(-1).float()
+        q = estimate.mean(same)
+    expected = (torch.special.xlogy(q, q) - q * log_prior).sum(1).mean()
+    rate = out.metrics["rate"]
+    assert isinstance(rate, Tensor)
+    torch.testing.assert_close(rate, expected.detach())
+    (gradient,) = torch.autograd.grad(out.loss, task.prior)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, task.prior)[0])
+    assert task.generate(4).shape == (4, 16)
+    with pytest.raises(
+        UnsupportedError, match="learns the prior from the KL divergence, and SurrogateGradient has none"
+    ):
+        make(Subset(), SurrogateGradient(Subset()), prior="learnt")
+
+
+def test_the_default_prior_is_no_part_of_a_run_s_identity() -> None:
+    with initialize_config_dir(version_base=None, config_dir=str(ROOT / "configs")):
+        for task in ("bit_vector_vae", "ssvae"):
+            configs = [compose("config", [f"task={task}", *more]) for more in ([], ["task.prior=learnt"])]
+            plain, learnt = (portable(config) for config in configs)
+            assert "prior" not in plain["task"]
+            assert identity(plain) != identity(learnt)
+
+
 @pytest.mark.parametrize("method", ["identity", "blackbox", "spigot"])
 def test_a_point_mass_costs_all_bits(method: str) -> None:
     """Its ELBO is a lower bound of the enumerated log-likelihood, which it was not without them."""
@@ -434,7 +482,7 @@ def test_fits_tests_and_draws(name: str, tiny: Path, tmp_path: Path) -> None:
     assert metrics["test/loss"] == pytest.approx(-metrics["test/elbo"], rel=1e-6)
     # ELBO of the whole test against the bound on its first images only: both near log2(256) bits a pixel here.
     assert 5 < metrics["test/bits_per_dim"] < 12
-    assert [p.name for p in task.pictures(tmp_path)] == ["reconstructions.png"]
+    assert [p.name for p in task.pictures(tmp_path)] == ["reconstructions.png", "samples.png"]
 
 
 def test_colours_are_drawn(tmp_path: Path) -> None:
@@ -442,7 +490,7 @@ def test_colours_are_drawn(tmp_path: Path) -> None:
     data = ImageData("unused", "unused", "unused", colour="channels")
     data._loaded["test"] = torch.randint(0, 256, (12, 12), dtype=torch.uint8)
     task = make(structure, Marginalize(structure), data, pixels=12)
-    assert [p.name for p in task.pictures(tmp_path)] == ["reconstructions.png"]
+    assert [p.name for p in task.pictures(tmp_path)] == ["reconstructions.png", "samples.png"]
 
 
 def test_inputs_are_centred_on_the_mean_training_image(tiny: Path, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_fits_tests_and_draws(name: str, data: SemiSupervisedImages, tmp_path: P
     else:
         assert 1 <= metrics["test/training_calls"] <= 4
     assert metrics["test/loss"] == pytest.approx(-metrics["test/elbo"], rel=1e-5)
-    assert [p.name for p in task.pictures(tmp_path)] == ["digits.png", "decoder_calls.png"]
+    assert [p.name for p in task.pictures(tmp_path)] == ["digits.png", "samples.png", "decoder_calls.png"]
 
 
 def test_it_learns_the_classes_and_their_images(data: SemiSupervisedImages) -> None:
@@ -274,6 +274,45 @@ def test_training_loss_is_labelled_plus_weighted_unlabelled(data: SemiSupervised
     torch.testing.assert_close(supervised, expected.mean(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_learnt_prior(data: SemiSupervisedImages) -> None:
+    """In the labelled loss, in the ELBO, in what is generated; learnt to the shares of the classes."""
+    for part in ("labelled", "unlabelled"):  # three of four images of class 1
+        labels = data._loaded[part][1]
+        rare = torch.arange(len(labels)) % 4 == 0
+        kept = torch.where(rare, labels, 1)
+        rows = F.one_hot(kept, 4)[:, :, None].expand(len(kept), 4, 4).flatten(1)
+        data._loaded[part] = ((225 * rows + 15).to(torch.uint8), kept)
+    task = make(estimators()["dense"], data, prior="learnt").train()
+    assert task.prior is not None
+    batch = next(iter(task.batches("train")))
+
+    def loss(prior: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        task.prior.data.copy_(prior)  # type: ignore[union-attr]
+        return task.step(batch).loss
+
+    flat, chosen = torch.zeros(4), torch.tensor([0.5, -1.0, 0.0, 2.0])
+    uniform = make(estimators()["dense"], data).train()
+    uniform.load_state_dict(task.state_dict(), strict=False)
+    torch.manual_seed(3)
+    torch.testing.assert_close(uniform.step(batch).loss + math.log(4), loss(flat))
+    torch.manual_seed(3)
+    posterior = Categorical(
+        logits=task.networks.classifier(resample(torch.cat([batch["labelled"], batch["images"]])))[10:]
+    )
+    other = Categorical(logits=chosen)
+    moved = kl_divergence(posterior, other) - kl_divergence(posterior, Categorical(logits=flat))
+    expected = task.weight * moved.mean() - other.log_prob(batch["labels"]).mean() - math.log(4)
+    torch.testing.assert_close(loss(chosen) - loss(flat), expected, rtol=1e-3, atol=1e-4)
+    task.prior.data.zero_()
+    quiet_trainer(max_steps=80, val_check_interval=80).fit(task)
+    assert task.prior.softmax(-1)[1] > 0.6
+    task.prior.data.copy_(torch.tensor([50.0, 0.0, 0.0, 0.0]))
+    classes, means = task.generate(20)
+    assert classes.tolist() == [0] * 20
+    assert means.shape == (20, 16)
+
+
 class Weights(pl.Callback):
     """Keeps the parameters after every training step."""
 
@@ -311,6 +350,8 @@ def test_refuses_what_is_not_one_class(data: SemiSupervisedImages) -> None:
         make(SST(OneHot()), data)
     with pytest.raises(ValueError, match="that of Perturbed is over parts"):
         make(Perturbed(OneHot()), data)
+    with pytest.raises(ValueError, match="prior must be one of uniform, learnt"):
+        make(estimators()["dense"], data, prior="none")
     with pytest.raises(ValueError, match="one of cross_entropy, sparsemax"):
         make(estimators()["dense"], data, classification_loss="hinge")
     with pytest.raises(ValueError, match="hidden must be at least 1"):

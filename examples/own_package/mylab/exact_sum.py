@@ -17,7 +17,13 @@ class ExactSum(Estimator):
         structure.require("enumerate", by="estimator exact_sum")
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """Evaluates all V vertices of every example."""
         if mask is not None and not mask.all():
@@ -30,6 +36,8 @@ class ExactSum(Estimator):
         vertices = every.repeat(batch, *[1] * (every.dim() - 1))
         losses = objective(vertices, rows).reshape(batch, size)
         expected = (log_p.exp() * losses).sum(-1)
-        kl = (log_p.exp() * log_p).sum(-1) + torch.log(torch.tensor(float(size)))
+        prior = torch.zeros_like(scores) if prior_scores is None else prior_scores
+        log_prior = self.structure.inner(every, prior[:, None].expand(batch, *every.shape)).log_softmax(-1)
+        kl = (log_p.exp() * (log_p - log_prior)).sum(-1)
         divergence = Divergence(kl, over="vertex")
         return Estimate(expected, expected.detach(), divergence, vertices, rows, log_p.exp().detach().flatten())

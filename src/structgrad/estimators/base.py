@@ -42,7 +42,9 @@ class Divergence:
         over: ``parts`` is a sum over parts: each term is the divergence of one independent utility
             from a utility of score 0. It is an upper bound on the divergence of the vertices that
             the utilities decide. ``vertex`` is the divergence of the distribution of the evaluated
-            vertices from the uniform one over the set: ``log |X| - H``.
+            vertices from the uniform one over the set: ``log |X| - H``. With ``prior_scores`` (see
+            :meth:`Estimator.forward`) these take the place of the scores 0: the prior is their Gibbs
+            distribution, or that of their utilities.
     """
 
     value: Tensor
@@ -191,6 +193,7 @@ class Estimator(nn.Module, abc.ABC):
         mask: Tensor | None = None,
         context: Tensor | None = None,
         kl_weight: float = 1.0,
+        prior_scores: Tensor | None = None,
     ) -> Estimate:
         """Estimate the gradient of the expected objective.
 
@@ -203,11 +206,16 @@ class Estimator(nn.Module, abc.ABC):
             context: ``[batch, features]`` for input-dependent baselines; others ignore it.
             kl_weight: the factor by which the caller multiplies :attr:`Estimate.kl` when it adds it
                 to the surrogate. Baselines that follow the whole loss need it; others ignore it.
+            prior_scores: the scores of the prior, ``[*parts]`` or ``[batch, *parts]``. The KL
+                divergence is from this prior, and they learn through it. None is the uniform prior,
+                of scores 0.
 
         Returns:
             the :class:`Estimate`.
 
         Raises:
+            UnsupportedError: for prior scores if the estimator has no KL divergence (see
+                :attr:`kl_over`).
             ValueError: unless scores have exactly one batch dimension and the objective returns one
                 number a vertex. For estimators that differentiate the objective, it must also
                 depend on the vertices differentiably.
@@ -224,8 +232,10 @@ class Estimator(nn.Module, abc.ABC):
         if scores.dtype in (torch.float16, torch.bfloat16):  # mixed precision
             scores = scores.float()
         self.structure.check(scores, mask)
+        if prior_scores is not None:
+            prior_scores = self._prior(prior_scores, scores, mask)
         objective = self._checked(under_autocast_of(scores, objective))
-        estimate = without_autocast(self.estimate)(scores, objective, mask, context, kl_weight)
+        estimate = without_autocast(self.estimate)(scores, objective, mask, context, kl_weight, prior_scores)
         if not torch.compiler.is_compiling() and (inner := getattr(_NESTED, "estimates", None)) is not None:
             inner.append(estimate)
         return estimate
@@ -238,8 +248,28 @@ class Estimator(nn.Module, abc.ABC):
         mask: Tensor | None,
         context: Tensor | None,
         kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
-        """The method that an estimator implements: :meth:`forward` after its checks."""
+        """The method that an estimator implements: :meth:`forward` after its checks. Prior scores
+        have the shape and the dtype of the scores.
+        """
+
+    def _prior(self, prior_scores: Tensor, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Prior scores in the shape and the dtype of the scores, checked."""
+        if self.kl_over is None:
+            raise UnsupportedError(
+                f"{type(self).__name__} has no KL divergence from a prior, so that prior_scores would change nothing"
+            )
+        if not prior_scores.is_floating_point():
+            raise TypeError(f"prior_scores must be floating point; got {prior_scores.dtype}")
+        try:
+            prior_scores = prior_scores.to(scores.dtype).expand(scores.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"prior_scores {list(prior_scores.shape)} do not broadcast to the scores {list(scores.shape)}"
+            ) from None
+        self.structure.check(prior_scores, mask)
+        return prior_scores
 
     def _checked(self, objective: Objective) -> Objective:
         """The objective, with checks of its losses."""
@@ -318,10 +348,16 @@ class GibbsEstimator(Estimator):
     kl_over: Over | None = "vertex"
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`Estimator`."""
-        divergence = gibbs_divergence(self.structure, scores, mask)
+        divergence = gibbs_divergence(self.structure, scores, mask, prior_scores)
         if not self.training:
             return pathwise(objective, self.structure.sample(scores.detach(), mask), 1, divergence)
         return self.train_step(scores, objective, mask, divergence)
@@ -474,18 +510,26 @@ def log_size(structure: Structure, scores: Tensor, mask: Tensor | None) -> Tenso
         return structure.log_partition(torch.zeros_like(scores), mask)
 
 
-def gibbs_divergence(structure: Structure, scores: Tensor, mask: Tensor | None) -> Divergence:
-    """The divergence of the Gibbs distribution from the uniform one over the same vertices,
-    ``log |X| - H``.
+def gibbs_divergence(
+    structure: Structure, scores: Tensor, mask: Tensor | None, prior_scores: Tensor | None = None
+) -> Divergence:
+    """The divergence of the Gibbs distribution from that of the prior scores, over the same
+    vertices. Without prior scores it is from the uniform one, ``log |X| - H``.
     """
+    if prior_scores is not None:
+        return Divergence(structure.kl(scores, prior_scores, mask), "vertex")
     return Divergence(log_size(structure, scores, mask) - structure.entropy(scores, mask), "vertex")
 
 
-def utility_divergence(structure: Structure, utility: Utility, scores: Tensor, noisy: Tensor) -> Divergence:
+def utility_divergence(
+    structure: Structure, utility: Utility, scores: Tensor, noisy: Tensor, prior_scores: Tensor | None = None
+) -> Divergence:
     """The divergence of the utilities of the parts ``noisy`` (bool ``[*batch, *parts]``, each once)
-    from score 0.
+    from those of the prior scores. Without prior scores it is from score 0.
     """
-    each = torch.where(noisy, utility.kl(torch.where(noisy, scores, 0.0)), 0.0)
+    known = torch.where(noisy, scores, 0.0)
+    each = utility.kl(known) if prior_scores is None else utility.kl_from(known, torch.where(noisy, prior_scores, 0.0))
+    each = torch.where(noisy, each, 0.0)
     return Divergence(each.flatten(-structure.layout.ndim).sum(-1), "parts")
 
 

@@ -94,15 +94,21 @@ class ControlVariate(Estimator):
         """
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         exists = self.structure.parts(scores, mask)
         finite = torch.where(exists, scores, 0.0)
         if self.explicit:
-            divergence = gibbs_divergence(self.structure, scores, mask)
+            divergence = gibbs_divergence(self.structure, scores, mask, prior_scores)
         else:
-            divergence = utility_divergence(self.structure, NegExponential(), scores, exists)
+            divergence = utility_divergence(self.structure, NegExponential(), scores, exists, prior_scores)
         if not self.training:
             hard = self._draw(finite.detach(), exists, mask)[0]
             return pathwise(objective, hard, 1, divergence)

@@ -9,21 +9,32 @@ import torch
 from torch import Tensor
 
 from structgrad.common.ranges import check_choice
-from structgrad.estimators.base import Divergence, Estimate, GibbsEstimator, Objective, evaluate, log_size, replicate
+from structgrad.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    Over,
+    evaluate,
+    gibbs_divergence,
+    log_size,
+    pathwise,
+    replicate,
+)
 from structgrad.structures.base import Structure
 
 Signal = Literal["bound", "leave_one_out"]
 
 
-class ImportanceWeighted(GibbsEstimator):
+class ImportanceWeighted(Estimator):
     r"""The importance-weighted bound of K samples x_k ~ q, the Gibbs distribution (Burda et al.
     2016),
 
     .. math:: B = \log \frac 1 K \sum_k w_k, \qquad \log w_k = -L(x_k) + \log p(x_k) - \log q(x_k),
 
-    for an objective L that is ``-log p(data | x)`` in nats, with p uniform over the vertices. Its
-    gradient has two terms. The first is the gradient of B with the samples held fixed. The second
-    is, for every sample, a learning signal times ``grad log q(x_k)``:
+    for an objective L that is ``-log p(data | x)`` in nats, with p uniform over the vertices or the
+    Gibbs distribution of ``prior_scores``. Its gradient has two terms. The first is the gradient of
+    B with the samples held fixed. The second is, for every sample, a learning signal times
+    ``grad log q(x_k)``:
 
     - ``bound``: B itself (the score function of the importance-weighted auto-encoder);
     - ``leave_one_out``: B minus the same with w_k replaced by the geometric mean of the others
@@ -48,6 +59,8 @@ class ImportanceWeighted(GibbsEstimator):
         ValueError: for options out of range; from a call, for a KL with another weight than 1.
     """
 
+    kl_over: Over | None = "vertex"
+
     def __init__(self, structure: Structure, n_samples: int = 5, signal: Signal = "leave_one_out") -> None:
         super().__init__(structure)
         structure.require("sample", "log_prob", "log_partition", "entropy", by="estimator importance_weighted")
@@ -58,23 +71,32 @@ class ImportanceWeighted(GibbsEstimator):
         self.n_samples, self.signal = n_samples, signal
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         if kl_weight != 1:
             raise ValueError(
                 f"importance_weighted has the KL in its logarithm, with weight 1; this loss weighs it by {kl_weight:g}"
             )
-        return super().estimate(scores, objective, mask, context, kl_weight)
-
-    def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
-        """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
         structure, k = self.structure, self.n_samples
+        divergence = gibbs_divergence(structure, scores, mask, prior_scores)
+        if not self.training:
+            return pathwise(objective, structure.sample(scores.detach(), mask), 1, divergence)
         each, masks = replicate(scores, mask, k)
         vertices = structure.sample(each.detach(), masks)
         losses, evaluated, rows = evaluate(objective, vertices)
         log_q = structure.log_prob(vertices, each, masks)
-        log_w = -losses - log_q - log_size(structure, scores, mask)[:, None]
+        if prior_scores is None:
+            log_prior = -log_size(structure, scores, mask)[:, None]
+        else:
+            log_prior = structure.log_prob(vertices, replicate(prior_scores, None, k)[0], masks)
+        log_w = log_prior - losses - log_q
         bound = log_w.logsumexp(1) - math.log(k)
         signal = self._signal(log_w.detach(), bound.detach())
         return Estimate(

@@ -68,8 +68,8 @@ class Marginalize(Estimator):
     sparsemax over *all* vertices. Weights are the same in training and in evaluation.
 
     ``kl`` is over the vertex: the divergence from the uniform distribution over all vertices,
-    ``log |X| - H(w)``. It is not defined if the vertices are neither listed nor counted
-    (``log_partition``).
+    ``log |X| - H(w)``, or from the Gibbs distribution of ``prior_scores``. It is not defined if the
+    vertices are neither listed nor counted (``log_partition``).
 
     **Options of sparsemap.** SparseMAP's mean is the projection of the scores. On a cube it has no
     gradient for a bit whose score lies outside [0, 1]. With ``centred`` the two states of a part
@@ -132,24 +132,45 @@ class Marginalize(Estimator):
         self._vertices: dict[torch.Size, Tensor] = {}
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         batch = scores.shape[0]
         sparse, log_weights, log_count, metrics = self._weigh(scores, mask)
         losses = objective(sparse.vertices, sparse.rows)
+        if prior_scores is not None:
+            log_weights = log_weights - self._log_prior(sparse, prior_scores, mask)
         terms = torch.stack([sparse.weights * losses, sparse.weights * log_weights], -1)
-        expected, negative_entropy = terms.new_zeros(batch, 2).index_add(0, sparse.rows, terms).unbind(-1)
+        expected, relative = terms.new_zeros(batch, 2).index_add(0, sparse.rows, terms).unbind(-1)
+        if prior_scores is None and log_count is not None:  # the uniform one
+            relative = log_count + relative
         return Estimate(
             surrogate=expected,
             objective=expected.detach(),
-            divergence=None if log_count is None else Divergence(log_count + negative_entropy, "vertex"),
+            divergence=None if log_count is None else Divergence(relative, "vertex"),
             vertices=sparse.vertices,
             rows=sparse.rows,
             weights=sparse.weights.detach(),
             metrics=metrics,
             exact=True,
         )
+
+    def _log_prior(self, sparse: SparseDistribution, prior_scores: Tensor, mask: Tensor | None) -> Tensor:
+        """The log-probability of every evaluated vertex under the Gibbs distribution of the prior scores: ``[N]``."""
+        wide, rows = prior_scores.double(), sparse.rows
+        if self.distribution in ("sparsemap", "topk_sparsemax"):
+            log_z = self.structure.log_partition(wide, mask)
+        else:
+            log_z = self._all(wide, mask)[1].logsumexp(-1)
+        masks = None if mask is None else mask.expand(prior_scores.shape)[rows]
+        log_p = self.structure.inner(sparse.vertices.double(), wide[rows], masks) - log_z[rows]
+        return log_p.to(prior_scores.dtype)
 
     def _weigh(
         self, scores: Tensor, mask: Tensor | None

@@ -59,7 +59,13 @@ class VectorQuantization(Estimator):
         self.codebook = nn.Parameter(torch.empty(words, size).uniform_(-1 / words, 1 / words))
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         words, size = self.codebook.shape

@@ -249,10 +249,16 @@ class SST(Estimator):
         self.kl_over = "vertex" if kl == "distribution" else "parts"
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
-        divergence = self._divergence(scores, mask)
+        divergence = self._divergence(scores, mask, prior_scores)
         if not self.training and self.evaluation == "hard":
             with torch.no_grad():
                 vertices = self.structure.argmax(self.perturb(scores, mask), mask)
@@ -302,11 +308,11 @@ class SST(Estimator):
         relaxed: Tensor = _FiniteDifference.apply(utilities, mask, self.structure, self.relaxation, self.epsilon)
         return relaxed
 
-    def _divergence(self, scores: Tensor, mask: Tensor | None) -> Divergence:
+    def _divergence(self, scores: Tensor, mask: Tensor | None, prior_scores: Tensor | None) -> Divergence:
         if self.kl_over == "vertex":
-            return gibbs_divergence(self.structure, scores, mask)
+            return gibbs_divergence(self.structure, scores, mask, prior_scores)
         noisy = self.structure.parts(scores, mask) & self.structure.noisy_parts(scores)
-        return utility_divergence(self.structure, self.utility, scores, noisy)
+        return utility_divergence(self.structure, self.utility, scores, noisy, prior_scores)
 
 
 class Deterministic(Estimator):
@@ -361,13 +367,19 @@ class Deterministic(Estimator):
         self.logit = nn.Parameter(torch.logit(torch.tensor(alpha) - 1)) if learn_alpha else None
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         metrics = {} if self.logit is None else {"alpha": self.current_alpha().detach()}
         if not self.training:
             return pathwise(objective, self.structure.argmax(scores, mask), 1, None, metrics)
-        divergence = gibbs_divergence(self.structure, scores, mask) if self.kl_over == "vertex" else None
+        divergence = gibbs_divergence(self.structure, scores, mask, prior_scores) if self.kl_over == "vertex" else None
         return pathwise(objective, self.relax(scores, mask), 1, divergence, metrics)
 
     def current_alpha(self) -> Tensor:
@@ -478,12 +490,19 @@ class Perturbed(Estimator):
         self.vertex_distribution = PerturbAndMap(self.utility, sigma, everywhere=True)
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         exists = self.structure.parts(scores, mask)
         safe = torch.where(exists, scores, 0.0)
-        divergence = utility_divergence(self.structure, self.utility, safe / self.sigma, exists)
+        prior = None if prior_scores is None else prior_scores / self.sigma
+        divergence = utility_divergence(self.structure, self.utility, safe / self.sigma, exists, prior)
         samples = self.n_samples if self.training else 1
         noise = self.utility.sample(torch.zeros_like(safe), samples)
         vertices = self.structure.argmax(safe.detach() + self.sigma * noise, mask)

@@ -88,9 +88,10 @@ class Action(abc.ABC):
     def log_prob(self, action: Tensor | Trace, scores: Tensor, mask: Tensor | None) -> Tensor:
         """Log-probability or log-density of the actions, differentiable in the scores: ``[batch, ...]``."""
 
-    def divergence(self, scores: Tensor, mask: Tensor | None) -> Divergence:
+    def divergence(self, scores: Tensor, mask: Tensor | None, prior_scores: Tensor | None) -> Divergence:
         """The divergence of the sampled variable from its prior."""
-        return utility_divergence(self.structure, self.utility, scores, self.structure.parts(scores, mask))
+        exists = self.structure.parts(scores, mask)
+        return utility_divergence(self.structure, self.utility, scores, exists, prior_scores)
 
     def _density(self, density: Tensor, exists: Tensor) -> Tensor:
         """The sum of log-densities over the parts that exist."""
@@ -114,9 +115,9 @@ class VertexAction(Action):
         assert isinstance(action, Tensor)
         return self.structure.log_prob(action, scores, mask)
 
-    def divergence(self, scores: Tensor, mask: Tensor | None) -> Divergence:
+    def divergence(self, scores: Tensor, mask: Tensor | None, prior_scores: Tensor | None) -> Divergence:
         """See :class:`Action`."""
-        return gibbs_divergence(self.structure, scores, mask)
+        return gibbs_divergence(self.structure, scores, mask, prior_scores)
 
 
 class TraceAction(Action):
@@ -251,7 +252,13 @@ class Reinforce(Estimator):
         self.kl_over, self.vertex_distribution = self.action.kl_over, self.action.vertex_distribution
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`; ``context`` and ``kl_weight`` are for baselines."""
         samples = self.n_samples if self.training else 1
@@ -263,7 +270,7 @@ class Reinforce(Estimator):
             vertices = torch.cat([vertices, rival[:, None]], 1)
         losses, evaluated, rows = evaluate(objective, vertices)
         losses, of_rival = losses[:, :samples], losses[:, samples:].detach()
-        divergence = self.action.divergence(scores, mask)
+        divergence = self.action.divergence(scores, mask, prior_scores)
         surrogate, signal = losses.mean(1), losses.detach()
         if self.training:
             outcome = Outcome(signal, of_rival, divergence.value.detach(), kl_weight, context)

@@ -83,11 +83,17 @@ class StraightThrough(Estimator):
         self.kl_over: Over | None = "vertex" if forward == "sample" else None
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         if self.draw == "sample":
-            divergence = gibbs_divergence(self.structure, scores, mask)
+            divergence = gibbs_divergence(self.structure, scores, mask, prior_scores)
             hard = self.structure.sample(scores.detach(), mask)
         else:
             divergence = None
@@ -153,12 +159,18 @@ class GumbelRao(Estimator):
         self.vertex_distribution = "trace"
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         structure = self.structure
         exists = structure.parts(scores, mask)
-        divergence = self._divergence(scores, mask, exists)
+        divergence = self._divergence(scores, mask, exists, prior_scores)
         # In float64, where exponentials of log-rates of +-100 are finite.
         rates = torch.where(exists, scores.detach(), 0.0).double()
         trace = structure.trace(exponentials(rates, exists), mask)
@@ -176,10 +188,12 @@ class GumbelRao(Estimator):
         smooth = structure.relax(self.relaxation, utilities / temperature, masks, temperature).mean(0)
         return pathwise(objective, _carry(hard, smooth), 1, divergence)
 
-    def _divergence(self, scores: Tensor, mask: Tensor | None, exists: Tensor) -> Divergence:
+    def _divergence(
+        self, scores: Tensor, mask: Tensor | None, exists: Tensor, prior_scores: Tensor | None
+    ) -> Divergence:
         if self.kl_over == "vertex":
-            return gibbs_divergence(self.structure, scores, mask)
-        return utility_divergence(self.structure, NegExponential(), scores, exists)
+            return gibbs_divergence(self.structure, scores, mask, prior_scores)
+        return utility_divergence(self.structure, NegExponential(), scores, exists, prior_scores)
 
 
 class _OneHotStraightThrough(GibbsEstimator):

@@ -111,14 +111,20 @@ class SurrogateGradient(Estimator):
             self.vertex_distribution = PerturbAndMap(self.utility)
 
     def estimate(
-        self, scores: Tensor, objective: Objective, mask: Tensor | None, context: Tensor | None, kl_weight: float
+        self,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
+        kl_weight: float,
+        prior_scores: Tensor | None,
     ) -> Estimate:
         """See :class:`~structgrad.estimators.base.Estimator`."""
         samples = self.n_samples if self.training else 1
         divergence = None
         if isinstance(self.utility, Utility):
             noisy = self.structure.parts(scores, mask) & self.structure.noisy_parts(scores)
-            divergence = utility_divergence(self.structure, self.utility, scores, noisy)
+            divergence = utility_divergence(self.structure, self.utility, scores, noisy, prior_scores)
         if samples > 1:
             scores, mask = flat_replicas(scores, mask, samples)
         utility = torch.where(self.structure.parts(scores, mask), scores, 0.0)

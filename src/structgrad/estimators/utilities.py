@@ -57,6 +57,20 @@ class Utility(abc.ABC):
     def kl(self, scores: Tensor) -> Tensor:
         """KL divergence of each utility from its prior, which has score 0: ``[*scores]``."""
 
+    def kl_from(self, scores: Tensor, prior_scores: Tensor) -> Tensor:
+        """KL divergence of each utility from that of another score: ``[*scores]``, differentiable in both.
+
+        Args:
+            scores: any shape.
+            prior_scores: of the same shape.
+
+        Raises:
+            NotImplementedError: for a family that is not one of location and does not say.
+        """
+        if not self.is_location_family:
+            raise NotImplementedError(f"{type(self).__name__} has no KL divergence from another score than 0")
+        return self.kl(scores - prior_scores)
+
 
 class Gumbel(Utility):
     """``U = score + Gumbel``: the vertex of ``OneHot`` is then a sample of ``softmax(scores)``."""
@@ -172,7 +186,11 @@ class NegExponential(Utility):
 
     def kl(self, scores: Tensor) -> Tensor:
         """``r + exp(-r) - 1`` where r is the log-ratio of the rates."""
-        r = self.log_rate(scores) - self.log_rate(scores.new_zeros(()))
+        return self.kl_from(scores, scores.new_zeros(()))
+
+    def kl_from(self, scores: Tensor, prior_scores: Tensor) -> Tensor:
+        """The same with the rates of any two scores."""
+        r = self.log_rate(scores) - self.log_rate(prior_scores)
         return r + torch.expm1(-r)
 
 

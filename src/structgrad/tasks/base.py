@@ -22,6 +22,8 @@ from structgrad.structures.base import Structure
 from structgrad.tasks.schedules import Schedule
 
 Split = Literal["train", "val", "test"]
+#: The prior of a latent variable: uniform over the vertices, or with scores that are parameters.
+Prior = Literal["uniform", "learnt"]
 #: A function from parameters or parameter groups to an optimizer.
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]]], torch.optim.Optimizer]
 
@@ -161,19 +163,30 @@ class Task(pl.LightningModule, abc.ABC):
         if self.estimator is not None and self.estimator.kl_over is None:
             self.structure.require("log_partition", by=f"{by}, with an estimator that has no KL divergence,")
 
-    def latent_kl(self, estimate: Estimate, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def latent_kl(
+        self, estimate: Estimate, scores: Tensor, mask: Tensor | None = None, prior_scores: Tensor | None = None
+    ) -> Tensor:
         """The KL divergence of an estimate, ``[batch]``. Without one it is that of a point mass,
         ``log |X|``.
 
         The point mass is right for one vertex without noise. Otherwise it is too large rather than
         too small, because no distribution over X is further from the uniform one. It is constant.
+        With prior scores it is ``-log p(vertex)`` of their Gibbs distribution. The vertices must be
+        hard then.
 
         Args:
             estimate: the estimate for the scores.
             scores: ``[batch, *parts]``.
             mask: which parts exist.
+            prior_scores: see :meth:`~structgrad.estimators.base.Estimator.forward`.
         """
-        return log_size(self.structure, scores, mask) if estimate.divergence is None else estimate.kl
+        if estimate.divergence is not None:
+            return estimate.kl
+        if prior_scores is None:
+            return log_size(self.structure, scores, mask)
+        prior = prior_scores.to(scores).expand(scores.shape)[estimate.rows]
+        masks = None if mask is None else mask.expand(scores.shape)[estimate.rows]
+        return -estimate.mean(self.structure.log_prob(estimate.vertices.detach(), prior, masks))
 
     def check_structure(self, shape: tuple[int, ...], what: str) -> None:
         """For constructors: refuse a structure that has no vertex over the data.

@@ -29,6 +29,7 @@ NEUTRAL: dict[str, Any] = {
     "task.schedule": None,
     "task.centre_inputs": False,
     "task.objective": "ours",
+    "task.prior": "uniform",
     "task.data.files": None,
     "task.data.columns": None,
     "task.data.colour": "refused",

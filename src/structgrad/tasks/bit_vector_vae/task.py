@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_choice, check_range
 from structgrad.data import Batch, Batches
 from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimate, Estimator
+from structgrad.structures import Subset
 from structgrad.structures.base import Structure, UnsupportedError
-from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.base import OptimizerFactory, Prior, Split, StepOutput, Task
 from structgrad.tasks.bit_vector_vae.data import ImageData
 from structgrad.tasks.bit_vector_vae.model import Decoder, Encoder
 from structgrad.tasks.bit_vector_vae.pictures import draw_reconstructions
+from structgrad.tasks.pictures import draw_samples
 
 #: The number of vertices that the importance sampler decodes at once.
 _AT_ONCE = 1024
@@ -31,7 +33,12 @@ class BitVectorVAE(Task):
     vectors, whatever the structure. So the rate is ``D log 2 - H(q)``. It is the estimator's ``kl``
     over the vertex plus ``D log 2 - log |X|``, a constant that is not 0 for structures with a
     budget. An estimator without ``kl`` gets that of a point mass, ``log |X|``, hence a rate of
-    ``D log 2``. Metrics are means over images, in nats:
+    ``D log 2``.
+
+    A learnt prior has independent bits with scores s of its own, again over all ``2^D``. The rate is
+    then the estimator's ``kl`` from the Gibbs distribution of s over the structure's vertices, less
+    the logarithm of the prior probability of these vertices. Metrics are means over images, in
+    nats:
 
     - ``rate``; ``distortion``, the objective; ``elbo``, minus their sum;
     - ``varying_bits``: the fraction of bits whose more likely value is not the same for all images
@@ -52,6 +59,7 @@ class BitVectorVAE(Task):
         rank: number of features of a pixel in the decoder.
         batch_size: number of images in a training batch.
         eval_batch_size: number of images in a validation or test batch.
+        prior: the prior of the bits. If ``learnt``, its scores s are parameters, 0 at first.
         centre_inputs: subtract the mean training image from the encoder's inputs, so that scores of
             different images do not move together. The paper does not.
         importance_samples: number of samples for ``bits_per_dim``.
@@ -60,7 +68,7 @@ class BitVectorVAE(Task):
 
     Raises:
         UnsupportedError: if the structure lacks ``sample``, ``log_prob`` or ``log_partition``, or
-            the estimator's ``kl`` is over parts.
+            the estimator's ``kl`` is over parts, or it has none and the prior is learnt.
         ValueError: if the structure's parts are no vector, or a size is below 1.
     """
 
@@ -81,6 +89,7 @@ class BitVectorVAE(Task):
         pixels: int = 784,
         hidden: int = 128,
         rank: int = 5,
+        prior: Prior = "uniform",
         centre_inputs: bool = False,
         batch_size: int = 64,
         eval_batch_size: int = 64,
@@ -97,6 +106,12 @@ class BitVectorVAE(Task):
                 "task bit_vector_vae needs the KL of the bit vectors, and this estimator has that of utilities, which "
                 "is larger; relaxations with estimator.utility=gibbs have estimator.kl=distribution"
             )
+        check_choice("prior", prior, get_args(Prior))
+        if prior == "learnt" and estimator.kl_over is None:
+            raise UnsupportedError(
+                "task bit_vector_vae (prior=learnt) learns the prior from the KL divergence, and "
+                f"{type(estimator).__name__} has none"
+            )
         check_range("batch_size", batch_size, least=1, most=data.train)
         sizes = {"bits": bits, "pixels": pixels, "hidden": hidden, "rank": rank, "eval_batch_size": eval_batch_size}
         for name, size in (sizes | {"importance_samples": importance_samples}).items():
@@ -108,8 +123,9 @@ class BitVectorVAE(Task):
         self.importance_samples, self.importance_images = importance_samples, importance_images
         self.encoder = Encoder(pixels, bits, hidden, centred=centre_inputs)
         self.decoder = Decoder(pixels, bits, hidden, rank)
+        self.prior = torch.nn.Parameter(torch.zeros(bits)) if prior == "learnt" else None
         log_size = float(structure.log_partition(torch.zeros(bits, dtype=torch.float64)))
-        self.outside = bits * math.log(2) - log_size
+        self._outside = bits * math.log(2) - log_size
         self._calls: list[Tensor] = []
 
     def prepare_data(self) -> None:
@@ -142,8 +158,14 @@ class BitVectorVAE(Task):
         assert self.estimator is not None
         images = batch["images"]
         scores, features = self.encoder(images)
-        estimate = self.estimator(scores, lambda vertices, rows: self.decoder(vertices, images, rows), context=features)
-        rate = self.latent_kl(estimate, scores) + self.outside
+        prior = self.prior
+        estimate = self.estimator(
+            scores,
+            lambda vertices, rows: self.decoder(vertices, images, rows),
+            context=features,
+            prior_scores=prior,
+        )
+        rate = self.latent_kl(estimate, scores, prior_scores=prior) + self.outside()
         metrics = {
             "rate": rate.detach().mean(),
             "distortion": estimate.objective.mean(),
@@ -153,6 +175,24 @@ class BitVectorVAE(Task):
         if not self.training:
             metrics["varying_bits"] = self._varying_bits(scores.detach(), estimate)
         return StepOutput((estimate.surrogate + rate).mean(), len(images), metrics), scores, estimate
+
+    def outside(self) -> Tensor | float:
+        """``-log`` of the prior probability of the structure's vertices among all bit vectors."""
+        if self.prior is None:
+            return self._outside
+        return Subset().log_partition(self.prior) - self.structure.log_partition(self.prior)
+
+    def log_prior(self, vertices: Tensor) -> Tensor:
+        """``log p(z)`` of bit vectors ``[..., bits]``, among all of them: ``[...]``."""
+        if self.prior is None:
+            return vertices.new_full(vertices.shape[:-1], -self.bits * math.log(2))
+        return Subset().log_prob(vertices, self.prior.expand(vertices.shape))
+
+    def sample_prior(self, *shape: int) -> Tensor:
+        """Bit vectors ``[*shape, bits]`` of the prior."""
+        if self.prior is None:
+            return torch.rand(*shape, self.bits, device=self.device).lt(0.5).to(self.dtype)
+        return Subset().sample(self.prior.detach().expand(*shape, -1))
 
     def _varying_bits(self, scores: Tensor, estimate: Estimate) -> Tensor:
         ones = estimate.mean(estimate.vertices.detach()) > 0.5 if estimate.exact else self.structure.argmax(scores) > 0
@@ -190,10 +230,10 @@ class BitVectorVAE(Task):
 
     @torch.no_grad()
     def log_likelihood(self, images: Tensor, scores: Tensor, estimate: Estimate, samples: int) -> Tensor:
-        """Estimate ``log p(x) = log sum_z 2^-D p(x | z)``. The estimate of p(x) itself is unbiased.
+        """Estimate ``log p(x) = log sum_z p(z) p(x | z)``. The estimate of p(x) itself is unbiased.
 
         If ``estimate`` is a whole distribution, the sum over its support is exact. The rest of the
-        sum is estimated from uniformly random bit vectors, where those of the support count 0.
+        sum is estimated from bit vectors of the prior, where those of the support count 0.
         Otherwise this is importance sampling from the Gibbs distribution of the scores (Burda et
         al. 2016). If the structure does not contain all bit vectors, that misses the others and is
         a lower bound.
@@ -214,11 +254,11 @@ class BitVectorVAE(Task):
             size = min(portion, samples - start)
             expanded = scores.detach().expand(size, batch, self.bits)
             if estimate.exact:
-                vertices = torch.rand_like(expanded).lt(0.5).to(scores)
+                vertices = self.sample_prior(size, batch).to(scores)
                 ratio = torch.where(_contains(estimate, vertices), -math.inf, 0.0)
             else:
                 vertices = self.structure.sample(expanded)
-                ratio = -self.bits * math.log(2) - self.structure.log_prob(vertices, expanded)
+                ratio = self.log_prior(vertices) - self.structure.log_prob(vertices, expanded)
             rows = torch.arange(batch, device=scores.device).repeat(size)
             losses = self.decoder(vertices.flatten(0, 1), images, rows).reshape(size, batch)
             total = torch.logaddexp(total, (ratio - losses).double().logsumexp(0))
@@ -227,14 +267,21 @@ class BitVectorVAE(Task):
             return total
         inside = total.new_empty(batch)
         losses = self.decoder(estimate.vertices, images, estimate.rows)
-        for row, mass in enumerate((-losses.double()).split(estimate.rows.bincount(minlength=batch).tolist())):
+        joint = self.log_prior(estimate.vertices).double() - losses.double()
+        for row, mass in enumerate(joint.split(estimate.rows.bincount(minlength=batch).tolist())):
             inside[row] = mass.logsumexp(0)
-        return torch.logaddexp(total, inside - self.bits * math.log(2))
+        return torch.logaddexp(total, inside)
+
+    @torch.no_grad()
+    def generate(self, count: int) -> Tensor:
+        """The mean grey levels, 0 to 255, of bit vectors drawn from the prior: ``[count, pixels]``."""
+        return self.decoder.mean(self.sample_prior(count))
 
     def pictures(self, folder: Path) -> list[Path]:
         """A few test images, if they are square, and their reconstructions.
 
-        A reconstruction is the mean grey levels under the latent distribution.
+        A reconstruction is the mean grey levels under the latent distribution. A second picture has
+        the mean grey levels of bit vectors drawn from the prior.
         """
         channels = 3 if self.data.colour == "channels" else 1
         if self.pixels % channels or not is_square(self.pixels // channels):
@@ -244,7 +291,11 @@ class BitVectorVAE(Task):
         scores, features = self.encoder(images)
         estimate = self.estimator(scores, lambda vertices, rows: self.decoder(vertices, images, rows), context=features)
         means = estimate.mean(self.decoder.mean(estimate.vertices))
-        return [draw_reconstructions(images, means, channels, folder / "reconstructions.png")]
+        samples = self.generate(30).reshape(3, 10, -1, channels) / 255
+        return [
+            draw_reconstructions(images, means, channels, folder / "reconstructions.png"),
+            draw_samples(samples, folder / "samples.png"),
+        ]
 
 
 def _contains(estimate: Estimate, vertices: Tensor) -> Tensor:

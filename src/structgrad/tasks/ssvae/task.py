@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimator
 from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
-from structgrad.tasks.base import OptimizerFactory, Split, StepOutput
+from structgrad.tasks.base import OptimizerFactory, Prior, Split, StepOutput
 from structgrad.tasks.history import CallsOverTime
+from structgrad.tasks.pictures import draw_samples
 from structgrad.tasks.ssvae.data import SemiSupervisedImages, resample
 from structgrad.tasks.ssvae.model import CLASSIFICATION_LOSSES, Networks
 from structgrad.tasks.ssvae.pictures import draw_calls, draw_digits
@@ -29,7 +30,8 @@ class SemiSupervisedVAE(CallsOverTime):
     2014).
 
     The objective of a class is ``-log p(x | z, h) + KL(q(h | x, z) || p(h))`` at one sample of h.
-    The estimator's ``kl`` must be that of z from the uniform distribution. Training minimises two
+    The estimator's ``kl`` must be that of z from its prior: the uniform distribution, or
+    one with learnt scores. Training minimises two
     terms. The first is the labelled images' loss at their true class, with the classifier's own
     loss. The second is ``weight`` times the unlabelled images' negative ELBO. Training starts from
     networks trained on the labelled images alone. Metrics are means over images, in nats:
@@ -46,6 +48,8 @@ class SemiSupervisedVAE(CallsOverTime):
         optimizer: see :class:`~structgrad.tasks.base.Task`.
         data: the images.
         warm_start: the stage before training, which makes the first parameters.
+        prior: the prior of the class. If ``learnt``, its scores are parameters, 0 at first. The
+            labelled images' loss then has ``-log p(z)``, a constant that the uniform prior omits.
         classification_loss: ``cross_entropy``, or ``sparsemax`` if the estimator's distribution is
             sparsemax.
         weight: weight of the unlabelled images' loss; None is their number divided by that of the
@@ -79,6 +83,7 @@ class SemiSupervisedVAE(CallsOverTime):
         optimizer: OptimizerFactory,
         data: SemiSupervisedImages,
         warm_start: WarmStart,
+        prior: Prior = "uniform",
         classification_loss: str = "cross_entropy",
         weight: float | None = None,
         pixels: int = 784,
@@ -99,6 +104,7 @@ class SemiSupervisedVAE(CallsOverTime):
                 f"{type(estimator).__name__} is over {estimator.kl_over or 'nothing'} "
                 "(estimator.kl=distribution, where an estimator has that option)"
             )
+        check_choice("prior", prior, get_args(Prior))
         check_choice("classification_loss", classification_loss, CLASSIFICATION_LOSSES)
         self.sizes = {
             "pixels": pixels,
@@ -119,6 +125,7 @@ class SemiSupervisedVAE(CallsOverTime):
         self.weight = data.unlabelled / data.labelled if weight is None else weight
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.networks = Networks(**self.sizes)
+        self.prior = torch.nn.Parameter(torch.zeros(classes)) if prior == "learnt" else None
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -190,8 +197,8 @@ class SemiSupervisedVAE(CallsOverTime):
             supervised.append(first)
             return losses
 
-        estimate = self.estimator(scores, objective, context=images[labelled:])
-        kl = self.latent_kl(estimate, scores)
+        estimate = self.estimator(scores, objective, context=images[labelled:], prior_scores=self.prior)
+        kl = self.latent_kl(estimate, scores, prior_scores=self.prior)
         negative_elbo = (estimate.surrogate + kl).mean()
         metrics = {"elbo": -(estimate.objective + kl.detach()).mean(), **estimate.metrics}
         if not self.training:
@@ -199,18 +206,35 @@ class SemiSupervisedVAE(CallsOverTime):
             return StepOutput(negative_elbo, len(images), metrics)
         (loss,) = supervised
         loss = loss + CLASSIFICATION_LOSSES[self.classification_loss](known, labels)
+        if self.prior is not None:
+            loss = loss - self.prior.log_softmax(-1)[labels]
         loss = torch.add(loss.mean(), negative_elbo, alpha=self.weight)
         return StepOutput(loss, len(batch["images"]), metrics)
 
     # --- pictures ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def generate(self, count: int) -> tuple[Tensor, Tensor]:
+        """Classes and styles drawn from their priors: int64 ``[count]``, and the probabilities of ink that the decoder
+        makes of them, ``[count, pixels]``.
+        """
+        prior = torch.zeros(self.sizes["classes"], device=self.device) if self.prior is None else self.prior
+        vertices = self.structure.sample(prior.expand(count, -1))
+        styles = torch.randn(count, self.sizes["style"], device=self.device)
+        return vertices.argmax(-1), self.networks.decoder(styles, vertices).sigmoid()
+
+    @torch.no_grad()
     def pictures(self, folder: Path) -> list[Path]:
-        """Digits generated by class and style, if images are square; decoder calls over training."""
+        """If images are square, digits by class and style, and digits whose class and style are drawn from their
+        priors; decoder calls over training.
+        """
         styles = torch.randn(10, self.sizes["style"], device=self.device)
         classes = torch.eye(self.sizes["classes"], device=self.device)
         grid = [self.networks.decoder(styles, label.expand(len(styles), -1)).sigmoid() for label in classes]
-        drawn = [draw_digits(torch.stack(grid), folder / "digits.png")] if is_square(self.sizes["pixels"]) else []
+        drawn = []
+        if is_square(self.sizes["pixels"]):
+            drawn.append(draw_digits(torch.stack(grid), folder / "digits.png"))
+            drawn.append(draw_samples(self.generate(30)[1].reshape(3, 10, -1, 1), folder / "samples.png"))
         if self.history:
             drawn.append(draw_calls(self.history["training_calls"], folder / "decoder_calls.png"))
         return drawn
