@@ -52,6 +52,7 @@ WRONG: list[tuple[str, str]] = [
     (f"{LISTOPS} trainer=cp", "nearest: cpu,"),
     (f"{LISTOPS} trainer=null", "trainer"),
     (f"{LISTOPS} logger=wanb", "nearest: wandb,"),
+    (f"{LISTOPS} logger=neptune", "Neptune has ended its service"),
     (f"{LISTOPS} logger=null", "logger=null: no such choice"),
     (f"{LISTOPS} experiment=toy/tree", "experiment=toy/tree: no such choice"),
     (f"{LISTOPS} foo=1", "foo"),

@@ -14,6 +14,9 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count: Ctrl-C
 #: Budgets that every task has: the paper's protocol, minutes on two cores, seconds.
 BUDGETS = ("paper", "quick", "smoke")
 
+#: Groups whose choices say what a run is, in summaries and on dashboards.
+CHOICES = ("task", "structure", "estimator", "budget", "data", "experiment")
+
 #: Top-level keys that do not decide a result: folders, loggers, the search space of a sweep.
 IRRELEVANT = ("paths", "logger", "run", "search")
 #: Keys of ``trainer`` for hardware, the way to compute, and a pause. The computation is the same.

@@ -91,6 +91,8 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
         group, _, name = error.missing_cfg_file.rpartition("/")
         if name in renamed.CHOICES.get(group, {}):
             return f"{group}={name}: is now called {renamed.CHOICES[group][name]}"
+        if name in renamed.GONE.get(group, {}):
+            return f"{group}={name}: {renamed.GONE[group][name]}"
         return f"{group}={name}: no such choice; nearest: {nearest(name, error.options)}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.partition("/")

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Timer
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -26,6 +26,7 @@ from structgrad.common.files import write_json
 from structgrad.common.private import log_the_test_at_the_last_step
 from structgrad.common.text import first_line
 from structgrad.tasks.base import Task
+from structgrad.training import contract
 from structgrad.training.callbacks import (
     Owner,
     Patience,
@@ -41,16 +42,13 @@ from structgrad.training.compiled import compiled_step
 from structgrad.training.composition import Run
 from structgrad.training.environment import environment, seed_everything
 from structgrad.training.errors import RunError
-from structgrad.training.loggers import MetricsFile
+from structgrad.training.loggers import MetricsFile, end, hyperparameters, log_picture
 from structgrad.training.processes import number_of_devices
 from structgrad.training.stopping import StopRequest
 
 # A run prints only our lines. Lightning sets the level of its loggers when it is imported, above.
 for _name in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
-
-#: Choices that a summary records.
-_GROUPS = ("task", "structure", "estimator", "budget", "data", "experiment")
 
 
 def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> dict[str, Any]:
@@ -68,12 +66,23 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
         Interrupted: after a request to stop was followed.
         RunError: if a logger does not start or a file of the run is damaged.
     """
-    config, folder = run.config, run.folder
-    if number_of_devices(config.trainer) == 1:
+    if number_of_devices(run.config.trainer) == 1:
         rank_zero_only.rank = 0  # type: ignore[attr-defined]  # Lightning takes it from the environment
-    metrics_file = MetricsFile(folder)
+    metrics_file = MetricsFile(run.folder)
     metrics_file.rewind(0 if checkpoint is None else _step_of(checkpoint))
-    loggers: list[Logger] = [metrics_file, *_start_loggers(run)]
+    with _services(run) as services:
+        return _fit(run, task, checkpoint, request, metrics_file, services)
+
+
+def _fit(
+    run: Run,
+    task: Task,
+    checkpoint: Path | None,
+    request: StopRequest,
+    metrics_file: MetricsFile,
+    services: list[Logger],
+) -> dict[str, Any]:
+    config, folder, loggers = run.config, run.folder, [metrics_file, *services]
     best = BestAndLast(
         folder / "checkpoints",
         filename="best",
@@ -136,7 +145,7 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
     assert best_score is not None, "training ends with a validation"
     summary = {
         "name": run.name,
-        **{group: run.choices[group] for group in _GROUPS if run.choices.get(group) is not None},
+        **{group: run.choices[group] for group in contract.CHOICES if run.choices.get(group) is not None},
         "seed": run.seed,
         "metrics": {**metrics, task.monitor: float(best_score)},
         "mode": task.mode,
@@ -156,7 +165,7 @@ def fit(run: Run, task: Task, checkpoint: Path | None, request: StopRequest) -> 
         write_json(folder / "summary.json", summary)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):  # the tab HParams compares the configuration with these
-            logger.log_hyperparams(dict(run.settings), summary["metrics"], trainer.global_step)
+            logger.log_hyperparams(hyperparameters(run), summary["metrics"], trainer.global_step)
         logger.finalize("success")
     return summary
 
@@ -219,20 +228,27 @@ def _step_of(checkpoint: str | Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
 
 
-def _start_loggers(run: Run) -> list[Logger]:
+@contextmanager
+def _services(run: Run) -> Iterator[list[Logger]]:
+    """The loggers of the configuration, which are let go of in the end."""
     loggers: list[Logger] = []
-    for name, node in run.config.logger.items():
-        try:
-            logger = instantiate(node)
-            # For a remote service, the first call opens a connection.
-            logger.log_hyperparams(dict(run.settings))
-        except OSError:
-            raise
-        except Exception as error:  # every tracking service has its own errors
-            reason = first_line(error)
-            raise RunError(f"logger {name}: {reason}; logger=default needs no account and no network") from error
-        loggers.append(logger)
-    return loggers
+    failed = True
+    try:
+        for name, node in run.config.logger.items():
+            try:
+                loggers.append(instantiate(node))
+                # For a remote service, the first call opens a connection.
+                loggers[-1].log_hyperparams(hyperparameters(run))
+            except OSError:
+                raise
+            except Exception as error:  # every tracking service has its own errors
+                reason = first_line(error.__cause__ or error)  # Hydra's own first line says where
+                raise RunError(f"logger {name}: {reason}; logger=default needs no account and no network") from error
+        yield loggers
+        failed = False
+    finally:
+        for logger in loggers:
+            end(logger, failed)
 
 
 def _draw(task: Task, folder: Path, loggers: list[Logger], step: int) -> None:
@@ -241,12 +257,6 @@ def _draw(task: Task, folder: Path, loggers: list[Logger], step: int) -> None:
     with torch.no_grad():
         pictures = task.pictures(folder / "pictures")
     images = [picture for picture in pictures if picture.suffix == ".png"]  # pages are for the browser
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            from matplotlib import image
-
-            for picture in images:
-                logger.experiment.add_image(picture.stem, image.imread(picture), step, dataformats="HWC")
-        elif isinstance(logger, WandbLogger):
-            for picture in images:
-                logger.log_image(picture.stem, [str(picture)], step=step)
+    for picture in images:
+        for logger in loggers:
+            log_picture(logger, picture, step)

@@ -1,19 +1,50 @@
-"""The metrics file of a run folder, and Weights & Biases."""
+"""The metrics file of a run folder, and what dashboards get of a run: hyper-parameters, metrics, pictures."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from datetime import datetime
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import WandbLogger
+from filelock import FileLock
+from pytorch_lightning.loggers import CometLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from structgrad.training import contract
+from structgrad.training.composition import Run
 from structgrad.training.errors import RunError
 
 _HEAD = ["step", "metric", "value"]
+
+
+def hyperparameters(run: Run) -> dict[str, Any]:
+    """What dashboards set against the metrics of a run, flat: its choices and seed, then every setting as ``with/...``.
+
+    Dashboards sort columns by name; ``with`` comes after the names of the choices. Where things are, who is told and
+    what a sweep would try are left out.
+    """
+    chosen = {group: run.choices[group] for group in contract.CHOICES if run.choices.get(group) is not None}
+    if run.config.estimator is None:
+        chosen["estimator"] = "none"
+    left_out = (*contract.IRRELEVANT, "seed", "budget")
+    settings = {key: value for key, value in run.settings.items() if key not in left_out}
+    return {**chosen, "seed": run.seed, **dict(_flat(settings, "with"))}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        name = f"{prefix}/{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, name)
+        else:
+            yield name, value if isinstance(value, bool | int | float | str) else str(value)
 
 
 class MetricsFile(Logger):
@@ -82,6 +113,31 @@ class MetricsFile(Logger):
             csv.writer(stream).writerows(rows)
 
 
+class TensorBoard(TensorBoardLogger):
+    """Lightning's logger, without the summary by which the first run decides the columns of all runs in *HParams*."""
+
+    @rank_zero_only
+    def log_hyperparams(  # type: ignore[override]
+        self, params: Mapping[str, Any], metrics: Mapping[str, float] | None = None, step: int | None = None
+    ) -> None:
+        """Set them against the final metrics; without these nothing is written yet.
+
+        Args:
+            params: name -> value, flat.
+            metrics: of the finished run.
+            step: of its end.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        self.hparams.update(params)
+        if metrics is None:
+            return
+        self.log_metrics(dict(metrics), step)
+        _, start, end = hparams(dict(params), dict(metrics))
+        for session in (start, end):
+            self.experiment.file_writer.add_summary(session, step)
+
+
 class WandbSteps(WandbLogger):
     """Lightning's logger, with the training step as the step of Weights & Biases.
 
@@ -94,3 +150,187 @@ class WandbSteps(WandbLogger):
         """Log under that step."""
         extra = {} if step is None else {"trainer/global_step": step}
         self.experiment.log({**metrics, **extra}, step=step)
+
+
+class MLflow(MLFlowLogger):
+    """Lightning's logger; a run that continues is found by its name, as MLflow makes up the ids itself.
+
+    Args:
+        name: of the run.
+        experiment: to which it belongs; made if there is none.
+        tracking_uri: of a server (``https://...``), or a database (``sqlite:///runs/mlflow.db``), which is made.
+        artifacts: the folder for pictures, where the database is one of this machine; a server has its own.
+    """
+
+    def __init__(self, name: str, experiment: str, tracking_uri: str, artifacts: str, **options: Any) -> None:
+        import mlflow
+
+        local = tracking_uri.startswith("sqlite:///")
+        place = Path(tracking_uri.removeprefix("sqlite:///")).parent if local else None
+        if place is not None:
+            place.mkdir(parents=True, exist_ok=True)
+        client = mlflow.MlflowClient(tracking_uri)
+        found = None
+        # Workers of a sweep start together, and only one of them can make a database or an experiment.
+        with nullcontext() if place is None else FileLock(place / "mlflow.lock"):
+            known = client.get_experiment_by_name(experiment)
+            if known is None:
+                client.create_experiment(experiment, Path(artifacts).resolve().as_uri() if local else None)
+            else:
+                quoted = f"attributes.run_name = '{name}'"
+                found = next(iter(client.search_runs([known.experiment_id], quoted, max_results=1)), None)
+        run_id = None
+        if found is not None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            run_id = found.info.run_id
+            client.update_run(run_id, status="RUNNING")
+        super().__init__(experiment, name, tracking_uri, run_id=run_id, **options)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """A run that continues, perhaps on other hardware, keeps those of its start: MLflow lets none change."""
+        known = self.experiment.get_run(self.run_id).data.params
+        super().log_hyperparams({name: value for name, value in params.items() if name not in known})
+
+
+class Comet(CometLogger):
+    """Lightning's logger, with an experiment key that follows from the name of the run.
+
+    Args:
+        name: of the run.
+        offline: whether archives are left to be sent by ``comet upload``.
+        offline_directory: where; every start has a folder of its own there. The client draws the names of archives
+            from a generator that a run seeds, and would write over those of the start before.
+        options: of Lightning's logger and of Comet's experiments.
+    """
+
+    def __init__(self, name: str, *, offline: bool, offline_directory: str, **options: Any) -> None:
+        start = Path(offline_directory) / datetime.now().strftime("%Y%m%d-%H%M%S")
+        if offline:
+            start.mkdir(parents=True)
+        # To the client 0 is offline as well; at False itself Lightning disables the experiment, and nothing is kept.
+        online: Any = 0 if offline else True
+        super().__init__(
+            experiment_key=key_of(name),
+            mode="get_or_create",
+            online=online,
+            name=name,
+            offline_directory=str(start),
+            **options,
+        )
+
+
+class Trackio(Logger):
+    """Trackio, whose data are in a folder; of one run all that has its name.
+
+    Args:
+        name: of the run.
+        project: to which it belongs.
+        folder: of Trackio's data on this machine.
+        options: of ``trackio.init``, e.g. ``space_id``, where the dashboard is on the hub.
+    """
+
+    def __init__(self, name: str, project: str, folder: str, **options: Any) -> None:
+        super().__init__()
+        os.environ.setdefault("TRACKIO_DIR", folder)  # which is read once, when it is imported
+        import trackio
+
+        self._trackio, self._name, self._project = trackio, name, project
+        self._options = {"group": os.environ.get("WANDB_RUN_GROUP"), **options}
+
+    @property
+    def name(self) -> str:
+        """Of the project."""
+        return self._project
+
+    @property
+    def version(self) -> str:
+        """Name of the run."""
+        return self._name
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Start or continue the run, of which they are the configuration."""
+        self._trackio.init(self._project, self._name, config=dict(params), resume="allow", **self._options)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log under that step."""
+        self._trackio.log(dict(metrics), step=step)
+
+    @rank_zero_only
+    def log_picture(self, picture: Path, step: int) -> None:
+        """Log a PNG file."""
+        self._trackio.log({picture.stem: self._trackio.Image(str(picture))}, step=step)
+
+    @rank_zero_only
+    def end(self) -> None:
+        """Send what is left."""
+        self._trackio.finish()
+
+
+def key_of(name: str) -> str:
+    """Forty hexadecimal digits, for services whose ids may not be the name of a run."""
+    return hashlib.sha1(name.encode()).hexdigest()
+
+
+@singledispatch
+def log_picture(logger: Logger, picture: Path, step: int) -> None:
+    """Show a picture of a run beside its metrics, by whatever means a logger has; those without any are left alone.
+
+    Args:
+        logger: of ours, or Lightning's own.
+        picture: a PNG file.
+        step: of the end of training.
+    """
+
+
+@log_picture.register
+def _(logger: TensorBoardLogger, picture: Path, step: int) -> None:
+    from matplotlib import image
+
+    logger.experiment.add_image(picture.stem, image.imread(picture), step, dataformats="HWC")
+
+
+@log_picture.register
+def _(logger: WandbLogger, picture: Path, step: int) -> None:
+    logger.log_image(picture.stem, [str(picture)], step=step)
+
+
+@log_picture.register
+def _(logger: MLFlowLogger, picture: Path, step: int) -> None:
+    logger.experiment.log_artifact(logger.run_id, str(picture), "pictures")
+
+
+@log_picture.register
+def _(logger: CometLogger, picture: Path, step: int) -> None:
+    logger.experiment.log_image(str(picture), name=picture.stem, step=step)
+
+
+@log_picture.register
+def _(logger: Trackio, picture: Path, step: int) -> None:
+    logger.log_picture(picture, step)
+
+
+@singledispatch
+def end(logger: Logger, failed: bool) -> None:
+    """Let go of a service: the next run of this process (``-m``) is another one there.
+
+    Args:
+        logger: of ours, or Lightning's own; most have nothing to let go of.
+        failed: whether the run did not finish.
+    """
+
+
+@end.register
+def _(logger: WandbLogger, failed: bool) -> None:
+    logger.experiment.finish(exit_code=int(failed))
+
+
+@end.register
+def _(logger: CometLogger, failed: bool) -> None:
+    logger.experiment.end()
+
+
+@end.register
+def _(logger: Trackio, failed: bool) -> None:
+    logger.end()

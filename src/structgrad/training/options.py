@@ -13,6 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -20,6 +21,7 @@ import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
+from structgrad.common.installing import install
 from structgrad.common.private import has_bfloat16_units
 from structgrad.common.text import first_line, nearest
 from structgrad.training.errors import ConfigurationError
@@ -61,6 +63,8 @@ _PATHS = {
     "progress": True,
     "test_file": True,
 }  # whether it may be null
+#: Loggers that are extras of the package -> the package that each needs.
+_SERVICES = {"wandb": "wandb", "mlflow": "mlflow", "aim": "aim", "comet": "comet_ml", "trackio": "trackio"}
 _TOP = ("seed", "paths", "run", "search", "task", "structure", "estimator", "budget", "trainer", "logger")
 
 
@@ -80,6 +84,9 @@ def check_options(config: DictConfig, chosen: Mapping[str, str]) -> None:
             raise ConfigurationError(f"{group}=... is missing; there are {', '.join(known)}")
     if config.get("logger") is None:
         raise ConfigurationError("logger=null: for no logger but metrics.csv, say logger=csv")
+    for name in map(str, config.logger):
+        if name in _SERVICES and not find_spec(_SERVICES[name]):
+            raise ConfigurationError(f"logger={name}: the package {_SERVICES[name]} is missing; {install(name)}")
     for key in chosen:
         name = key.lstrip("+~")
         top = name.split(".")[0].split("@")[0].split("/")[0]

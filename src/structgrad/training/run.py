@@ -166,8 +166,10 @@ def _say_what_is_not_logged(run: Run) -> None:
     """A finished run logs nothing more; say how to send it to a dashboard."""
     services = sorted(str(name) for name in run.config.get("logger") or {} if name != "tensorboard")
     if services:
-        offline = sorted(run.folder.glob("wandb/offline-run-*"))
-        how = f"wandb sync {offline[-1]}" if offline else "paths.runs=<another folder> makes it again, and logs it"
+        left = {"wandb sync": "wandb/offline-run-*", "comet upload": "comet/*/*.zip"}  # by runs without a network
+        found = {command: sorted(run.folder.glob(pattern)) for command, pattern in left.items()}
+        kept = [f"{command} {parts[-1]}" for command, parts in found.items() if parts]
+        how = " and ".join(kept) or "paths.runs=<another folder> makes it again, and logs it"
         log.info("nothing is logged to %s now; %s", ", ".join(services), how)
 
 
