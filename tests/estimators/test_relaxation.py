@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from structgrad.estimators.relaxation import SST, Deterministic, ExponentialSchedule, Perturbed, clip_scores
 from structgrad.estimators.utilities import Gumbel, NegExponential, make_utility
-from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Subset
+from structgrad.structures import Arborescence, BinaryTree, Matching, OneHot, Structure, Subset, Undirected
 from structgrad.structures.base import UnsupportedError
 from structgrad.structures.k_subset import KSubset
 from structgrad.structures.spanning_tree import SpanningTree
-from structgrad.testing import Case, Distribution, Problem, assert_mean, gradients
+from structgrad.testing import Case, Distribution, Problem, assert_mean, gradients, length_masks
 from tests import cases
 from tests.cases import problem
 
@@ -425,6 +425,30 @@ def test_kl_of_structured_attention_is_enumerated() -> None:
         torch.testing.assert_close(estimate.kl[b], expected)
 
 
+class OneEdge(Structure):
+    """A user's categories: one edge of a graph."""
+
+    is_categorical: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.layout = Undirected()
+
+    def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
+        exists = self.layout.flatten(self.parts(utility, mask))
+        best = OneHot().argmax(self.layout.flatten(utility), exists)
+        return self.layout.unflatten(best, utility.shape[-2:])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+def test_entmax_of_categories_of_ones_own(alpha: float) -> None:
+    scores, mask = torch.randn(2, 4, 4, requires_grad=True), torch.stack([torch.ones(4, 4).bool(), *length_masks(4, 3)])
+    estimate = Deterministic(OneEdge(), "entmax", alpha=alpha)(scores, lambda x, rows: x[:, 0, 1], mask=mask)
+    expected = OneHot().entmax(scores.triu(1)[1, :3, :3][[0, 0, 1], [1, 2, 2]], alpha)
+    assert torch.equal(estimate.vertices[1], estimate.vertices[1].mT)
+    torch.testing.assert_close(estimate.vertices[1][[0, 0, 1], [1, 2, 2]], expected)
+    assert (torch.autograd.grad(estimate.surrogate.sum(), scores)[0].tril() == 0).all()
+
+
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0, 3.0])
 def test_entmax_solves_its_problem(alpha: float) -> None:
     p = problem("one_hot")
@@ -451,7 +475,7 @@ def test_learned_alpha() -> None:
 
 
 def test_impossible_deterministic_options() -> None:
-    with pytest.raises(UnsupportedError, match="estimator entmax needs OneHot; got Subset"):
+    with pytest.raises(UnsupportedError, match=r"estimator entmax needs one category out of all .*; got Subset"):
         Deterministic(Subset(), "entmax")
     with pytest.raises(ValueError, match="alpha belongs to mapping=entmax"):
         Deterministic(OneHot(), "marginal", alpha=1.5)

@@ -52,6 +52,15 @@ def test_traits(name: str) -> None:
     moved = [structure.argmax((scores + shift).exp(), mask) for shift in (-3.0, 3.0)]
     if structure.is_ordinal:
         assert all(torch.equal(m, vertex) for m in moved)
+    if structure.is_binary_tree:
+        assert structure.layout.ndim == 1
+        assert structure.vertex_layout.is_graph
+        assert (vertex.sum(1) <= 1).all()
+        assert (vertex.triu(1).sum(2) <= 1).all()
+        assert (vertex.tril(-1).sum(2) <= 1).all()
+    if structure.has_neighbour_pairs:
+        items, pairs = vertex.split((vertex.shape[-1] + 1) // 2, -1)
+        assert torch.equal(pairs, items[:, 1:] * items[:, :-1])
     if "trace" in structure.oracles:
         torch.manual_seed(1)
         many = torch.rand(200, *scores.shape, dtype=torch.float64) + 0.01

@@ -322,8 +322,8 @@ class Deterministic(Estimator):
     - ``marginal``: mean of the Gibbs distribution (structured attention, Kim et al. 2017);
     - ``sparsemap``: Euclidean projection on conv(X) (Niculae et al. 2018; sparsemax for
       ``OneHot``);
-    - ``entmax``: entmax with parameter alpha, for ``OneHot`` (Peters et al. 2019; learned: Correia
-      et al. 2019).
+    - ``entmax``: entmax with parameter alpha, for one category out of all, as ``OneHot`` (Peters
+      et al. 2019; learned: Correia et al. 2019).
 
     In training this is exact for the objective of the relaxed model. In evaluation the vertex is
     ``argmax(scores)``, which is hard. While training, ``marginal`` has a ``kl`` if the structure
@@ -352,8 +352,8 @@ class Deterministic(Estimator):
         by = f"estimator {mapping}"
         structure.require("argmax", by=by)
         if mapping == "entmax":
-            if not isinstance(structure, OneHot):
-                raise UnsupportedError(f"{by} needs OneHot; got {structure.name}")
+            if not structure.is_categorical:
+                raise UnsupportedError(f"{by} needs one category out of all (OneHot); got {structure.name}")
             alpha = 1.5 if alpha is None else alpha
             if not (1 < alpha < 2 if learn_alpha else 1 <= alpha < math.inf):
                 raise ValueError(f"alpha must be {'within (1, 2)' if learn_alpha else 'at least 1'}; got {alpha}")
@@ -393,9 +393,11 @@ class Deterministic(Estimator):
             return self.structure.marginals(scores, mask)
         if self.mapping == "sparsemap":
             return self.structure.project(scores, mask)
-        assert isinstance(self.structure, OneHot)
         assert self.alpha is not None
-        return self.structure.entmax(scores, self.alpha if self.logit is None else self.current_alpha(), mask)
+        alpha = self.alpha if self.logit is None else self.current_alpha()
+        layout, exists = self.structure.layout, self.structure.parts(scores, mask)
+        point = OneHot().entmax(layout.flatten(scores), alpha, layout.flatten(exists))
+        return layout.unflatten(point, scores.shape[-layout.ndim :])
 
 
 class _MeanArgmax(torch.autograd.Function):

@@ -154,8 +154,18 @@ class Structure:
     #: scores changes nothing.
     constant_size: ClassVar[bool] = False
 
+    #: Whether the data give the true structure to the model: ``structure=ground_truth``.
+    is_given: ClassVar[bool] = False
+
     #: Whether a vertex is one part chosen from all.
     is_categorical: ClassVar[bool] = False
+
+    #: Whether the parts are n items in a row, then the n - 1 pairs of neighbours: ``[2n - 1]``.
+    has_neighbour_pairs: ClassVar[bool] = False
+
+    #: Whether a vertex is a binary tree over items in a row, shown as edges from parents to
+    #: children, ``[n, n]``. The in-order traversal of the tree is the row.
+    is_binary_tree: ClassVar[bool] = False
 
     #: Whether parts are chosen independently: the argmax is ``utility > 0``, and parts of a Gibbs
     #: sample are independent.

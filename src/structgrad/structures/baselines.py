@@ -21,6 +21,7 @@ class GroundTruth(Structure):
     """The true structure from the data (``structure=ground_truth``): nothing is learnt about it."""
 
     is_latent: ClassVar[bool] = False
+    is_given: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.layout = Directed()

@@ -33,6 +33,7 @@ class BinaryTree(ItemRecursion):
     the distribution favours balanced trees.
     """
 
+    is_binary_tree: ClassVar[bool] = True
     layout = Vector()
     vertex_layout: ClassVar[Layout] = Directed()
 

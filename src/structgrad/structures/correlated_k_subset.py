@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class CorrelatedKSubset(Gibbs):
         ValueError: for k < 1; for an even number of parts; or (from every oracle, in eager CPU
             code) for an example with fewer than k items.
     """
+
+    has_neighbour_pairs: ClassVar[bool] = True
 
     def __init__(self, k: int) -> None:
         if k < 1:

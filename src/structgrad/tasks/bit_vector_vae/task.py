@@ -98,7 +98,7 @@ class BitVectorVAE(Task):
         seed: int = 0,
     ) -> None:
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
-        if structure.layout.name != "vector" or estimator is None:
+        if structure.layout.ndim != 1 or not structure.is_linear or estimator is None:
             raise ValueError(f"bit_vector_vae needs a latent vector of bits; got {structure.name}")
         structure.require("sample", "log_prob", "log_partition", by="task bit_vector_vae")
         if estimator.kl_over == "parts":

@@ -12,7 +12,6 @@ from torch import Tensor
 from structgrad.common.ranges import check_choice
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
-from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput
 from structgrad.tasks.communication_game.data import SPLITS, ConceptData, draw_games
@@ -101,7 +100,7 @@ class CommunicationGame(CallsOverTime):
         test_games: int = 9984,
     ) -> None:
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
-        if not isinstance(structure, OneHot) or estimator is None:
+        if not structure.is_categorical or estimator is None:
             raise ValueError(f"communication_game sends one symbol, structure=one_hot; got {structure.name}")
         if estimator.kl_over != "vertex":
             raise ValueError(

@@ -101,7 +101,7 @@ class GraphLayout(Task):
         self.variance, self.teacher_forcing = variance, teacher_forcing
         self.require_kl("task graph_layout")
         over_parts = estimator is not None and estimator.kl_over == "parts"
-        self.kl_count = 2 if both_directions and over_parts and structure.layout.name == "undirected" else 1
+        self.kl_count = 2 if both_directions and over_parts and structure.layout.is_mirrored else 1
         self.encoder = Encoder(2 * data.steps, hidden) if estimator is not None else None
         self.decoder = Decoder(hidden)
 

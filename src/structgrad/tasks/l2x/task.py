@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from structgrad.common.ranges import check_choice
 from structgrad.data import Batch, Batches, DataError
 from structgrad.estimators.base import Estimate, Estimator
-from structgrad.structures import CorrelatedKSubset
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.l2x.data import PAD, ReviewData
@@ -94,10 +93,9 @@ class L2X(Task):
         seed: int = 0,
     ) -> None:
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
-        if estimator is None or structure.layout.name != "vector" or structure.vertex_layout is not structure.layout:
+        if estimator is None or structure.layout.ndim != 1 or not structure.is_linear:
             raise ValueError(f"l2x needs a latent structure over a vector, of words; got {structure!r}")
-        pairs = isinstance(structure, CorrelatedKSubset)
-        self.check_structure((2 * data.words - 1 if pairs else data.words,), f"{data.words} words")
+        self.check_structure(_shape(structure, data.words), f"{data.words} words")
         check_choice("encoder", encoder, get_args(EncoderName))
         if min(embedding_size, filters, hidden) < 1:
             raise ValueError("embedding_size, filters and hidden must be at least 1")
@@ -148,7 +146,7 @@ class L2X(Task):
         self.encoder = make_encoder(
             self.encoder_name,
             size=self.embedding_size,
-            pairs=isinstance(self.structure, CorrelatedKSubset),
+            pairs=self.structure.has_neighbour_pairs,
             dropout=self.dropout,
             filters=self.filters,
             train=self.data.split("train"),
@@ -225,7 +223,7 @@ class L2X(Task):
         """
         places = torch.arange(tokens.shape[1], device=tokens.device)
         words = places < (tokens != PAD).sum(1, keepdim=True).clamp_min(self.least)
-        if isinstance(self.structure, CorrelatedKSubset):  # a pair exists if its words do
+        if self.structure.has_neighbour_pairs:  # a pair exists if its words do
             return F.pad(words, (0, tokens.shape[1] - 1), value=True)
         return words
 
@@ -262,14 +260,17 @@ class L2X(Task):
         return [draw(columns, folder / "reviews.png"), write_page(columns, self.data.title, folder / "reviews.html")]
 
 
+def _shape(structure: Structure, words: int) -> tuple[int]:
+    """The shape of the parts over so many words."""
+    return (2 * words - 1 if structure.has_neighbour_pairs else words,)
+
+
 def _least(structure: Structure) -> int:
     """The smallest number of words for which the structure has a vertex."""
-    if isinstance(structure, CorrelatedKSubset):
-        return structure.k
     n = 1
     while True:
         try:
-            structure.argmax(torch.zeros(1, n))
+            structure.argmax(torch.zeros(1, *_shape(structure, n)))
         except ValueError:
             n += 1
         else:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from structgrad.common.ranges import check_range
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
-from structgrad.structures import GroundTruth, NoStructure
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.listops.data import CLOSE, PAD, ListOpsData
@@ -89,7 +88,7 @@ class ListOps(Task):
         check_range("dropout", dropout, least=0, below=1)
         check_range("kl_weight", kl_weight, least=0)
         self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
-        if isinstance(structure, NoStructure):
+        if not structure.is_latent and not structure.is_given:
             self.baseline = LSTMClassifier(hidden, dropout, data.max_length)
             return
         self.network = GraphNetwork(hidden, message_steps, dropout)
@@ -127,7 +126,7 @@ class ListOps(Task):
         tokens, values = batch["tokens"], batch["values"]
         if self.estimator is not None:
             return self._latent_step(batch)
-        if isinstance(self.structure, GroundTruth):
+        if self.structure.is_given:
             logits = self.network(tokens, true_edges(batch["parents"]))
         else:
             logits = self.baseline(tokens)
@@ -212,7 +211,7 @@ class ListOps(Task):
                     prediction=int(logits[best].argmax()),
                 )
             )
-        directed = self.structure.layout.name == "directed"
+        directed = not self.structure.layout.is_mirrored
         return [draw(parses, folder / "parses.png", directed=directed)]
 
 

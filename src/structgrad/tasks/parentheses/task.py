@@ -13,7 +13,6 @@ from tqdm import tqdm
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator, PerturbAndMap
 from structgrad.estimators.utilities import Gumbel
-from structgrad.structures import BinaryTree, NoStructure
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.parentheses import trees
@@ -139,7 +138,7 @@ class Parentheses(Task):
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
         if (estimator is not None) != structure.is_latent:
             raise ValueError(f"{structure.name} takes {'an' if structure.is_latent else 'no'} estimator")
-        if structure.is_latent and not isinstance(structure, BinaryTree):
+        if structure.is_latent and not structure.is_binary_tree:
             raise ValueError(f"parentheses needs a binary tree over the tokens or a fixed order; got {structure.name}")
         if estimator is not None and estimator.needs_differentiable_objective:
             raise ValueError(
@@ -222,9 +221,7 @@ class Parentheses(Task):
 
     def _known_order(self, tokens: Tensor) -> Tensor:
         """Parents ``[batch, n]`` of the given trees."""
-        if isinstance(self.structure, NoStructure):
-            return trees.left_to_right(tokens)
-        return trees.smart(tokens, self.data.types)
+        return trees.smart(tokens, self.data.types) if self.structure.is_given else trees.left_to_right(tokens)
 
     def _nll(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """``-log p(x, T)`` ``[batch]``."""

@@ -14,7 +14,6 @@ from structgrad.common.ranges import check_choice, check_range
 from structgrad.data import Batch, Batches
 from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimator
-from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Prior, Split, StepOutput
 from structgrad.tasks.history import CallsOverTime
@@ -96,7 +95,7 @@ class SemiSupervisedVAE(CallsOverTime):
         seed: int = 0,
     ) -> None:
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
-        if not isinstance(structure, OneHot) or estimator is None:
+        if not structure.is_categorical or estimator is None:
             raise ValueError(f"ssvae needs one class an image, structure=one_hot; got {structure.name}")
         if estimator.kl_over != "vertex":
             raise ValueError(
