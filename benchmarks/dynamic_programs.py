@@ -18,6 +18,7 @@ import torch
 from benchmarks.harness import Row, measure, report, settings
 from torch import Tensor
 
+from structgrad.common import pictures
 from structgrad.structures import Alignment, Constituency, DagPath, LinearChain, ProjectiveTree, SemiMarkov
 
 with warnings.catch_warnings():
@@ -144,20 +145,19 @@ def plot(out: Path) -> None:
         for n in lengths:
             structure, scores = make(n)
             times.append(measure(lambda x=structure, s=scores: x.marginals(s), repeats=3, warmup=1).processor)
-        axes.plot(lengths, times, "o-", color=f"C{number}", label=name)
+        axes.plot(lengths, times, label=name, **pictures.mark(number) | {"linestyle": "-"})
         print(name, [round(t, 2) for t in times], flush=True)
         if name in theirs:
             times = [measure(theirs[name](n), repeats=3, warmup=1).processor for n in lengths]
-            axes.plot(lengths, times, "s:", color=f"C{number}", label=f"{name}, torch-struct")
+            axes.plot(lengths, times, ":", label=f"{name}, torch-struct", **pictures.mark(number))
             print(name, "torch-struct", [round(t, 2) for t in times], flush=True)
     axes.set(xscale="log", yscale="log", xlabel="length n", ylabel="milliseconds of the processor", xticks=lengths)
     axes.set_xticklabels([str(n) for n in lengths])
     axes.minorticks_off()
     axes.set_title(f"Marginals, batch {batch}, {torch.get_num_threads()} threads", fontsize="medium")
-    axes.legend(fontsize="x-small", ncols=2)
-    axes.grid(alpha=0.3)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    pictures.legend(figure, columns=2)
+    pictures.grid(axes)
+    pictures.save(figure, out)
     print(f"plot: {out}")
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from structgrad.common import pictures
 from structgrad.experiments.report import Line, Report, build
 from structgrad.experiments.runs import load
 from structgrad.experiments.tables import load as load_table
 
-MARKERS = "osD^vP*XhH<>"
 TABLES = Path(__file__).resolve().parent.parent / "configs" / "table"
 
 
@@ -41,7 +41,7 @@ def comparable(report: Report) -> list[Line]:
 
 def style(index: int) -> dict[str, Any]:
     """Of the points with error bars of the row at a place: options for ``errorbar``."""
-    return {"marker": MARKERS[index % len(MARKERS)], "linestyle": "none", "color": f"C{index}", "capsize": 3}
+    return pictures.mark(index) | {"linestyle": "none", "capsize": 3}
 
 
 def command(
@@ -65,6 +65,4 @@ def command(
         figure = draw(read(arguments.table, arguments.folder))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.output)
-    print(arguments.output)
+    print(pictures.save(figure, arguments.output))

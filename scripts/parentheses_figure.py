@@ -13,6 +13,7 @@ from collections import defaultdict
 from figures import command, comparable, style
 from matplotlib.figure import Figure
 
+from structgrad.common import pictures
 from structgrad.experiments.report import Report
 from structgrad.experiments.selection import Cell
 
@@ -41,13 +42,13 @@ def draw(report: Report) -> Figure:
                 list(points),
                 [100 * cell.value for cell in cells],
                 yerr=[100 * (cell.standard_error or 0.0) for cell in cells],
-                label=order if column == next(iter(PANELS)) else None,
-                **style(index) | {"linestyle": "-"},
+                label=order,
+                **style(index) | pictures.line(index),
             )
         axes.set(title=title, xlabel="types of brackets", xticks=types, ylim=(-2, 102))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of unique sequences (%)")
-    figure.legend(loc="outside right upper", frameon=False)
+    pictures.legend(figure)
     return figure
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from figures import command, comparable, style
 from matplotlib.figure import Figure
 
+from structgrad.common import pictures
 from structgrad.experiments.report import Report
 from structgrad.experiments.selection import Cell, count
 
@@ -44,7 +45,7 @@ def draw(report: Report) -> Figure:
         axes.axline((left, loss - left), slope=-1, color="0.85", linestyle="--", linewidth=0.8, zorder=0)
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.set(xlabel="rate (nats an image)", ylabel="distortion (nats an image)")
-    figure.legend(loc="outside right upper", frameon=False)
+    pictures.legend(figure)
     return figure
 
 

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from structgrad.commands import group, sweep
+from structgrad.common.pictures import save
 from structgrad.common.text import duration
 from structgrad.experiments import reproduction, tables
 from structgrad.experiments.report import build
@@ -67,7 +68,7 @@ def write(everything: list[tables.Table], results: Path, page: Path) -> None:
     drawn = bool(reproduction.points(reports))
     if drawn:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        reproduction.figure(reports).savefig(picture, dpi=150)
+        save(reproduction.figure(reports), picture)
     page.write_text(reproduction.document(reports, picture.relative_to(page.parent).as_posix() if drawn else ""))
 
 

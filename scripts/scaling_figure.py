@@ -15,6 +15,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from structgrad.common.pictures import grid as grid_lines
+from structgrad.common.pictures import line as line_look
+from structgrad.common.pictures import mark, save
 from structgrad.experiments.markdown import insert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,16 +51,16 @@ def panel(axes: Axes, axis: str, points: Sequence[Point], value: Callable[[Point
     """One line an oracle, against one axis, the other held."""
     along = [p for p in points if p["axis"] == axis]
     ticks = sorted({p[axis] for p in along})
-    for line in dict.fromkeys(p["line"] for p in points):
+    for index, line in enumerate(dict.fromkeys(p["line"] for p in points)):
         seen = [(p[axis], y) for p in along if p["line"] == line and (y := value(p)) is not None]
-        axes.loglog(*zip(*seen, strict=True), "o-", markersize=4, label=label(line))
+        axes.loglog(*zip(*seen, strict=True), label=label(line), **line_look(index) | mark(index))
     other = "batch" if axis == "n" else "n"
     (held,) = {p[other] for p in along}
     axes.set_xlabel(f"{AXES[axis]} ({AXES[other].split()[-1]} {held})")
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    axes.grid(alpha=0.3)
+    grid_lines(axes)
 
 
 def picture(
@@ -111,7 +114,7 @@ def main() -> None:
     rows = {"Their time / our time": opposed}
     pictures["ratios"] = picture(rows, "times as fast", ratio, even=True)
     for name, figure in pictures.items():
-        figure.savefig(ROOT / "docs" / "images" / f"scaling_{name}.png", dpi=110)
+        save(figure, ROOT / "docs" / "images" / f"scaling_{name}.png")
     held = next(p["batch"] for p in opposed if p["axis"] == "n")
     caption = (
         f"Their time / ours, {held} examples; medians of processor time of one thread on {machine['device']}, "

@@ -12,6 +12,7 @@ import numpy as np
 from figures import command, comparable, style
 from matplotlib.figure import Figure
 
+from structgrad.common import pictures
 from structgrad.experiments.report import Report
 
 
@@ -34,14 +35,14 @@ def curves(report: Report) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def draw(report: Report) -> Figure:
     """One colour a row in both panels."""
     lines = comparable(report)
-    styles = {line.row.title: style(index) for index, line in enumerate(lines)}
+    places = {line.row.title: index for index, line in enumerate(lines)}
     figure = Figure(figsize=(11, 3.8), dpi=130, layout="constrained")
     learning, tested = figure.subplots(1, 2)
     shown = []
     for title, (steps, values) in curves(report).items():
-        color, mean = styles[title]["color"], values.mean(0)
-        learning.plot(steps / 1000, mean, color=color, linewidth=1.1)
-        learning.fill_between(steps / 1000, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
+        look, mean = pictures.line(places[title]), values.mean(0)
+        learning.plot(steps / 1000, mean, **look)
+        learning.fill_between(steps / 1000, values.min(0), values.max(0), color=look["color"], alpha=0.2, linewidth=0)
         shown.append(mean[len(mean) // 10 :])
     if shown:  # the first tenth of training is off the scale
         low, high = min(values.min() for values in shown), max(values.max() for values in shown)
@@ -54,7 +55,7 @@ def draw(report: Report) -> Figure:
             place,
             xerr=None if accuracy.standard_error is None else 100 * accuracy.standard_error,
             label=line.row.title,
-            **styles[line.row.title],
+            **style(place),
         )
     calls = [f"{line.cells['calls'].value:.3g}" for line in lines]
     tested.set_yticks(range(len(lines)), labels=calls)
@@ -62,7 +63,7 @@ def draw(report: Report) -> Figure:
     tested.set(title="test", xlabel="accuracy (%)", ylabel="decoder calls an image in training")
     for axes in (learning, tested):
         axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
+    pictures.legend(figure)
     return figure
 
 

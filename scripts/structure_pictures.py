@@ -16,11 +16,10 @@ from matplotlib.patches import Arc, FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
 from structgrad import structures as s
+from structgrad.common.pictures import BLUE, COLOURS, INK, ORANGE, save
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
-# Okabe and Ito's palette, told apart by colour-blind readers.
-BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#d5d8dd", "#3b4252"
-COLOURS = [BLUE, ORANGE, GREEN, "#CC79A7"]
+GREY = "#d5d8dd"
 
 
 def cells(axes: Axes, vertex: Tensor) -> None:
@@ -83,7 +82,8 @@ def segments(axes: Axes, found: list[list[int]]) -> None:
     """Bars, a colour for every label."""
     for first, last, label in found:
         width = last - first + 1
-        axes.add_patch(Rectangle((first + 0.06, 0), width - 0.12, 1, facecolor=COLOURS[label], edgecolor="none"))
+        look = {"facecolor": COLOURS[label], "hatch": ("", "//", "..")[label], "edgecolor": "white", "linewidth": 0}
+        axes.add_patch(Rectangle((first + 0.06, 0), width - 0.12, 1, **look))
     axes.set(xlim=(-0.2, found[-1][1] + 1.2), ylim=(-0.6, 1.6))
 
 
@@ -194,7 +194,7 @@ def main() -> None:
         axes.set_aspect("equal")
         axes.axis("off")
         figure.savefig(folder / f"{name}.png", bbox_inches="tight", pad_inches=0.02)
-    overview().savefig(IMAGES / "overview.png")
+    save(overview(), IMAGES / "overview.png")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from omegaconf import open_dict
 
+from structgrad.common import pictures
 from structgrad.training.run import ConfigurationError, RunError, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,31 +102,27 @@ def main() -> None:
 
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    os.environ.setdefault("MPLBACKEND", "agg")
-    from matplotlib import pyplot
-
     size = 5 if options.budget == "smoke" else 10
     columns = min(2, len(options.structures))
     rows = -(-len(options.structures) // columns)
-    figure, panels = pyplot.subplots(rows, columns, figsize=(6 * columns, 4 * rows), squeeze=False)
+    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.flat[len(options.structures) :]:
         panel.axis("off")
-    colors = {label: f"C{i}" for i, label in enumerate([*SCORE_FUNCTIONS, "SST"])}
+    looks = {label: pictures.line(i) for i, label in enumerate([*SCORE_FUNCTIONS, "SST"])}
     initialize_config_dir(str(ROOT / "configs"), version_base="1.3")
     for structure, panel in zip(options.structures, panels.flat, strict=False):
         for label, overrides in curves_of(structure, size, options.objective).items():
             common = [f"structure={structure}", f"budget={options.budget}", *options.overrides]
             runs = [read(train([*common, *overrides, f"seed={seed}"])) for seed in options.seeds]
             steps, values = runs[0][0], np.stack([value for _, value in runs])
-            panel.plot(steps, values.mean(0), label=label, color=colors[label])
-            panel.fill_between(steps, values.min(0), values.max(0), color=colors[label], alpha=0.2, linewidth=0)
+            panel.plot(steps, values.mean(0), label=label, **looks[label])
+            panel.fill_between(steps, values.min(0), values.max(0), color=looks[label]["color"], alpha=0.2, linewidth=0)
         title = STRUCTURES[structure][0] if options.objective == "ours" else RELEASED[structure]
         panel.set(title=title, xlabel="step", ylabel="objective")
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="small")
-    figure.tight_layout()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.output, dpi=120)
+        pictures.grid(panel)
+    pictures.legend(figure, columns=len(looks))
+    pictures.save(figure, options.output)
     print(f"figure: {options.output}")
 
 

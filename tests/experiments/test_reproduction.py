@@ -120,8 +120,9 @@ def test_the_picture_has_a_point_a_row_with_both_errors(tmp_path: Path) -> None:
     # Published: a standard deviation over four seeds; ours: three.
     assert point.published_error == pytest.approx(3.182 * 2, rel=1e-3)
     assert point.our_error == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    (axes,) = reproduction.figure([report]).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["small"]
+    figure = reproduction.figure([report])
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["small"]
     diagonal = next(line for line in axes.lines if list(line.get_xdata()) == list(line.get_ydata()))
     assert tuple(diagonal.get_xdata()) == axes.get_xlim() == axes.get_ylim()
     page = reproduction.document([report], "images/x.png")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from structgrad.common.pictures import colour
 from tests.experiments.figures import figure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,7 @@ def test_draws_a_curve_and_a_point_a_row(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.allclose(values[1] - values[0], 1.0)
 
     learning, tested = draw(report).axes
-    assert [line.get_color() for line in learning.lines] == ["C0", "C2"]
+    assert [line.get_color() for line in learning.lines] == [colour(0), colour(2)]
     assert tested.get_legend_handles_labels()[1] == ["SFE", "NVIL", "Dense"]
 
     output = tmp_path / "images" / "figure.png"

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.commands import CONFIGS
+from structgrad.common import pictures
 from structgrad.common.text import first_line, nearest
 from structgrad.diagnose import FEATURES, Diagnosis, Problem, Quality, diagnose
 from structgrad.estimators.base import PerturbAndMap
@@ -97,17 +98,19 @@ def _plot(key: str, values: Sequence[float], measured: Sequence[Diagnosis], titl
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
-    for name, colour in (("scores", "C0"), ("decoder", "C1")):
+    for index, name in enumerate(("scores", "decoder")):
+        look = pictures.line(index) | pictures.mark(index)
         quality: list[Quality] = [getattr(m, name) for m in measured]
-        axes[0].plot(values, [q.bias for q in quality], "o-", color=colour, label=name)
-        axes[0].plot(values, [q.error for q in quality], ":", color=colour, label=f"{name}: chance alone")
-        axes[1].plot(values, [q.variance for q in quality], "o-", color=colour, label=name)
+        axes[0].plot(values, [q.bias for q in quality], label=name, **look)
+        alone = {"linestyle": ":", "color": pictures.colour(index), "label": f"{name}: chance alone"}
+        axes[0].plot(values, [q.error for q in quality], **alone)
+        axes[1].plot(values, [q.variance for q in quality], label=name, **look)
     for axis, label in zip(axes, ("relative bias", "relative variance"), strict=True):
         axis.set(xlabel=key, ylabel=label, xscale="log", yscale="log")
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
+        pictures.grid(axis)
+    pictures.legend(figure, columns=4)
     figure.suptitle(title, fontsize="medium")
-    figure.savefig(out, dpi=120)
+    pictures.save(figure, out)
 
 
 def _is_new(key: str, chosen: Collection[str]) -> bool:

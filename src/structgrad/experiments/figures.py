@@ -14,12 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from structgrad.common import pictures
 from structgrad.experiments.statistics import ENOUGH, LEVEL, Scores, performance_profile, quantile, resampled
 
-MARKERS = "os^Dv*PX<>"
-LINES = ("-", "--", "-.", ":")
-#: The largest number of lines in a figure; more would be indistinguishable.
-MOST = 10
 Curve = Sequence[tuple[int, float]]
 
 
@@ -49,7 +46,7 @@ def learning(curves: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
     figure, axes = panel("step", metric)
     for index, (title, runs) in enumerate(curves.items()):
         at, mean, width = band(runs)
-        look: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": LINES[index // 10 % 4], "linewidth": 1.4}
+        look: dict[str, Any] = pictures.line(index)
         axes.plot(at, mean, label=f"{title} ({len(runs)})" if len(runs) > 1 else title, **look)
         if width is not None:
             axes.fill_between(at, mean - width, mean + width, color=look["color"], alpha=0.15, linewidth=0)
@@ -60,7 +57,7 @@ def learning(curves: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, float(finite.min()) - pad), min(high, float(finite.max()) + pad))
     steps(axes)
-    axes.legend(fontsize=7)
+    pictures.legend(figure, columns=2)
     return figure
 
 
@@ -71,8 +68,10 @@ def halving(curves: Sequence[Curve], rungs: Sequence[int], metric: str) -> Figur
         axes.axvline(step, color="0.6", linestyle="--", linewidth=0.9)
     last = max(curve[-1][0] for curve in curves)
     for curve in sorted(curves, key=len):
-        colour, width = ("C0", 1.5) if curve[-1][0] == last else ("C1", 0.9)
-        axes.plot([step for step, _ in curve], [value for _, value in curve], color=colour, linewidth=width)
+        colour, width = (pictures.BLUE, 1.5) if curve[-1][0] == last else (pictures.ORANGE, 0.9)
+        dashes = "-" if curve[-1][0] == last else "--"
+        at, values = zip(*curve, strict=True)
+        axes.plot(at, values, color=colour, linewidth=width, linestyle=dashes)
         if curve[-1][0] < last:
             axes.plot(*curve[-1], "o", color=colour, markersize=3)
     steps(axes)
@@ -110,11 +109,11 @@ def sensitivity(key: str, metric: str, rows: Sequence[tuple[str, Sequence[Any], 
         axes.xaxis.set_minor_formatter(NullFormatter())
     for index, (title, values, found, chosen) in enumerate(rows):
         places = [str(value) for value in values] if words else list(values)
-        look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "color": f"C{index % 10}"}
-        axes.plot(places, found, linestyle="none", markersize=5, alpha=0.75, label=title, **look)
+        look: dict[str, Any] = pictures.mark(index)
+        axes.plot(places, found, linestyle="none", alpha=0.75, label=title, **look)
         axes.plot([places[chosen]], [found[chosen]], linestyle="none", marker="o", markersize=12, fillstyle="none",
                   color=look["color"], markeredgewidth=1.5)  # fmt: skip
-    axes.legend(fontsize=7)
+    pictures.legend(figure, columns=2)
     return figure
 
 
@@ -124,8 +123,8 @@ def points(rows: Sequence[tuple[str, float, tuple[float, float] | None]], label:
     axes = figure.subplots()
     for index, (_, value, ends) in enumerate(reversed(rows)):
         if ends is not None:
-            axes.plot(ends, [index, index], color="C0", linewidth=6, alpha=0.35, solid_capstyle="butt")
-        axes.plot([value], [index], "o", color="C0")
+            axes.plot(ends, [index, index], color=pictures.BLUE, linewidth=6, alpha=0.35, solid_capstyle="butt")
+        axes.plot([value], [index], "o", color=pictures.BLUE)
     axes.axvline(line, color="0.6", linewidth=1, zorder=0)
     axes.set_yticks(range(len(rows)), [title for title, _, _ in reversed(rows)])
     axes.set_xlabel(label)
@@ -141,14 +140,14 @@ def profiles(scores: Mapping[str, Scores]) -> Figure:
     every = np.concatenate([task for tasks in scores.values() for task in tasks])
     at = np.linspace(float(every.min()) - 0.05, float(every.max()) + 0.05, 200)
     for index, (title, tasks) in enumerate(scores.items()):
-        look: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": LINES[index // 10 % 4]}
-        axes.plot(at, performance_profile(tasks, at), label=title, linewidth=1.4, **look)
+        look: dict[str, Any] = pictures.line(index)
+        axes.plot(at, performance_profile(tasks, at), label=title, **look)
         if min(map(len, tasks)) >= ENOUGH:
             generator = np.random.default_rng(0)
             draws = [performance_profile(resampled(tasks, generator), at) for _ in range(200)]
             low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
             axes.fill_between(at, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    axes.legend(fontsize=7)
+    pictures.legend(figure, columns=2)
     return figure
 
 

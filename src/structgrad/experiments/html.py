@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from structgrad.common import pictures
 from structgrad.common.text import duration
 from structgrad.experiments import comparison, figures, markdown
 from structgrad.experiments.comparison import Aggregate, Block
@@ -181,8 +182,8 @@ def _curves(report: Report) -> Iterable[tuple[str, str]]:
         if curves:
             groups.setdefault(line.row.group, []).append((line.row.title, curves))
     for group, lines in groups.items():
-        for start in range(0, len(lines), figures.MOST):
-            figure = figures.learning(dict(lines[start : start + figures.MOST]), _metric(report))
+        for start in range(0, len(lines), pictures.MOST):
+            figure = figures.learning(dict(lines[start : start + pictures.MOST]), _metric(report))
             yield group or report.table.title, figures.svg(figure)
 
 
@@ -218,8 +219,8 @@ def _sensitivity(report: Report) -> Iterable[tuple[str, str]]:
         for key, values in searched(line).items():
             found.setdefault((key, line.row.group), []).append((line.row.title, values, validation, line.chosen))
     for (key, group), rows in found.items():
-        for start in range(0, len(rows), figures.MOST):
-            figure = figures.sensitivity(key, _metric(report), rows[start : start + figures.MOST])
+        for start in range(0, len(rows), pictures.MOST):
+            figure = figures.sensitivity(key, _metric(report), rows[start : start + pictures.MOST])
             yield f"{key}{f', {group}' if group else ''}; rings are selected", figures.svg(figure)
 
 
@@ -241,8 +242,8 @@ def comparison_page(blocks: Sequence[Block], runs: Path = Path("runs")) -> str:
         curves = {group.title: comparison.curves(group, runs) for group in block.groups}
         curves = {title: found for title, found in curves.items() if found}
         drawn = []
-        for start in range(0, len(curves), figures.MOST):
-            part = dict(list(curves.items())[start : start + figures.MOST])
+        for start in range(0, len(curves), pictures.MOST):
+            part = dict(list(curves.items())[start : start + pictures.MOST])
             monitor = block.groups[0].runs[0].monitor
             drawn.append((f"{monitor}: means over runs, 95 % bands", figures.svg(figures.learning(part, monitor))))
         lists = "".join(

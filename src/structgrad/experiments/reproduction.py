@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from structgrad.common import pictures
 from structgrad.common.text import duration
 from structgrad.experiments.report import Line, Report, against_published
 from structgrad.experiments.runs import precisions
@@ -201,10 +202,9 @@ def figure(reports: Sequence[Report]) -> Figure:
                 [p.ours for p in mine],
                 xerr=[p.published_error for p in mine],
                 yerr=[p.our_error for p in mine],
-                fmt="osD^vP*X"[index % 8],
-                color=f"C{index % 10}",
                 label=table,
-                markersize=5,
+                linestyle="none",
+                **pictures.mark(index),
                 capsize=2,
                 linewidth=1,
             )
@@ -213,9 +213,8 @@ def figure(reports: Sequence[Report]) -> Figure:
         span = (min(ends) - pad, max(ends) + pad)
         axes.plot(span, span, color="0.6", linewidth=1, zorder=0)
         axes.set(xlabel=f"published ({name})", ylabel=f"ours ({name})", xlim=span, ylim=span, aspect="equal")
-        axes.grid(alpha=0.3)
-        if group:
-            axes.legend(fontsize=8)
+        pictures.grid(axes)
+    pictures.legend(drawing, columns=3)
     return drawing
 
 

@@ -9,6 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from structgrad.common.pictures import save
+
 
 def draw_reconstructions(images: Tensor, means: Tensor, channels: int, file: Path) -> Path:
     """Images above their reconstructions.
@@ -26,6 +28,11 @@ def draw_reconstructions(images: Tensor, means: Tensor, channels: int, file: Pat
     axes = figure.subplots()
     axes.imshow(rows, cmap="gray", vmin=0, vmax=1)  # the colour map applies to one channel
     axes.set_xticks([])
-    axes.set_yticks([side / 2, 3 * side / 2], ["image", "mean"])
-    figure.savefig(file, dpi=100)
-    return file
+    axes.set_yticks([side / 2, 3 * side / 2], ["image", "reconstruction"], fontsize=9)
+    axes.tick_params(length=0)
+    axes.axhline(side - 0.5, color="white", linewidth=3)
+    for place in range(1, len(images)):
+        axes.axvline(place * side - 0.5, color="white", linewidth=3)
+    axes.spines[:].set_visible(False)
+    axes.set_title("test images, and what the decoder expects given their sampled bits", fontsize=9, loc="left")
+    return save(figure, file)

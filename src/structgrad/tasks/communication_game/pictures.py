@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from structgrad.common.pictures import save
 from structgrad.tasks.communication_game.data import Concepts
 
 #: The number of symbols that are shown, and of images of each.
@@ -50,25 +51,4 @@ def draw_symbols(used: Tensor, concepts: Concepts, pixels: Tensor | None, file: 
         row[0].set_ylabel(f"{symbol}\n{len(images)} / {len(present)}", rotation=0, ha="right", va="center", fontsize=8)
     total = int(torch.unique(used).numel())
     figure.suptitle(f"symbol, images / concepts it is used for; {total} symbols in use", fontsize=9)
-    figure.savefig(file, dpi=100)
-    return file
-
-
-def draw_history(history: dict[str, list[float]], file: Path) -> Path:
-    """Success and decoder calls at every validation.
-
-    Args:
-        history: ``success`` and ``training_calls``, one value for each validation.
-        file: path of the picture.
-    """
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    above, below = figure.subplots(2, sharex=True)
-    for axes, name, title in ((above, "success", "success"), (below, "training_calls", "decoder calls a game")):
-        values = history.get(name, [])
-        axes.plot(range(1, len(values) + 1), values, marker="." if len(values) < 50 else None)
-        axes.set_ylabel(title)
-    above.set_ylim(0, 1)
-    below.set_yscale("log")
-    below.set_xlabel("validation")
-    figure.savefig(file, dpi=100)
-    return file
+    return save(figure, file)

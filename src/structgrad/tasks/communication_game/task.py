@@ -16,8 +16,9 @@ from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput
 from structgrad.tasks.communication_game.data import SPLITS, ConceptData, draw_games
 from structgrad.tasks.communication_game.model import Receiver, Sender, SymbolMap
-from structgrad.tasks.communication_game.pictures import draw_history, draw_symbols
+from structgrad.tasks.communication_game.pictures import draw_symbols
 from structgrad.tasks.history import CallsOverTime
+from structgrad.tasks.pictures import draw_history
 
 Loss = Literal["nll", "zero_one"]
 
@@ -219,5 +220,6 @@ class CommunicationGame(CallsOverTime):
         used = torch.cat([self.sender(part.to(self.device)).argmax(-1).cpu() for part in parts])
         drawn = [draw_symbols(used, concepts, self.data.pixels("test"), folder / "symbols.png")]
         if self.history:
-            drawn.append(draw_history(self.history, folder / "history.png"))
+            titles = {"success": "success", "training_calls": "decoder calls a game"}
+            drawn.append(draw_history(self.history, titles, folder / "history.png"))
         return drawn

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-_TRUE, _RIGHT, _WRONG, _MISSED = "#4d4d4d", "#2166ac", "#d6604d", "#b8b8b8"
+from structgrad.common.pictures import BLUE, INK, RULE, VERMILION, save
+
 _KINDS = {
-    "true edge": (_TRUE, "-"),
-    "found": (_RIGHT, "-"),
-    "found, but not there": (_WRONG, "-"),
-    "there, but missed": (_MISSED, ":"),
+    "true edge": (INK, "-"),
+    "found": (BLUE, "-"),
+    "found, but not there": (VERMILION, "--"),
+    "there, but missed": (RULE, ":"),
 }
 
 
@@ -102,4 +103,4 @@ def _finish(figure: Figure, kinds: list[str], path: Path) -> None:
     handles = [Line2D([], [], color=_KINDS[k][0], linestyle=_KINDS[k][1], linewidth=1.6, label=k) for k in kinds]
     figure.legend(handles=handles, loc="lower center", ncols=len(kinds), frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path)
+    save(figure, path)

@@ -11,7 +11,16 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-_ANNOTATED, _HIT, _MISS, _INK = "#dcebf9", "#14507f", "#c2410c", "#3b4252"
+from structgrad.common.pictures import BLUE, FAINT, INK, PALE, VERMILION
+from structgrad.common.pictures import save as save_picture
+
+#: What marks mean, for legends: ground, edge and ink.
+_MARKS = {
+    "word that decides": (PALE, PALE, INK),
+    "chosen, decides": (BLUE, BLUE, "white"),
+    "chosen, does not decide": ("white", VERMILION, VERMILION),
+}
+_ANNOTATED, _HIT, _MISS = _MARKS.values()
 #: Layout of the picture: characters in a line, the largest number of lines, and inches of a
 #: character and of a line.
 _WIDTH, _LINES, _CHARACTER, _LINE = 76, 60, 0.0736, 0.2
@@ -79,9 +88,9 @@ def check_same(columns: Columns) -> None:
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #3b4252; --faint: #8a93a3; --rule: #e3e7ee;
-  --annotated: #dcebf9; --hit: #14507f; --miss: #c2410c; }
+  --annotated: #dcebf9; --hit: #0072b2; --miss: #d55e00; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16181d; --ink: #c9ced8; --faint: #7d8695; --rule: #2b2f38;
-  --annotated: #1d3a55; --hit: #2b7fc4; --miss: #d9572a; } }
+  --annotated: #1d3a55; --hit: #0072b2; --miss: #ff8c42; } }
 body { background: var(--paper); color: var(--ink); font: 16px/1.75 system-ui, sans-serif; margin: 2rem auto;
   max-width: 90rem; padding: 0 1.5rem; }
 h1 { font-size: 1.3rem; margin: 0; }
@@ -94,7 +103,8 @@ h2 { font-size: .95rem; margin: 0; }
 article p { margin: 0; }
 .a { background: var(--annotated); }
 mark { border-radius: .25em; color: #fff; font-weight: 600; padding: .05em .25em; }
-.hit { background: var(--hit); } .miss { background: var(--miss); }
+.hit { background: var(--hit); }
+.miss { background: none; box-shadow: inset 0 0 0 2px var(--miss); color: var(--miss); }
 """
 
 
@@ -174,8 +184,8 @@ def draw(columns: Columns, path: Path) -> Path:
     for column, (model, explanations) in enumerate(columns.items()):
         left, top = column * (_WIDTH + 4) + 2, 0
         for explanation in explanations[:shown]:
-            axes.text(left, top + 0.6, model, fontsize=9, weight="bold", color=_INK, va="center")
-            axes.text(left, top + 1.6, explanation.describe(), fontsize=8.5, color="#7d8695", va="center")
+            axes.text(left, top + 0.6, model, fontsize=9, weight="bold", color=INK, va="center")
+            axes.text(left, top + 1.6, explanation.describe(), fontsize=8.5, color=FAINT, va="center")
             places = _layout(explanation.words)
             for i, (word, (x, line)) in enumerate(zip(explanation.words, places, strict=True)):
                 relevant, chosen = explanation.relevant[i], explanation.chosen[i]
@@ -183,12 +193,21 @@ def draw(columns: Columns, path: Path) -> Path:
                 if relevant:
                     joined = i + 1 < len(places) and explanation.relevant[i + 1] and places[i + 1][1] == line
                     reach = places[i + 1][0] - x if joined else len(word)
-                    axes.add_patch(Rectangle((left + x, y - 0.45), reach, 0.9, color=_ANNOTATED, linewidth=0))
+                    axes.add_patch(Rectangle((left + x, y - 0.45), reach, 0.9, color=_ANNOTATED[0], linewidth=0))
                 if chosen:
-                    colour = _HIT if relevant else _MISS
-                    box = (left + x - 0.2, y - 0.42)
-                    axes.add_patch(Rectangle(box, len(word) + 0.4, 0.84, color=colour, linewidth=0, zorder=2))
-                ink = "white" if chosen else _INK
+                    ground, edge, _ = _HIT if relevant else _MISS
+                    axes.add_patch(
+                        Rectangle(
+                            (left + x - 0.2, y - 0.42),
+                            len(word) + 0.4,
+                            0.84,
+                            facecolor=ground,
+                            edgecolor=edge,
+                            linewidth=1.2,
+                            zorder=2,
+                        )
+                    )
+                ink = (_HIT if relevant else _MISS)[2] if chosen else INK
                 axes.text(
                     left + x,
                     y,
@@ -200,11 +219,12 @@ def draw(columns: Columns, path: Path) -> Path:
                     zorder=3,
                 )
             top += _lines(places) + 3
-    legend = "Words that decide have a pale ground; of the chosen ones, dark blue ones decide and orange ones do not."
-    axes.text(2, total - 1, legend, fontsize=8.5, color="#7d8695", va="center")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    place = 2.0
+    for meaning, (ground, edge, ink) in _MARKS.items():
+        box = {"boxstyle": "square,pad=0.25", "facecolor": ground, "edgecolor": edge, "linewidth": 1.2}
+        axes.text(place, total - 0.9, meaning, fontsize=8, color=ink, va="center", bbox=box)
+        place += len(meaning) + 2
+    return save_picture(figure, path)
 
 
 def _lines(places: Sequence[tuple[int, int]]) -> int:

@@ -1,4 +1,4 @@
-"""Pictures of parses: arcs from operators to operands above the tokens of an expression."""
+"""Pictures of parses: arcs from operators to operands, the recovered ones above an expression, the true ones below."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
+from structgrad.common.pictures import BLUE, INK, RULE, VERMILION, save
 from structgrad.tasks.listops.data import CLOSE, to_text
 
-_RIGHT, _WRONG, _UNCOUNTED, _TRUE = "#1b7f4d", "#d1495b", "#c9ccd1", "#33415c"
+#: Kind of edge -> colour and dashes.
+_KINDS = {
+    "found": (BLUE, "-"),
+    "found, but not there": (VERMILION, "--"),
+    "found, at a closing bracket: not counted": (RULE, ":"),
+    "true parse (below)": (INK, "-"),
+}
+_RIGHT, _WRONG, _UNCOUNTED, _TRUE = _KINDS
 
 
 @dataclass
@@ -35,10 +44,9 @@ class Parse:
 
 
 def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
-    """Draw true (left) and recovered (right) parses, one expression a row.
+    """Draw the recovered parse above and the true one below each expression, one expression a row.
 
-    Recovered edges are green if the parse has them and red if not. They are grey if they touch a
-    closing bracket, because no loss can teach those.
+    Edges that touch a closing bracket are not counted, because no loss can teach those.
 
     Args:
         parses: the expressions.
@@ -49,9 +57,11 @@ def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
         ``path``.
     """
     longest = max(len(to_text(p.tokens)) for p in parses)
-    figure = Figure(figsize=(2 * (0.36 * longest + 0.6), 1.7 * len(parses) + 0.4), layout="constrained")
-    axes = figure.subplots(len(parses), 2, squeeze=False)
-    for (left, right), parse in zip(axes, parses, strict=True):
+    heights = [0.26 * len(to_text(p.tokens)) ** 0.75 + 0.6 for p in parses]  # of the longest arc, and the word
+    size = (max(0.34 * longest + 0.6, 5.2), sum(0.72 * height + 0.3 for height in heights) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(parses), squeeze=False, height_ratios=heights)[:, 0]
+    for axes, parse, height in zip(panels, parses, heights, strict=True):
         words = to_text(parse.tokens)
         n = len(words)
         truth = {(int(i), j) for j, i in enumerate(parse.parents[:n]) if i >= 0}
@@ -59,53 +69,56 @@ def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
         recovered = [(i, j) for i, j in parse.vertex[:n, :n].nonzero().tolist() if directed or i < j]
         counted = [e for e in recovered if CLOSE not in parse.tokens[list(e)].tolist()]
         found = sum(e in known for e in counted)
-
-        _panel(left, words, longest, f"true parse, value {parse.value}")
-        for edge in sorted(truth):
-            _arc(left, edge, _TRUE, directed=True)
+        others = len(counted) - found
         _panel(
-            right,
+            axes,
             words,
-            longest,
-            f"recovered: {found} of {len(truth)} edges, {len(counted) - found} others; predicted {parse.prediction}",
+            (longest, height),
+            f"value {parse.value}, predicted {parse.prediction}; {found} of {len(truth)} edges found, "
+            f"{others} other{'s' * (others != 1)}",
         )
+        for edge in sorted(truth):
+            _arc(axes, edge, _TRUE, directed=True, above=False)
         # Right edges are drawn last, on top.
-        for colour in (_UNCOUNTED, _WRONG, _RIGHT):
+        for kind in (_UNCOUNTED, _WRONG, _RIGHT):
             for edge in recovered:
-                uncounted = edge not in counted
-                if colour == (_UNCOUNTED if uncounted else _RIGHT if edge in known else _WRONG):
-                    _arc(right, edge, colour, directed=directed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+                if kind == (_UNCOUNTED if edge not in counted else _RIGHT if edge in known else _WRONG):
+                    _arc(axes, edge, kind, directed=directed, above=True)
+    handles = [Line2D([], [], color=colour, linestyle=dashes, label=kind) for kind, (colour, dashes) in _KINDS.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return save(figure, path)
 
 
-def _panel(axes: Any, words: list[str], longest: int, title: str) -> None:
-    axes.set_title(title, fontsize=9, loc="left", color="#444444")
+def _panel(axes: Any, words: list[str], size: tuple[int, float], title: str) -> None:
+    longest, height = size
+    axes.set_title(title, fontsize=9, loc="left", color=INK)
     axes.set_xlim(-0.7, longest - 0.3)
-    axes.set_ylim(-0.9, 0.29 * longest**0.75 + 0.3)
+    axes.set_ylim(-height, height)
     axes.axis("off")
     for position, word in enumerate(words):
         weight = "bold" if word.startswith("[") else "normal"
-        axes.text(position, -0.45, word, ha="center", va="center", fontsize=8, family="monospace", weight=weight)
+        axes.text(position, 0, word, ha="center", va="center", fontsize=8, family="monospace", weight=weight)
 
 
-def _arc(axes: Any, edge: tuple[int, int], colour: str, *, directed: bool) -> None:
+def _arc(axes: Any, edge: tuple[int, int], kind: str, *, directed: bool, above: bool) -> None:
     head, operand = edge
+    colour, dashes = _KINDS[kind]
     # The curve's height in data units divided by its width: flatter for long arcs, so that all of
     # them fit.
     width = abs(operand - head)
     bend = 0.52 * width**0.75 / width
+    side = 1 if above else -1
     axes.add_patch(
         FancyArrowPatch(
-            (head, 0),
-            (operand, 0),
-            connectionstyle=f"arc3,rad={-bend if operand > head else bend}",
+            (head, 0.3 * side),
+            (operand, 0.3 * side),
+            connectionstyle=f"arc3,rad={side * (-bend if operand > head else bend)}",
             arrowstyle="-|>" if directed else "-",
             mutation_scale=7,
             shrinkA=1,
             shrinkB=1,
-            linewidth=1.2,
+            linewidth=1.3,
+            linestyle=dashes,
             color=colour,
         )
     )

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from structgrad.common.pictures import BLUE, INK, PALE, RULE, save
 from structgrad.tasks.parentheses.data import NO_CHILD, to_text
 
-_EDGE, _LABEL = "#9aa1ab", "#444444"
+_OPENING, _CLOSING = PALE, "white"
 
 
 @dataclass
@@ -34,8 +34,7 @@ class Growth:
 
 
 def draw(growths: list[Growth], balanced: list[bool], types: int, path: Path) -> Path:
-    """Draw trees, one a panel. The number at a node is its rank in the generation; its colour is
-    the type of bracket.
+    """Draw trees, one a panel. The small number at a node is its rank in the generation.
 
     Args:
         growths: the trees.
@@ -60,19 +59,17 @@ def draw(growths: list[Growth], balanced: list[bool], types: int, path: Path) ->
     for axes, growth, each, right in zip(panels, growths, nodes, balanced, strict=False):
         words = to_text(growth.tokens, types)
         axes.set_title(
-            f"{' '.join(words)}   {'balanced' if right else 'unbalanced'}", fontsize=9, loc="left", color=_LABEL
+            f"{' '.join(words)}   {'balanced' if right else 'unbalanced'}", fontsize=9, loc="left", color=INK
         )
         axes.set_xlim(-0.6, longest - 0.4)
         axes.set_ylim(-max(depth for _, depth, _ in each) - 0.55, 0.6)
         for order, (position, depth, parent) in enumerate(each):
             if parent >= 0:
                 above, level, _ = each[parent]
-                axes.plot([above, position], [-level, -depth], color=_EDGE, linewidth=1.1, zorder=1)
-            _node(axes, position, -depth, words[position], order + 1, types)
-    figure.supxlabel("the number at a node says when it came", fontsize=8, color=_LABEL)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+                axes.plot([above, position], [-level, -depth], color=RULE, linewidth=1.1, zorder=1)
+            _node(axes, position, -depth, words[position], order + 1)
+    figure.supxlabel("small number: when the token came; blue ground: opening bracket", fontsize=8, color=INK)
+    return save(figure, path)
 
 
 def _nodes(growth: Growth) -> list[tuple[int, int, int]]:
@@ -85,9 +82,19 @@ def _nodes(growth: Growth) -> list[tuple[int, int, int]]:
     return found
 
 
-def _node(axes: Any, x: float, y: float, word: str, order: int, types: int) -> None:
-    colour = colormaps["hsv"](int(word[1:]) / types)[:3]
-    pale = [0.72 + 0.28 * c for c in colour]
-    box = {"boxstyle": "round,pad=0.25", "facecolor": pale, "edgecolor": colour, "linewidth": 1.0}
-    axes.text(x, y, word, ha="center", va="center", fontsize=8, family="monospace", bbox=box, zorder=2)
-    axes.text(x + 0.42, y + 0.34, str(order), ha="center", va="center", fontsize=6, color=_LABEL, zorder=3)
+def _node(axes: Any, x: float, y: float, word: str, order: int) -> None:
+    ground = _OPENING if word.startswith("(") else _CLOSING
+    box = {"boxstyle": "round,pad=0.25", "facecolor": ground, "edgecolor": BLUE, "linewidth": 0.9}
+    axes.text(x, y, word, ha="center", va="center", fontsize=8, family="monospace", color=INK, bbox=box, zorder=2)
+    corner = (2.6 * len(word) + 4.5, 6.5)  # of the box, in points
+    axes.annotate(
+        str(order),
+        (x, y),
+        corner,
+        textcoords="offset points",
+        ha="center",
+        va="center",
+        fontsize=6,
+        color=INK,
+        zorder=3,
+    )

@@ -17,10 +17,10 @@ from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Prior, Split, StepOutput
 from structgrad.tasks.history import CallsOverTime
-from structgrad.tasks.pictures import draw_samples
+from structgrad.tasks.pictures import draw_history, draw_samples
 from structgrad.tasks.ssvae.data import SemiSupervisedImages, resample
 from structgrad.tasks.ssvae.model import CLASSIFICATION_LOSSES, Networks
-from structgrad.tasks.ssvae.pictures import draw_calls, draw_digits
+from structgrad.tasks.ssvae.pictures import draw_digits
 from structgrad.tasks.ssvae.warm_start import WarmStart
 
 
@@ -235,5 +235,6 @@ class SemiSupervisedVAE(CallsOverTime):
             drawn.append(draw_digits(torch.stack(grid), folder / "digits.png"))
             drawn.append(draw_samples(self.generate(30)[1].reshape(3, 10, -1, 1), folder / "samples.png"))
         if self.history:
-            drawn.append(draw_calls(self.history["training_calls"], folder / "decoder_calls.png"))
+            titles = {"training_calls": "decoder calls an image"}
+            drawn.append(draw_history(self.history, titles, folder / "decoder_calls.png"))
         return drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
 from structgrad.tasks.toy.objectives import HARD_ONLY, OURS, RELEASED, Quadratic
+from structgrad.tasks.toy.pictures import draw_shares
 
 Objectives = Literal["ours", "released", "quadratic"]
 
@@ -99,3 +101,23 @@ class Toy(Task):
         )
         metrics = {"objective": estimate.objective.mean(), **estimate.metrics}
         return StepOutput(estimate.surrogate.mean(), size, metrics)
+
+    @torch.no_grad()
+    def pictures(self, folder: Path) -> list[Path]:
+        """How often each part is in a sampled vertex: with all scores 0, as at the start, and with the learnt ones."""
+        before, after = self._shares(torch.zeros_like(self.scores)), self._shares(self.scores)
+        objectives = (float(before[1]), float(after[1]))
+        return [draw_shares(before[0], after[0], objectives, folder / "shares.png")]
+
+    def _shares(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean vertex ``[*parts]`` and mean objective of ``eval_samples`` rows."""
+        assert self.estimator is not None
+        self.estimator.eval()
+        estimate = self.estimator(
+            scores.expand(self.eval_samples, *scores.shape),
+            lambda vertices, rows: self.objective(vertices),
+            context=scores.new_ones(self.eval_samples, 1),
+        )
+        shape = (-1, *[1] * (estimate.vertices.ndim - 1))
+        mean = (estimate.vertices * estimate.weights.reshape(shape)).sum(0) / self.eval_samples
+        return mean, estimate.objective.mean()
