@@ -63,6 +63,13 @@ _STEPS_A_PART = 100
 #: these directions.
 Argmax = Callable[[Tensor, Tensor], Tensor]
 
+#: The state of an example: it continues, it has converged, or it needs more slots.
+GOING, CONVERGED, FULL = 0, 1, 2
+
+#: A squared distance from the affine hull below this is rounding. A 0/1 vertex outside is further
+#: away.
+_DEPENDENT = 1e-12
+
 
 def sparse_distribution(
     target: Tensor,
@@ -125,6 +132,46 @@ def along_face(point: Tensor, target: Tensor, ones: Tensor, active: Tensor, gram
     """The nearest point ``[B, P]``, differentiable in the target: it moves along its face."""
     face = _ActiveSet(ones, active, gram.new_zeros(()), gram)
     return point + face.combine(face.direction(_moves(face, target)), target.shape[-1])
+
+
+@dataclass
+class Slots:
+    """Active sets of a batch, for compiled code: ``[B, K, M]``, ``[B]``, ``[B, K]``, and twice ``[B, K, K]``."""
+
+    ones: Tensor
+    count: Tensor
+    weights: Tensor
+    system: Tensor
+    factor: Tensor
+
+    def arrays(self) -> tuple[Tensor, ...]:
+        """All tensors, in the order of the fields."""
+        return self.ones, self.count, self.weights, self.system, self.factor
+
+    def widen(self, slots: int, most: int, size: int) -> None:
+        """Make room for this many slots and for vertices of up to ``most`` parts."""
+        more = slots - self.weights.shape[1]
+        self.ones = pad(self.ones, (0, most - self.ones.shape[2], 0, more), value=size).contiguous()
+        self.weights = pad(self.weights, (0, more)).contiguous()
+        self.system = pad(self.system, (0, more, 0, more)).contiguous()
+        self.factor = pad(self.factor, (0, more, 0, more)).contiguous()
+
+
+@dataclass(frozen=True)
+class Pricing:
+    """An argmax that compiled code can call itself, for all steps of an example at once.
+
+    Attributes:
+        most: the most parts of a vertex.
+        run: ``(target, slots, status, steps, tolerance, limit)``. It continues every example that
+            is :data:`GOING` until its status changes or it has done ``limit`` steps.
+    """
+
+    most: int
+    run: Callable[[Tensor, Slots, Tensor, Tensor, Tensor, int], None]
+
+
+# --- plain torch ------------------------------------------------------------------------------------------------------
 
 
 def _scale(target: Tensor) -> Tensor:
@@ -317,53 +364,54 @@ def _descend(now: _ActiveSet, moves: Tensor, pending: Tensor) -> None:
         moves[rows] -= product(gram, (moved - weights).unsqueeze(-1)).squeeze(-1)
 
 
-# --- compiled, CPU ----------------------------------------------------------------------------------------------------
+def _warn(target: Tensor, stopped: _ActiveSet, argmax: Argmax, rows: Tensor, tolerance: float) -> None:
+    """Warn about examples that reached the limit of steps."""
+    if has_warned(_ORACLE):
+        return
+    reached = stopped.mean(target.shape[-1])
+    residual = target - reached
+    gap = ((argmax(residual, rows) - reached) * residual).sum(-1)
+    what = "a vertex is further in the direction of the residual, relative to the norm of the scores, by"
+    warn_stopped(gap / _scale(target), tolerance, _ORACLE, what)
+
+
+@torch.no_grad()
+def _span_face(target: Tensor, argmax: Argmax, found: _ActiveSet, point: Tensor) -> _ActiveSet:
+    """Add vertices (of weight 0) to the active sets until they span the faces on which the points
+    lie.
+
+    If S does not span the face, a random direction orthogonal to aff(S) is not constant on the
+    face, with probability one. So almost always a single call of the argmax is enough, and it finds
+    nothing.
+    """
+    face = found.select(torch.arange(len(point), device=point.device))
+    residual, scale = target.detach() - point, _scale(target)
+    # A residual of rounding size means that the scores are in the polytope: every direction is along the face.
+    residual = torch.where((residual.norm(dim=-1) > 1e-10 * scale).unsqueeze(-1), residual, 0.0)
+    generator = torch.Generator(device=point.device).manual_seed(_PROBE_SEED)
+    going = torch.ones_like(scale, dtype=torch.bool)
+    for _ in range(point.shape[-1] + 1):
+        noise = torch.randn(point.shape, generator=generator, device=point.device, dtype=point.dtype)
+        along = face.combine(face.direction(face.products(noise)), point.shape[-1])
+        across = noise - along
+        # Small enough not to leave the face, unless another vertex is almost as good.
+        size = residual.norm(dim=-1)
+        size = torch.where(size > 0, 1e-6 * size, 1.0).unsqueeze(-1)
+        rows = going.nonzero().squeeze(-1)
+        vertex = torch.zeros_like(point)
+        vertex[rows] = argmax((residual + size * across)[rows], rows)
+        away = vertex - point
+        going = going & ((away * residual).sum(-1) >= -1e-9 * scale) & ((away * across).sum(-1) > 1e-6)
+        if not bool(going.any()):
+            break
+        face.add(vertex, going)
+    return face
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
 # For one example. The vertices of the active set are the first ``count`` slots. ``ones [K, M]`` are
 # indices of parts, P (``size``) where a vertex has fewer than M. ``system [K, K]`` holds the inner
 # products plus 1, ``factor`` its Cholesky factor.
-
-#: The state of an example: it continues, it has converged, or it needs more slots.
-GOING, CONVERGED, FULL = 0, 1, 2
-#: A squared distance from the affine hull below this is rounding. A 0/1 vertex outside is further
-#: away.
-_DEPENDENT = 1e-12
-
-
-@dataclass
-class Slots:
-    """Active sets of a batch, for compiled code: ``[B, K, M]``, ``[B]``, ``[B, K]``, and twice ``[B, K, K]``."""
-
-    ones: Tensor
-    count: Tensor
-    weights: Tensor
-    system: Tensor
-    factor: Tensor
-
-    def arrays(self) -> tuple[Tensor, ...]:
-        """All tensors, in the order of the fields."""
-        return self.ones, self.count, self.weights, self.system, self.factor
-
-    def widen(self, slots: int, most: int, size: int) -> None:
-        """Make room for this many slots and for vertices of up to ``most`` parts."""
-        more = slots - self.weights.shape[1]
-        self.ones = pad(self.ones, (0, most - self.ones.shape[2], 0, more), value=size).contiguous()
-        self.weights = pad(self.weights, (0, more)).contiguous()
-        self.system = pad(self.system, (0, more, 0, more)).contiguous()
-        self.factor = pad(self.factor, (0, more, 0, more)).contiguous()
-
-
-@dataclass(frozen=True)
-class Pricing:
-    """An argmax that compiled code can call itself, for all steps of an example at once.
-
-    Attributes:
-        most: the most parts of a vertex.
-        run: ``(target, slots, status, steps, tolerance, limit)``. It continues every example that
-            is :data:`GOING` until its status changes or it has done ``limit`` steps.
-    """
-
-    most: int
-    run: Callable[[Tensor, Slots, Tensor, Tensor, Tensor, int], None]
 
 
 def _minimise_compiled(
@@ -412,17 +460,6 @@ def _minimise_compiled(
     if bool(going.any()):
         _warn(target[going], found.select(going), argmax, everybody[going], tolerance)
     return found
-
-
-def _warn(target: Tensor, stopped: _ActiveSet, argmax: Argmax, rows: Tensor, tolerance: float) -> None:
-    """Warn about examples that reached the limit of steps."""
-    if has_warned(_ORACLE):
-        return
-    reached = stopped.mean(target.shape[-1])
-    residual = target - reached
-    gap = ((argmax(residual, rows) - reached) * residual).sum(-1)
-    what = "a vertex is further in the direction of the residual, relative to the norm of the scores, by"
-    warn_stopped(gap / _scale(target), tolerance, _ORACLE, what)
 
 
 @njit(cache=True)
@@ -604,36 +641,3 @@ def _steps_kernel(  # type: ignore[no-untyped-def]
         b = rows[i]
         status[b] = step(residual[i], vertex[i], ones[b], count[b : b + 1], weights[b], system[b], factor[b], enough[b])
         steps[b] += status[b] != FULL
-
-
-@torch.no_grad()
-def _span_face(target: Tensor, argmax: Argmax, found: _ActiveSet, point: Tensor) -> _ActiveSet:
-    """Add vertices (of weight 0) to the active sets until they span the faces on which the points
-    lie.
-
-    If S does not span the face, a random direction orthogonal to aff(S) is not constant on the
-    face, with probability one. So almost always a single call of the argmax is enough, and it finds
-    nothing.
-    """
-    face = found.select(torch.arange(len(point), device=point.device))
-    residual, scale = target.detach() - point, _scale(target)
-    # A residual of rounding size means that the scores are in the polytope: every direction is along the face.
-    residual = torch.where((residual.norm(dim=-1) > 1e-10 * scale).unsqueeze(-1), residual, 0.0)
-    generator = torch.Generator(device=point.device).manual_seed(_PROBE_SEED)
-    going = torch.ones_like(scale, dtype=torch.bool)
-    for _ in range(point.shape[-1] + 1):
-        noise = torch.randn(point.shape, generator=generator, device=point.device, dtype=point.dtype)
-        along = face.combine(face.direction(face.products(noise)), point.shape[-1])
-        across = noise - along
-        # Small enough not to leave the face, unless another vertex is almost as good.
-        size = residual.norm(dim=-1)
-        size = torch.where(size > 0, 1e-6 * size, 1.0).unsqueeze(-1)
-        rows = going.nonzero().squeeze(-1)
-        vertex = torch.zeros_like(point)
-        vertex[rows] = argmax((residual + size * across)[rows], rows)
-        away = vertex - point
-        going = going & ((away * residual).sum(-1) >= -1e-9 * scale) & ((away * across).sum(-1) > 1e-6)
-        if not bool(going.any()):
-            break
-        face.add(vertex, going)
-    return face

@@ -27,73 +27,6 @@ from structgrad.algorithms.threads import run
 LARGEST, LARGEST_GREEDY = 1024, 128
 
 
-@njit(cache=True, nogil=True)
-def _assign(utility: Any, exists: Any, row_of: Any, u: Any, v: Any, distance: Any, before: Any, done: Any) -> bool:
-    """Assign the rows of one example that have an existing entry.
-
-    Returns False if not all of these rows, or not all columns, can be assigned.
-    """
-    n = utility.shape[0]
-    assigned = 0
-    for j in range(n):
-        row_of[j], u[j], v[j] = -1, 0.0, 0.0
-    for i in range(n):
-        absent = True
-        for j in range(n):
-            before[j], done[j], distance[j] = -1, False, math.inf
-            absent = absent and not exists[i, j]
-        if absent:
-            continue
-        assigned += 1
-        row, last, reached = i, -1, 0.0
-        while True:
-            best, nearest = math.inf, -1
-            for j in range(n):
-                if not done[j]:
-                    if exists[row, j]:
-                        length = reached - utility[row, j] - u[row] - v[j]
-                        if length < distance[j]:
-                            distance[j], before[j] = length, last
-                    if distance[j] < best:
-                        best, nearest = distance[j], j
-            if nearest < 0:
-                return False
-            reached = best
-            if row_of[nearest] < 0:
-                break
-            done[nearest] = True
-            row, last = row_of[nearest], nearest
-        u[i] += reached
-        for j in range(n):
-            if done[j]:
-                u[row_of[j]] += reached - distance[j]
-                v[j] -= reached - distance[j]
-        while before[nearest] >= 0:
-            row_of[nearest] = row_of[before[nearest]]
-            nearest = before[nearest]
-        row_of[nearest] = i
-    columns = 0
-    for j in range(n):
-        for i in range(n):
-            if exists[i, j]:
-                columns += 1
-                break
-    return columns == assigned
-
-
-@njit(cache=True, nogil=True)
-def _assign_all(first: int, stride: int, utility: Any, exists: Any, vertex: Any, duals: Any, feasible: Any) -> None:
-    n = utility.shape[1]
-    row_of, before, done = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_)
-    distance = np.empty(n)
-    for b in range(first, len(utility), stride):
-        feasible[b] = _assign(utility[b], exists[b], row_of, duals[b, 0], duals[b, 1], distance, before, done)
-        if feasible[b]:
-            for j in range(n):
-                if row_of[j] >= 0:
-                    vertex[b, row_of[j], j] = 1
-
-
 def assign_compiled(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Best perfect matchings of the rows and columns that touch an existing entry, on the CPU.
 
@@ -198,7 +131,78 @@ def greedy(costs: Tensor) -> tuple[Tensor, Tensor]:
     return vertex, torch.cat(choices, -1)
 
 
-# --- GPU: one program an example --------------------------------------------------------------------------------------
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _assign(utility: Any, exists: Any, row_of: Any, u: Any, v: Any, distance: Any, before: Any, done: Any) -> bool:
+    """Assign the rows of one example that have an existing entry.
+
+    Returns False if not all of these rows, or not all columns, can be assigned.
+    """
+    n = utility.shape[0]
+    assigned = 0
+    for j in range(n):
+        row_of[j], u[j], v[j] = -1, 0.0, 0.0
+    for i in range(n):
+        absent = True
+        for j in range(n):
+            before[j], done[j], distance[j] = -1, False, math.inf
+            absent = absent and not exists[i, j]
+        if absent:
+            continue
+        assigned += 1
+        row, last, reached = i, -1, 0.0
+        while True:
+            best, nearest = math.inf, -1
+            for j in range(n):
+                if not done[j]:
+                    if exists[row, j]:
+                        length = reached - utility[row, j] - u[row] - v[j]
+                        if length < distance[j]:
+                            distance[j], before[j] = length, last
+                    if distance[j] < best:
+                        best, nearest = distance[j], j
+            if nearest < 0:
+                return False
+            reached = best
+            if row_of[nearest] < 0:
+                break
+            done[nearest] = True
+            row, last = row_of[nearest], nearest
+        u[i] += reached
+        for j in range(n):
+            if done[j]:
+                u[row_of[j]] += reached - distance[j]
+                v[j] -= reached - distance[j]
+        while before[nearest] >= 0:
+            row_of[nearest] = row_of[before[nearest]]
+            nearest = before[nearest]
+        row_of[nearest] = i
+    columns = 0
+    for j in range(n):
+        for i in range(n):
+            if exists[i, j]:
+                columns += 1
+                break
+    return columns == assigned
+
+
+@njit(cache=True, nogil=True)
+def _assign_all(first: int, stride: int, utility: Any, exists: Any, vertex: Any, duals: Any, feasible: Any) -> None:
+    n = utility.shape[1]
+    row_of, before, done = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_)
+    distance = np.empty(n)
+    for b in range(first, len(utility), stride):
+        feasible[b] = _assign(utility[b], exists[b], row_of, duals[b, 0], duals[b, 1], distance, before, done)
+        if feasible[b]:
+            for j in range(n):
+                if row_of[j] >= 0:
+                    vertex[b, row_of[j], j] = 1
+
+
+# --- GPU kernels ------------------------------------------------------------------------------------------------------
+# One program an example.
 
 
 @gpu.jit
@@ -275,6 +279,9 @@ def _gpu_greedy(costs, vertex, choices, n, SIZE: tl.constexpr):  # type: ignore[
         tl.store(choices + b * n + step, tl.where(found, i * n + j, -1).to(tl.int64))
         left = tl.where((row == i) | (column == j), float("inf"), left)
     tl.store(vertex + place, tl.where(taken, 1.0, 0.0), mask=there)
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("structgrad::assign", mutates_args=())

@@ -39,8 +39,6 @@ _GPU_EXACT_THRESHOLD = gpu.constant(_EXACT_THRESHOLD)
 #: The most parts that one program of a GPU holds.
 LARGEST = 16384
 
-# --- projection ------------------------------------------------------------------------------------------------------
-
 
 def project_capped_simplex(scores: Tensor, exists: Tensor, total: int) -> Tensor:
     """``argmin_x ||x - scores||^2`` over ``0 <= x <= 1, sum x = total``: ``[*batch, n]``, exact and
@@ -77,10 +75,149 @@ def project_budget(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
     return _project_budget_in_torch(scores, exists, budget)
 
 
+def nested_decomposition(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A point of the unit cube as a mixture of its upper level sets ``{i : point_i >= threshold}``.
+
+    There are at most n + 1 vertices, and each contains the next. No chain with this mean has fewer.
+    The weights are differences of sorted entries.
+
+    Args:
+        point: ``[B, n]`` in [0, 1].
+
+    Returns:
+        vertices ``[N, n]``, rows ``[N]``, weights ``[N]`` (positive, differentiable).
+    """
+    ordered = point.sort(dim=-1, descending=True).values
+    upper = torch.nn.functional.pad(ordered, (1, 0), value=1.0)
+    weights = upper - torch.nn.functional.pad(ordered, (0, 1))
+    rows, index = (weights > 0).nonzero(as_tuple=True)
+    # Index 0 is the empty set, which has weight 1 - max.
+    threshold = torch.where(index == 0, math.inf, upper.detach()[rows, index])
+    vertices = (point.detach()[rows] >= threshold[:, None]).to(point.dtype)
+    return vertices, rows, weights[rows, index]
+
+
+def systematic_decomposition(point: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A point of the unit cube as the mixture that systematic sampling draws from.
+
+    With ``C`` the cumulative sums of the point and u uniform on [0, 1), part i is chosen if an
+    integer shifted by u lies in ``[C_{i-1}, C_i)``. Every vertex has floor(sum) or ceil(sum) parts,
+    and there are at most n + 1.
+
+    Args:
+        point: ``[B, n]`` in [0, 1], whose sum lies between ``low`` and ``high`` up to rounding.
+        low: fewest ones of a vertex.
+        high: most ones.
+
+    Returns:
+        vertices ``[N, n]``, rows ``[N]``, weights ``[N]`` (positive, differentiable).
+    """
+    fixed = (point.detach() >= 1).double()
+    inside = (point.detach() > 0) & (fixed == 0)
+    cumulative = torch.where(inside, point.double(), 0.0).cumsum(-1)
+    # Rounding must not break these: the last sum is within the bounds, and no step is longer than
+    # 1.
+    ones = fixed.sum(-1, keepdim=True)
+    left = inside.sum(-1, keepdim=True) - inside.cumsum(-1)
+    cumulative = torch.minimum(torch.maximum(cumulative, low - ones - left), high - ones)
+    whole = cumulative.detach().floor()
+    fraction = cumulative - whole
+    breaks = torch.nn.functional.pad(fraction.sort(dim=-1).values, (1, 0))
+    weights = torch.nn.functional.pad(breaks, (0, 1), value=1.0).diff(dim=-1)
+    rows, index = (weights > 0).nonzero(as_tuple=True)
+    # ceil(C - u) without rounding: the whole part, and one more if the fraction exceeds u.
+    offset = breaks.detach()[rows, index][:, None]
+    reached = whole[rows] + (fraction.detach()[rows] > offset)
+    vertices = torch.nn.functional.pad(reached, (1, 0)).diff(dim=-1) + fixed[rows]
+    return vertices.to(point.dtype), rows, weights[rows, index].to(point.dtype)
+
+
+def decompose_by_size(
+    point: Tensor, low: int, high: int, method: Literal["systematic", "sorted"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`systematic_decomposition` in the order of the parts, or with the largest entries
+    first.
+
+    Raises:
+        ValueError: for another method.
+    """
+    if method == "systematic":
+        return systematic_decomposition(point, low, high)
+    if method != "sorted":
+        raise ValueError(f"method must be systematic or sorted; got {method!r}")
+    ordered, origin = point.sort(dim=-1, descending=True)
+    vertices, rows, weights = systematic_decomposition(ordered, low, high)
+    return torch.zeros_like(vertices).scatter(-1, origin[rows], vertices), rows, weights
+
+
+@torch.no_grad()
+def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
+    """The nu that solves ``sum sigmoid(scores - nu) = total``: ``[*batch, 1]``.
+
+    It is 0 where at most ``total`` parts exist. Newton's method inside a bracket finds it, in
+    float64. Let ``u_k`` be the k-th largest score. At ``u_{k+1} - log k`` the k + 1 largest scores
+    alone reach the total; at ``u_k + log(n - k)`` the rest cannot lift the sum to the total. On a
+    GPU one program an example takes all steps, for at most :data:`LARGEST` parts.
+    """
+    present = exists.sum(-1, keepdim=True)
+    padded = torch.nn.functional.pad(scores.masked_fill(~exists, -math.inf), (0, 1), value=-math.inf)
+    last, following = padded.topk(total + 1, dim=-1).values[..., -2:].split(1, dim=-1)
+    solvable = present > total
+    low = torch.where(solvable, following - math.log(total), 0.0)
+    high = torch.where(solvable, last + (present - total).clamp(min=1).to(scores.dtype).log(), 0.0)
+    nu = torch.where(solvable, (last + following) / 2, 0.0)
+    n = scores.shape[-1]
+    if gpu.takes(scores, n, LARGEST):
+        size = nu.numel()
+        flat = (scores.reshape(size, n), exists.reshape(size, n), *(x.reshape(size) for x in (low, high, nu)))
+        found: Tensor = _multiplier_operator(*flat, total)
+        return torch.where(solvable, found.reshape(nu.shape), 0.0)
+    for _ in range(_BLIND_STEPS):
+        chosen = torch.where(exists, (scores - nu).sigmoid(), 0.0)
+        excess = chosen.sum(-1, keepdim=True) - total
+        if values_can_be_read(excess) and not bool((solvable & (excess.abs() > _SMOOTH_MASS * total)).any()):
+            break
+        low, high = torch.where(excess >= 0, nu, low), torch.where(excess >= 0, high, nu)
+        step = nu + excess / torch.where(exists, chosen * (1 - chosen), 0.0).sum(-1, keepdim=True)
+        nu = torch.where((step > low) & (step < high), step, (low + high) / 2)
+    return nu
+
+
+# --- plain torch ------------------------------------------------------------------------------------------------------
+
+
 def _project_budget_in_torch(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
     free = scores.clamp(0, 1) * exists
     bound = _project_in_torch(scores, exists, min(budget, scores.shape[-1]))
     return torch.where(free.sum(-1, keepdim=True) <= budget, free, bound)
+
+
+def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
+    """:func:`project_capped_simplex` by sorting, in plain torch."""
+    if not scores.shape[-1]:
+        return scores.clone()
+    # Relative to the largest, in float64: nothing cancels at +-100, and not all is lost at the lowest number.
+    top = torch.where(exists, scores, -math.inf).amax(-1, keepdim=True).detach().double()
+    wide = torch.where(exists, scores.double() - torch.where(top.isfinite(), top, 0.0), 0.0)
+    with torch.no_grad():
+        floor = wide.amin(-1, keepdim=True) - 1
+        ordered = torch.where(exists, wide, -math.inf).sort(dim=-1, descending=True).values
+        prefix = torch.nn.functional.pad(torch.where(ordered.isfinite(), ordered, 0.0).cumsum(-1), (1, 0))
+        points = torch.cat([torch.where(exists, wide, floor), torch.where(exists, wide - 1, floor)], -1)
+        ascending = ordered.flip(-1).contiguous()
+        above = ordered.shape[-1] - torch.searchsorted(ascending, points, right=True)
+        capped = ordered.shape[-1] - torch.searchsorted(ascending, points + 1, right=True)
+        mass = capped + prefix.gather(-1, above) - prefix.gather(-1, capped) - (above - capped) * points
+        start = torch.where(mass >= total, points, floor).amax(-1, keepdim=True)
+        ones = exists & (wide - 1 > start)
+        inside = exists & (wide > start) & ~ones
+        count = inside.sum(-1, keepdim=True).clamp(min=1)
+    relative = torch.where(inside, wide - start, 0.0)
+    tau = (relative.sum(-1, keepdim=True) + ones.sum(-1, keepdim=True) - total) / count
+    return torch.where(inside, (relative - tau).clamp(0, 1), ones.to(wide.dtype)).to(scores.dtype)
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
 
 
 def _project(scores: Tensor, exists: Tensor, total: int, at_most: bool) -> Tensor:
@@ -184,11 +321,8 @@ def _project_rows_backward(first, stride, point, is_bound, upstream, out):  # ty
                 out[b, i] = upstream[b, i] - shift
 
 
-def _project_by_operator(scores: Tensor, exists: Tensor, total: int, at_most: bool) -> Tensor:
-    n = scores.shape[-1]
-    batch = scores.shape[:-1].numel()
-    point: Tensor = _projection_operator(scores.reshape(batch, n), exists.reshape(batch, n), total, at_most)[0]
-    return point.reshape(scores.shape)
+# --- GPU kernels ------------------------------------------------------------------------------------------------------
+# One program an example.
 
 
 @gpu.jit
@@ -232,6 +366,41 @@ def _gpu_project_backward(point, is_bound, upstream, out, n, SIZE: tl.constexpr)
     mean = tl.sum(gradient, 0) / tl.maximum(tl.sum(inside.to(tl.int32), 0), 1)
     shift = tl.where(tl.load(is_bound + b) != 0, mean, 0.0)
     tl.store(out + b * n + part, tl.where(inside, gradient - shift, 0.0), mask=part < n)
+
+
+def _warps(parts: int) -> int:
+    return min(max(gpu.block(parts) // 256, 1), 32)
+
+
+@gpu.jit
+def _gpu_multiplier(scores, exists, low, high, start, multiplier, n, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    b = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, SIZE)
+    score = tl.load(scores + b * n + part, mask=part < n, other=0.0)
+    there = tl.load(exists + b * n + part, mask=part < n, other=0) != 0
+    below, above, nu = tl.load(low + b), tl.load(high + b), tl.load(start + b)
+    left, searching = _GPU_STEPS, total > 0
+    while searching:
+        chosen = tl.where(there, 1.0 / (1.0 + tl.exp(nu - score)), 0.0)
+        excess = tl.sum(chosen, 0) - total
+        left -= 1
+        searching = (tl.abs(excess) > _GPU_SMOOTH_MASS * total) & (left > 0)
+        below, above = tl.where(excess >= 0, nu, below), tl.where(excess >= 0, above, nu)
+        slope = tl.sum(chosen * (1.0 - chosen), 0)
+        step = nu + excess / tl.where(slope > 0.0, slope, 1.0)
+        inside = (slope > 0.0) & (step > below) & (step < above)
+        nu = tl.where(searching, tl.where(inside, step, (below + above) / 2), nu)
+    tl.store(multiplier + b, nu)
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def _project_by_operator(scores: Tensor, exists: Tensor, total: int, at_most: bool) -> Tensor:
+    n = scores.shape[-1]
+    batch = scores.shape[:-1].numel()
+    point: Tensor = _projection_operator(scores.reshape(batch, n), exists.reshape(batch, n), total, at_most)[0]
+    return point.reshape(scores.shape)
 
 
 @torch.library.custom_op("structgrad::project_capped_simplex", mutates_args=())
@@ -282,170 +451,6 @@ def _jacobian_backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
 
 _projection_operator.register_autograd(_projection_backward, setup_context=_save_projection)
 _projection_backward_operator.register_autograd(_jacobian_backward, setup_context=_save_jacobian)
-
-
-def _warps(parts: int) -> int:
-    return min(max(gpu.block(parts) // 256, 1), 32)
-
-
-def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
-    """:func:`project_capped_simplex` by sorting, in plain torch."""
-    if not scores.shape[-1]:
-        return scores.clone()
-    # Relative to the largest, in float64: nothing cancels at +-100, and not all is lost at the lowest number.
-    top = torch.where(exists, scores, -math.inf).amax(-1, keepdim=True).detach().double()
-    wide = torch.where(exists, scores.double() - torch.where(top.isfinite(), top, 0.0), 0.0)
-    with torch.no_grad():
-        floor = wide.amin(-1, keepdim=True) - 1
-        ordered = torch.where(exists, wide, -math.inf).sort(dim=-1, descending=True).values
-        prefix = torch.nn.functional.pad(torch.where(ordered.isfinite(), ordered, 0.0).cumsum(-1), (1, 0))
-        points = torch.cat([torch.where(exists, wide, floor), torch.where(exists, wide - 1, floor)], -1)
-        ascending = ordered.flip(-1).contiguous()
-        above = ordered.shape[-1] - torch.searchsorted(ascending, points, right=True)
-        capped = ordered.shape[-1] - torch.searchsorted(ascending, points + 1, right=True)
-        mass = capped + prefix.gather(-1, above) - prefix.gather(-1, capped) - (above - capped) * points
-        start = torch.where(mass >= total, points, floor).amax(-1, keepdim=True)
-        ones = exists & (wide - 1 > start)
-        inside = exists & (wide > start) & ~ones
-        count = inside.sum(-1, keepdim=True).clamp(min=1)
-    relative = torch.where(inside, wide - start, 0.0)
-    tau = (relative.sum(-1, keepdim=True) + ones.sum(-1, keepdim=True) - total) / count
-    return torch.where(inside, (relative - tau).clamp(0, 1), ones.to(wide.dtype)).to(scores.dtype)
-
-
-# --- sparse decompositions -------------------------------------------------------------------------------------------
-
-
-def nested_decomposition(point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A point of the unit cube as a mixture of its upper level sets ``{i : point_i >= threshold}``.
-
-    There are at most n + 1 vertices, and each contains the next. No chain with this mean has fewer.
-    The weights are differences of sorted entries.
-
-    Args:
-        point: ``[B, n]`` in [0, 1].
-
-    Returns:
-        vertices ``[N, n]``, rows ``[N]``, weights ``[N]`` (positive, differentiable).
-    """
-    ordered = point.sort(dim=-1, descending=True).values
-    upper = torch.nn.functional.pad(ordered, (1, 0), value=1.0)
-    weights = upper - torch.nn.functional.pad(ordered, (0, 1))
-    rows, index = (weights > 0).nonzero(as_tuple=True)
-    # Index 0 is the empty set, which has weight 1 - max.
-    threshold = torch.where(index == 0, math.inf, upper.detach()[rows, index])
-    vertices = (point.detach()[rows] >= threshold[:, None]).to(point.dtype)
-    return vertices, rows, weights[rows, index]
-
-
-def systematic_decomposition(point: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A point of the unit cube as the mixture that systematic sampling draws from.
-
-    With ``C`` the cumulative sums of the point and u uniform on [0, 1), part i is chosen if an
-    integer shifted by u lies in ``[C_{i-1}, C_i)``. Every vertex has floor(sum) or ceil(sum) parts,
-    and there are at most n + 1.
-
-    Args:
-        point: ``[B, n]`` in [0, 1], whose sum lies between ``low`` and ``high`` up to rounding.
-        low: fewest ones of a vertex.
-        high: most ones.
-
-    Returns:
-        vertices ``[N, n]``, rows ``[N]``, weights ``[N]`` (positive, differentiable).
-    """
-    fixed = (point.detach() >= 1).double()
-    inside = (point.detach() > 0) & (fixed == 0)
-    cumulative = torch.where(inside, point.double(), 0.0).cumsum(-1)
-    # Rounding must not break these: the last sum is within the bounds, and no step is longer than
-    # 1.
-    ones = fixed.sum(-1, keepdim=True)
-    left = inside.sum(-1, keepdim=True) - inside.cumsum(-1)
-    cumulative = torch.minimum(torch.maximum(cumulative, low - ones - left), high - ones)
-    whole = cumulative.detach().floor()
-    fraction = cumulative - whole
-    breaks = torch.nn.functional.pad(fraction.sort(dim=-1).values, (1, 0))
-    weights = torch.nn.functional.pad(breaks, (0, 1), value=1.0).diff(dim=-1)
-    rows, index = (weights > 0).nonzero(as_tuple=True)
-    # ceil(C - u) without rounding: the whole part, and one more if the fraction exceeds u.
-    offset = breaks.detach()[rows, index][:, None]
-    reached = whole[rows] + (fraction.detach()[rows] > offset)
-    vertices = torch.nn.functional.pad(reached, (1, 0)).diff(dim=-1) + fixed[rows]
-    return vertices.to(point.dtype), rows, weights[rows, index].to(point.dtype)
-
-
-def decompose_by_size(
-    point: Tensor, low: int, high: int, method: Literal["systematic", "sorted"]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`systematic_decomposition` in the order of the parts, or with the largest entries
-    first.
-
-    Raises:
-        ValueError: for another method.
-    """
-    if method == "systematic":
-        return systematic_decomposition(point, low, high)
-    if method != "sorted":
-        raise ValueError(f"method must be systematic or sorted; got {method!r}")
-    ordered, origin = point.sort(dim=-1, descending=True)
-    vertices, rows, weights = systematic_decomposition(ordered, low, high)
-    return torch.zeros_like(vertices).scatter(-1, origin[rows], vertices), rows, weights
-
-
-# --- entropy ---------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
-    """The nu that solves ``sum sigmoid(scores - nu) = total``: ``[*batch, 1]``.
-
-    It is 0 where at most ``total`` parts exist. Newton's method inside a bracket finds it, in
-    float64. Let ``u_k`` be the k-th largest score. At ``u_{k+1} - log k`` the k + 1 largest scores
-    alone reach the total; at ``u_k + log(n - k)`` the rest cannot lift the sum to the total. On a
-    GPU one program an example takes all steps, for at most :data:`LARGEST` parts.
-    """
-    present = exists.sum(-1, keepdim=True)
-    padded = torch.nn.functional.pad(scores.masked_fill(~exists, -math.inf), (0, 1), value=-math.inf)
-    last, following = padded.topk(total + 1, dim=-1).values[..., -2:].split(1, dim=-1)
-    solvable = present > total
-    low = torch.where(solvable, following - math.log(total), 0.0)
-    high = torch.where(solvable, last + (present - total).clamp(min=1).to(scores.dtype).log(), 0.0)
-    nu = torch.where(solvable, (last + following) / 2, 0.0)
-    n = scores.shape[-1]
-    if gpu.takes(scores, n, LARGEST):
-        size = nu.numel()
-        flat = (scores.reshape(size, n), exists.reshape(size, n), *(x.reshape(size) for x in (low, high, nu)))
-        found: Tensor = _multiplier_operator(*flat, total)
-        return torch.where(solvable, found.reshape(nu.shape), 0.0)
-    for _ in range(_BLIND_STEPS):
-        chosen = torch.where(exists, (scores - nu).sigmoid(), 0.0)
-        excess = chosen.sum(-1, keepdim=True) - total
-        if values_can_be_read(excess) and not bool((solvable & (excess.abs() > _SMOOTH_MASS * total)).any()):
-            break
-        low, high = torch.where(excess >= 0, nu, low), torch.where(excess >= 0, high, nu)
-        step = nu + excess / torch.where(exists, chosen * (1 - chosen), 0.0).sum(-1, keepdim=True)
-        nu = torch.where((step > low) & (step < high), step, (low + high) / 2)
-    return nu
-
-
-@gpu.jit
-def _gpu_multiplier(scores, exists, low, high, start, multiplier, n, total, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    b = tl.program_id(0).to(tl.int64)
-    part = tl.arange(0, SIZE)
-    score = tl.load(scores + b * n + part, mask=part < n, other=0.0)
-    there = tl.load(exists + b * n + part, mask=part < n, other=0) != 0
-    below, above, nu = tl.load(low + b), tl.load(high + b), tl.load(start + b)
-    left, searching = _GPU_STEPS, total > 0
-    while searching:
-        chosen = tl.where(there, 1.0 / (1.0 + tl.exp(nu - score)), 0.0)
-        excess = tl.sum(chosen, 0) - total
-        left -= 1
-        searching = (tl.abs(excess) > _GPU_SMOOTH_MASS * total) & (left > 0)
-        below, above = tl.where(excess >= 0, nu, below), tl.where(excess >= 0, above, nu)
-        slope = tl.sum(chosen * (1.0 - chosen), 0)
-        step = nu + excess / tl.where(slope > 0.0, slope, 1.0)
-        inside = (slope > 0.0) & (step > below) & (step < above)
-        nu = tl.where(searching, tl.where(inside, step, (below + above) / 2), nu)
-    tl.store(multiplier + b, nu)
 
 
 @torch.library.custom_op("structgrad::sigmoid_multiplier", mutates_args=())

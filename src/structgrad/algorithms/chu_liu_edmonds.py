@@ -80,6 +80,34 @@ def minimum_arborescence(costs: Tensor, exists: Tensor, root: int, sign: float =
     return vertex, choices, reached
 
 
+def inside(choices: Tensor, n: int) -> Tensor:
+    """The nodes in the set of each event: bool ``[B, E, n]``."""
+    if gpu.takes(choices, n, LARGEST, on_cpu=True):
+        members: Tensor = _inside_operator(choices, n)
+        return members
+    if not on_host(choices):
+        return torch_inside(choices, n)
+    return over_batch(lambda c: (_compiled_inside(c, n),), choices)[0]
+
+
+def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
+    """Log of the total rate of the edges that enter the set of each event: float64 ``[B, E]``.
+
+    It is 0 where an event did not happen.
+    """
+    out: Tensor
+    if gpu.takes(log_rates, log_rates.shape[-1], LARGEST, on_cpu=True):
+        out = _log_entering_operator(log_rates, exists, choices, _inside_operator(choices, log_rates.shape[-1]))
+        return out
+    if on_host(log_rates) and not transformed(log_rates) and not transformed(choices):
+        out = _compiled_log_entering(log_rates, exists, choices)
+        return out
+    return torch_log_entering(log_rates, exists, choices)
+
+
+# --- plain torch ------------------------------------------------------------------------------------------------------
+
+
 def torch_minimum_arborescence(
     costs: Tensor, exists: Tensor, root: int, sign: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,24 +183,6 @@ def torch_minimum_arborescence(
     return vertex.reshape(batch, n, n), torch.stack([edge, into], -1), reached
 
 
-def inside(choices: Tensor, n: int) -> Tensor:
-    """The nodes in the set of each event: bool ``[B, E, n]``."""
-    if gpu.takes(choices, n, LARGEST, on_cpu=True):
-        members: Tensor = _inside_operator(choices, n)
-        return members
-    if not on_host(choices):
-        return torch_inside(choices, n)
-    return over_batch(lambda c: (_compiled_inside(c, n),), choices)[0]
-
-
-def _compiled_inside(choices: Tensor, n: int) -> Tensor:
-    out = torch.empty(*choices.shape[:-1], n, dtype=torch.bool)
-    batch, events = choices.shape[:-2].numel(), choices.shape[-2]
-    flat = choices.reshape(batch, events, 2).contiguous()
-    run(_inside_kernel, 2 * out.numel(), flat, out.view(batch, events, n))
-    return out
-
-
 def torch_inside(choices: Tensor, n: int) -> Tensor:
     """:func:`inside` for any device."""
     batch, limit = choices.shape[:2]
@@ -181,6 +191,30 @@ def torch_inside(choices: Tensor, n: int) -> Tensor:
     for e in range(n, limit):
         members[:, e] = (members[:, :e] & (choices[:, :e, 1] == e)[:, :, None]).any(1)
     return members
+
+
+def torch_log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
+    """:func:`log_entering` for any device, one event at a time."""
+    members = inside(choices, log_rates.shape[-1])
+    totals = []
+    for e in range(choices.shape[1]):
+        enters = exists & members[:, e, None, :] & ~members[:, e, :, None]
+        happened = choices[:, e, 0] >= 0
+        # An example without this event sums over everything instead, so that no gradient is NaN; the result is dropped.
+        rates = torch.where(enters | ~happened[:, None, None], torch.where(exists, log_rates, 0).double(), -torch.inf)
+        totals.append(torch.where(happened, rates.flatten(1).logsumexp(1), 0.0))
+    return torch.stack(totals, 1) if totals else log_rates.new_zeros(choices.shape[:2], dtype=torch.float64)
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
+
+
+def _compiled_inside(choices: Tensor, n: int) -> Tensor:
+    out = torch.empty(*choices.shape[:-1], n, dtype=torch.bool)
+    batch, events = choices.shape[:-2].numel(), choices.shape[-2]
+    flat = choices.reshape(batch, events, 2).contiguous()
+    run(_inside_kernel, 2 * out.numel(), flat, out.view(batch, events, n))
+    return out
 
 
 class _LogEntering(torch.autograd.Function):
@@ -203,37 +237,6 @@ class _LogEntering(torch.autograd.Function):
 
 
 _compiled_log_entering = untraced(_LogEntering.apply)
-
-
-def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
-    """Log of the total rate of the edges that enter the set of each event: float64 ``[B, E]``.
-
-    It is 0 where an event did not happen.
-    """
-    out: Tensor
-    if gpu.takes(log_rates, log_rates.shape[-1], LARGEST, on_cpu=True):
-        out = _log_entering_operator(log_rates, exists, choices, _inside_operator(choices, log_rates.shape[-1]))
-        return out
-    if on_host(log_rates) and not transformed(log_rates) and not transformed(choices):
-        out = _compiled_log_entering(log_rates, exists, choices)
-        return out
-    return torch_log_entering(log_rates, exists, choices)
-
-
-def torch_log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
-    """:func:`log_entering` for any device, one event at a time."""
-    members = inside(choices, log_rates.shape[-1])
-    totals = []
-    for e in range(choices.shape[1]):
-        enters = exists & members[:, e, None, :] & ~members[:, e, :, None]
-        happened = choices[:, e, 0] >= 0
-        # An example without this event sums over everything instead, so that no gradient is NaN; the result is dropped.
-        rates = torch.where(enters | ~happened[:, None, None], torch.where(exists, log_rates, 0).double(), -torch.inf)
-        totals.append(torch.where(happened, rates.flatten(1).logsumexp(1), 0.0))
-    return torch.stack(totals, 1) if totals else log_rates.new_zeros(choices.shape[:2], dtype=torch.float64)
-
-
-# --- compiled, CPU ---------------------------------------------------------------------------------------------------
 
 
 @njit(cache=True)
@@ -417,7 +420,8 @@ def _entering_backward_kernel(
                             out[b, u, v] += upstream[b, e] * math.exp(log_rates[b, u, v] - value[b, e])
 
 
-# --- GPU: blocks [SIZE, SIZE] in registers ----------------------------------------------------------------------------
+# --- GPU kernels ------------------------------------------------------------------------------------------------------
+# Blocks [SIZE, SIZE] in registers.
 
 
 @gpu.jit
@@ -582,6 +586,9 @@ def _gpu_log_entering_backward(
 def _launch(kernel: Any, programs: int, n: int, *arguments: Tensor | float) -> None:
     size = gpu.block(n)
     gpu.launch(kernel, programs, *arguments, n, n_events(n), warps=gpu.warps(size * size), SIZE=size)
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("structgrad::chu_liu_edmonds_arborescence", mutates_args=())

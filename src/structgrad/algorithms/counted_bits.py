@@ -141,6 +141,132 @@ class Chain:
         return unary, pair, self.exists.reshape(batch, n).contiguous()
 
 
+# --- plain torch ------------------------------------------------------------------------------------------------------
+# Bits are combined two by two, then pieces of two bits, and so on: O(log n) batched steps. A piece
+# is represented by log-weights [states, states, count + 1]. The first index is the last bit before
+# the piece, the second its own last bit, and the third the number of its ones. These are
+# polynomials; the product of two of them is that of the joined piece (Tarlow et al. 2012, section
+# 3). A choice for the whole is split back down in the same tree.
+
+
+def _bits(chain: Chain) -> Tensor:
+    """Pieces of one bit each, padded to a power of two: ``[*batch, bits, states, states, 1 or 2]``."""
+    n = chain.unary.shape[-1]
+    missing = (1 << max(n - 1, 0).bit_length()) - n
+    before = [torch.where(chain.exists, chain.unary.double(), _NEVER)]
+    if chain.pair is not None:
+        before.append(before[0] + torch.nn.functional.pad(chain.pair.double(), (min(n, 1), 0)))
+    one = torch.nn.functional.pad(torch.stack(before, -1), (0, 0, 0, missing), value=_NEVER)
+    zero, never = torch.zeros_like(one), torch.full_like(one, _NEVER)
+    last = [(zero, one)] if chain.pair is None else [(zero, never), (never, one)]
+    return torch.stack([torch.stack(counts, -1) for counts in last], -2)[..., : chain.high + 1]
+
+
+def _splits(pieces: Tensor, high: int) -> Tensor:
+    """Log-weights of all combinations of neighbouring pieces.
+
+    The shape is ``[*batch, pieces / 2, states, states, counts, splits]``. A split is the last bit
+    of the first piece and its number of ones, from the largest to 0.
+    """
+    most = pieces.shape[-1]
+    counts = min(2 * (most - 1), high) + 1
+    second = torch.nn.functional.pad(pieces[..., 1::2, :, :, :], (most - 1, counts - most), value=_NEVER)
+    second = second.unfold(-1, most, 1).movedim(-4, -2).unsqueeze(-5)
+    return (pieces[..., 0::2, :, :, :].flip(-1)[..., None, None, :, :] + second).flatten(-2)
+
+
+def _tree(chain: Chain, plus: Aggregation) -> list[Tensor]:
+    """The pieces of every size, from single bits to the whole."""
+    levels = [_bits(chain)]
+    while levels[-1].shape[-4] > 1:
+        levels.append(plus(_splits(levels[-1], chain.high), -1))
+    return levels
+
+
+def _moments_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
+    # Not logaddexp: its second derivative is NaN where the two are 700 apart.
+    levels = _tree(chain, log_sum)
+    whole = levels[-1][..., :1, :, chain.low :]
+    log_z = whole.logsumexp((-1, -2, -3, -4))
+    here = (whole - log_z[..., None, None, None, None]).exp()
+    here = torch.nn.functional.pad(here, (chain.low, 0, 0, 0, 0, chain.states - 1))
+    for pieces, pairs in zip(levels[-2::-1], levels[:0:-1], strict=True):
+        most = pieces.shape[-1]
+        beyond = (0, 2 * most - 1 - pairs.shape[-1])
+        # By (bit before, last bit of the first piece, last bit, ones in the first piece, ones in the second).
+        total = torch.nn.functional.pad(pairs, beyond, value=-_NEVER).unfold(-1, most, 1).unsqueeze(-4)
+        first, second = pieces[..., 0::2, :, :, :], pieces[..., 1::2, :, :, :]
+        share = (first[..., None, :, None] + second[..., None, :, :, None, :] - total).exp()
+        joint = share * torch.nn.functional.pad(here, beyond).unfold(-1, most, 1).unsqueeze(-4)
+        here = torch.stack([joint.sum((-1, -3)), joint.sum((-2, -5))], -4).flatten(-5, -4)
+    n = chain.unary.shape[-1]
+    ones = here[..., :n, :, -1, 1:].sum(-1)  # there is no count of 1 where high is 0
+    return log_z, ones.sum(-1), ones[..., 1 if chain.states == 2 else n :, -1]
+
+
+def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tensor]) -> Tensor:
+    """The bits ``[*batch, n]`` that follow if ``choose`` picks one of the alternatives ``[...,
+    splits]`` of each piece.
+    """
+    states = chain.states
+    whole = levels[-1][..., 0, :, chain.low :]
+    chosen, counts = choose(whole.flatten(-2)), whole.shape[-1]
+    # Bit before, last bit and count in one number.
+    piece = chosen // counts * (counts + chain.low) + chosen % counts + chain.low
+    for pieces in levels[-2::-1]:
+        most, splits = pieces.shape[-1], _splits(pieces, chain.high)
+        counts = splits.shape[-2]
+        flat = splits.flatten(-4, -2)
+        index = piece[..., None, None].expand(*piece.shape, 1, flat.shape[-1])
+        split = choose(flat.gather(-2, index).squeeze(-2))
+        between, ones = split // most, most - 1 - split % most
+        before, last, count = piece // (states * counts), piece // counts % states, piece % counts
+        first = (before * states + between) * most + ones
+        second = (between * states + last) * most + count - ones
+        piece = torch.stack([first, second], -1).flatten(-2)
+    return (piece[..., : chain.unary.shape[-1]] % levels[0].shape[-1]).double()
+
+
+def _sample_in_torch(chain: Chain) -> Tensor:
+    return _follow(chain, _tree(chain, log_sum), lambda a: (a - wide_exponentials(a).log()).argmax(-1))
+
+
+def _top_k_in_torch(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, k: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_top_k_pass`, for all examples and counts at once."""
+    batch, n = unary.shape
+    value = unary.new_full((batch, high + 1, 2, k), -torch.inf)
+    value[:, 0, 0, 0] = 0
+    gains = torch.where(exists, unary, -torch.inf)
+    origins = []
+    for i in range(n):
+        gain = gains[:, i].reshape(batch, 1, 1, 1)
+        more = pair[:, i - 1].reshape(batch, 1, 1) if i else 0.0
+        one = torch.cat([value.new_full((batch, 1, 2, k), -torch.inf), value[:, :-1] + gain], 1)
+        one = torch.stack([one[:, :, 0], one[:, :, 1] + more], 2)
+        value, origin = torch.stack([value.flatten(2), one.flatten(2)], 2).topk(k, dim=-1)
+        origins.append(origin)
+    value, place = value[:, low:].flatten(1).topk(k, dim=1)
+    count, last, rank = low + place // (2 * k), place // k % 2, place % k
+    rows = torch.arange(batch, device=unary.device)[:, None]
+    bits = torch.zeros(batch, k, n, dtype=torch.bool, device=unary.device)
+    for i in reversed(range(n)):
+        source = origins[i][rows, count, last, rank]
+        bits[:, :, i] = last == 1
+        count, last, rank = (count - last).clamp_min(0), source // k, source % k
+    real = value > -torch.inf
+    return bits & real[..., None], real
+
+
+def _argmax_in_torch(chain: Chain) -> Tensor:
+    return _follow(chain, _tree(chain, best), lambda alternatives: alternatives.argmax(-1))
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
+# Each kernel does the examples first, first + stride, ... and writes to its last arguments, which
+# start as zeros. Arrays: unary [B, n], pair [B, n - 1] (or [B, 0] with one state), exists [B, n],
+# ratio [B, n, high + 1, states].
+
+
 def _ratios(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, states: int) -> tuple[Tensor, Tensor]:
     """``V_0`` ``[B]`` and the ratios ``[B, n, high + 1, states]``."""
     log_z = unary.new_empty(len(unary))
@@ -183,12 +309,6 @@ class _Moments(torch.autograd.Function):
         if d_log_z is not None:
             unary, pair = unary + d_log_z[:, None] * mean, pair + d_log_z[:, None] * both
         return unary, pair, None, None, None, None
-
-
-# --- kernels ----------------------------------------------------------------------------------------------------------
-# Each kernel does the examples first, first + stride, ... and writes to its last arguments, which
-# start as zeros. Arrays: unary [B, n], pair [B, n - 1] (or [B, 0] with one state), exists [B, n],
-# ratio [B, n, high + 1, states].
 
 
 @njit(nogil=True, cache=True)
@@ -413,7 +533,8 @@ def _top_k_pass(first, stride, unary, pair, exists, low, high, k, bits, real):  
                 last, place = source // k, source % k
 
 
-# --- GPU: one program an example, one lane a count --------------------------------------------------------------------
+# --- GPU kernels ------------------------------------------------------------------------------------------------------
+# One program an example, one lane a count.
 
 
 @gpu.jit
@@ -559,6 +680,9 @@ def _launch(kernel: Any, example: Tensor, *arguments: Tensor | int, high: int, *
     gpu.launch(kernel, len(example), example, *arguments, warps=warps, **constants, COUNTS=counts)
 
 
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
 @torch.library.custom_op("structgrad::counted_bits_moments", mutates_args=())
 def _moments_operator(
     unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, states: int
@@ -669,123 +793,3 @@ def _differentiate_covariance(ctx: Any, *upstream: Tensor | None) -> tuple[Tenso
 
 _moments_operator.register_autograd(_differentiate_moments, setup_context=_save_moments)
 _covariance_operator.register_autograd(_differentiate_covariance, setup_context=_save_covariance)
-
-
-# --- the same in torch ------------------------------------------------------------------------------------------------
-# Bits are combined two by two, then pieces of two bits, and so on: O(log n) batched steps. A piece
-# is represented by log-weights [states, states, count + 1]. The first index is the last bit before
-# the piece, the second its own last bit, and the third the number of its ones. These are
-# polynomials; the product of two of them is that of the joined piece (Tarlow et al. 2012, section
-# 3). A choice for the whole is split back down in the same tree.
-
-
-def _bits(chain: Chain) -> Tensor:
-    """Pieces of one bit each, padded to a power of two: ``[*batch, bits, states, states, 1 or 2]``."""
-    n = chain.unary.shape[-1]
-    missing = (1 << max(n - 1, 0).bit_length()) - n
-    before = [torch.where(chain.exists, chain.unary.double(), _NEVER)]
-    if chain.pair is not None:
-        before.append(before[0] + torch.nn.functional.pad(chain.pair.double(), (min(n, 1), 0)))
-    one = torch.nn.functional.pad(torch.stack(before, -1), (0, 0, 0, missing), value=_NEVER)
-    zero, never = torch.zeros_like(one), torch.full_like(one, _NEVER)
-    last = [(zero, one)] if chain.pair is None else [(zero, never), (never, one)]
-    return torch.stack([torch.stack(counts, -1) for counts in last], -2)[..., : chain.high + 1]
-
-
-def _splits(pieces: Tensor, high: int) -> Tensor:
-    """Log-weights of all combinations of neighbouring pieces.
-
-    The shape is ``[*batch, pieces / 2, states, states, counts, splits]``. A split is the last bit
-    of the first piece and its number of ones, from the largest to 0.
-    """
-    most = pieces.shape[-1]
-    counts = min(2 * (most - 1), high) + 1
-    second = torch.nn.functional.pad(pieces[..., 1::2, :, :, :], (most - 1, counts - most), value=_NEVER)
-    second = second.unfold(-1, most, 1).movedim(-4, -2).unsqueeze(-5)
-    return (pieces[..., 0::2, :, :, :].flip(-1)[..., None, None, :, :] + second).flatten(-2)
-
-
-def _tree(chain: Chain, plus: Aggregation) -> list[Tensor]:
-    """The pieces of every size, from single bits to the whole."""
-    levels = [_bits(chain)]
-    while levels[-1].shape[-4] > 1:
-        levels.append(plus(_splits(levels[-1], chain.high), -1))
-    return levels
-
-
-def _moments_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
-    # Not logaddexp: its second derivative is NaN where the two are 700 apart.
-    levels = _tree(chain, log_sum)
-    whole = levels[-1][..., :1, :, chain.low :]
-    log_z = whole.logsumexp((-1, -2, -3, -4))
-    here = (whole - log_z[..., None, None, None, None]).exp()
-    here = torch.nn.functional.pad(here, (chain.low, 0, 0, 0, 0, chain.states - 1))
-    for pieces, pairs in zip(levels[-2::-1], levels[:0:-1], strict=True):
-        most = pieces.shape[-1]
-        beyond = (0, 2 * most - 1 - pairs.shape[-1])
-        # By (bit before, last bit of the first piece, last bit, ones in the first piece, ones in the second).
-        total = torch.nn.functional.pad(pairs, beyond, value=-_NEVER).unfold(-1, most, 1).unsqueeze(-4)
-        first, second = pieces[..., 0::2, :, :, :], pieces[..., 1::2, :, :, :]
-        share = (first[..., None, :, None] + second[..., None, :, :, None, :] - total).exp()
-        joint = share * torch.nn.functional.pad(here, beyond).unfold(-1, most, 1).unsqueeze(-4)
-        here = torch.stack([joint.sum((-1, -3)), joint.sum((-2, -5))], -4).flatten(-5, -4)
-    n = chain.unary.shape[-1]
-    ones = here[..., :n, :, -1, 1:].sum(-1)  # there is no count of 1 where high is 0
-    return log_z, ones.sum(-1), ones[..., 1 if chain.states == 2 else n :, -1]
-
-
-def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tensor]) -> Tensor:
-    """The bits ``[*batch, n]`` that follow if ``choose`` picks one of the alternatives ``[...,
-    splits]`` of each piece.
-    """
-    states = chain.states
-    whole = levels[-1][..., 0, :, chain.low :]
-    chosen, counts = choose(whole.flatten(-2)), whole.shape[-1]
-    # Bit before, last bit and count in one number.
-    piece = chosen // counts * (counts + chain.low) + chosen % counts + chain.low
-    for pieces in levels[-2::-1]:
-        most, splits = pieces.shape[-1], _splits(pieces, chain.high)
-        counts = splits.shape[-2]
-        flat = splits.flatten(-4, -2)
-        index = piece[..., None, None].expand(*piece.shape, 1, flat.shape[-1])
-        split = choose(flat.gather(-2, index).squeeze(-2))
-        between, ones = split // most, most - 1 - split % most
-        before, last, count = piece // (states * counts), piece // counts % states, piece % counts
-        first = (before * states + between) * most + ones
-        second = (between * states + last) * most + count - ones
-        piece = torch.stack([first, second], -1).flatten(-2)
-    return (piece[..., : chain.unary.shape[-1]] % levels[0].shape[-1]).double()
-
-
-def _sample_in_torch(chain: Chain) -> Tensor:
-    return _follow(chain, _tree(chain, log_sum), lambda a: (a - wide_exponentials(a).log()).argmax(-1))
-
-
-def _top_k_in_torch(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, k: int) -> tuple[Tensor, Tensor]:
-    """As :func:`_top_k_pass`, for all examples and counts at once."""
-    batch, n = unary.shape
-    value = unary.new_full((batch, high + 1, 2, k), -torch.inf)
-    value[:, 0, 0, 0] = 0
-    gains = torch.where(exists, unary, -torch.inf)
-    origins = []
-    for i in range(n):
-        gain = gains[:, i].reshape(batch, 1, 1, 1)
-        more = pair[:, i - 1].reshape(batch, 1, 1) if i else 0.0
-        one = torch.cat([value.new_full((batch, 1, 2, k), -torch.inf), value[:, :-1] + gain], 1)
-        one = torch.stack([one[:, :, 0], one[:, :, 1] + more], 2)
-        value, origin = torch.stack([value.flatten(2), one.flatten(2)], 2).topk(k, dim=-1)
-        origins.append(origin)
-    value, place = value[:, low:].flatten(1).topk(k, dim=1)
-    count, last, rank = low + place // (2 * k), place // k % 2, place % k
-    rows = torch.arange(batch, device=unary.device)[:, None]
-    bits = torch.zeros(batch, k, n, dtype=torch.bool, device=unary.device)
-    for i in reversed(range(n)):
-        source = origins[i][rows, count, last, rank]
-        bits[:, :, i] = last == 1
-        count, last, rank = (count - last).clamp_min(0), source // k, source % k
-    real = value > -torch.inf
-    return bits & real[..., None], real
-
-
-def _argmax_in_torch(chain: Chain) -> Tensor:
-    return _follow(chain, _tree(chain, best), lambda alternatives: alternatives.argmax(-1))

@@ -54,6 +54,8 @@ Index = npt.NDArray[np.int64]
 ONE = 0
 #: The node that cannot be built.
 ZERO = 1
+_NUMBERS = itertools.count()
+_NUMBERED: weakref.WeakValueDictionary[int, Hypergraph] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True)
@@ -196,10 +198,6 @@ class Hypergraph:
         return number
 
 
-_NUMBERS = itertools.count()
-_NUMBERED: weakref.WeakValueDictionary[int, Hypergraph] = weakref.WeakValueDictionary()
-
-
 class Builder:
     """Builds a :class:`Hypergraph` level by level."""
 
@@ -229,126 +227,9 @@ class Builder:
         return Hypergraph(tuple(self._levels), torch.as_tensor(np.asarray(goals, np.int64)))
 
 
-def _take(values: Tensor, index: Tensor) -> Tensor:
-    """``values[..., index]`` with a fast derivative."""
-    taken = values.index_select(-1, index.flatten())
-    return taken.reshape(*values.shape[:-1], *index.shape)
-
-
 def known(scores: Tensor, exists: Tensor) -> Tensor:
     """Scores in float64, ``IMPOSSIBLE`` where a part is missing."""
     return torch.where(exists, scores.double(), IMPOSSIBLE)
-
-
-# --- compiled, as operators -------------------------------------------------------------------------------------------
-# The operands are scores [B, P] on the CPU, bool exists [B, P], int64 sizes [B] and the number of a
-# graph. Values are near IMPOSSIBLE for examples without a vertex.
-
-
-@torch.library.custom_op("structgrad::hypergraph_moments", mutates_args=())
-def moments(scores: Tensor, exists: Tensor, size: Tensor, graph: int, with_mean: bool) -> tuple[Tensor, Tensor]:
-    """``log Z`` ``[B]`` and ``E[x]`` ``[B, P]`` (``[B, 0]`` if not ``with_mean``), in float64.
-
-    Both are differentiable to any order; the first derivative is compiled.
-    """
-    log_z, mean = _wide(scores, len(scores)), _wide(scores, len(scores), scores.shape[1] if with_mean else 0)
-    if with_mean:
-        _run(_moments_pass, 12, graph, scores, exists, size, log_z, mean.zero_())
-    else:
-        _run(_log_partition_pass, 10, graph, scores, exists, size, log_z)
-    return log_z, mean
-
-
-@moments.register_fake
-def _moments_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, with_mean: bool) -> tuple[Tensor, Tensor]:
-    parts = scores.shape[1] if with_mean else 0
-    return _wide(scores, len(scores)), _wide(scores, len(scores), parts)
-
-
-def _wide(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape, dtype=torch.float64)
-
-
-@torch.library.custom_op("structgrad::hypergraph_covariance", mutates_args=())
-def _covariance(scores: Tensor, exists: Tensor, size: Tensor, graph: int, direction: Tensor) -> Tensor:
-    """The covariance of the parts times ``direction`` ``[B, P]``: the Jacobian of the marginals, which is symmetric."""
-    product = torch.zeros_like(direction, memory_format=torch.contiguous_format)
-    _run(_covariance_pass, 18, graph, scores, exists, size, direction.contiguous(), product)
-    return product
-
-
-@_covariance.register_fake
-def _covariance_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, direction: Tensor) -> Tensor:
-    return direction.new_empty(direction.shape)
-
-
-def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    scores, exists, size, ctx.graph, ctx.with_mean = inputs
-    ctx.held = _NUMBERED[ctx.graph]
-    ctx.save_for_backward(scores, exists, size, output[1])
-    ctx.set_materialize_grads(False)
-
-
-def _moments_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    scores, exists, size, mean = ctx.saved_tensors
-    of_value, of_mean = upstream
-    if twin_needed(*upstream):
-        graph: Hypergraph = ctx.held
-
-        def twin(scores: Tensor) -> tuple[Tensor, ...]:
-            return value_and_gradient(lambda s: graph.total(s, graph.goal(size), log_sum), known(scores, exists))
-
-        return *gradients(twin, [scores], upstream), None, None, None, None
-    gradient = None if of_value is None else of_value[:, None] * mean
-    if of_mean is not None:
-        moved = _covariance(scores, exists, size, ctx.graph, of_mean)
-        gradient = moved if gradient is None else gradient + moved
-    return None if gradient is None else gradient.to(scores.dtype), None, None, None, None
-
-
-moments.register_autograd(_moments_backward, setup_context=_save_moments)
-
-
-@torch.library.custom_op("structgrad::hypergraph_argmax", mutates_args=())
-def argmax(scores: Tensor, exists: Tensor, size: Tensor, graph: int) -> tuple[Tensor, Tensor]:
-    """The highest values ``[B]`` and vertices ``[B, P]`` that attain them, float64."""
-    value, vertex = _wide(scores, len(scores)), _wide(scores, *scores.shape)
-    _run(_argmax_pass, 4, graph, scores, exists, size, value, vertex.zero_())
-    return value, vertex
-
-
-@argmax.register_fake
-def _argmax_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int) -> tuple[Tensor, Tensor]:
-    return _wide(scores, len(scores)), _wide(scores, *scores.shape)
-
-
-@torch.library.custom_op("structgrad::hypergraph_sample", mutates_args=())
-def sample(scores: Tensor, exists: Tensor, size: Tensor, graph: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """``log Z`` ``[B]`` and a sample of each example ``[B, P]``, both float64.
-
-    The sample is a function of the noise ``uniform``, float64, in the shape of the scores.
-    """
-    log_z, vertex = _wide(scores, len(scores)), _wide(scores, *scores.shape)
-    _run(_sample_pass, 10, graph, scores, exists, size, uniform.contiguous(), log_z, vertex.zero_())
-    return log_z, vertex
-
-
-@sample.register_fake
-def _sample_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    return _wide(scores, len(scores)), _wide(scores, *scores.shape)
-
-
-@torch.library.custom_op("structgrad::hypergraph_top_k", mutates_args=())
-def top_k(scores: Tensor, exists: Tensor, size: Tensor, graph: int, k: int) -> tuple[Tensor, Tensor]:
-    """Values ``[B, k]``, best first (-inf if there are fewer), and vertices ``[B, k, P]``, float64."""
-    value, vertex = _top_k_fake(scores, exists, size, graph, k)
-    _run(_top_k_pass, 4 * k, graph, scores, exists, size, k, value.fill_(-torch.inf), vertex.zero_())
-    return value, vertex
-
-
-@top_k.register_fake
-def _top_k_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, k: int) -> tuple[Tensor, Tensor]:
-    return _wide(scores, len(scores), k), _wide(scores, len(scores), k, scores.shape[1])
 
 
 def pricing(exists: Tensor, size: Tensor, graph: int) -> Pricing:
@@ -364,13 +245,16 @@ def pricing(exists: Tensor, size: Tensor, graph: int) -> Pricing:
     return Pricing(min(exists.shape[1], program.depth), advance)
 
 
-def _run(kernel: Any, operations: int, graph: int, scores: Tensor, exists: Tensor, size: Tensor, *others: Any) -> None:
-    program = _NUMBERED[graph]
-    arrays = *program.compiled, known(scores, exists).contiguous(), program.goal(size).contiguous()
-    run(kernel, operations * len(scores) * len(program.compiled[1]), *arrays, *others)
+# --- plain torch ------------------------------------------------------------------------------------------------------
 
 
-# --- kernels ----------------------------------------------------------------------------------------------------------
+def _take(values: Tensor, index: Tensor) -> Tensor:
+    """``values[..., index]`` with a fast derivative."""
+    taken = values.index_select(-1, index.flatten())
+    return taken.reshape(*values.shape[:-1], *index.shape)
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
 # Each kernel does the examples first, first + stride, ... and writes to its last arguments. It adds
 # to vertices, means and products. Arrays: start [nodes + 1], left, right, part [edges] of the
 # graph; scores [B, P]; goal [B].
@@ -643,3 +527,120 @@ def _top_k_pass(first, stride, start, left, right, part, scores, goal, k, best, 
                 pending[size, 0], pending[size, 1] = left[e], i
                 pending[size + 1, 0], pending[size + 1, 1] = right[e], j
                 size += 2
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+# The operands are scores [B, P] on the CPU, bool exists [B, P], int64 sizes [B] and the number of a
+# graph. Values are near IMPOSSIBLE for examples without a vertex.
+
+
+@torch.library.custom_op("structgrad::hypergraph_moments", mutates_args=())
+def moments(scores: Tensor, exists: Tensor, size: Tensor, graph: int, with_mean: bool) -> tuple[Tensor, Tensor]:
+    """``log Z`` ``[B]`` and ``E[x]`` ``[B, P]`` (``[B, 0]`` if not ``with_mean``), in float64.
+
+    Both are differentiable to any order; the first derivative is compiled.
+    """
+    log_z, mean = _wide(scores, len(scores)), _wide(scores, len(scores), scores.shape[1] if with_mean else 0)
+    if with_mean:
+        _run(_moments_pass, 12, graph, scores, exists, size, log_z, mean.zero_())
+    else:
+        _run(_log_partition_pass, 10, graph, scores, exists, size, log_z)
+    return log_z, mean
+
+
+@moments.register_fake
+def _moments_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, with_mean: bool) -> tuple[Tensor, Tensor]:
+    parts = scores.shape[1] if with_mean else 0
+    return _wide(scores, len(scores)), _wide(scores, len(scores), parts)
+
+
+def _wide(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float64)
+
+
+@torch.library.custom_op("structgrad::hypergraph_covariance", mutates_args=())
+def _covariance(scores: Tensor, exists: Tensor, size: Tensor, graph: int, direction: Tensor) -> Tensor:
+    """The covariance of the parts times ``direction`` ``[B, P]``: the Jacobian of the marginals, which is symmetric."""
+    product = torch.zeros_like(direction, memory_format=torch.contiguous_format)
+    _run(_covariance_pass, 18, graph, scores, exists, size, direction.contiguous(), product)
+    return product
+
+
+@_covariance.register_fake
+def _covariance_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, direction: Tensor) -> Tensor:
+    return direction.new_empty(direction.shape)
+
+
+def _save_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    scores, exists, size, ctx.graph, ctx.with_mean = inputs
+    ctx.held = _NUMBERED[ctx.graph]
+    ctx.save_for_backward(scores, exists, size, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _moments_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    scores, exists, size, mean = ctx.saved_tensors
+    of_value, of_mean = upstream
+    if twin_needed(*upstream):
+        graph: Hypergraph = ctx.held
+
+        def twin(scores: Tensor) -> tuple[Tensor, ...]:
+            return value_and_gradient(lambda s: graph.total(s, graph.goal(size), log_sum), known(scores, exists))
+
+        return *gradients(twin, [scores], upstream), None, None, None, None
+    gradient = None if of_value is None else of_value[:, None] * mean
+    if of_mean is not None:
+        moved = _covariance(scores, exists, size, ctx.graph, of_mean)
+        gradient = moved if gradient is None else gradient + moved
+    return None if gradient is None else gradient.to(scores.dtype), None, None, None, None
+
+
+moments.register_autograd(_moments_backward, setup_context=_save_moments)
+
+
+@torch.library.custom_op("structgrad::hypergraph_argmax", mutates_args=())
+def argmax(scores: Tensor, exists: Tensor, size: Tensor, graph: int) -> tuple[Tensor, Tensor]:
+    """The highest values ``[B]`` and vertices ``[B, P]`` that attain them, float64."""
+    value, vertex = _wide(scores, len(scores)), _wide(scores, *scores.shape)
+    _run(_argmax_pass, 4, graph, scores, exists, size, value, vertex.zero_())
+    return value, vertex
+
+
+@argmax.register_fake
+def _argmax_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int) -> tuple[Tensor, Tensor]:
+    return _wide(scores, len(scores)), _wide(scores, *scores.shape)
+
+
+@torch.library.custom_op("structgrad::hypergraph_sample", mutates_args=())
+def sample(scores: Tensor, exists: Tensor, size: Tensor, graph: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """``log Z`` ``[B]`` and a sample of each example ``[B, P]``, both float64.
+
+    The sample is a function of the noise ``uniform``, float64, in the shape of the scores.
+    """
+    log_z, vertex = _wide(scores, len(scores)), _wide(scores, *scores.shape)
+    _run(_sample_pass, 10, graph, scores, exists, size, uniform.contiguous(), log_z, vertex.zero_())
+    return log_z, vertex
+
+
+@sample.register_fake
+def _sample_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    return _wide(scores, len(scores)), _wide(scores, *scores.shape)
+
+
+@torch.library.custom_op("structgrad::hypergraph_top_k", mutates_args=())
+def top_k(scores: Tensor, exists: Tensor, size: Tensor, graph: int, k: int) -> tuple[Tensor, Tensor]:
+    """Values ``[B, k]``, best first (-inf if there are fewer), and vertices ``[B, k, P]``, float64."""
+    value, vertex = _top_k_fake(scores, exists, size, graph, k)
+    _run(_top_k_pass, 4 * k, graph, scores, exists, size, k, value.fill_(-torch.inf), vertex.zero_())
+    return value, vertex
+
+
+@top_k.register_fake
+def _top_k_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, k: int) -> tuple[Tensor, Tensor]:
+    return _wide(scores, len(scores), k), _wide(scores, len(scores), k, scores.shape[1])
+
+
+def _run(kernel: Any, operations: int, graph: int, scores: Tensor, exists: Tensor, size: Tensor, *others: Any) -> None:
+    program = _NUMBERED[graph]
+    arrays = *program.compiled, known(scores, exists).contiguous(), program.goal(size).contiguous()
+    run(kernel, operations * len(scores) * len(program.compiled[1]), *arrays, *others)

@@ -56,6 +56,32 @@ def minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> t
     return vertex, choices, reached
 
 
+def joined_at(choices: Tensor, n: int) -> Tensor:
+    """The step at which i and j come into one component: int64 ``[B, n, n]``, symmetric, -1 if they never do."""
+    if gpu.takes(choices, n, LARGEST, on_cpu=True):
+        joined: Tensor = _joined_at_operator(choices, n)
+        return joined
+    if not on_host(choices):
+        return torch_joined_at(choices, n)
+    return over_batch(lambda c: (_compiled_joined_at(c, n),), choices)[0]
+
+
+def log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
+    """Log of the total rate of the edges that can be taken at each step: float64 ``[B, n - 1]``.
+
+    It is differentiable, and computed from the last step to the first. The edges of a step are
+    those of the next step and those that are joined at this one, so nothing is subtracted. Steps
+    that did not happen have a very low but finite value.
+    """
+    if gpu.takes(log_rates, log_rates.shape[-1], LARGEST):
+        total: Tensor = _log_running_operator(log_rates, exists, joined)
+        return total
+    return torch_log_running(log_rates, exists, joined)
+
+
+# --- plain torch ------------------------------------------------------------------------------------------------------
+
+
 def torch_minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Minimum spanning trees on any device: Prim's algorithm for all examples at once, n - 1 times
     O(n).
@@ -96,24 +122,6 @@ def torch_minimum_spanning_tree(costs: Tensor, exists: Tensor, sign: float = 1.0
     return upper + upper.transpose(1, 2), choices, reached
 
 
-def joined_at(choices: Tensor, n: int) -> Tensor:
-    """The step at which i and j come into one component: int64 ``[B, n, n]``, symmetric, -1 if they never do."""
-    if gpu.takes(choices, n, LARGEST, on_cpu=True):
-        joined: Tensor = _joined_at_operator(choices, n)
-        return joined
-    if not on_host(choices):
-        return torch_joined_at(choices, n)
-    return over_batch(lambda c: (_compiled_joined_at(c, n),), choices)[0]
-
-
-def _compiled_joined_at(choices: Tensor, n: int) -> Tensor:
-    out = torch.empty(*choices.shape[:-1], n, n, dtype=torch.int64)
-    batch = choices.shape[:-1].numel()
-    flat = choices.reshape(batch, choices.shape[-1]).contiguous()
-    run(_joined_at_kernel, 3 * out.numel(), flat, n, out.view(batch, n, n))
-    return out
-
-
 def torch_joined_at(choices: Tensor, n: int) -> Tensor:
     """:func:`joined_at` for any device, one step at a time."""
     component = torch.arange(n, device=choices.device).expand(len(choices), n)
@@ -130,19 +138,6 @@ def torch_joined_at(choices: Tensor, n: int) -> Tensor:
     return out
 
 
-def log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
-    """Log of the total rate of the edges that can be taken at each step: float64 ``[B, n - 1]``.
-
-    It is differentiable, and computed from the last step to the first. The edges of a step are
-    those of the next step and those that are joined at this one, so nothing is subtracted. Steps
-    that did not happen have a very low but finite value.
-    """
-    if gpu.takes(log_rates, log_rates.shape[-1], LARGEST):
-        total: Tensor = _log_running_operator(log_rates, exists, joined)
-        return total
-    return torch_log_running(log_rates, exists, joined)
-
-
 def torch_log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tensor:
     """The same as :func:`log_running`, for any device and differentiable to any order."""
     batch, n = log_rates.shape[:2]
@@ -156,7 +151,15 @@ def torch_log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tens
     return joining.flip(1).logcumsumexp(1).flip(1)
 
 
-# --- compiled, CPU ---------------------------------------------------------------------------------------------------
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
+
+
+def _compiled_joined_at(choices: Tensor, n: int) -> Tensor:
+    out = torch.empty(*choices.shape[:-1], n, n, dtype=torch.int64)
+    batch = choices.shape[:-1].numel()
+    flat = choices.reshape(batch, choices.shape[-1]).contiguous()
+    run(_joined_at_kernel, 3 * out.numel(), flat, n, out.view(batch, n, n))
+    return out
 
 
 @njit(cache=True, nogil=True)
@@ -246,7 +249,8 @@ def _joined_at_kernel(first: int, stride: int, choices: Any, n: int, out: Any) -
                     comp[j] = keep
 
 
-# --- GPU: blocks [SIZE, SIZE] in registers ----------------------------------------------------------------------------
+# --- GPU kernels ------------------------------------------------------------------------------------------------------
+# Blocks [SIZE, SIZE] in registers.
 
 
 @gpu.jit
@@ -363,6 +367,9 @@ def _gpu_log_running_backward(
 def _launch(kernel: Any, programs: int, n: int, *arguments: Tensor | float) -> None:
     size = gpu.block(n)
     gpu.launch(kernel, programs if n else 0, *arguments, n, warps=gpu.warps(size * size), SIZE=size)
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("structgrad::kruskal_spanning_tree", mutates_args=())

@@ -69,7 +69,72 @@ def present_nodes(exists: Tensor) -> Tensor:
     return exists.any(-1) | exists.any(-2)
 
 
-# --- plain torch, any device -----------------------------------------------------------------------------------------
+def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """``log Z`` ``[B]`` in float64, -inf where there is no arborescence.
+
+    The arguments are those of :func:`eliminate`, contiguous.
+    """
+    logz: Tensor
+    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
+        logz, _ = _eliminate_operator(scores, exists, root)
+        return logz
+    if on_host(scores) and not transformed(scores):
+        logz = _compiled_log_partition(scores, exists, root)
+        return logz
+    return torch_log_partition(scores, exists, root)
+
+
+def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
+    """Edge marginals ``[B, n, n]`` in the dtype of the scores.
+
+    They are differentiable: the first derivative is compiled, later ones are in plain torch.
+    """
+    mean: Tensor
+    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
+        mean = _marginals_operator(scores, exists, root)
+        return mean
+    if on_host(scores) and not transformed(scores):
+        mean = _compiled_marginals(scores, exists, root)
+        return mean
+    return torch_marginals(scores, exists, root)
+
+
+def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor | None = None) -> Tensor:
+    """One exact Gibbs sample for each example: ``[B, n, n]``.
+
+    It is a function of the noise ``uniform`` (float64, in the shape of the scores), which is drawn
+    if it is not given.
+
+    The elimination is undone on trees. Take a tree of the reduced graph without i. Each of its
+    edges k -> j goes through i with probability ``p[k] w[i, j] / w'[k, j]``, and then j becomes a
+    child of i. If some edge does, the parent of i is drawn with probability proportional to ``w[k,
+    i]`` among the k that still reach the root (not those below i).
+
+    The old parents k of those edges carry no further information, by Cayley's identity. Let ``a``
+    be the weight from the root's side, and ``b_1, ..., b_r`` the weights from the subtrees that
+    were cut off. The ways to attach them to each other weigh ``a (a + sum b)^(r - 1)``, and ``a +
+    sum b = D``.
+
+    There is no rejection, no subtraction, and no random walk whose length depends on the scores (as
+    in Wilson's algorithm).
+    """
+    if uniform is None:
+        uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
+    scores = scores.detach()
+    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
+        _, factors = _eliminate_operator(scores, exists, root)
+        tree: Tensor = _sample_operator(scores, exists, root, factors, uniform)
+        return tree
+    if not on_host(scores):
+        return torch_sample(scores, exists, root, uniform)
+    out, hard = torch.zeros_like(scores), torch.empty(len(scores), dtype=torch.bool)
+    _run(_sample_kernel, _weights(scores, exists)[0], exists, root, uniform, out, hard)
+    if bool(hard.any()):
+        out[hard] = torch_sample(scores[hard], exists[hard], root[hard], uniform[hard])
+    return out
+
+
+# --- plain torch ------------------------------------------------------------------------------------------------------
 
 
 def eliminate(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -120,7 +185,42 @@ def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     return mean.clamp(0, 1)
 
 
-# --- compiled, CPU: one example ---------------------------------------------------------------------------------------
+def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) -> Tensor:
+    """The same as :func:`sample_arborescences`, on any device."""
+    batch, n = scores.shape[:2]
+    rows = torch.arange(batch, device=scores.device)
+    stages = eliminate(scores, exists, root)[1]
+    # Node n is the root; above[x, y]: y is x or an ancestor of x. Only columns of nodes back in the tree matter.
+    parent = torch.full((batch, n), n, device=scores.device)
+    above = torch.eye(n + 1, dtype=torch.bool, device=scores.device).repeat(batch, 1, 1)
+    above[:, :, n] = True
+    for i in range(n):
+        w = stages[n - 1 - i]
+        into_i = torch.cat([w[:, :i, i], w[:, -1:, i]], 1)
+        row = parent[:, :i].clamp(max=i)  # the parent's row in the reduced weights, where the root is the last
+        detour = into_i.gather(1, row) - into_i.logsumexp(1, keepdim=True) + w[:, i, :i]
+        direct = torch.cat([w[:, :i, :i], w[:, -1:, :i]], 1).gather(1, row[:, None, :])[:, 0]
+        moved = uniform[:, i, :i] < torch.sigmoid(detour - direct)
+        parent[:, :i] = torch.where(moved, i, parent[:, :i])
+        cuts = (above[:, :, :i] & moved[:, None, :]).sum(-1)  # how many moved nodes are above x or x
+        below = cuts > 0
+        attached = torch.cat([~below[:, :i], torch.ones_like(below[:, :1])], 1)
+        weights = into_i.masked_fill(~attached, -torch.inf).softmax(1).cumsum(1)
+        drawn = (weights <= uniform[:, i, i, None] * weights[:, -1:]).sum(1).clamp(max=i)
+        parent[:, i] = torch.where(drawn == i, n, drawn)
+        above[:, i] = above[rows, parent[:, i]]
+        above[:, i, i] = True
+        # A node below a moved node keeps its ancestors up to that node, and continues with
+        # i and the ancestors of i.
+        kept = above & (cuts[:, :, None] == cuts[:, None, :])
+        above = torch.where(below[:, :, None], kept | above[:, i, None, :], above)
+    chosen = torch.where(parent == n, root[:, None], parent)
+    nodes = torch.arange(n, device=scores.device)
+    there = present_nodes(exists) & (nodes != root[:, None])
+    return torch.zeros_like(scores).scatter(1, chosen[:, None, :], there[:, None, :].to(scores.dtype))
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
 # Row and column 0 belong to the root, 1 to m to the present nodes. The diagonal has no edge and
 # holds the D.
 
@@ -411,9 +511,6 @@ def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any)
                     break
 
 
-# --- compiled, CPU: a batch -------------------------------------------------------------------------------------------
-
-
 @njit(cache=True, nogil=True)
 def _moments_kernel(
     first: int,
@@ -521,9 +618,6 @@ def _sample_kernel(
                 out[b, nodes[parent[j]], nodes[j]] = 1.0
 
 
-# --- compiled, CPU: with derivatives ----------------------------------------------------------------------------------
-
-
 def _weights(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
     """Weights ``[B, n, n]`` relative to the largest that enters a node, and logs of the largest
     ``[B, n]``.
@@ -621,7 +715,8 @@ _compiled_log_partition = untraced(_LogPartition.apply)
 _compiled_marginals = untraced(_Marginals.apply)
 
 
-# --- GPU: one program an example, in float64 logarithms ---------------------------------------------------------------
+# --- GPU kernels ------------------------------------------------------------------------------------------------------
+# One program an example, in float64 logarithms.
 # Blocks are [SIZE, SIZE], in registers. `ends` are the indices of the nodes as rows (tails) and as
 # columns (heads). Nodes are eliminated in the order n-1, ..., 0 without the root r. At node i the
 # earlier nodes and the root are left.
@@ -844,6 +939,9 @@ def _launch(kernel: Any, scores: Tensor, *others: Tensor) -> None:
     gpu.launch(kernel, len(scores) if n else 0, scores, *others, n, warps=gpu.warps(size * size), SIZE=size)
 
 
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
 @torch.library.custom_op("structgrad::matrix_tree_eliminate", mutates_args=())
 def _eliminate_operator(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
     """``log Z`` ``[B]``, and the result of elimination for samples: rows ``w[i, j]`` and columns
@@ -911,106 +1009,3 @@ for _operator in (_marginals_operator, _covariance_operator, _sample_operator):
 _eliminate_operator.register_autograd(_eliminate_backward, setup_context=gpu.save_inputs)
 _marginals_operator.register_autograd(_marginals_backward, setup_context=gpu.save_inputs)
 _covariance_operator.register_autograd(_covariance_backward, setup_context=gpu.save_inputs)
-
-
-# --- what structures call --------------------------------------------------------------------------------------------
-
-
-def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-    """``log Z`` ``[B]`` in float64, -inf where there is no arborescence.
-
-    The arguments are those of :func:`eliminate`, contiguous.
-    """
-    logz: Tensor
-    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
-        logz, _ = _eliminate_operator(scores, exists, root)
-        return logz
-    if on_host(scores) and not transformed(scores):
-        logz = _compiled_log_partition(scores, exists, root)
-        return logz
-    return torch_log_partition(scores, exists, root)
-
-
-def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-    """Edge marginals ``[B, n, n]`` in the dtype of the scores.
-
-    They are differentiable: the first derivative is compiled, later ones are in plain torch.
-    """
-    mean: Tensor
-    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
-        mean = _marginals_operator(scores, exists, root)
-        return mean
-    if on_host(scores) and not transformed(scores):
-        mean = _compiled_marginals(scores, exists, root)
-        return mean
-    return torch_marginals(scores, exists, root)
-
-
-def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor | None = None) -> Tensor:
-    """One exact Gibbs sample for each example: ``[B, n, n]``.
-
-    It is a function of the noise ``uniform`` (float64, in the shape of the scores), which is drawn
-    if it is not given.
-
-    The elimination is undone on trees. Take a tree of the reduced graph without i. Each of its
-    edges k -> j goes through i with probability ``p[k] w[i, j] / w'[k, j]``, and then j becomes a
-    child of i. If some edge does, the parent of i is drawn with probability proportional to ``w[k,
-    i]`` among the k that still reach the root (not those below i).
-
-    The old parents k of those edges carry no further information, by Cayley's identity. Let ``a``
-    be the weight from the root's side, and ``b_1, ..., b_r`` the weights from the subtrees that
-    were cut off. The ways to attach them to each other weigh ``a (a + sum b)^(r - 1)``, and ``a +
-    sum b = D``.
-
-    There is no rejection, no subtraction, and no random walk whose length depends on the scores (as
-    in Wilson's algorithm).
-    """
-    if uniform is None:
-        uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
-    scores = scores.detach()
-    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
-        _, factors = _eliminate_operator(scores, exists, root)
-        tree: Tensor = _sample_operator(scores, exists, root, factors, uniform)
-        return tree
-    if not on_host(scores):
-        return torch_sample(scores, exists, root, uniform)
-    out, hard = torch.zeros_like(scores), torch.empty(len(scores), dtype=torch.bool)
-    _run(_sample_kernel, _weights(scores, exists)[0], exists, root, uniform, out, hard)
-    if bool(hard.any()):
-        out[hard] = torch_sample(scores[hard], exists[hard], root[hard], uniform[hard])
-    return out
-
-
-def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) -> Tensor:
-    """The same as :func:`sample_arborescences`, on any device."""
-    batch, n = scores.shape[:2]
-    rows = torch.arange(batch, device=scores.device)
-    stages = eliminate(scores, exists, root)[1]
-    # Node n is the root; above[x, y]: y is x or an ancestor of x. Only columns of nodes back in the tree matter.
-    parent = torch.full((batch, n), n, device=scores.device)
-    above = torch.eye(n + 1, dtype=torch.bool, device=scores.device).repeat(batch, 1, 1)
-    above[:, :, n] = True
-    for i in range(n):
-        w = stages[n - 1 - i]
-        into_i = torch.cat([w[:, :i, i], w[:, -1:, i]], 1)
-        row = parent[:, :i].clamp(max=i)  # the parent's row in the reduced weights, where the root is the last
-        detour = into_i.gather(1, row) - into_i.logsumexp(1, keepdim=True) + w[:, i, :i]
-        direct = torch.cat([w[:, :i, :i], w[:, -1:, :i]], 1).gather(1, row[:, None, :])[:, 0]
-        moved = uniform[:, i, :i] < torch.sigmoid(detour - direct)
-        parent[:, :i] = torch.where(moved, i, parent[:, :i])
-        cuts = (above[:, :, :i] & moved[:, None, :]).sum(-1)  # how many moved nodes are above x or x
-        below = cuts > 0
-        attached = torch.cat([~below[:, :i], torch.ones_like(below[:, :1])], 1)
-        weights = into_i.masked_fill(~attached, -torch.inf).softmax(1).cumsum(1)
-        drawn = (weights <= uniform[:, i, i, None] * weights[:, -1:]).sum(1).clamp(max=i)
-        parent[:, i] = torch.where(drawn == i, n, drawn)
-        above[:, i] = above[rows, parent[:, i]]
-        above[:, i, i] = True
-        # A node below a moved node keeps its ancestors up to that node, and continues with
-        # i and the ancestors of i.
-        kept = above & (cuts[:, :, None] == cuts[:, None, :])
-        above = torch.where(below[:, :, None], kept | above[:, i, None, :], above)
-    chosen = torch.where(parent == n, root[:, None], parent)
-    nodes = torch.arange(n, device=scores.device)
-    there = present_nodes(exists) & (nodes != root[:, None])
-    return torch.zeros_like(scores).scatter(1, chosen[:, None, :], there[:, None, :].to(scores.dtype))

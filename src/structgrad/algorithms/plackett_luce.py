@@ -68,9 +68,6 @@ def plackett_luce_conditional(
     return torch.where(exists, after.scatter(-1, choices, times), 1.0)
 
 
-# --- GPU: one program an example --------------------------------------------------------------------------------------
-
-
 def takes_operator(log_rates: Tensor) -> bool:
     """Whether :func:`log_totals` accepts these rates: on a GPU, up to :data:`LARGEST` parts."""
     return gpu.takes(log_rates, log_rates.shape[-1], LARGEST)
@@ -91,6 +88,10 @@ def log_totals(until: Tensor, log_rates: Tensor, steps: int) -> Tensor:
     size = batch.numel()
     totals: Tensor = _totals_operator(until.reshape(size, n), log_rates.reshape(size, n), steps)
     return totals.reshape(*batch, steps)
+
+
+# --- GPU kernels ------------------------------------------------------------------------------------------------------
+# One program an example.
 
 
 @gpu.jit
@@ -124,6 +125,9 @@ def _launch(kernel: Any, until: Tensor, *tensors: Tensor, steps: int) -> None:
     size = gpu.block(until.shape[1])
     warps = min(max(size // 256, 1), 32)
     gpu.launch(kernel, len(until), until, *tensors, until.shape[1], steps, warps=warps, SIZE=size)
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("structgrad::plackett_luce_totals", mutates_args=())

@@ -110,6 +110,9 @@ def central_duals(log_k: Tensor, vertex: Tensor, duals: Tensor) -> Tensor:
     return duals[..., 1, :] - product(shift.unsqueeze(-2), vertex).squeeze(-2)
 
 
+# --- plain torch ------------------------------------------------------------------------------------------------------
+
+
 def _distances(cost: Tensor) -> Tensor:
     """The lengths of shortest paths between all pairs, by Floyd and Warshall: ``[*batch, n, n]``, 0
     on the diagonal.
@@ -125,7 +128,8 @@ def _distances(cost: Tensor) -> Tensor:
     return distance
 
 
-# --- GPU: one program an example, the matrix in registers -------------------------------------------------------------
+# --- GPU kernels ------------------------------------------------------------------------------------------------------
+# One program an example, the matrix in registers.
 
 
 @gpu.jit
@@ -228,6 +232,9 @@ def _gpu_distances(cost, distance, n, SIZE: tl.constexpr):  # type: ignore[no-un
         out = tl.min(tl.where(at[:, None] == k, found, float("inf")), 0)
         found = tl.minimum(found, into[:, None] + out[None, :])
     tl.store(distance + place, tl.where(at[:, None] == at[None, :], 0.0, found), mask=inside)
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
 
 
 @torch.library.custom_op("structgrad::sinkhorn_potentials", mutates_args=())

@@ -37,6 +37,77 @@ _SUMS = 1024
 
 Floats = NDArray[np.float32]
 
+#: The compiler's freedom in sums; it must not assume that numbers are finite.
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+#: A sum of exponentials below this had no term that overflowed.
+_LARGE = np.float32(1e30)
+
+
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, classes: Tensor, offsets: Tensor, *, targets: Tensor, rows: Tensor
+) -> Tensor:
+    """``-log p(targets[rows])``, summed over pixels, of logits ``features @ classes.T + offsets``.
+
+    The features of a pixel are ``rank`` entries of ``hidden @ weight.T + bias``. It is
+    differentiable in all arguments except targets and rows. A second derivative is in plain torch
+    and has all logits in memory.
+
+    Beyond the arguments and their gradients, memory holds the features of :data:`CHUNK` vertices.
+    If a gradient is needed, it also holds ``rank`` numbers a vertex and pixel, and ``rank + 1``
+    numbers a vertex and level. On a GPU it holds the features of all vertices and one number a
+    vertex and pixel.
+
+    Args:
+        hidden: ``[N, units]``, one row a vertex.
+        weight: ``[pixels * rank, units]``.
+        bias: ``[pixels * rank]``.
+        classes: ``[levels, rank]``.
+        offsets: ``[levels]``.
+        targets: uint8 ``[batch, pixels]``.
+        rows: int64 ``[N]``: the example of each vertex.
+
+    Returns:
+        ``[N]``, in nats.
+    """
+    if gpu.takes(hidden, len(classes), LARGEST):
+        features = torch.addmm(bias, hidden, weight.T).reshape(len(hidden), targets.shape[1], classes.shape[1])
+        of_pixels: Tensor = _operator(features, classes, offsets, targets, rows)
+        return of_pixels.sum(1)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, bias, classes, offsets)):
+        losses: Tensor = _CrossEntropy.apply(hidden, weight, bias, classes, offsets, targets, rows)
+        return losses
+    portions = _portions(hidden, weight, bias, classes, targets, rows)
+    return torch.cat([_losses(features, classes, offsets, of_pixels) for features, of_pixels in portions])
+
+
+# --- plain torch ------------------------------------------------------------------------------------------------------
+
+
+def _portions(
+    hidden: Tensor, weight: Tensor, bias: Tensor, classes: Tensor, targets: Tensor, rows: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features ``[n, pixels, rank]`` and grey levels ``[n, pixels]`` of a few vertices at a time."""
+    for some, of in zip(hidden.split(CHUNK), rows.split(CHUNK), strict=True):
+        features = torch.addmm(bias, some, weight.T)
+        yield features.reshape(len(some), targets.shape[1], classes.shape[1]), targets[of]
+
+
+def _in_torch(
+    hidden: Tensor, weight: Tensor, bias: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor
+) -> Tensor:
+    """The losses of ``targets`` ``[N, pixels]``, all logits at once."""
+    features = torch.addmm(bias, hidden, weight.T).reshape(*targets.shape, classes.shape[1])
+    return _of_features(features, classes, offsets, targets)
+
+
+def _of_features(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
+    logits = torch.nn.functional.linear(features, classes, offsets)
+    return (logits.logsumexp(-1) - logits.gather(-1, targets.long()[..., None])[..., 0]).sum(1)
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
+
 
 class _CrossEntropy(torch.autograd.Function):
     """The losses. Their derivatives are computed with them, which halves the arithmetic, and
@@ -78,65 +149,6 @@ class _CrossEntropy(torch.autograd.Function):
         return d_hidden, d_outer.T @ hidden[counted], d_outer.sum(0), d_map[:-1].T, d_map[-1], None, None
 
 
-def cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor, classes: Tensor, offsets: Tensor, *, targets: Tensor, rows: Tensor
-) -> Tensor:
-    """``-log p(targets[rows])``, summed over pixels, of logits ``features @ classes.T + offsets``.
-
-    The features of a pixel are ``rank`` entries of ``hidden @ weight.T + bias``. It is
-    differentiable in all arguments except targets and rows. A second derivative is in plain torch
-    and has all logits in memory.
-
-    Beyond the arguments and their gradients, memory holds the features of :data:`CHUNK` vertices.
-    If a gradient is needed, it also holds ``rank`` numbers a vertex and pixel, and ``rank + 1``
-    numbers a vertex and level. On a GPU it holds the features of all vertices and one number a
-    vertex and pixel.
-
-    Args:
-        hidden: ``[N, units]``, one row a vertex.
-        weight: ``[pixels * rank, units]``.
-        bias: ``[pixels * rank]``.
-        classes: ``[levels, rank]``.
-        offsets: ``[levels]``.
-        targets: uint8 ``[batch, pixels]``.
-        rows: int64 ``[N]``: the example of each vertex.
-
-    Returns:
-        ``[N]``, in nats.
-    """
-    if gpu.takes(hidden, len(classes), LARGEST):
-        features = torch.addmm(bias, hidden, weight.T).reshape(len(hidden), targets.shape[1], classes.shape[1])
-        of_pixels: Tensor = _operator(features, classes, offsets, targets, rows)
-        return of_pixels.sum(1)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (hidden, weight, bias, classes, offsets)):
-        losses: Tensor = _CrossEntropy.apply(hidden, weight, bias, classes, offsets, targets, rows)
-        return losses
-    portions = _portions(hidden, weight, bias, classes, targets, rows)
-    return torch.cat([_losses(features, classes, offsets, of_pixels) for features, of_pixels in portions])
-
-
-def _portions(
-    hidden: Tensor, weight: Tensor, bias: Tensor, classes: Tensor, targets: Tensor, rows: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features ``[n, pixels, rank]`` and grey levels ``[n, pixels]`` of a few vertices at a time."""
-    for some, of in zip(hidden.split(CHUNK), rows.split(CHUNK), strict=True):
-        features = torch.addmm(bias, some, weight.T)
-        yield features.reshape(len(some), targets.shape[1], classes.shape[1]), targets[of]
-
-
-def _in_torch(
-    hidden: Tensor, weight: Tensor, bias: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor
-) -> Tensor:
-    """The losses of ``targets`` ``[N, pixels]``, all logits at once."""
-    features = torch.addmm(bias, hidden, weight.T).reshape(*targets.shape, classes.shape[1])
-    return _of_features(features, classes, offsets, targets)
-
-
-def _of_features(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
-    logits = torch.nn.functional.linear(features, classes, offsets)
-    return (logits.logsumexp(-1) - logits.gather(-1, targets.long()[..., None])[..., 0]).sum(1)
-
-
 def _losses(features: Tensor, classes: Tensor, offsets: Tensor, targets: Tensor) -> Tensor:
     """The losses ``[n]`` of vertices, without derivatives."""
     if not _compiled(features):
@@ -172,12 +184,6 @@ def _compiled(features: Tensor) -> bool:
     float32.
     """
     return features.device.type == "cpu" and features.dtype == torch.float32 and features.shape[-1] == 5
-
-
-#: The compiler's freedom in sums; it must not assume that numbers are finite.
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
-#: A sum of exponentials below this had no term that overflowed.
-_LARGE = np.float32(1e30)
 
 
 @njit(inline="always")
@@ -336,7 +342,8 @@ def _derivatives_kernel(
         losses[i] = total_loss
 
 
-# --- GPU: one program a few pixels, all their logits in registers -----------------------------------------------------
+# --- GPU kernels ------------------------------------------------------------------------------------------------------
+# One program a few pixels, all their logits in registers.
 
 
 @gpu.jit
@@ -428,6 +435,9 @@ def _gpu_backward(  # type: ignore[no-untyped-def]
             total += tl.where((term == r)[:, None], tl.sum(error * feature[:, None], 0)[None, :], 0.0)
     place = (tl.program_id(0) * (RANK + 1) + term)[:, None] * levels + level[None, :]
     tl.store(d_map + place, total, mask=(term <= RANK)[:, None] & known[None, :])
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
 
 
 def _sizes(features: Tensor, classes: Tensor) -> tuple[int, int, dict[str, int]]:

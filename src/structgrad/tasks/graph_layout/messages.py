@@ -91,6 +91,9 @@ def sum_messages(sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor,
     return heard
 
 
+# --- plain torch ------------------------------------------------------------------------------------------------------
+
+
 def _in_torch(sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor, edges: Tensor) -> Tensor:
     """The same as :func:`sum_messages`, in operations that autograd knows."""
     n = receiver.shape[2]
@@ -99,6 +102,9 @@ def _in_torch(sender: Tensor, receiver: Tensor, weight: Tensor, bias: Tensor, ed
     first = (sender[:, :, senders] + receiver.unsqueeze(3)).relu()
     messages = (first @ weight[:, None, None] + bias[:, None, None, None]).relu()
     return (torch.stack((1 - edges, edges)).unsqueeze(-1) * messages).sum((0, 3))
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
 
 
 class _Messages(torch.autograd.Function):
@@ -173,8 +179,6 @@ class _Messages(torch.autograd.Function):
 # Below, as in torch, `0 if x <= 0 else x`: a NaN counts as positive, so it is visible in the
 # result. Kernels take the graphs from `start` to those before `stop`; messages of type 1 lie
 # `behind` places after type 0.
-
-
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def _first_layer(
     first: int,

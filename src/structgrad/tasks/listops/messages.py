@@ -80,6 +80,29 @@ def sum_messages(
     return heard
 
 
+# --- plain torch ------------------------------------------------------------------------------------------------------
+
+
+def _in_torch(
+    receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor, pairs: Pairs
+) -> Tensor:
+    """The same as :func:`sum_messages`, in operations that autograd knows."""
+
+    def by_graph(nodes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        exist = torch.arange(int(counts.max())) < counts[:, None]
+        return nodes.new_zeros(*exist.shape, nodes.shape[1]).index_put((exist,), nodes), exist
+
+    into, hears = by_graph(receivers, pairs.receivers)
+    out_of, sends = by_graph(senders, pairs.senders)
+    messages = F.relu(F.linear(F.relu(into[:, :, None] + out_of[:, None]), weight, bias))
+    exist = hears[:, :, None] & sends[:, None]
+    edges = adjacency[:, : hears.shape[1], : sends.shape[1]].masked_fill(~exist, 0)
+    return (edges[:, :, None] @ messages).squeeze(2)[hears]
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
+
+
 class _Messages(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -156,28 +179,9 @@ def _arrays(*tensors: Tensor) -> list[Array]:
     return [t.detach().numpy() for t in tensors]
 
 
-def _in_torch(
-    receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor, pairs: Pairs
-) -> Tensor:
-    """The same as :func:`sum_messages`, in operations that autograd knows."""
-
-    def by_graph(nodes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        exist = torch.arange(int(counts.max())) < counts[:, None]
-        return nodes.new_zeros(*exist.shape, nodes.shape[1]).index_put((exist,), nodes), exist
-
-    into, hears = by_graph(receivers, pairs.receivers)
-    out_of, sends = by_graph(senders, pairs.senders)
-    messages = F.relu(F.linear(F.relu(into[:, :, None] + out_of[:, None]), weight, bias))
-    exist = hears[:, :, None] & sends[:, None]
-    edges = adjacency[:, : hears.shape[1], : sends.shape[1]].masked_fill(~exist, 0)
-    return (edges[:, :, None] @ messages).squeeze(2)[hears]
-
-
 # Below, as in torch, `0 if x <= 0 else x`: a NaN counts as positive, so it is visible in the
 # result. Kernels take `begin` of `Pairs`, and the pairs from those of graph `start` to those before
 # graph `stop`.
-
-
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def _first_layer(
     first: int, stride: int, start: int, stop: int, into: Array, out_of: Array, begin: Array, result: Array
