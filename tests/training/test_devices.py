@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from benchmarks.launches import built
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from structgrad.testing import DEVICE, moved
 from structgrad.training.compiled import compiled_step
+from structgrad.training.evaluation import evaluate
 from structgrad.training.run import run
 from tests.training.in_process import composed
 
@@ -98,9 +100,24 @@ def test_a_training_step_of_a_gpu_is_one_program(overrides: list[str]) -> None:
     compiled_step(task, "aot_eager")(batch).loss.backward()
 
 
-def test_a_run_from_its_start_to_its_pictures(overrides: list[str], tmp_path: Path) -> None:
+def test_a_run_from_its_start_to_its_pictures_and_its_evaluation(overrides: list[str], tmp_path: Path) -> None:
     accelerator = "gpu" if DEVICE.type == "cuda" else "cpu"
     summary = run(*composed(*overrides, f"trainer={accelerator}", "logger=csv", f"paths.runs={tmp_path}"))
     assert (summary["device"] == "cpu") == (DEVICE.type == "cpu")
     assert all(torch.tensor(value).isfinite() for value in summary["metrics"].values())
-    assert list((tmp_path / summary["task"]).glob("*/summary.json"))
+    (file,) = (tmp_path / summary["task"]).glob("*/summary.json")
+    before = file.read_bytes()
+    tested = evaluate(file.parent, {"trainer.accelerator": accelerator})
+    assert tested.metrics == {name: summary["metrics"][name] for name in tested.metrics}
+    validated = evaluate(file.parent, {"trainer.accelerator": accelerator}, split="val")
+    assert file.read_bytes() == before
+    if summary["task"] == "toy":  # without data
+        assert tested.predictions is None
+        return
+    assert tested.predictions is not None
+    assert validated.predictions is not None
+    for found in (tested, validated):
+        table = pq.read_table(found.predictions)
+        assert table["example"].to_pylist() == list(range(found.examples or 0))
+        assert {"prediction", "target", "vertex"} <= set(table.column_names)
+        assert table["vertex"].null_count == 0

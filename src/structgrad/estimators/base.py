@@ -134,6 +134,13 @@ class Estimate:
         self._loss_was_taken = True
         return self.objective + (self.surrogate - self.surrogate.detach())
 
+    def most_probable(self) -> Tensor:
+        """Which of the vertices has the largest weight in its example, the first of several: int64 ``[batch]``."""
+        order = self.weights.argsort(descending=True, stable=True)
+        order = order[self.rows[order].argsort(stable=True)]
+        examples = torch.arange(self.surrogate.shape[0], device=order.device)
+        return order[torch.searchsorted(self.rows[order], examples)]
+
     def mean(self, values: Tensor) -> Tensor:
         """Average the ``values`` ``[N, ...]`` of the evaluated vertices over each example:
         ``[batch, ...]``.

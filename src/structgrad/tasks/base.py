@@ -5,7 +5,7 @@ estimator.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -36,6 +36,38 @@ ESTIMATOR_METRICS = (
 
 
 @dataclass
+class Predictions:
+    """What a model says of the examples of a batch; for an evaluation, which writes it down.
+
+    Attributes:
+        prediction: ``[batch, ...]``, or a list of what JSON can hold.
+        target: likewise; NaN or None where it is not known.
+        vertices: one an example, ``[*parts]`` each, without padding, hard or relaxed; None without a latent variable.
+        text: the examples in words, where they are such.
+    """
+
+    prediction: Tensor | Sequence[Any]
+    target: Tensor | Sequence[Any]
+    vertices: Sequence[Tensor] | Tensor | None = None
+    text: Sequence[str] | None = None
+
+
+@dataclass
+class Evaluation:
+    """What a task that is not trained is tested on, see :attr:`Task.evaluation`.
+
+    Attributes:
+        split: whose examples.
+        data: other data than those of the training, of the same kind; None: those.
+        record: gets what :class:`StepOutput` says of every batch, in the order of the data.
+    """
+
+    split: Split = "test"
+    data: Any = None
+    record: Callable[[Callable[[], Predictions] | None], None] = lambda predictions: None
+
+
+@dataclass
 class StepOutput:
     """The result of a task for a batch.
 
@@ -44,11 +76,14 @@ class StepOutput:
         metrics: name -> scalar tensor (a mean over the batch), or a ``(sum, count)`` pair for
             ratios whose denominator differs by batch.
         size: number of examples, the weight of the means.
+        predictions: makes :class:`Predictions` of the batch; None in training, and for a task that has none. Called
+            by an evaluation only.
     """
 
     loss: Tensor
     size: int
     metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = field(default_factory=dict)
+    predictions: Callable[[], Predictions] | None = None
 
 
 class Task(pl.LightningModule, abc.ABC):
@@ -90,6 +125,8 @@ class Task(pl.LightningModule, abc.ABC):
         self.make_optimizer = optimizer
         #: Of the learning rates, in the place of :meth:`learning_rates`; see :meth:`follow`.
         self.schedule: Schedule | None = None
+        #: What a test tests, of a task that is not to be trained; None: the test set of its own data.
+        self.evaluation: Evaluation | None = None
         self._sums: dict[str, list[Tensor]] = {}
         #: If set, :meth:`training_step` calls this instead of :meth:`step`: the same function,
         #: compiled.
@@ -148,6 +185,12 @@ class Task(pl.LightningModule, abc.ABC):
         its own.
         """
         return frozenset((*cls.test_metrics, *ESTIMATOR_METRICS) if cls.test_metrics else ())
+
+    @property
+    def source(self) -> Any:
+        """The data whose :meth:`batches` are asked for: the task's own ``data``, or others, of an evaluation."""
+        other = None if self.evaluation is None else self.evaluation.data
+        return self.data if other is None else other
 
     # --- what tasks ask for when they are built, and the divergence from the prior ------------------------------------
 
@@ -214,8 +257,8 @@ class Task(pl.LightningModule, abc.ABC):
         return self._share("val")
 
     def test_dataloader(self) -> Batches:
-        """Test batches."""
-        return self._share("test")
+        """Test batches, or those of an evaluation."""
+        return self._share("test" if self.evaluation is None else self.evaluation.split)
 
     def _share(self, split: Split) -> Batches:
         return self.batches(split).shard(self.global_rank, self.trainer.world_size)
@@ -287,6 +330,8 @@ class Task(pl.LightningModule, abc.ABC):
         self._log_accumulated("test")
 
     def _accumulate(self, out: StepOutput) -> None:
+        if self.evaluation is not None:
+            self.evaluation.record(out.predictions)
         size = torch.tensor(float(out.size), device=out.loss.device)
         entries: dict[str, Tensor | tuple[Tensor, Tensor]] = {"loss": out.loss, **out.metrics}
         for name, value in entries.items():

@@ -7,6 +7,7 @@ same rates. All lengths are shares of the training (``trainer.max_steps``), so t
 from __future__ import annotations
 
 import abc
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -113,8 +114,8 @@ class Step(Schedule):
     def __init__(self, *, factor: float = 0.1, at: Sequence[float] = (0.5, 0.75), warmup: float = 0.0) -> None:
         super().__init__(warmup=warmup)
         check_range("schedule.factor", factor, above=0)
-        ascending = all(before < after for before, after in zip(at, at[1:], strict=False))
-        if not at or not ascending or not (0 < at[0] and at[-1] < 1):
+        ascending = all(before < after for before, after in itertools.pairwise(at))
+        if not at or not ascending or at[0] <= 0 or at[-1] >= 1:
             raise ValueError(
                 f"schedule.at must be shares of the training, ascending, between 0 and 1; got {list(at)}; "
                 "type e.g. task.schedule.at=[0.5,0.75]"

@@ -111,7 +111,7 @@ def settled(config: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
     OmegaConf.set_readonly(config, False)
     for name, path in config.paths.items():
         config.paths[name] = expanded(path)
-    structure: Structure = _instantiate(config, "structure", Structure)
+    structure: Structure = make(config, "structure", Structure)
     if not structure.is_latent:
         asked = chosen.get("estimator", "none")
         if asked != "none":
@@ -131,13 +131,11 @@ def expanded(path: str | None) -> str | None:
 
 
 def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:
-    """Structure and estimator of a settled configuration. They need no task and much less time to
-    import.
-    """
-    structure: Structure = _instantiate(config, "structure", Structure)
+    """Structure and estimator of a settled configuration, which need no task and much less time to import."""
+    structure: Structure = make(config, "structure", Structure)
     if not structure.is_latent:
         return structure, None
-    return structure, _instantiate(config, "estimator", Estimator, structure=structure)
+    return structure, make(config, "estimator", Estimator, structure=structure)
 
 
 def build_task(config: DictConfig, structure: Structure, estimator: Estimator | None) -> Task:
@@ -145,12 +143,12 @@ def build_task(config: DictConfig, structure: Structure, estimator: Estimator | 
     schedule = None
     if OmegaConf.is_dict(config.task) and "schedule" in config.task:  # of any task: no constructor need take it
         if config.task.schedule is not None:
-            schedule = _instantiate(config, "task.schedule", Schedule)
+            schedule = make(config, "task.schedule", Schedule)
         config = copy.deepcopy(config)
         OmegaConf.set_readonly(config, False)
         with open_dict(config):
             del config.task.schedule
-    task: Task = _instantiate(config, "task", object, structure=structure, estimator=estimator)
+    task: Task = make(config, "task", object, structure=structure, estimator=estimator)
     if schedule is not None:
         try:
             task.follow(schedule)
@@ -189,7 +187,18 @@ def assemble(config: DictConfig, chosen: Mapping[str, str] | None = None) -> Tas
     return build_task(config, *build_latent(config))
 
 
-def _instantiate(config: DictConfig, key: str, kind: type, **objects: Any) -> Any:
+def make(config: DictConfig, key: str, kind: type, **objects: Any) -> Any:
+    """Build what a key of a configuration describes.
+
+    Args:
+        config: the whole, to which references are resolved.
+        key: with dots.
+        kind: what it must be.
+        objects: further arguments of its constructor.
+
+    Raises:
+        ConfigurationError: in one line.
+    """
     try:
         node = OmegaConf.to_container(OmegaConf.select(config, key), resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

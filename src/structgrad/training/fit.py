@@ -97,9 +97,7 @@ def _fit(
     progress = config.paths.get("progress")
     followed = [ProgressFile(Path(progress), metrics_file.file, task.monitor)] if progress else []
     timer = Timer()  # its time is part of the checkpoint, so a resumed run reports its whole training time
-    with products_in(config.trainer.matmul_precision), warnings.catch_warnings():
-        for module in ("pytorch_lightning", "lightning_fabric"):
-            warnings.filterwarnings("ignore", module=module)
+    with products_in(config.trainer.matmul_precision), without_warnings():
         trainer = pl.Trainer(
             accelerator=config.trainer.accelerator,
             devices=config.trainer.devices,
@@ -183,6 +181,30 @@ def products_in(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Within, Lightning's warnings are not shown: what a run prints is ours."""
+    with warnings.catch_warnings():
+        for module in ("pytorch_lightning", "lightning_fabric"):
+            warnings.filterwarnings("ignore", module=module)
+        yield
+
+
+class Seeded(pl.Callback):
+    """Seeds what a test draws when the model is made and loaded, so that it draws what it drew after the training.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed."""
+        seed_everything(self.seed)
+
+
 class OneProcess(LightningEnvironment):
     """The environment of a run on one device, whatever ranks a launcher has set."""
 
@@ -206,20 +228,27 @@ def _plugins(config: DictConfig) -> list[Any]:
     return [CheckedFiles(), *alone]
 
 
-def evaluate(task: Task, run: Run, checkpoint: Path) -> dict[str, float]:
-    """The metrics of a checkpoint on the test set of a task."""
+def test(task: Task, options: DictConfig, seed: int, checkpoint: Path) -> dict[str, float]:
+    """The metrics of a checkpoint on the test set of a task.
+
+    Args:
+        task: newly built.
+        options: ``trainer``, of which the hardware and the precision matter.
+        seed: of what is drawn.
+        checkpoint: whose weights are tested.
+    """
     rank_zero_only.rank = 0  # type: ignore[attr-defined]  # see `fit`
     trainer = pl.Trainer(
-        accelerator=run.config.trainer.accelerator,
+        accelerator=options.accelerator,
         devices=1,
-        precision=run.config.trainer.precision,
+        precision=options.precision,
         logger=False,
         enable_model_summary=False,
         enable_progress_bar=False,
+        callbacks=[Seeded(seed)],
         plugins=[CheckedFiles(), OneProcess()],
     )
-    seed_everything(run.seed)
-    with products_in(run.config.trainer.matmul_precision):
+    with products_in(options.matmul_precision), without_warnings():
         (metrics,) = trainer.test(task, ckpt_path=checkpoint, weights_only=True, verbose=False)
     return dict(metrics)
 

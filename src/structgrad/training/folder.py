@@ -71,12 +71,12 @@ def _describe(holder: Path) -> str:
         return "another process"
 
 
-def read_summary(folder: Path, name: str) -> dict[str, Any] | None:
+def read_summary(folder: Path, name: str | None = None) -> dict[str, Any] | None:
     """The summary of a finished run; None if it is not finished.
 
     Args:
-        folder: folder of the run, wherever it is now.
-        name: name of the run.
+        folder: of the run, wherever it was moved to.
+        name: of the run; None for whatever run it is.
 
     Raises:
         RunError: if the file is damaged or belongs to another run.
@@ -93,10 +93,8 @@ def read_summary(folder: Path, name: str) -> dict[str, Any] | None:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"the summary of this run is damaged ({type(error).__name__}); {advice}") from error
-    if owner != name or not complete:
-        raise RunError(
-            f"the summary of this run is {'damaged' if owner == name else f'of another run, {owner}'}; {advice}"
-        )
+    if name not in (None, owner) or not complete:
+        raise RunError(f"the summary of this run is {f'of another run, {owner}' if complete else 'damaged'}; {advice}")
     return content
 
 
@@ -117,6 +115,32 @@ def is_sealed(file: Path) -> bool:
     return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
 
 
+def read_checkpoint(path: Path, name: str, advice: str) -> dict[str, Any]:
+    """A checkpoint of a run; tensors and plain values only, nothing that a pickle could call.
+
+    Args:
+        path: of the file.
+        name: of the run.
+        advice: what to do if it is not that, for the message.
+
+    Raises:
+        RunError: in one line.
+    """
+    content: dict[str, Any] = {}
+    try:
+        problem = None if is_sealed(path) else "is damaged (its checksum does not match)"
+        content = {} if problem else torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        problem = "is missing"
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        problem = f"is damaged, or holds more than weights ({type(error).__name__})"
+    if problem is None and content.get("run") != name:
+        problem = f"is of another run, {content.get('run')}"
+    if problem is not None:
+        raise RunError(f"checkpoint {path} {problem}; {advice}")
+    return content
+
+
 def checkpoint_to_resume(folder: Path, name: str) -> Path | None:
     """The checkpoint from which an unfinished run continues; None if there is none yet.
 
@@ -132,15 +156,7 @@ def checkpoint_to_resume(folder: Path, name: str) -> Path | None:
             advice = f"delete {path} to continue from an older one or from the start"
         else:
             advice = f"delete the folder {path.parent} to start again"
-        try:
-            problem = None if is_sealed(path) else "is damaged (its checksum does not match)"
-            content = {} if problem else torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            problem, content = f"is damaged ({type(error).__name__})", {}
-        if problem is None and content.get("run") != name:
-            problem = f"is of another run, {content.get('run')}"
-        if problem is not None:
-            raise RunError(f"checkpoint {path} {problem}; {advice}")
+        content = read_checkpoint(path, name, advice)
         steps[path] = content["global_step"]
     remembered = [state.get("best_model_path") for state in content.get("callbacks", {}).values()] if found else []
     if found == [last] and any(remembered):

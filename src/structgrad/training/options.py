@@ -29,7 +29,8 @@ from structgrad.training.errors import ConfigurationError
 # Hydra logs what it also raises about a ``_target_``; it is shown once.
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
-_CONFIGS = Path(__file__).parents[1] / "configs"
+#: The configurations that come with the package.
+CONFIGS = Path(__file__).parents[1] / "configs"
 #: Values of ``trainer.precision``.
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 #: Values of ``trainer.matmul_precision``, torch's names.
@@ -80,7 +81,7 @@ def check_options(config: DictConfig, chosen: Mapping[str, str]) -> None:
     """
     for group in ("task", "structure", "budget", "trainer"):
         if config.get(group) is None:
-            known = sorted(file.stem for file in (_CONFIGS / group).glob("*.yaml"))
+            known = sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
             raise ConfigurationError(f"{group}=... is missing; there are {', '.join(known)}")
     if config.get("logger") is None:
         raise ConfigurationError("logger=null: for no logger but metrics.csv, say logger=csv")
@@ -224,7 +225,7 @@ def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
     """
     if not isinstance(node, Mapping) or "_target_" not in node:
         return
-    target = _imported(key, node["_target_"])
+    target = imported(key, node["_target_"])
     check_kinds(key, node)
     hints, required, any_name = _signature(target)
     options = {str(name): value for name, value in node.items() if not str(name).startswith("_")}
@@ -245,7 +246,16 @@ def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
         raise ConfigurationError(f"{key}.{missing[0]} is missing")
 
 
-def _imported(key: str, path: Any) -> Any:
+def imported(key: str, path: Any) -> Any:
+    """What a dotted path names.
+
+    Args:
+        key: of the node whose ``_target_`` it is, for messages.
+        path: of a class.
+
+    Raises:
+        ConfigurationError: in one line.
+    """
     try:
         return get_object(path)
     except Exception as error:  # importing an unknown module can fail in any way
@@ -263,13 +273,13 @@ def check_kinds(key: str, node: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: one line.
     """
-    hints, _, _ = _signature(_imported(key, node["_target_"]))
+    hints, _, _ = _signature(imported(key, node["_target_"]))
     for name, value in node.items():
         hint = hints.get(str(name), Any)
         wanted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         if not isinstance(value, Mapping) or "_target_" not in value or value.get("_partial_"):
             continue
-        made = _imported(f"{key}.{name}", value["_target_"])
+        made = imported(f"{key}.{name}", value["_target_"])
         if not inspect.isclass(made) or not all(map(inspect.isclass, wanted)):
             continue
         if not any(issubclass(made, kind) for kind in wanted):

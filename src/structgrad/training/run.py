@@ -195,13 +195,11 @@ def _keep(summary: dict[str, Any], this: Run) -> None:
 
 
 def _test_on(task: Task, this: Run, file: Path) -> None:
-    """Test the finished model on a published file. Files with equal names do not overwrite each
-    other's results.
-    """
-    from structgrad.training.fit import evaluate
+    """Test the finished model on a published file; files of equal names do not overwrite each other's results."""
+    from structgrad.training.fit import test
 
     folder = this.folder
-    metrics = evaluate(task, this, folder / "checkpoints" / "best.ckpt")
+    metrics = test(task, this.config.trainer, this.seed, folder / "checkpoints" / "best.ckpt")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     out = folder / f"test-{file.stem}-{digest}.json"
     try:

@@ -15,7 +15,7 @@ from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures import Subset
 from structgrad.structures.base import Structure, UnsupportedError
-from structgrad.tasks.base import OptimizerFactory, Prior, Split, StepOutput, Task
+from structgrad.tasks.base import OptimizerFactory, Predictions, Prior, Split, StepOutput, Task
 from structgrad.tasks.bit_vector_vae.data import ImageData
 from structgrad.tasks.bit_vector_vae.model import Decoder, Encoder
 from structgrad.tasks.bit_vector_vae.pictures import draw_reconstructions
@@ -130,18 +130,18 @@ class BitVectorVAE(Task):
 
     def prepare_data(self) -> None:
         """Decode the images, unless they are cached."""
-        self.data.prepare()
+        self.source.prepare()
 
     def setup(self, stage: str) -> None:
-        """Set the mean training image, if the encoder subtracts it."""
-        if self.encoder.centred:
+        """The mean training image, where the encoder subtracts it; that of a checkpoint stays."""
+        if self.encoder.centred and self.evaluation is None:
             self.encoder.centre.copy_((self.data.split("train").double().mean(0) / 255).float())
 
     def batches(self, split: Split) -> Batches:
         """Grey levels and the number of each image within its split."""
-        images = self.data.split(split)
+        images = self.source.split(split)
         if images.shape[1] != self.pixels:
-            raise ValueError(f"pixels={self.pixels}, but the images of {self.data.source} have {images.shape[1]}")
+            raise ValueError(f"pixels={self.pixels}, but the images of {self.source.source} have {images.shape[1]}")
         return Batches(
             {"images": images, "number": torch.arange(len(images))},
             self.batch_size if split == "train" else self.eval_batch_size,
@@ -174,7 +174,13 @@ class BitVectorVAE(Task):
         }
         if not self.training:
             metrics["varying_bits"] = self._varying_bits(scores.detach(), estimate)
-        return StepOutput((estimate.surrogate + rate).mean(), len(images), metrics), scores, estimate
+
+        def predictions() -> Predictions:
+            greys = estimate.mean(self.decoder.mean(estimate.vertices))
+            return Predictions(greys, images, estimate.vertices[estimate.most_probable()])
+
+        told = None if self.training else predictions
+        return StepOutput((estimate.surrogate + rate).mean(), len(images), metrics, told), scores, estimate
 
     def outside(self) -> Tensor | float:
         """``-log`` of the prior probability of the structure's vertices among all bit vectors."""

@@ -13,7 +13,7 @@ from structgrad.common.ranges import check_choice
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
-from structgrad.tasks.base import OptimizerFactory, Split, StepOutput
+from structgrad.tasks.base import OptimizerFactory, Predictions, Split, StepOutput
 from structgrad.tasks.communication_game.data import SPLITS, ConceptData, draw_games
 from structgrad.tasks.communication_game.model import Receiver, Sender, SymbolMap
 from structgrad.tasks.communication_game.pictures import draw_symbols
@@ -132,15 +132,15 @@ class CommunicationGame(CallsOverTime):
     # --- data -------------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Raise an error if data are missing."""
-        self.data.prepare()
+        """Raise unless the data are here."""
+        self.source.prepare()
 
     def setup(self, stage: str) -> None:
         """Load the features. They move with the model but are not part of it."""
         if hasattr(self, "train_features"):
             return
         for split in SPLITS:
-            concepts = self.data.split(split)
+            concepts = self.source.split(split)
             sizes = concepts.concept.bincount(minlength=len(concepts.names))
             size, number = concepts.features.shape[1], int((sizes > 0).sum())
             if size != self.data.features:
@@ -194,7 +194,12 @@ class CommunicationGame(CallsOverTime):
             if not self.training:
                 most_likely = self.structure.argmax(scores.detach())
                 metrics["success_most_likely"] = self._right(most_likely, games, candidates, target).mean()
-        return StepOutput(loss, len(images), metrics)
+
+        def predictions() -> Predictions:
+            symbols = estimate.vertices[estimate.most_probable()]
+            return Predictions(self.receiver(symbols, games, candidates).argmax(-1), target, symbols)
+
+        return StepOutput(loss, len(images), metrics, None if self.training else predictions)
 
     def _right(self, vertices: Tensor, rows: Tensor, candidates: Tensor, target: Tensor) -> Tensor:
         """Whether the receiver's best candidate is the right one: 0 or 1, ``[N]``."""

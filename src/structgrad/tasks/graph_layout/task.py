@@ -12,7 +12,7 @@ from structgrad.common.ranges import check_range
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
-from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.base import OptimizerFactory, Predictions, Split, StepOutput, Task
 from structgrad.tasks.graph_layout.data import GraphLayoutData
 from structgrad.tasks.graph_layout.model import Decoder, Encoder
 from structgrad.tasks.graph_layout.pictures import draw_graphs, draw_layout
@@ -107,12 +107,14 @@ class GraphLayout(Task):
 
     def prepare_data(self) -> None:
         """Generate the layouts, unless they are cached."""
-        self.data.prepare()
+        self.source.prepare()
 
     def batches(self, split: Split) -> Batches:
         """Positions and true trees."""
+        if self.source.steps != self.data.steps:
+            raise ValueError(f"the model has data.steps={self.data.steps}; got layouts of {self.source.steps} steps")
         return Batches(
-            self.data.split(split),
+            self.source.split(split),
             self.batch_size if split == "train" else self.eval_batch_size,
             shuffle=split == "train",
             seed=self.seed,
@@ -125,7 +127,8 @@ class GraphLayout(Task):
         if self.encoder is None or self.estimator is None:
             everyone = torch.arange(len(tree), device=tree.device)
             loss = self._errors(positions, tree, everyone).mean()
-            return StepOutput(loss, len(tree), {"elbo": -loss.detach()})
+            told = None if self.training else lambda: self._predictions(positions, tree, None)
+            return StepOutput(loss, len(tree), {"elbo": -loss.detach()}, told)
         scores, features = self.encoder(positions)
         estimate = self.estimator(
             self.structure.layout.symmetrize(scores),
@@ -143,7 +146,17 @@ class GraphLayout(Task):
         if not self.training:
             found = edge_agreement(estimate.vertices, tree[estimate.rows])
             metrics |= {name: estimate.mean(value).mean() for name, value in found.items()}
-        return StepOutput((estimate.surrogate + kl).mean(), len(tree), metrics)
+
+        def predictions() -> Predictions:
+            graphs = estimate.vertices[estimate.most_probable()]
+            return self._predictions(positions, graphs, graphs)
+
+        told = None if self.training else predictions
+        return StepOutput((estimate.surrogate + kl).mean(), len(tree), metrics, told)
+
+    def _predictions(self, positions: Tensor, graphs: Tensor, latent: Tensor | None) -> Predictions:
+        """Every next layout, from the true present one and a graph."""
+        return Predictions(self.decoder(positions, graphs, 1), positions[:, 1:], latent)
 
     def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Choose between the sampled graphs and their complements, for the whole data set."""

@@ -206,6 +206,21 @@ class ReviewData(abc.ABC):
             return Reviews(**{name: torch.cat([a, more.tensors[name]]) for name, a in chosen.tensors.items()})
         return chosen
 
+    def in_words_of(self, vocabulary: Vocabulary, split: Split) -> Reviews:
+        """The reviews of a part in the ids of another vocabulary, that of the data of a training; read anew.
+
+        Raises:
+            DataError: for a word that the vocabulary does not have, if it has no entry for unknown ones.
+        """
+        texts, _ = self.read()
+        size = getattr(self, split)
+        chosen = texts[split][:size] + (texts.get("annotated", [])[:size] if split == "test" else [])
+        try:
+            return _decode(vocabulary.encode(chosen, self.words), self.words)
+        except DamagedDataError as error:
+            reason = str(error).partition(";")[0]
+            raise DataError(f"{reason}; a run with task.data.unknown='{UNKNOWN}' takes such words") from error
+
     def words_of(self, rows: Sequence[int]) -> list[list[str]]:
         """The words of reviews in ``split("test")``, including unknown ones."""
         rated = len(self._load()["test"].first(self.test))

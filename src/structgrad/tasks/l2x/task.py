@@ -14,7 +14,7 @@ from structgrad.common.ranges import check_choice
 from structgrad.data import Batch, Batches, DataError
 from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures.base import Structure
-from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.base import OptimizerFactory, Predictions, Split, StepOutput, Task
 from structgrad.tasks.l2x.data import PAD, ReviewData
 from structgrad.tasks.l2x.model import Decoder, EncoderName, WordEncoder, make_encoder
 from structgrad.tasks.l2x.pictures import Explanation, draw, save, write_page
@@ -113,13 +113,15 @@ class L2X(Task):
     # --- data -----------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """See :meth:`ReviewData.prepare`."""
+        """See :meth:`ReviewData.prepare`; also of an evaluation, because the words are those of the training."""
         self.data.prepare()
 
     def batches(self, split: Split) -> Batches:
         """The tensors of :class:`~structgrad.tasks.l2x.data.Reviews`."""
+        own = self.source is self.data
+        reviews = self.data.split(split) if own else self.source.in_words_of(self.data.vocabulary, split)
         return Batches(
-            self.data.split(split).tensors,
+            reviews.tensors,
             self.batch_size if split == "train" else self.eval_batch_size,
             shuffle=split == "train",
             seed=self.seed,
@@ -174,8 +176,8 @@ class L2X(Task):
     # --- step -----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> StepOutput:
-        """The squared error, and how well the deciding words were found."""
-        estimate, _ = self._estimate(batch)
+        """Squared error and how well the deciding words were found."""
+        estimate, predicted = self._estimate(batch)
         rated, annotated = batch["ratings"].isfinite(), batch["annotated"]
         chosen = estimate.vertices[:, : batch["tokens"].shape[1]].detach()
         precision, words = word_metrics(chosen, batch["tokens"][estimate.rows], batch["relevant"][estimate.rows])
@@ -189,7 +191,13 @@ class L2X(Task):
             return StepOutput(estimate.surrogate.mean(), len(rated), metrics)
         # The annotated reviews of a test set may have no rating.
         count = int(rated.sum())
-        return StepOutput(estimate.objective.sum() / max(1, count), count, metrics)
+        loss = estimate.objective.sum() / max(1, count)
+        return StepOutput(loss, count, metrics, lambda: self._predictions(batch, estimate, predicted))
+
+    def _predictions(self, batch: Batch, estimate: Estimate, predicted: Tensor) -> Predictions:
+        best, words = estimate.most_probable(), self.data.vocabulary.words
+        texts = [" ".join(words[token] for token in row if token != PAD) for row in batch["tokens"].tolist()]
+        return Predictions(predicted[best], batch["ratings"], estimate.vertices[best], texts)
 
     def _estimate(self, batch: Batch) -> tuple[Estimate, Tensor]:
         """The estimate of a batch, and the predicted ratings ``[N]`` of its vertices, detached."""
@@ -239,10 +247,7 @@ class L2X(Task):
         estimate, predicted = self._estimate(batch)
         texts = self.data.words_of(first.tolist())
         explanations = []
-        for i, row in enumerate(first.tolist()):
-            # The most probable vertex of a review. It is the only one unless the estimator is
-            # sparse.
-            best = int(torch.where(estimate.rows == i, estimate.weights, -1.0).argmax())
+        for i, (row, best) in enumerate(zip(first.tolist(), estimate.most_probable().tolist(), strict=True)):
             length = len(texts[i])
             rating = float(test.ratings[row])
             explanations.append(

@@ -16,8 +16,8 @@ from structgrad.common.ranges import check_range
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures.base import Structure
-from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
-from structgrad.tasks.listops.data import CLOSE, PAD, ListOpsData
+from structgrad.tasks.base import OptimizerFactory, Predictions, Split, StepOutput, Task
+from structgrad.tasks.listops.data import CLOSE, PAD, ListOpsData, to_text
 from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier
 from structgrad.tasks.listops.picture import Parse, draw
 
@@ -102,7 +102,8 @@ class ListOps(Task):
 
     def prepare_data(self) -> None:
         """See :meth:`ListOpsData.prepare`."""
-        self.data.prepare()
+        if self.evaluation is None or self.evaluation.split != "test" or self.source.test_file is None:
+            self.source.prepare()
 
     def batches(self, split: Split) -> Batches:
         """``tokens`` and ``parents`` ``[batch, n]`` and ``values`` ``[batch]``.
@@ -112,7 +113,7 @@ class ListOps(Task):
         """
         few = split == "train" and self.compiled_step is not None
         return Batches(
-            self.data.split(split).tensors,
+            self.source.split(split).tensors,
             self.batch_size,
             shuffle=split == "train",
             seed=self.seed,
@@ -131,7 +132,8 @@ class ListOps(Task):
         else:
             logits = self.baseline(tokens)
         correct = (logits.argmax(1) == values).float()
-        return StepOutput(F.cross_entropy(logits, values), len(values), {"accuracy": correct.mean()})
+        told = None if self.training else lambda: _predictions(batch, logits, None)
+        return StepOutput(F.cross_entropy(logits, values), len(values), {"accuracy": correct.mean()}, told)
 
     def _latent_step(self, batch: Batch) -> StepOutput:
         estimate, logits, kl = self._estimate(batch)
@@ -149,7 +151,12 @@ class ListOps(Task):
         loss = estimate.surrogate.mean() if self.training else estimate.objective.mean()
         if kl is not None:
             loss = loss + self.kl_weight * kl.mean()
-        return StepOutput(loss, len(values), metrics)
+
+        def predictions() -> Predictions:
+            best = estimate.most_probable()
+            return _predictions(batch, logits[best], estimate.vertices[best])
+
+        return StepOutput(loss, len(values), metrics, None if self.training else predictions)
 
     def _estimate(self, batch: Batch) -> tuple[Estimate, Tensor, Tensor | None]:
         """The estimate of a batch, the logits ``[N, 10]`` of its vertices, detached, and the KL if it has a weight."""
@@ -198,10 +205,7 @@ class ListOps(Task):
         batch = _cut_padding({name: tensor[chosen] for name, tensor in test.tensors.items()})
         estimate, logits, _ = self._estimate({name: tensor.to(self.device) for name, tensor in batch.items()})
         parses = []
-        for i in range(len(chosen)):
-            # The most probable vertex of an example. It is the only one unless the estimator is
-            # sparse.
-            best = int(torch.where(estimate.rows == i, estimate.weights, -1.0).argmax())
+        for i, best in enumerate(estimate.most_probable().tolist()):
             parses.append(
                 Parse(
                     tokens=batch["tokens"][i],
@@ -213,6 +217,13 @@ class ListOps(Task):
             )
         directed = not self.structure.layout.is_mirrored
         return [draw(parses, folder / "parses.png", directed=directed)]
+
+
+def _predictions(batch: Batch, logits: Tensor, graphs: Tensor | None) -> Predictions:
+    """The value that logits ``[batch, 10]`` say, and the graphs ``[batch, n, n]`` without padding."""
+    lengths = (batch["tokens"] != PAD).sum(1).tolist()
+    cut = None if graphs is None else [graph[:n, :n] for graph, n in zip(graphs, lengths, strict=True)]
+    return Predictions(logits.argmax(1), batch["values"], cut, [" ".join(to_text(t)) for t in batch["tokens"].cpu()])
 
 
 def _cut_padding(batch: Batch, multiple: int = 1) -> Batch:

@@ -14,9 +14,9 @@ from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator, PerturbAndMap
 from structgrad.estimators.utilities import Gumbel
 from structgrad.structures.base import Structure
-from structgrad.tasks.base import OptimizerFactory, Split, StepOutput, Task
+from structgrad.tasks.base import OptimizerFactory, Predictions, Split, StepOutput, Task
 from structgrad.tasks.parentheses import trees
-from structgrad.tasks.parentheses.data import PAD, ParenthesesData, keys_of
+from structgrad.tasks.parentheses.data import PAD, ParenthesesData, keys_of, to_text
 from structgrad.tasks.parentheses.model import TokenEncoder, TreeDecoder
 from structgrad.tasks.parentheses.pictures import Growth, draw
 
@@ -169,8 +169,9 @@ class Parentheses(Task):
     # --- data -----------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """See :meth:`ParenthesesData.prepare`."""
+        """See :meth:`ParenthesesData.prepare`; also of an evaluation: what is generated is compared with those."""
         self.data.prepare()
+        self.source.prepare()
 
     def batches(self, split: Split) -> Batches:
         """``labelled`` ``[b, n]``, tokens of the sequences with a tree, and ``unlabelled``
@@ -178,7 +179,9 @@ class Parentheses(Task):
 
         Both are cut to the longest sequence of the batch.
         """
-        tokens = self.data.split(split)
+        if self.source.types != self.data.types:
+            raise ValueError(f"the model has data.types={self.data.types}; got sequences of {self.source.types} types")
+        tokens = self.source.split(split)
         training = split == "train"
         share = 1.0 if self.estimator is None else self.labelled if training else 0.0
         return Batches(
@@ -202,18 +205,32 @@ class Parentheses(Task):
         if self.estimator is not None:
             scores, summary = self.encoder(tokens)
         if len(labelled):
-            given = self._known_order(labelled)
+            given = parents = self._known_order(labelled)
             nlls.append(self._nll(labelled, given))
             losses.append(nlls[0])
             if self.estimator is not None:
                 losses.append(-self.label_weight * self._log_q(labelled, given, scores[:first]))
         if len(unlabelled):
-            estimate, latent_metrics = self._latent(unlabelled, scores[first:], summary[first:])
+            estimate, parents, latent_metrics = self._latent(unlabelled, scores[first:], summary[first:])
             nlls.append(estimate.objective)
             losses.append(estimate.surrogate if self.training else estimate.objective)
             metrics |= latent_metrics
         metrics["nll"] = (torch.cat(nlls).detach().sum(), (tokens != PAD).sum())
-        return StepOutput(torch.cat(losses).sum() / size, size, metrics)
+
+        def predictions() -> Predictions:  # of a batch that has one kind of sequences
+            lengths = (tokens != PAD).sum(1).tolist()
+            found, vertices = parents, None
+            if len(unlabelled):
+                best = estimate.most_probable()
+                found = parents[best]
+                vertices = [v[:n, :n] for v, n in zip(estimate.vertices[best], lengths, strict=True)]
+            rows, smart = found.tolist(), trees.smart(tokens, self.data.types).tolist()
+            prediction, target = ([row[:n] for row, n in zip(some, lengths, strict=True)] for some in (rows, smart))
+            texts = [" ".join(to_text(row, self.data.types)) for row in tokens.cpu()]
+            return Predictions(prediction, target, vertices, texts)
+
+        told = None if self.training else predictions
+        return StepOutput(torch.cat(losses).sum() / size, size, metrics, told)
 
     def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Add the perplexity a token."""
@@ -236,8 +253,10 @@ class Parentheses(Task):
 
     def _latent(
         self, tokens: Tensor, scores: Tensor, summary: Tensor
-    ) -> tuple[Estimate, dict[str, Tensor | tuple[Tensor, Tensor]]]:
-        """The estimate of the bound, for sequences whose tree is latent, and metrics."""
+    ) -> tuple[Estimate, Tensor, dict[str, Tensor | tuple[Tensor, Tensor]]]:
+        """The estimate of the bound, for sequences whose tree is latent, the parents ``[N, n]`` in its trees, and
+        metrics.
+        """
         assert self.estimator is not None
         exists = tokens != PAD
         evaluated: list[tuple[Tensor, Tensor]] = []
@@ -256,11 +275,12 @@ class Parentheses(Task):
             smart = trees.smart(tokens, self.data.types)[estimate.rows]
             found = ((parents == smart) & exists[estimate.rows]).sum(1).to(scores)
         count = exists.sum()
-        return estimate, {
+        metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = {
             "entropy": (-estimate.mean(log_q).sum(), count),
             "smart_parents": (estimate.mean(found).sum(), count),
             **estimate.metrics,
         }
+        return estimate, parents, metrics
 
     # --- generation -----------------------------------------------------------------------------------------------
 

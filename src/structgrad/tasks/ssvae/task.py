@@ -15,7 +15,7 @@ from structgrad.data import Batch, Batches
 from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
-from structgrad.tasks.base import OptimizerFactory, Prior, Split, StepOutput
+from structgrad.tasks.base import OptimizerFactory, Predictions, Prior, Split, StepOutput
 from structgrad.tasks.history import CallsOverTime
 from structgrad.tasks.pictures import draw_history, draw_samples
 from structgrad.tasks.ssvae.data import SemiSupervisedImages, resample
@@ -130,19 +130,19 @@ class SemiSupervisedVAE(CallsOverTime):
 
     def prepare_data(self) -> None:
         """Decode the images and train the warm start, unless they are cached."""
-        self.data.prepare()
+        self.source.prepare()
         for split in ("labelled", "val", "test"):
-            images, labels = self.data.split(split).values()
+            images, labels = self.source.split(split).values()
             if images.shape[1] != self.sizes["pixels"]:
                 raise ValueError(
-                    f"pixels={self.sizes['pixels']}, but the images of {self.data.source} have {images.shape[1]}"
+                    f"pixels={self.sizes['pixels']}, but the images of {self.source.source} have {images.shape[1]}"
                 )
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.sizes["classes"]:
                 raise ValueError(
-                    f"classes={self.sizes['classes']}, but the labels of {self.data.source} go from {low} to {high}"
+                    f"classes={self.sizes['classes']}, but the labels of {self.source.source} go from {low} to {high}"
                 )
-        if self.warm_start.epochs:
+        if self.warm_start.epochs and self.evaluation is None:
             self._warm_start()
 
     def _warm_start(self) -> Path:
@@ -159,7 +159,7 @@ class SemiSupervisedVAE(CallsOverTime):
         unlabelled ones.
         """
         if split != "train":
-            return Batches(self.data.split(split), self.eval_batch_size)
+            return Batches(self.source.split(split), self.eval_batch_size)
         labelled = self.data.split("labelled")
         return Batches(
             {"images": self.data.split("unlabelled")["images"]},
@@ -202,7 +202,11 @@ class SemiSupervisedVAE(CallsOverTime):
         metrics = {"elbo": -(estimate.objective + kl.detach()).mean(), **estimate.metrics}
         if not self.training:
             metrics["accuracy"] = (scores.argmax(-1) == labels).float().mean()
-            return StepOutput(negative_elbo, len(images), metrics)
+
+            def predictions() -> Predictions:
+                return Predictions(scores.argmax(-1), labels, estimate.vertices[estimate.most_probable()])
+
+            return StepOutput(negative_elbo, len(images), metrics, predictions)
         (loss,) = supervised
         loss = loss + CLASSIFICATION_LOSSES[self.classification_loss](known, labels)
         if self.prior is not None:
