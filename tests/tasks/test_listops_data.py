@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def test_parents_by_hand() -> None:
     [
         ({"length": (20, 6)}, "data.length"),
         ({"depth": (0, 3)}, "data.depth"),
-        ({"operators": ("MIN", "SM")}, "data.operators"),
+        ({"operators": ("MIN", "SUM")}, "data.operators"),
         ({"val": 0}, "must be positive"),
         ({"operator_probability": 1.0}, "operator_probability"),
         ({"length": (6, 8)}, "depth 3 takes 10 tokens"),
@@ -191,14 +192,14 @@ def test_published_files_are_read(tmp_path: Path) -> None:
         ("4 [MAX 4 ]", "label<TAB>expression"),
         ("12\t[MAX 4 ]", "label must be a digit; got '12'"),
         ("\t[MAX 4 ]", "label must be a digit; got ''"),
-        ("4\t( ( [SM 4 ) ] )", r"unknown token '\[SM'"),
+        ("4\t( ( [SUM 4 ) ] )", r"unknown token '\[SUM'"),
         ("4\t[MAX 4", r"1 missing '\]'"),
         ("4\t[MAX 4 ] ]", "after the end"),
         ("4\t]", "without an operator"),
         ("4\t[MAX ]", r"\[MAX without arguments"),
         ("4\t", "no expression"),
         ("3\t[MAX 4 ]", "the label is 3 but the expression evaluates to 4"),
-        ("", "label<TAB>expression"),
+        ("4", "label<TAB>expression"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
@@ -206,6 +207,43 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, reason: str) -> No
     file.write_text(f"4\t[MAX 4 ]\n{line}\n")
     with pytest.raises(ListOpsFileError, match=f"bad.tsv, line 2: .*{reason}"):
         read_tsv(file)
+
+
+def test_packed_files_blank_lines_and_headers(tmp_path: Path) -> None:
+    lines = ["label\texpression", "", "4\t[MAX 4 1 ]", "   ", "1\t[MIN 4 1 ]", ""]
+    orders = {"label first": lines, "swapped": ["Source\tTarget", "[MAX 4 1 ]\t4", "[MIN 4 1 ]\t1"]}
+    orders["among others"] = ["id\tsentence\tvalue", "a\t[MAX 4 1 ]\t4", "b\t[MIN 4 1 ]\t1"]
+    for name, content in orders.items():
+        packed = tmp_path / f"{name}.tsv.gz"
+        packed.write_bytes(gzip.compress("\r\n".join(content).encode()))
+        assert read_tsv(packed).values.tolist() == [4, 1], name
+    packed.write_bytes(packed.read_bytes()[:-12])
+    with pytest.raises(ListOpsFileError, match=r"others\.tsv\.gz: not a gzip file"):
+        read_tsv(packed)
+    unknown = tmp_path / "unknown.tsv"
+    unknown.write_text("a\tb\tc\n1\t2\t3\n")
+    with pytest.raises(ListOpsFileError, match=r"a, b, c; type task\.data\.columns=\[<label>,<expression>\]"):
+        read_tsv(unknown)
+
+
+def test_sums_modulo_10(tmp_path: Path) -> None:
+    """An operator of the original data; read and generated if asked for, and otherwise refused with both ways out."""
+    every = ("MIN", "MAX", "MED", "SM")
+    file = tmp_path / "original.tsv"
+    file.write_text("4\t[MAX 4 ]\n1\t[SM 9 [MIN 7 5 ] 7 ]\n")
+    with pytest.raises(ListOpsFileError, match=r"line 2: .*operators=\[MIN,MAX,MED,SM\] reads it, cat .* \| grep -vF"):
+        small(tmp_path, test_file=file).split("test")
+    data = small(tmp_path, test_file=file, operators=every)
+    e = data.split("test")
+    assert e.values.tolist() == [4, 1]
+    assert to_text(e.tokens[1]) == ["[SM", "9", "[MIN", "7", "5", "]", "7", "]"]
+    assert int(e.tokens.max()) == data.tokens - 1
+    assert small(tmp_path).tokens == data.tokens - 1  # models without it keep their size
+    data.prepare()
+    made = data.split("train")
+    words = [to_text(tokens) for tokens in made.tokens]
+    assert any("[SM" in expression for expression in words)
+    assert [parse(expression)[2] for expression in words] == made.values.tolist()
 
 
 def test_missing_and_empty_files(tmp_path: Path) -> None:

@@ -110,11 +110,12 @@ def evaluate(
     metrics = _tested(task, own, checkpoint)
     metrics = {key.replace("test/", f"{split}/", 1): value for key, value in metrics.items()}
     result = Evaluated(metrics, found.examples, file if found.examples else None, file.with_suffix(".json"))
+    data = OmegaConf.select(other, "task.data")
     content = {
         "run": summary["name"],
         "step": step,
         "split": split,
-        "data": OmegaConf.to_container(other, resolve=True)["task"].get("data"),  # type: ignore[call-overload, index]
+        "data": None if data is None else OmegaConf.to_container(data, resolve=True),
         "metrics": metrics,
         "examples": found.examples,
         "predictions": None if result.predictions is None else file.name,

@@ -114,7 +114,8 @@ def _within(path: str, packages: Iterable[str]) -> bool:
 def _leaves(content: Any, above: str) -> Iterator[tuple[str, Any]]:
     if isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _leaves(value, f"{above}.{key}" if above else str(key))
+            name = f"{above}.{key}" if above else str(key)
+            yield from [(name, value)] if key == "_target_" else _leaves(value, name)
     elif isinstance(content, list):
         for place, value in enumerate(content):
             yield from _leaves(value, f"{above}[{place}]")

@@ -1,15 +1,17 @@
 """ListOps expressions: the generator, their cache on disk, and the reader of published ``.tsv``
 files.
 
-The generator is that of Nangia and Bowman (2018) without the operator SM, under the restrictions of
-Paulus et al. (2020), D.5.1. Every argument is an operator with probability 1/4 and otherwise a
-digit. Rejection keeps lengths within a range and gives every depth the same share. Depth counts
-nested operators; it is the height of the parse in edges.
+The generator is that of Nangia and Bowman (2018) under the restrictions of Paulus et al. (2020),
+D.5.1, who leave out the operator SM, the sum modulo 10. Every argument is an operator with
+probability 1/4 and otherwise a digit. Rejection keeps lengths within a range and gives every depth
+the same share. Depth counts nested operators; it is the height of the parse in edges.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +30,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS = ("train", "val", "test")
-OPERATORS = ("MIN", "MAX", "MED")
-#: Token ids: padding is 0, digit d is 1 + d, then the operators, then the closing bracket.
-VOCABULARY = ("<pad>", *"0123456789", *(f"[{name}" for name in OPERATORS), "]")
-PAD, CLOSE = 0, len(VOCABULARY) - 1
+OPERATORS = ("MIN", "MAX", "MED", "SM")
+#: Token ids: padding is 0, digit d is 1 + d, then three operators, the closing bracket, and SM,
+#: which models without it have no embedding for.
+VOCABULARY = ("<pad>", *"0123456789", "[MIN", "[MAX", "[MED", "]", "[SM")
+PAD, CLOSE = 0, VOCABULARY.index("]")
 _ID = {token: i for i, token in enumerate(VOCABULARY)}
-_FIRST_OPERATOR = _ID["[MIN"]
-_MIN, _MAX = 0, 1
+#: Token id -> number of the operator.
+_KINDS = {_ID[f"[{name}"]: kind for kind, name in enumerate(OPERATORS)}
+_FIRST_OPERATOR, _SM_TOKEN = _ID["[MIN"], _ID["[SM"]
+_MIN, _MAX, _MED, _SM = range(4)
+#: Names of the columns of published files.
+_LABELS, _EXPRESSIONS = ("label", "target", "value"), ("expression", "source", "sentence", "input")
 
 #: Part of the key of a cache. Raise it when the same configuration would give other expressions.
 _GENERATOR_VERSION = 1
@@ -85,6 +92,8 @@ def _evaluate(operator: int, arguments: NDArray[np.int16]) -> int:
         return int(arguments.min())
     if operator == _MAX:
         return int(arguments.max())
+    if operator == _SM:
+        return int(arguments.sum()) % 10
     ordered = np.sort(arguments)
     n = len(ordered)
     # The floor of the mean of the two middle values, which are the same if n is odd.
@@ -132,7 +141,7 @@ def _grow(
             kind[level] = operators[rng.integers(0, len(operators))]
             wanted[level] = rng.integers(least, most + 1)
             have[level] = 0
-            tokens[length] = _FIRST_OPERATOR + kind[level]
+            tokens[length] = _SM_TOKEN if kind[level] == _SM else _FIRST_OPERATOR + kind[level]
             length += 1
         else:
             digit = rng.integers(0, 10)
@@ -189,11 +198,13 @@ class ListOpsData:
         length: shortest and longest expression, in tokens, brackets included.
         depth: smallest and largest depth; every depth has the same share of every split.
         arguments: smallest and largest number of arguments of an operator.
-        operators: names among MIN, MAX, MED.
+        operators: names among MIN, MAX, MED and SM, the sum modulo 10 of the original data. Without
+            SM, files that have it are refused.
         operator_probability: probability that an argument is an operator.
         seed: seed of the generator.
         test_file: a published ``.tsv`` file that replaces the test set.
-        files: a folder with ``train.tsv``, ``val.tsv`` and ``test.tsv`` that replace the generator.
+        files: a folder with ``train.tsv``, ``val.tsv`` and ``test.tsv``, or ``.tsv.gz``, that replace the
+            generator.
             The first ``train``, ``val`` or ``test`` expressions of each file within the ranges of
             length and depth are used.
         columns: label and expression in these files and in ``test_file``, by the names in their
@@ -212,7 +223,7 @@ class ListOpsData:
     length: Sequence[int] = (10, 50)
     depth: Sequence[int] = (1, 5)
     arguments: Sequence[int] = (2, 10)
-    operators: Sequence[str] = OPERATORS
+    operators: Sequence[str] = ("MIN", "MAX", "MED")
     operator_probability: float = 0.25
     seed: int = 0
     test_file: str | Path | None = None
@@ -252,11 +263,17 @@ class ListOpsData:
         return self.length[1]
 
     @property
+    def tokens(self) -> int:
+        """The number of token ids that a model needs."""
+        return len(VOCABULARY) if "SM" in self.operators else _SM_TOKEN
+
+    @property
     def key(self) -> dict[str, object]:
         """Everything on which the expressions depend."""
         if self.files is not None:
             own: dict[str, object] = {name: getattr(self, name) for name in SPLITS}
             columns = None if self.columns is None else list(self.columns)
+            own |= {"sums": True} if "SM" in self.operators else {}
             own |= {"length": list(self.length), "depth": list(self.depth), "columns": columns}
             return own | {"files": {name: hashlib.sha256(self._file(name).read_bytes()).hexdigest() for name in SPLITS}}
         names = ("train", "val", "test", "operator_probability", "seed")
@@ -275,10 +292,13 @@ class ListOpsData:
         cache.ensure(self.folder, self.key, lambda: {name: _to_arrow(e) for name, e in make(self).items()})
 
     def _file(self, name: str) -> Path:
-        file = Path(str(self.files)) / f"{name}.tsv"
+        plain = Path(str(self.files)) / f"{name}.tsv"
+        packed = plain.with_suffix(".tsv.gz")
+        file = packed if packed.is_file() and not plain.is_file() else plain
         if not file.is_file():
             raise MissingDataError(
-                f"There is no {file}: data.files has train.tsv, val.tsv and test.tsv, a label and an expression a line"
+                f"There is no {file}: data.files has train, val and test, each .tsv or .tsv.gz, a label and an "
+                "expression a line"
             )
         return file
 
@@ -286,7 +306,7 @@ class ListOpsData:
         out = {}
         for name in SPLITS:
             file, size = self._file(name), getattr(self, name)
-            every = read_tsv(file, self.columns)
+            every = read_tsv(file, self.columns, self.operators)
             wanted = (self.length[0] <= every.lengths) & (every.lengths <= self.length[1])
             wanted &= (self.depth[0] <= every.depths) & (every.depths <= self.depth[1])
             rows = wanted.nonzero()[:size, 0]
@@ -302,7 +322,7 @@ class ListOpsData:
         """The expressions of a split, from the cache (see :meth:`prepare`), or from ``test_file``."""
         if name not in self._loaded:
             if name == "test" and self.test_file is not None:
-                self._loaded[name] = read_tsv(Path(self.test_file), self.columns)
+                self._loaded[name] = read_tsv(Path(self.test_file), self.columns, self.operators)
             else:
                 self._loaded[name] = _from_arrow(cache.load(self.folder, name))
         return self._loaded[name]
@@ -417,11 +437,12 @@ def _from_arrow(table: pa.Table) -> Expressions:
 # --- published files -----------------------------------------------------------------------------------------------
 
 
-def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
+def parse(words: Sequence[str], operators: Sequence[str] = OPERATORS) -> tuple[list[int], list[int], int, int]:
     """Read one bracketed expression.
 
     Args:
         words: its tokens, e.g. ``["[MIN", "3", "5", "]"]``.
+        operators: of which SM may be missing, and is then unknown.
 
     Returns:
         token ids, parents, value and depth, as in :class:`Expressions`.
@@ -436,14 +457,17 @@ def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
     depth = 0
     for word in words:
         if word not in _ID or word == VOCABULARY[PAD]:
-            raise ValueError(f"unknown token {word!r}; known are digits, {', '.join(VOCABULARY[_FIRST_OPERATOR:])}")
+            known = ", ".join(VOCABULARY[_FIRST_OPERATOR:])
+            raise ValueError(f"unknown token {word!r}; known are digits, {known}")
+        if _ID[word] == _SM_TOKEN and "SM" not in operators:
+            raise UnwantedOperatorError
         if value is not None:
             raise ValueError(f"{word!r} after the end of the expression")
         token, position = _ID[word], len(tokens)
         tokens.append(token)
         parents.append(open_operators[-1][0] if open_operators and token != CLOSE else -1)
-        if _FIRST_OPERATOR <= token < CLOSE:
-            open_operators.append((position, token - _FIRST_OPERATOR, []))
+        if token in _KINDS:
+            open_operators.append((position, _KINDS[token], []))
             depth = max(depth, len(open_operators))
             continue
         if token == CLOSE:
@@ -451,7 +475,7 @@ def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
                 raise ValueError("']' without an operator")
             _, kind, arguments = open_operators.pop()
             if not arguments:
-                raise ValueError(f"{VOCABULARY[_FIRST_OPERATOR + kind]} without arguments")
+                raise ValueError(f"[{OPERATORS[kind]} without arguments")
             result = int(_evaluate(kind, np.array(arguments, np.int16)))
         else:
             result = token - 1
@@ -464,57 +488,66 @@ def parse(words: Sequence[str]) -> tuple[list[int], list[int], int, int]:
     return tokens, parents, value, depth
 
 
-def read_tsv(path: Path, columns: Sequence[str | int] | None = None) -> Expressions:
+class UnwantedOperatorError(ValueError):
+    """An expression has the operator SM, which was not asked for."""
+
+
+def read_tsv(
+    path: Path, columns: Sequence[str | int] | None = None, operators: Sequence[str] = OPERATORS
+) -> Expressions:
     """Read a published ListOps file: lines of ``label<TAB>expression``, whose binary bracketing "("
     ")" is dropped.
 
-    A byte order mark and a header line are skipped. If the header ends with ``Target`` or
-    ``label``, the columns are read in the other order.
+    A byte order mark, blank lines and a header line are skipped. A header that names a ``label`` (or
+    ``target``, ``value``) and an ``expression`` (or ``source``, ``sentence``, ``input``) says where they
+    are, among any number of columns.
 
     Args:
-        path: path of the file.
+        path: path of the file, gzip if its name ends in ``.gz``.
         columns: label and expression, by their names in the header or by position, from 0, among
             any number of columns.
+        operators: of which SM may be missing, and is then refused.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ListOpsFileError: with the line, if it is malformed, has an unknown token (such as the
-            operator ``[SM``), or a label other than the value of its expression.
+        ListOpsFileError: with the line, if it is malformed, has an unknown token, or a label other than
+            the value of its expression.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    rows = []
-    label_first = True
-    places: list[int] = []
+    packed = path.suffix == ".gz"
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ListOpsFileError(f"{path}: not a text file ({error.reason})") from None
+        content = (gzip.decompress if packed else bytes)(path.read_bytes())
+        lines = content.decode("utf-8-sig").splitlines()
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ListOpsFileError(f"{path}: not a {'gzip' if packed else 'text'} file ({error})") from None
+    rows = []
+    places: Sequence[int] | None = None
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        cells = line.split("\t")
         try:
-            if columns is not None:
-                cells = line.split("\t")
-                if number == 1 and (named := [column for column in columns if isinstance(column, str)]):
-                    if missing := [column for column in named if column not in cells]:
-                        raise ValueError(f"there is no column {missing[0]}; there are {', '.join(cells)}")
-                    places = [cells.index(c) if isinstance(c, str) else c for c in columns]
+            if places is None:
+                is_head = not set(line) & set("0123456789[]()")
+                places = _places(cells, is_head, columns)
+                if is_head:
                     continue
-                places = places or [int(column) for column in columns]
-                if max(places) >= len(cells):
-                    raise ValueError(f"expected {max(places) + 1} columns or more; got {len(cells)}")
-                line = "\t".join(cells[place] for place in places)
-            first, tab, second = line.partition("\t")
-            if not tab:
-                raise ValueError("expected label<TAB>expression")
-            if number == 1 and not set(line) & set("0123456789[]()"):
-                label_first = columns is not None or second.strip().lower() not in ("target", "label")
-                continue
-            label, expression = (first, second) if label_first else (second, first)
+            if max(places) >= len(cells):
+                expected = "label<TAB>expression" if columns is None else f"{max(places) + 1} columns or more"
+                raise ValueError(f"expected {expected}; got {len(cells)}: {line[:40]!r}")
+            label, expression = (cells[place] for place in places)
             if label not in set("0123456789"):
                 raise ValueError(f"the label must be a digit; got {label!r}")
-            row = parse([w for w in expression.split() if w not in "()"])
+            row = parse([w for w in expression.split() if w not in "()"], operators)
             if row[2] != int(label):
                 raise ValueError(f"the label is {label} but the expression evaluates to {row[2]}")
+        except UnwantedOperatorError:
+            show = "zcat" if packed else "cat"
+            raise ListOpsFileError(
+                f"{path}, line {number}: the operator [SM, the sum modulo 10; task.data.operators=[MIN,MAX,MED,SM] "
+                f"reads it, {show} {path} | grep -vF '[SM' > without.tsv leaves such lines out"
+            ) from None
         except ValueError as error:
             raise ListOpsFileError(f"{path}, line {number}: {error}") from None
         rows.append(row)
@@ -528,6 +561,31 @@ def read_tsv(path: Path, columns: Sequence[str | int] | None = None) -> Expressi
         parents[i, : len(row_parents)] = torch.tensor(row_parents)
     values, depths = (torch.tensor([row[k] for row in rows]) for k in (2, 3))
     return Expressions(tokens, parents, values, lengths, depths)
+
+
+def _places(cells: Sequence[str], is_head: bool, columns: Sequence[str | int] | None) -> list[int]:
+    """Where label and expression are, from the first line of a file.
+
+    Raises:
+        ValueError: if the columns are not known.
+    """
+    names = [cell.strip() for cell in cells]
+    if columns is not None:
+        missing = [column for column in columns if isinstance(column, str) and column not in names]
+        if missing:
+            raise ValueError(f"there is no column {missing[0]}; there are {', '.join(names)}")
+        return [names.index(column) if isinstance(column, str) else column for column in columns]
+    if not is_head:
+        return [0, 1]
+    known = [name.lower() for name in names]
+    label = next((known.index(name) for name in _LABELS if name in known), None)
+    expression = next((known.index(name) for name in _EXPRESSIONS if name in known), None)
+    if len(names) == 2:
+        label = (0 if expression is None else 1 - expression) if label is None else label
+        expression = 1 - label
+    if label is None or expression is None:
+        raise ValueError(f"which columns? there are {', '.join(names)}; type task.data.columns=[<label>,<expression>]")
+    return [label, expression]
 
 
 def to_text(tokens: Tensor) -> list[str]:

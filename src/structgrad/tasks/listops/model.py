@@ -16,8 +16,8 @@ from structgrad.tasks.listops.messages import Pairs, sum_messages
 CLASSES = 10
 
 
-def _embedding(features: int) -> nn.Embedding:
-    return nn.Embedding(len(VOCABULARY), features, padding_idx=PAD)
+def _embedding(features: int, tokens: int) -> nn.Embedding:
+    return nn.Embedding(tokens, features, padding_idx=PAD)
 
 
 def _classifier(features: int, hidden: int) -> nn.Sequential:
@@ -33,11 +33,12 @@ class EdgeEncoder(nn.Module):
     Args:
         hidden: size of embedding and LSTMs.
         dropout: dropout probability.
+        tokens: number of token ids.
     """
 
-    def __init__(self, hidden: int, dropout: float) -> None:
+    def __init__(self, hidden: int, dropout: float, tokens: int = len(VOCABULARY)) -> None:
         super().__init__()
-        self.embedding = _embedding(hidden)
+        self.embedding = _embedding(hidden, tokens)
         self.head = nn.LSTM(hidden, hidden, batch_first=True)
         self.modifier = nn.LSTM(hidden, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
@@ -112,12 +113,13 @@ class GraphNetwork(nn.Module):
         hidden: size of every layer.
         steps: number of steps of message passing.
         dropout: dropout probability.
+        tokens: number of token ids.
     """
 
-    def __init__(self, hidden: int, steps: int, dropout: float) -> None:
+    def __init__(self, hidden: int, steps: int, dropout: float, tokens: int = len(VOCABULARY)) -> None:
         super().__init__()
         self.steps = steps
-        self.embedding = _embedding(hidden)
+        self.embedding = _embedding(hidden, tokens)
         self.receive = nn.Linear(hidden, hidden)
         self.send = nn.Linear(hidden, hidden, bias=False)
         self.message = nn.Linear(hidden, hidden)
@@ -210,12 +212,13 @@ class LSTMClassifier(nn.Module):
         hidden: size of every layer.
         dropout: dropout probability.
         max_length: longest expression, which fixes the size of the linear layer.
+        tokens: number of token ids.
     """
 
-    def __init__(self, hidden: int, dropout: float, max_length: int) -> None:
+    def __init__(self, hidden: int, dropout: float, max_length: int, tokens: int = len(VOCABULARY)) -> None:
         super().__init__()
         self.max_length = max_length
-        self.embedding = _embedding(hidden)
+        self.embedding = _embedding(hidden, tokens)
         self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.flat = nn.Linear(max_length * hidden, hidden)

@@ -89,14 +89,14 @@ class ListOps(Task):
         check_range("kl_weight", kl_weight, least=0)
         self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
         if not structure.is_latent and not structure.is_given:
-            self.baseline = LSTMClassifier(hidden, dropout, data.max_length)
+            self.baseline = LSTMClassifier(hidden, dropout, data.max_length, data.tokens)
             return
-        self.network = GraphNetwork(hidden, message_steps, dropout)
+        self.network = GraphNetwork(hidden, message_steps, dropout, data.tokens)
         if structure.is_latent:
             if not structure.layout.is_graph:
                 raise ValueError(f"listops needs a structure over the edges of a graph; got {structure.name}")
             self.check_structure((data.length[0],) * 2, f"expressions of {data.length[0]} tokens")
-            self.encoder = EdgeEncoder(hidden, dropout)
+            self.encoder = EdgeEncoder(hidden, dropout, data.tokens)
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -111,6 +111,8 @@ class ListOps(Task):
         They are cut to the longest expression of the batch; for a compiled step n is one of five
         lengths.
         """
+        if self.source.tokens > self.data.tokens:
+            raise ValueError("the model was trained without the operator SM; leave it out of task.data.operators")
         few = split == "train" and self.compiled_step is not None
         return Batches(
             self.source.split(split).tensors,
