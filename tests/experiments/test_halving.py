@@ -173,8 +173,10 @@ def test_the_report_says_who_got_how_far(tmp_path: Path) -> None:
     line = report.main()["lstm"]
     assert [cell.standard_error for cell in line.cells.values()] == [None]
     caption = markdown.caption(report)
-    assert caption.startswith("Trial with the best validation metric; trials were stopped by asynchronous successive ")
-    assert "a bootstrap error of the selection is not defined" in caption
+    assert caption.startswith(
+        "Numbers are of the trial with the best validation metric. Trials were stopped by asynchronous successive "
+    )
+    assert "the selection has no bootstrap error" in caption
     assert "LSTM: of 9 trials 8 to step 10, 3 to step 20, 2 to the end, 1 failed" in caption
     assert "| LSTM | 2 | 87.0 |" in markdown.table(report)
     assert "Successive halving: learning curves of all trials" in html.page([report], tmp_path)

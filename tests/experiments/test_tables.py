@@ -83,15 +83,15 @@ def test_rows_claims_and_differences(tmp_path: Path) -> None:
     text = markdown.document(report)
     # Welch: variances 1/3 and 4 with 2 and 3 degrees of freedom make 3.5, t = 2.943; that of 4 alone is 3.182 * 2.
     assert "| LSTM | 3 | 81.0 ± 0.6 | 80.0 ± 4.0 | +1.0 [-5.4, +7.4] | - |" in text
-    assert "in brackets 95 % intervals: Student's t, Welch's for differences" in text
-    assert "differences are ours less the published number" in text
+    assert "Brackets have 95 % intervals, by Student's t and for differences by Welch's." in text
+    assert "Differences are ours minus the published number." in text
     assert "| **GNN** |  |  |  |  |  |" in text
     assert "| Tree | 3 | 91.0 ± 0.6 | - | - | - |" in text
     assert "| Hot tree | 1 | 50.0 | - | - | 3.0 |" in text
     # Twice the variance 1/3, four degrees of freedom: 2.776 * 0.816.
     assert "*Trees win.* **Shown.** Accuracy (%): Tree − LSTM = +10.0 [+7.5, +12.5]." in text
     assert "*Hot trees are cheap.* **Open.** Calls: Hot tree 3.0, claimed ≤ 2." in text
-    assert "budget `paper`; device cpu; 1.7 min of training a run; commit 0123456789" in text
+    assert "The budget is `paper`. Device cpu, 1.7 min of training a run, commit 0123456789." in text
     assert "Not run" not in text
 
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_compared_is_marked_and_never_mixed(tmp_path: Path) -> No
 def test_a_quick_run_does_not_stand_beside_published_numbers(tmp_path: Path) -> None:
     report = build(small(tmp_path), [summary("lstm", s, 0.8, budget="quick") for s in range(2)])
     assert "published" not in markdown.table(report)
-    assert "not a reproduction" in markdown.caption(report)
+    assert "no reproduction" in markdown.caption(report)
 
 
 def test_one_trial_counts_once(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_runs_with_the_given_settings_count(tmp_path: Path) -> None:
     assert "| LSTM, settings given | 2 | 80.0 ± 0.0 |" in text
     assert "| LSTM (other settings than given) | 1 | 30.0 |" in text
     assert "20.0" not in text
-    assert "rows with “settings given” search nothing but ranges" in text
+    assert "Rows with “settings given” search only the ranges" in text
     alone = markdown.document(build(table, [swept_before]))
     assert "| LSTM (other settings than given) | 1 | 30.0 |" in alone  # and of no other device or data
     quick = markdown.document(build(table, [configured("lstm", 0, 0.8, lr=7, budget="quick")], "quick"))
@@ -389,7 +389,7 @@ def test_a_table_of_ones_own_over_several_tasks(tmp_path: Path) -> None:
     assert "| Parser | 3 | 0.91 ± 0.01 | - |" in text
     assert "| Words | 3 | - | 0.20 ± 0.00 |" in text
     assert "published" not in text
-    assert "budget `quick`; device cpu" in text
+    assert "The budget is `quick`. Device cpu" in text
     assert {name: line.chosen for name, line in report.main().items()} == {"parser": 2, "words": 2}
     assert markdown.heading(report) == "Mixed"
     without = small(tmp_path, ("metric: test/calls", "metric: test/val"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +16,14 @@ from structgrad.experiments.statistics import Decision
 from structgrad.experiments.tables import Column
 
 _ERRORS = {
-    "best_trial": "Trial with the best validation metric ± bootstrap standard error of the selection",
-    "mean_and_standard_error": "Mean ± standard error over runs with different seeds",
-    "mean_and_standard_deviation": "Mean ± standard deviation over runs with different seeds",
+    "best_trial": "numbers are of the trial with the best validation metric, ± the bootstrap error of the selection",
+    "mean_and_standard_error": "numbers are means ± standard errors over runs with different seeds",
+    "mean_and_standard_deviation": "numbers are means ± standard deviations over runs with different seeds",
 }
 _PUBLISHED = {
     "standard_error": "the published ± is a standard error",
     "standard_deviation": "the published ± is a standard deviation",
-    "unstated": "the paper does not say what its ± is; it is taken as a standard error",
+    "unstated": "the paper does not say what its ± is, so it counts as a standard error",
 }
 
 
@@ -120,45 +121,44 @@ def caption(report: Report) -> str:
     runs, columns = report.runs, report.table.columns.values()
     metric = report.table.selection.metric
     halved = [line for line in report.lines if line.halved]
-    parts = ["Trial with the best validation metric"] if halved else [_ERRORS[report.table.selection.rule]]
+    parts = ["numbers are of the trial with the best validation metric"]
     if halved:
-        parts.append(
-            "trials were stopped by asynchronous successive halving, so that a bootstrap error of the selection is not "
-            "defined"
-        )
+        parts.append("trials were stopped by asynchronous successive halving, so the selection has no bootstrap error")
         parts += [f"{line.row.title}: {reached(line)}" for line in halved if line.halving]
+    else:
+        parts = [_ERRORS[report.table.selection.rule]]
     parts.append(
         f"each run is tested at the checkpoint with the best {f'`{metric}`' if metric else 'validation metric'}"
     )
     if report.verdicts or report.is_reproduction:
-        parts.append("in brackets 95 % intervals: Student's t, Welch's for differences")
+        parts.append("brackets have 95 % intervals, by Student's t and for differences by Welch's")
     if any(column.statistic == "selected" for column in columns):
         parts.append("the selected run is the one with the best validation metric")
     if any(column.statistic == "best" for column in columns):
         parts.append("“max” is the best run in that metric")
     if any(settings_given(report, line) for line in report.lines):
-        parts.append("rows with “settings given” search nothing but ranges that are given with them")
+        parts.append("rows with “settings given” search only the ranges that are given with them")
     published = any(row.published for row in report.table.rows)
     quick = not report.is_reproduction and (published or report.table.source)
-    parts.append(f"budget `{report.budget}`" + (", not a reproduction of the published numbers" if quick else ""))
+    parts.append(
+        f"the budget is `{report.budget}`" + (", so this is no reproduction of the published numbers" if quick else "")
+    )
     if report.stand_in and report.table.source:
         parts.append(f"stand-in data: {report.stand_in}")
     if report.extra:
-        parts.append(f"with `{' '.join(report.extra)}`")
+        parts.append(f"all runs have `{' '.join(report.extra)}`")
     if runs:
         times = [float(run.content["training_s"]) for run in runs if "training_s" in run.content]
         commits = sorted({(run.content.get("commit") or "unknown")[:10] for run in runs})
-        parts.append(
-            f"device {report.device or ' and '.join(sorted({run.content.get('device', '?') for run in runs}))}"
-        )
-        parts += [f"precision {' and '.join(found)}" for found in [precisions(runs)] if found]
+        device = report.device or " and ".join(sorted({run.content.get("device", "?") for run in runs}))
+        made = [f"device {device}", *[f"precision {' and '.join(found)}" for found in [precisions(runs)] if found]]
         spread = dict.fromkeys((duration(min(times)), duration(max(times)))) if times else ()
-        parts += [f"{' to '.join(spread)} of training a run"] if spread else []
-        parts.append(f"commit {', '.join(commits)}")
+        made += [f"{' to '.join(spread)} of training a run"] if spread else []
+        parts.append(", ".join([*made, f"commit {', '.join(commits)}"]))
     if report.is_reproduction and published:
         parts.append(_PUBLISHED[report.table.published.error])
-        parts.append("differences are ours less the published number")
-    text = "; ".join(parts) + "."
+        parts.append("differences are ours minus the published number")
+    text = " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
     return f"{text} {report.table.notes}" if report.table.notes else text
 
 
@@ -248,7 +248,14 @@ def insert(document: Path, name: str, text: str) -> None:
     if start not in content or end not in content.split(start, 1)[1]:
         raise ValueError(f"{document} has no place for the table: {start.strip()} ... {end}")
     before, rest = content.split(start, 1)
+    text = "\n".join(map(_wrapped, text.split("\n")))
     document.write_text(before + start + text + "\n" + end + rest.split(end, 1)[1])
+
+
+def _wrapped(line: str) -> str:
+    """A paragraph in lines of at most 100 columns; lines of a table and claims stay whole."""
+    whole = line.startswith(("|", "- "))
+    return line if whole else textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def counted(report: Report) -> str:

@@ -218,15 +218,16 @@ def figure(reports: Sequence[Report]) -> Figure:
     return drawing
 
 
-_PICTURE = """*One point a row at the paper's budget and on the paper's data: its first published number against ours.
-Bars are 95 % intervals of both; a point without an upright bar is of one run. On the diagonal the two agree. Rows
-without a published number are in the tables below only.*"""
+_PICTURE = """*One point for each row at the paper's budget and on the paper's data: its first published number
+against ours. Bars are 95 % intervals of both; a point without an upright bar is one run. On the diagonal
+the two agree. Rows without a published number are in the tables below only.*"""
 
-_HEAD = """Written by `make reproduce`, which works through the rows whose data can be had at the paper's budget,
-cheapest first, and goes on where it was stopped. On a CPU it leaves out rows of more than a day; on a GPU it does all
-(`python scripts/reproduce.py --help`).
+_HEAD = """`make reproduce` writes this page. It works through the rows whose data are available, at the
+paper's budget, cheapest first, and it continues where it was stopped. On a CPU it leaves out rows of more
+than a day; on a GPU it does all (`python scripts/reproduce.py --help`).
 
-A row is *matched* if the 95 % interval of every difference between our number and the published one lies within the
-column's margin ([tables](tables.md)). It *differs* if one interval excludes 0 and is not within its margin. Otherwise
-it is *open*: more runs are needed. Standard deviations over an unknown number of seeds count as standard errors. A
-trial's time is an estimate for two CPU cores, from the time of a training step."""
+A row is *matched* if the 95 % interval of every difference between our number and the published one lies
+within the column's margin ([tables](tables.md)). It *differs* if one interval excludes 0 and is not within
+its margin. Otherwise it is *open*: more runs are needed. Standard deviations over an unknown number of
+seeds count as standard errors. A trial's time is an estimate for two CPU cores, from the time of a
+training step."""
