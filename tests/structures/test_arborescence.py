@@ -8,8 +8,8 @@ import networkx as nx
 import pytest
 import torch
 
-from structgrad.structures import Arborescence
-from structgrad.testing import Case, length_masks
+from structgrad.structures import Arborescence, UnsupportedError
+from structgrad.testing import Case, StructureContract, computing, length_masks
 from tests.structures._trees import TreeContract, sparse_masks, weight
 
 
@@ -37,6 +37,54 @@ class TestArborescence(TreeContract):
     def telling(self, choices: torch.Tensor, n: int) -> torch.Tensor:
         """Those with a contraction."""
         return (choices.reshape(len(choices), -1, 2)[:, n:, 0] >= 0).any(1)
+
+
+SINGLE = Arborescence(single_root=True)
+
+
+class TestSingleRoot(StructureContract):
+    """One edge out of the root: the contract, and determinants as a second opinion."""
+
+    structure = SINGLE
+    cases: ClassVar[list[Case]] = [
+        Case(SINGLE, (4, 4), length_masks(4, 3, 2, 1, 0) + sparse_masks(SINGLE, 4)),
+        Case(Arborescence(2, single_root=True), (4, 4)),
+        Case(SINGLE, (1, 1)),
+    ]
+    vertices = TreeContract.vertices
+    test_argmax_is_optimal = TreeContract.test_argmax_is_optimal_on_thousands_of_small_graphs
+
+    @pytest.mark.parametrize("scale", [1.0, 10.0])
+    def test_against_determinants(self, scale: float) -> None:
+        """Koo et al. (2007, section 3.2): the first row of the Laplacian holds the weights of the root."""
+        scores = scale * torch.randn(5, 30, 30, dtype=torch.float64)
+        weights = scores[:, 1:, 1:].exp() * (1 - torch.eye(29, dtype=torch.float64))
+        laplacian = torch.diag_embed(weights.sum(1)) - weights
+        laplacian[:, 0] = scores[:, 0, 1:].exp()
+        expected = laplacian.slogdet()[1]
+        torch.testing.assert_close(SINGLE.log_partition(scores), expected, rtol=1e-6, atol=1e-6)
+        marginals = SINGLE.marginals(scores)
+        torch.testing.assert_close(marginals[:, 0].sum(-1), torch.ones(5, dtype=torch.float64))
+        assert (SINGLE.sample(scores)[:, 0].sum(-1) == 1).all()
+
+    def test_two_edges_out_of_the_root_are_refused(self) -> None:
+        apart = torch.zeros(4, 4, dtype=torch.bool)
+        apart[0, 1], apart[0, 2], apart[2, 3] = True, True, True
+        for oracle in ("argmax", "log_partition", "marginals", "sample", "entropy", "project"):
+            with pytest.raises(ValueError, match="one edge out of root 0"):
+                getattr(SINGLE, oracle)(torch.randn(2, 4, 4), apart)
+        for path in ("plain", "native"):
+            with computing(path):
+                assert SINGLE.top_k(torch.randn(3, 3), 9)[1].isfinite().sum() == 2
+
+    def test_scores_that_spread_too_far(self) -> None:
+        with pytest.raises(ValueError, match="spread over"):
+            SINGLE.log_partition(1e9 * torch.randn(4, 4))
+
+    def test_there_is_no_trace(self) -> None:
+        with pytest.raises(UnsupportedError, match="no trace"):
+            SINGLE.trace(torch.rand(4, 4))
+        assert not {"trace", "trace_log_prob", "conditional"} & SINGLE.oracles
 
 
 @pytest.mark.parametrize("n", [5, 20])

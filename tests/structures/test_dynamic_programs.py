@@ -177,6 +177,8 @@ class TestProjectiveTree(SequenceContract):
         Case(ProjectiveTree(1), (4, 4), length_masks(4, 3, 2)),
         Case(ProjectiveTree(), (1, 1)),
         Case(ProjectiveTree(), (0, 0)),
+        Case(ProjectiveTree(single_root=True), (5, 5), [*length_masks(5, 4, 3, 2, 1, 0), holes(5, 5, seed=1)]),
+        Case(ProjectiveTree(3, single_root=True), (4, 4)),
     ]
 
     def smaller(self, case: Case, exists: Tensor, sizes: list[int]) -> list[int]:
@@ -201,6 +203,17 @@ class TestProjectiveTree(SequenceContract):
         torch.testing.assert_close(ours[:, 0, 1:], expected.diagonal(dim1=1, dim2=2))
         off = ~torch.eye(5, dtype=torch.bool)
         torch.testing.assert_close(ours[:, 1:, 1:] * off, expected * off)
+
+    def test_a_single_root_against_torch_struct(self, torch_struct: Any) -> None:
+        scores = torch.randn(3, 6, 6, dtype=torch.float64)
+        within = scores[:, 1:, 1:].clone()
+        within.diagonal(dim1=1, dim2=2).copy_(scores[:, 0, 1:])
+        theirs = torch_struct.DependencyCRF(within.requires_grad_() * 1, multiroot=False).partition
+        torch.testing.assert_close(ProjectiveTree(single_root=True).log_partition(scores), theirs)
+
+    def test_a_single_root_lies_at_an_end(self) -> None:
+        with pytest.raises(ValueError, match="has no vertex"):
+            ProjectiveTree(1, single_root=True).argmax(torch.randn(4, 4))
 
     def test_all_trees_of_three_are_projective_from_their_end(self) -> None:
         scores = torch.randn(20, 3, 3)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from structgrad.algorithms import chu_liu_edmonds, matrix_tree
+from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.products import product
 from structgrad.structures import reading as readings
 from structgrad.structures.base import Noise, Trace
@@ -27,19 +30,33 @@ class Arborescence(Tree):
     trace needs, is one launch (two for a sample) for at most 128 nodes. Larger graphs take a loop
     over nodes in plain torch.
 
+    With ``single_root=True`` one edge leaves the root, as in the trees of Universal Dependencies; by
+    default any number does. The edges out of the root then get a number less that more than
+    outweighs any second one (Stanojevic and Cohen 2021, for the argmax). All oracles but those of
+    the trace work, at the same cost on a GPU and in plain torch. On the CPU, marginals take the
+    elimination in place of the inverse, and logarithms if scores spread over some hundred nats.
+
     Args:
         root: the node that reaches all others, the same in every example.
+        single_root: whether exactly one edge leaves the root (none, if the root is alone).
 
     Raises:
         ValueError: for a negative root; from every oracle, if the root is not one of the n nodes;
-            or (eager CPU code) if an example has a node that the root cannot reach.
+            or (eager CPU code) if an example has a node that the root cannot reach, or with
+            ``single_root`` scores that spread over more than 1e8.
     """
 
-    def __init__(self, root: int = 0) -> None:
+    def __init__(self, root: int = 0, single_root: bool = False) -> None:
         if root < 0:
             raise ValueError(f"root must be a node, 0 or more; got {root}")
         self.root = root
+        self.single_root = single_root
         self.layout = Directed()
+
+    @property
+    def oracles(self) -> frozenset[str]:
+        """All of trees; without those of the trace for a single root."""
+        return super().oracles - (_OF_TRACE if self.single_root else frozenset())
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """The checks of every structure; graphs that are too small to have the root are refused
@@ -61,7 +78,10 @@ class Arborescence(Tree):
         """``E[x]``. A vector-Jacobian product costs twice as much. Second derivatives are in plain
         torch.
         """
-        return matrix_tree.marginals(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape)
+        mean = matrix_tree.marginals(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape).to(scores.dtype)
+        if self.single_root and scores.shape[-1]:
+            refuse(mean.detach()[..., self.root, :].sum(-1) > 1.5, f"has no {self._lacking()}")
+        return mean
 
     def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """One exact sample for each example, without random walks; see ``matrix_tree.sample_arborescences``."""
@@ -76,10 +96,14 @@ class Arborescence(Tree):
         ``choices[..., e, 0]`` is the edge ``u * n + v`` that event e picks. ``choices[..., e, 1]``
         is the event that contracts it. E = max(2 n - 2, n).
         """
+        if self.single_root:
+            raise self._lacks()
         return self._minimum(exponentials, mask, sign=1.0)
 
     def trace_log_prob(self, trace: Trace, log_rates: Tensor, mask: Tensor | None = None) -> Tensor:
         """Sum over the picks: log rate minus log of the total rate of the edges that could have been picked."""
+        if self.single_root:
+            raise self._lacks()
         flat, exists = self._flat(log_rates, mask)
         choices = trace.choices.reshape(len(flat), *trace.choices.shape[-2:])
         picks = choices[..., 0]
@@ -97,6 +121,8 @@ class Arborescence(Tree):
         of the edges that enter that node. It is independent of which edge was picked, and the edges
         that lose are memoryless.
         """
+        if self.single_root:
+            raise self._lacks()
         self.check(log_rates, mask)
         flat, exists = self._flat(log_rates.double(), mask)
         n = flat.shape[-1]
@@ -145,19 +171,74 @@ class Arborescence(Tree):
         parent = parent[(ancestor == self.root).all(1)]
         vertices = torch.zeros(len(parent), n, n, dtype=torch.float64).scatter(1, parent[:, None, :], 1.0)
         vertices[:, self.root, self.root] = 0
-        return vertices
+        return vertices[vertices[:, self.root].sum(-1) == 1] if self.single_root else vertices
 
     # --- what tells it from other trees ---------------------------------------------------------------------------
 
     def _solve(self, costs: Tensor, exists: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
-        return chu_liu_edmonds.minimum_arborescence(costs, exists, self.root, sign)
+        if not self.single_root or not costs.shape[-1]:
+            return chu_liu_edmonds.minimum_arborescence(costs, exists, self.root, sign)
+        found = chu_liu_edmonds.minimum_arborescence(*self._behind(costs, exists)[:2], self.root, sign)
+        vertex, choices, reached = found
+        return vertex.to(costs.dtype), choices, reached & (vertex[:, self.root].sum(-1) <= 1)
 
     def _constrained(self, scores: Tensor, allowed: Tensor, forced: Tensor) -> tuple[Tensor, Tensor]:
         # A forced edge is the only one into its node.
         return scores, allowed & (forced | ~forced.any(-2, keepdim=True))
 
     def _rooted(self, flat: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return flat, exists, torch.full(flat.shape[:1], self.root, device=flat.device)
+        root = torch.full(flat.shape[:1], self.root, device=flat.device)
+        if self.single_root and flat.shape[-1]:
+            flat, exists, *_ = self._behind(flat, exists)
+        return flat, exists, root
+
+    def _unshifted(self, logz: Tensor, flat: Tensor, exists: Tensor) -> Tensor:
+        if not self.single_root or not flat.shape[-1]:
+            return logz
+        _, _, shift, least = self._behind(flat, exists)
+        logz = logz + torch.where(exists.flatten(1).any(1), shift, 0.0)
+        # Without a tree of one root edge, those of two weigh less than any such tree would.
+        return torch.where(logz.detach() < least - 1e-6 * (1 + least.abs()), -torch.inf, logz)
+
+    def _behind(self, flat: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores ``[B, n, n]`` in float64 of which the edges out of the root are less by so much that all trees with
+        two of them together weigh e^-40 of the others.
+
+        Returns:
+            these scores, ``exists``, by how much less ``[B]``, and a lower bound of the value of a tree ``[B]``.
+
+        Where all other edges exist, the further children of the root can become children of its first one. A second
+        edge then gains no more than the largest difference between edges out of the root and others into the same
+        node. Else, no two trees differ by more than the sum over nodes of the differences between their edges.
+        """
+        n = flat.shape[-1]
+        wide = flat.detach().double()
+        high = wide.masked_fill(~exists, -torch.inf).amax(1)
+        low = wide.masked_fill(~exists, torch.inf).amin(1)
+        entered = exists.any(1)
+        apart = torch.where(entered, high - low, 0.0).sum(1) + n * math.log(n)
+        outside = torch.arange(n, device=flat.device) != self.root
+        others = exists & outside[:, None]
+        gain = wide[:, self.root] - wide.masked_fill(~others, torch.inf).amin(1)
+        gain = torch.where(exists[:, self.root], gain, -torch.inf).amax(1).clamp_min(0.0) + math.log(n)
+        pair = entered[:, :, None] & entered[:, None, :] & outside[:, None] & outside
+        complete = (others == pair & ~torch.eye(n, dtype=torch.bool, device=flat.device)).flatten(1).all(1)
+        shift = torch.where(complete, gain, apart) + 40.0
+        if values_can_be_read(shift) and bool((shift > _WIDEST).any()):
+            raise ValueError(
+                f"scores of example {int((shift > _WIDEST).nonzero()[0])} spread over {float(shift.max()):.1g}; "
+                f"trees with a single root keep their digits up to {_WIDEST:.0e}"
+            )
+        least = torch.where(entered, low, 0.0).sum(1)
+        return torch.where(outside[:, None], flat.double(), flat.double() - shift[:, None, None]), exists, shift, least
 
     def _lacking(self) -> str:
+        if self.single_root:
+            return f"arborescence with one edge out of root {self.root} that reaches all nodes"
         return f"arborescence: some node cannot be reached from root {self.root}"
+
+
+#: Oracles of Chu-Liu-Edmonds on exponentials, which knows nothing of the number of root edges.
+_OF_TRACE = frozenset({"trace", "trace_log_prob", "conditional"})
+#: Scores of a single root may spread over so much: then 1e-8 of them is left.
+_WIDEST = 1e8

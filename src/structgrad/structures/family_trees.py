@@ -56,7 +56,8 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         return self._log_partition(scores, mask), self.marginals(scores, mask)
 
     def _log_partition(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        logz = matrix_tree.log_partition(*self._rooted(*self._flat(scores, mask)))
+        flat, exists = self._flat(scores, mask)
+        logz = self._unshifted(matrix_tree.log_partition(*self._rooted(flat, exists)), flat, exists)
         self._refuse(logz == -torch.inf, scores)
         return logz.reshape(scores.shape[:-2])
 
@@ -79,7 +80,8 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         def draw(scores: Tensor, exists: Tensor, uniform: Tensor) -> tuple[Tensor]:
             flat, there = _matrices(scores, exists)
             if values_can_be_read(flat):
-                self._refuse(matrix_tree.log_partition(*self._rooted(flat, there)) == -torch.inf, scores)
+                logz = matrix_tree.log_partition(*self._rooted(flat, there))
+                self._refuse(self._unshifted(logz, flat, there) == -torch.inf, scores)
             trees = matrix_tree.sample_arborescences(*self._rooted(flat, there), uniform.reshape(flat.shape))
             return (trees.reshape(scores.shape),)
 
@@ -110,6 +112,10 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         """Scores, parts ``[B, n, n]`` and roots ``[B]`` of the arborescences over which the
         partition function sums.
         """
+
+    def _unshifted(self, logz: Tensor, flat: Tensor, exists: Tensor) -> Tensor:
+        """Log Z ``[B]`` of the scores, from that of :meth:`_rooted`; -inf where there is no tree."""
+        return logz
 
     @abc.abstractmethod
     def _lacking(self) -> str:

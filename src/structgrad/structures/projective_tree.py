@@ -22,8 +22,8 @@ class ProjectiveTree(Derivations):
 
     Parts are the edges ``[i, j]``: i -> j of ``[n, n]``, off the diagonal and not into the root, as
     for :class:`~structgrad.structures.Arborescence`. In a vertex, all positions between the ends of
-    an edge i -> j descend from i. The root may have several children. Absent positions are the last
-    ones.
+    an edge i -> j descend from i. The root may have several children, or one with
+    ``single_root=True``. Absent positions are the last ones.
 
     Every oracle is O(n^3) an example, by the algorithm of Eisner (1996). The relaxation
     ``exp_family`` under perturbed scores is close to the latent tree of Corro and Titov (2019),
@@ -32,6 +32,8 @@ class ProjectiveTree(Derivations):
 
     Args:
         root: the position of the root, the same in every example.
+        single_root: whether exactly one edge leaves the root (none, if the root is alone). The root is then the first
+            or the last position of every example: no single edge reaches both of its sides without a crossing.
 
     Raises:
         ValueError: for a negative root; from every oracle, if the root is not one of the n
@@ -40,13 +42,13 @@ class ProjectiveTree(Derivations):
 
     constant_size: ClassVar[bool] = True
 
-    def __init__(self, root: int = 0) -> None:
-        self.root = root
-        self._arborescences = Arborescence(root)
+    def __init__(self, root: int = 0, single_root: bool = False) -> None:
+        self.root, self.single_root = root, single_root
+        self._arborescences = Arborescence(root, single_root)
         self.layout = Directed()
 
     def __repr__(self) -> str:
-        return f"ProjectiveTree(root={self.root})"
+        return f"ProjectiveTree(root={self.root}, single_root={self.single_root})"
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """The checks of every structure; graphs that are too small to have the root are refused
@@ -72,7 +74,7 @@ class ProjectiveTree(Derivations):
         return readings.among_touched(vertex)
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
-        return _graph(shape[0], self.root)
+        return _graph(shape[0], self.root, self.single_root)
 
     def _size(self, exists: Tensor) -> Tensor:
         return last(exists.any(-1) | exists.any(-2))
@@ -107,11 +109,12 @@ class ProjectiveTree(Derivations):
         found = [edges for root, edges in trees(0, n) if root == self.root] if n else [[]]
         vertices = torch.zeros(len(found), n * n, dtype=torch.float64)
         index = torch.tensor(found, dtype=torch.int64).reshape(len(found), max(n - 1, 0))
-        return vertices.scatter_(1, index, 1.0).reshape(len(found), n, n)
+        vertices = vertices.scatter_(1, index, 1.0).reshape(len(found), n, n)
+        return vertices[vertices[:, self.root].sum(-1) == 1] if self.single_root and n > 1 else vertices
 
 
 @functools.lru_cache(maxsize=64)
-def _graph(n: int, root: int) -> Hypergraph:
+def _graph(n: int, root: int, single_root: bool) -> Hypergraph:
     """Eisner's items over positions i <= j. Size: positions of an example.
 
     ``rightward[i, j]`` holds all that descends from i up to j. ``leftward[i, j]`` holds all that
@@ -135,7 +138,16 @@ def _graph(n: int, root: int) -> Hypergraph:
         )
         rightward[i[:, 0], j[:, 0]], leftward[i[:, 0], j[:, 0]] = both[: n - width], both[n - width :]
     goals = np.full(n + 1, ONE)
-    if n > 1:
+    if n > 1 and single_root:
+        # The one child has descendants on both sides, all but the root: behind a first root, before a last one.
+        goals[2:] = ZERO
+        for size in range(2, n + 1) if root == 0 else [root + 1] if root else []:
+            child = np.arange(1, size) if root == 0 else np.arange(root)
+            first, last = child[0], child[-1]
+            goals[size : size + 1] = builder.level(
+                leftward[first, child][None], rightward[child, last][None], (root * n + child)[None]
+            )
+    elif n > 1:
         large = np.arange(2, n + 1)
         found = builder.level(leftward[0, [[root]]], rightward[root, large - 1][:, None])
         goals[2:] = np.where(large > root, found, ZERO)

@@ -36,6 +36,7 @@ NEUTRAL: dict[str, Any] = {
     "task.data.files": None,
     "task.data.columns": None,
     "task.data.colour": "refused",
+    "structure.single_root": False,
     "estimator.start": "argmax",
     "estimator.epsilon": 0.01,
 }
