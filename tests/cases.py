@@ -23,6 +23,7 @@ from structgrad.structures import (
     Grammar,
     HiddenMarkov,
     KSubset,
+    Labelled,
     LinearChain,
     LowRankGrammar,
     Matching,
@@ -60,6 +61,9 @@ CASES: dict[str, Case] = {
     "spanning_tree": Case(SpanningTree(), (4, 4), length_masks(4, 3)),
     "arborescence": Case(Arborescence(), (4, 4), length_masks(4, 3)),
     "projective_tree": Case(ProjectiveTree(), (4, 4), length_masks(4, 3)),
+    "labelled_arborescence": Case(
+        Labelled(Arborescence(), 2), (3, 3, 2), [m[..., None].expand(3, 3, 2) for m in length_masks(3, 2)]
+    ),
     # Sinkhorn's derivatives are exact up to the tolerance of its sums.
     "matching": Case(Matching(tolerance=1e-12), (3, 3), length_masks(3, 2)),
     "permutation": Case(Permutation(), (4,), vector_masks(4, 3)),
@@ -81,8 +85,23 @@ CASES: dict[str, Case] = {
     "dag_path": Case(DagPath([[0, 1], [0, 2], [1, 2], [0, 2]]), (4,), vector_masks(4, 3)),
 }
 
+
+def without_labels(*shape: int) -> Tensor:
+    """A mask without the last label of every second part."""
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask.flatten(0, -2)[::2, -1] = False
+    return mask
+
+
 #: Further sizes, for the contract of structures alone.
 MORE: dict[str, list[Case]] = {
+    "labelled_arborescence": [
+        Case(Labelled(SpanningTree(), 2), (3, 3, 2), [without_labels(3, 3, 2)]),
+        Case(Labelled(ProjectiveTree(single_root=True), 2), (3, 3, 2)),
+        Case(Labelled(Matching(), 2), (2, 2, 2)),
+        Case(Labelled(KSubset(2), 2), (3, 2)),
+        Case(Labelled(Arborescence(), 2), (1, 1, 2)),
+    ],
     "budget_subset": [
         Case(BudgetSubset(2), (5,), [*vector_masks(5, 3, 1, 0), torch.tensor([False, True, False, True, True])]),
         Case(BudgetSubset(4), (2,)),

@@ -47,8 +47,8 @@ class TestSingleRoot(StructureContract):
 
     structure = SINGLE
     cases: ClassVar[list[Case]] = [
-        Case(SINGLE, (4, 4), length_masks(4, 3, 2, 1, 0) + sparse_masks(SINGLE, 4)),
-        Case(Arborescence(2, single_root=True), (4, 4)),
+        Case(SINGLE, (4, 4), length_masks(4, 3, 2, 1) + sparse_masks(SINGLE, 4)[:2]),
+        Case(Arborescence(1, single_root=True), (3, 3)),
         Case(SINGLE, (1, 1)),
     ]
     vertices = TreeContract.vertices

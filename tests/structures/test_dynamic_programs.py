@@ -177,8 +177,8 @@ class TestProjectiveTree(SequenceContract):
         Case(ProjectiveTree(1), (4, 4), length_masks(4, 3, 2)),
         Case(ProjectiveTree(), (1, 1)),
         Case(ProjectiveTree(), (0, 0)),
-        Case(ProjectiveTree(single_root=True), (5, 5), [*length_masks(5, 4, 3, 2, 1, 0), holes(5, 5, seed=1)]),
-        Case(ProjectiveTree(3, single_root=True), (4, 4)),
+        Case(ProjectiveTree(single_root=True), (4, 4), [*length_masks(4, 3, 1), holes(4, 4, seed=1)]),
+        Case(ProjectiveTree(2, single_root=True), (3, 3)),
     ]
 
     def smaller(self, case: Case, exists: Tensor, sizes: list[int]) -> list[int]:

@@ -14,6 +14,7 @@ from structgrad.structures.derived import ActiveSetProjection, DynamicProgram, G
 from structgrad.structures.grammar import Grammar
 from structgrad.structures.hidden_markov import HiddenMarkov
 from structgrad.structures.k_subset import KSubset
+from structgrad.structures.labelled import Labelled
 from structgrad.structures.layout import Directed, Layout, Matrix, Undirected, Vector
 from structgrad.structures.linear_chain import LinearChain
 from structgrad.structures.low_rank_grammar import LowRankGrammar
@@ -46,6 +47,7 @@ __all__ = [
     "HiddenMarkov",
     "KBest",
     "KSubset",
+    "Labelled",
     "Layout",
     "LinearChain",
     "LowRankGrammar",
