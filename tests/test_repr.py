@@ -9,7 +9,7 @@ from structgrad.structures import Arborescence, KSubset, Matching, OneHot
 
 
 def test_options_are_shown() -> None:
-    assert repr(Arborescence(root=1)) == "Arborescence(root=1)"
+    assert repr(Arborescence(root=1)) == "Arborescence(root=1, single_root=False)"
     assert repr(Matching(max_iterations=7)) == "Matching(tolerance=1e-06, max_iterations=7)"
     assert repr(KSubset(3)).startswith("KSubset(k=3")
     assert repr(Gumbel()) == "Gumbel()"
@@ -17,7 +17,7 @@ def test_options_are_shown() -> None:
         "Marginalize(OneHot(), distribution='sparsemax'"
     )
     text = repr(SST(Arborescence(), temperature=0.5))
-    assert text.startswith("SST(Arborescence(root=0), ")
+    assert text.startswith("SST(Arborescence(root=0, single_root=False), ")
     assert "utility=Gumbel()" in text
     assert "temperature=0.5" in text
     assert "(running): RunningMean()" in repr(SumAndSample(OneHot(), k=2))  # beside its modules
