@@ -26,11 +26,11 @@ Written by `scripts/structure_table.py` from the code; do not edit.
 READINGS = """\
 ## Vertices as integers
 
-`structure.read(vertex)` says in int64 what a vertex is; `structure.write(reading)` is its exact inverse, and refuses
-what is no vertex. -1 is nothing: it fills up the shorter examples of a batch and stands for absent items. Where a
-reading does not say the shape of the parts, `write(reading, shape)` takes it (`scores.shape[-2:]`,
-`structure.shape(n)`). `write(reading, mask=mask)` makes sure that the vertex is one under that mask; without it, what
-the reading leaves out is absent.
+`structure.read(vertex)` describes a vertex by int64 numbers, its reading. `structure.write(reading)` is
+its exact inverse, and refuses readings of no vertex. -1 means none: it fills up the shorter examples of
+a batch and marks absent items. If a reading does not determine the shape of the parts, pass it to
+`write(reading, shape)` (`scores.shape[-2:]`, `structure.shape(n)`). `write(reading, mask=mask)` checks
+that the vertex is one under that mask. Without a mask, items that are not in the reading are absent.
 
 ```python
 tree, segments = Arborescence(), SemiMarkov(labels=3, longest=2)

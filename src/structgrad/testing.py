@@ -242,7 +242,7 @@ class StructureContract:
         return torch.where(case.structure.parts(scores, case.mask), scores, torch.nan)
 
     def values(self, case: Case, vertices: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-        """``<x, s>`` of every vertex, computed directly. Override it where a vertex has another value."""
+        """``<x, s>`` of every vertex, computed directly. Override it if a vertex has another value."""
         if not case.structure.is_linear:
             pytest.skip(f"{case} has vertices of another shape than its scores")
         parts = case.structure.parts(scores, mask)
@@ -563,7 +563,7 @@ class StructureContract:
     # --- vertices as integers -------------------------------------------------------------------------------------
 
     def test_write_is_the_inverse_of_read(self) -> None:
-        """For all vertices of all examples, one by one and together, with and without the mask."""
+        """Check all vertices of all examples, one by one and together, with and without the mask."""
         for case in self.each("enumerate"):
             read, write = case.structure.read, case.structure.write
             every = [self.vertices(case, mask) for mask in case.mask]
@@ -574,7 +574,7 @@ class StructureContract:
                 assert torch.equal(again.double(), vertices), f"{case}: {reading}"
                 for vertex in vertices[-1:]:
                     assert torch.equal(write(read(vertex), case.shape, mask).double(), vertex)
-            # What is absent without a mask is known where the structure says what a vertex covers.
+            # Without a mask the absent items are known if the structure says what a vertex covers.
             says = type(case.plain).covered is not Structure.covered
             together = torch.cat(every if says else every[:1])
             assert torch.equal(write(read(together), case.shape).double(), together), f"{case}"
@@ -827,7 +827,9 @@ class EstimatorContract:
                 assert (estimate.kl <= torch.tensor(sizes) + 1e-9).all()
 
     def test_prior(self) -> None:
-        """The KL from a prior of other scores, and its gradient for these; the uniform one is that of scores 0."""
+        """The KL from a prior with other scores, and its gradient in these; the uniform prior has
+        scores 0.
+        """
         for estimator, problem in self.each():
             exists = problem.structure.parts(problem.scores, problem.mask)
             zeros = torch.zeros_like(problem.scores)

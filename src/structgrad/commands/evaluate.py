@@ -1,24 +1,26 @@
-"""Test a finished run's best model on any data of its task, and write down what it says of every example.
+"""Test a finished run's best model on any data of its task, and write its predictions for every
+example.
 
     structgrad-evaluate RUN                                        the test set, into evaluations/ in the run
     structgrad-evaluate RUN split=val out=predictions.jsonl        the validation set, as JSON lines
     structgrad-evaluate RUN paths.test_file=published.tsv          a published file (ListOps)
     structgrad-evaluate RUN data=movie_rationales                  another data set of the task
-    structgrad-evaluate RUN task.data.files=mine                   its own, with files of yours
+    structgrad-evaluate RUN task.data.files=mine                   the task's own data set, with your files
 
-RUN is a folder that train.py printed, wherever it was copied to. Nothing of the run is changed. Options:
+RUN is a folder that train.py printed, even if it was copied elsewhere. The run is not changed.
+Options:
 
-    data=<name>           another data set, as of training
+    data=<name>           another data set, as in training
     split=test            or val
     out=<file>            .parquet or .jsonl for the predictions; the metrics go beside it, into .json
-    task.<option>=        of the task, e.g. task.data.test=100
+    task.<option>=        an option of the task, e.g. task.data.test=100
     paths.<path>=         where data are: paths.data, paths.cache
     trainer=cpu           or gpu; otherwise the best device of this machine
-    hydra.searchpath=[pkg://mylab.configs]   also builds classes of this package
+    hydra.searchpath=[pkg://mylab.configs]   allows classes of this package too
 
-A row has example (its place in the split), text (where examples are in words), prediction, target and vertex, as
-structure.read says it. A run's folder may be somebody else's: only classes of structgrad and torch.optim are built,
-and those of packages on hydra.searchpath.
+A row has example (its index in the split), text (if examples are words), prediction, target and
+vertex, in the form of structure.read. A run's folder may come from somebody else. So only classes
+of structgrad and torch.optim are built, and those of packages on hydra.searchpath.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
-    from structgrad.training.evaluation import evaluate  # torch, which --help does not wait for
+    from structgrad.training.evaluation import evaluate  # imports torch, for which --help need not wait
 
     folders = [argument for argument in arguments if "=" not in argument]
     if len(folders) != 1:
@@ -102,7 +104,7 @@ def data_set(name: str, searchpath: Sequence[str] = ()) -> DictConfig:
     """The node of a data set of the group ``data``.
 
     Raises:
-        ConfigurationError: if there is none of this name.
+        ConfigurationError: if there is no data set with this name.
     """
     place = f"hydra.searchpath=[{','.join(searchpath)}]"
     known = sorted(

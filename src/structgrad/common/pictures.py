@@ -1,7 +1,7 @@
-"""How every picture looks: one palette, marks besides colours, files that a paper can take.
+"""The look of every picture: one palette, marks besides colours, and files for papers.
 
-The colours are those of Okabe and Ito (2008), which colour-blind readers tell apart. Lines and points differ in dashes
-and markers as well, for readers who see no colours.
+The colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish. Lines and
+points also differ in dashes and markers, for readers who see no colours.
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, INK = "#CC79A7", "#56B4E9", "#3B4252"
-#: Grounds and lines that stay behind, and text beside data.
+#: Backgrounds and thin lines, and text beside data.
 PALE, RULE, FAINT = "#DCEBF9", "#B8BDC6", "#6B7482"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, INK)
 MARKERS = "os^Dv*PX<>"
 LINES = ("-", "--", "-.", ":")
-#: Series of one panel that can still be told apart.
+#: The largest number of series that are distinguishable in one panel.
 MOST = 10
 
 
 def colour(index: int) -> str:
-    """Of the series at a place."""
+    """The colour of the series with this index."""
     return COLOURS[index % len(COLOURS)]
 
 
 def line(index: int) -> dict[str, Any]:
-    """Colour and dashes of the curve at a place, as options of ``plot``."""
+    """Colour and dashes of the curve with this index, as options of ``plot``."""
     return {"color": colour(index), "linestyle": LINES[index % len(LINES)], "linewidth": 1.4}
 
 
 def mark(index: int) -> dict[str, Any]:
-    """Colour and marker of the points at a place, as options of ``plot``."""
+    """Colour and marker of the points with this index, as options of ``plot``."""
     return {"color": colour(index), "marker": MARKERS[index % len(MARKERS)], "markersize": 5}
 
 
 def legend(figure: Figure, columns: int = 0) -> None:
-    """Of all panels, each entry once, where it covers no data; the figure's layout must be ``constrained``.
+    """One legend for all panels, outside of the data; the figure's layout must be ``constrained``.
+
+    Each entry occurs once.
 
     Args:
-        figure: with panels whose artists have labels.
-        columns: of entries below the panels, for which the figure grows; 0 puts one entry above the other, right of
-            the panels.
+        figure: a figure whose artists have labels.
+        columns: number of columns of entries below the panels, for which the figure grows; 0 puts
+            the entries in one column, right of the panels.
     """
     entries: dict[str, Any] = {}
     for axes in figure.axes:
@@ -61,13 +63,15 @@ def legend(figure: Figure, columns: int = 0) -> None:
 
 
 def grid(axes: Axes) -> None:
-    """Thin lines behind the data."""
+    """Draw thin lines behind the data."""
     axes.grid(alpha=0.3)
     axes.set_axisbelow(True)
 
 
 def save(figure: Figure, path: Path, dpi: int = 150) -> Path:
-    """Write a picture, and the same as PDF beside it, with fonts that editors of PDF can read; returns ``path``."""
+    """Write a picture and the same as PDF beside it, with fonts that editors of PDF can read;
+    return ``path``.
+    """
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "estimator": {"straight_through": "identity_st", "t_reinforce_loo": "t_reinforce_plus"},
 }
 
-#: Group of configurations -> choice that cannot be had any more -> why.
+#: Group of configurations -> choice that no longer exists -> the reason.
 GONE: dict[str, dict[str, str]] = {
     "logger": {
         "neptune": "Neptune has ended its service, and Lightning its logger; aim, comet, mlflow, trackio, wandb go on"

@@ -153,12 +153,13 @@ class Steps:
 
     Args:
         batches: the data.
-        steps: how many steps in total.
-        accumulated: batches in a step, whose gradients are averaged.
+        steps: the number of steps in total.
+        accumulated: number of batches in a step, whose gradients are averaged.
 
     Attributes:
-        between: called between two steps, when all of one is done and nothing of the next; may raise.
-        done: batches so far.
+        between: called between two steps, after one is complete and before the next begins; may
+            raise.
+        done: number of batches so far.
     """
 
     def __init__(self, batches: Batches, steps: int, accumulated: int = 1) -> None:
@@ -177,7 +178,7 @@ class Steps:
                 self.done += 1
                 yield batch
                 if self.done % self.accumulated == 0:
-                    self.between()  # when the next batch is asked for, the last one has been dealt with
+                    self.between()  # when the next batch is asked for, the last step is complete
                 if self.done == len(self):
                     return
 

@@ -43,8 +43,8 @@ class Divergence:
             from a utility of score 0. It is an upper bound on the divergence of the vertices that
             the utilities decide. ``vertex`` is the divergence of the distribution of the evaluated
             vertices from the uniform one over the set: ``log |X| - H``. With ``prior_scores`` (see
-            :meth:`Estimator.forward`) these take the place of the scores 0: the prior is their Gibbs
-            distribution, or that of their utilities.
+            :meth:`Estimator.forward`) the prior has these scores instead of 0. It is their Gibbs
+            distribution, or the distribution of utilities with these scores.
     """
 
     value: Tensor
@@ -135,7 +135,9 @@ class Estimate:
         return self.objective + (self.surrogate - self.surrogate.detach())
 
     def most_probable(self) -> Tensor:
-        """Which of the vertices has the largest weight in its example, the first of several: int64 ``[batch]``."""
+        """The vertex with the largest weight in its example, among ties the first: its index, int64
+        ``[batch]``.
+        """
         order = self.weights.argsort(descending=True, stable=True)
         order = order[self.rows[order].argsort(stable=True)]
         examples = torch.arange(self.surrogate.shape[0], device=order.device)
@@ -213,9 +215,9 @@ class Estimator(nn.Module, abc.ABC):
             context: ``[batch, features]`` for input-dependent baselines; others ignore it.
             kl_weight: the factor by which the caller multiplies :attr:`Estimate.kl` when it adds it
                 to the surrogate. Baselines that follow the whole loss need it; others ignore it.
-            prior_scores: the scores of the prior, ``[*parts]`` or ``[batch, *parts]``. The KL
-                divergence is from this prior, and they learn through it. None is the uniform prior,
-                of scores 0.
+            prior_scores: scores of the prior, ``[*parts]`` or ``[batch, *parts]``. The KL
+                divergence is from this prior, and the scores learn through it. None is the uniform
+                prior, with scores 0.
 
         Returns:
             the :class:`Estimate`.

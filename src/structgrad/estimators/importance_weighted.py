@@ -38,8 +38,7 @@ class ImportanceWeighted(Estimator):
 
     - ``bound``: B itself (the score function of the importance-weighted auto-encoder);
     - ``leave_one_out``: B minus the same with w_k replaced by the geometric mean of the others
-      (VIMCO;
-      Mnih and Rezende 2016). Needs K >= 2.
+      (VIMCO; Mnih and Rezende 2016). Needs K >= 2.
 
     Both are unbiased for the gradient of E[B], which approaches ``log p(data)`` as K grows.
 

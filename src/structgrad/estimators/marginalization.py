@@ -148,7 +148,7 @@ class Marginalize(Estimator):
             log_weights = log_weights - self._log_prior(sparse, prior_scores, mask)
         terms = torch.stack([sparse.weights * losses, sparse.weights * log_weights], -1)
         expected, relative = terms.new_zeros(batch, 2).index_add(0, sparse.rows, terms).unbind(-1)
-        if prior_scores is None and log_count is not None:  # the uniform one
+        if prior_scores is None and log_count is not None:  # the uniform prior
             relative = log_count + relative
         return Estimate(
             surrogate=expected,

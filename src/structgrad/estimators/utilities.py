@@ -58,14 +58,15 @@ class Utility(abc.ABC):
         """KL divergence of each utility from its prior, which has score 0: ``[*scores]``."""
 
     def kl_from(self, scores: Tensor, prior_scores: Tensor) -> Tensor:
-        """KL divergence of each utility from that of another score: ``[*scores]``, differentiable in both.
+        """KL divergence of each utility from one with another score: ``[*scores]``, differentiable
+        in both.
 
         Args:
             scores: any shape.
-            prior_scores: of the same shape.
+            prior_scores: scores of the same shape.
 
         Raises:
-            NotImplementedError: for a family that is not one of location and does not say.
+            NotImplementedError: for a family without location that does not define it.
         """
         if not self.is_location_family:
             raise NotImplementedError(f"{type(self).__name__} has no KL divergence from another score than 0")
@@ -189,7 +190,7 @@ class NegExponential(Utility):
         return self.kl_from(scores, scores.new_zeros(()))
 
     def kl_from(self, scores: Tensor, prior_scores: Tensor) -> Tensor:
-        """The same with the rates of any two scores."""
+        """The same for the rates of any two scores."""
         r = self.log_rate(scores) - self.log_rate(prior_scores)
         return r + torch.expm1(-r)
 

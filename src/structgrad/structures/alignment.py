@@ -39,7 +39,7 @@ class Alignment(Derivations):
         return "Alignment()"
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The cells (i, j) of the path, in order: int64 ``[*batch, m, 2]``, -1 behind the last one."""
+        """The cells (i, j) of the path, in order: int64 ``[*batch, m, 2]``, -1 after the last one."""
         return super().read(vertex)
 
     def covered(self, vertex: Tensor) -> Tensor:

@@ -160,7 +160,8 @@ class Structure:
     #: Whether a vertex is one part chosen from all.
     is_categorical: ClassVar[bool] = False
 
-    #: Whether the parts are n items in a row, then the n - 1 pairs of neighbours: ``[2n - 1]``.
+    #: Whether the parts are n items in a row, followed by the n - 1 pairs of neighbours:
+    #: ``[2n - 1]``.
     has_neighbour_pairs: ClassVar[bool] = False
 
     #: Whether a vertex is a binary tree over items in a row, shown as edges from parents to
@@ -451,13 +452,14 @@ class Structure:
     # --- vertices as integers -------------------------------------------------------------------------------------
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The parts of a vertex, in ascending order: int64 ``[*batch, m]``, or ``[*batch, m, ndim]`` for parts of
-        several dimensions; m is the most that an example has, and -1 fills up the others.
+        """The parts of a vertex, in ascending order: int64 ``[*batch, m]``.
 
-        Structures that people read otherwise (heads, tags, an order, ...) say how.
+        For parts of several dimensions it is ``[*batch, m, ndim]``. m is the largest number of
+        parts in an example; -1 fills up the others. Structures with a more natural reading (heads,
+        tags, an order, ...) return that.
 
         Args:
-            vertex: ``[*batch, *parts]``, 0/1, as the oracles show it.
+            vertex: ``[*batch, *parts]``, 0/1, in the form of the oracles.
         """
         layout = self.vertex_layout
         on = vertex.detach() > 0
@@ -473,18 +475,20 @@ class Structure:
         shape: Sequence[int] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The vertex that :meth:`read` reads so, its inverse: ``[*batch, *parts]``, 0/1, no gradient.
+        """The vertex whose reading this is: ``[*batch, *parts]``, 0/1, no gradient. The inverse of
+        :meth:`read`.
 
         Args:
             reading: integers in the form of :meth:`read`, a tensor or nested lists.
-            shape: of the parts of one vertex, e.g. ``scores.shape[-2:]`` or ``structure.shape(n)``; None: the reading
-                says it, as heads of n nodes do.
-            mask: which parts exist. Without it, what the reading leaves out is absent, if the structure has absent
-                items.
+            shape: shape of the parts of one vertex, e.g. ``scores.shape[-2:]`` or
+                ``structure.shape(n)``. None: the reading determines it, as heads of n nodes do.
+            mask: which parts exist. Without it, items that are not in the reading are absent, if
+                the structure has absent items.
 
         Raises:
-            TypeError: for numbers that are no integers.
-            ValueError: if the shape is missing or does not fit; in eager CPU code, for what is no vertex.
+            TypeError: for numbers that are not integers.
+            ValueError: if the shape is missing or does not fit; in eager CPU code, if the reading
+                is not that of a vertex.
         """
         given = readings.numbers(reading)
         said = self._shape_of(given)
@@ -506,7 +510,7 @@ class Structure:
         return vertex
 
     def _shape_of(self, reading: Tensor) -> tuple[int, ...] | None:
-        """The shape of the parts, where a reading says it."""
+        """The shape of the parts, if a reading determines it."""
         return None
 
     def _shown(self, shape: torch.Size) -> torch.Size:
@@ -514,12 +518,13 @@ class Structure:
         return shape
 
     def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:
-        """Which entries of the flattened vertex a reading names: int64 ``[*batch, m]``, -1 for none."""
+        """The entries of the flattened vertex in a reading: int64 ``[*batch, m]``, -1 for none."""
         return reading if len(shape) == 1 else readings.entries(reading, shape)
 
     def covered(self, vertex: Tensor) -> Tensor | None:
-        """The parts among items that a vertex covers: bool, broadcastable to the scores; None where it need not cover
-        any.
+        """The parts among items that a vertex covers: bool, broadcastable to the scores.
+
+        It is None if a vertex need not cover any.
         """
         return None
 

@@ -70,8 +70,10 @@ class Constituency(Derivations):
         return super().parts(scores, mask) & forward[:, :, None]
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The spans (first position, last position, label), outer ones first, then from left to right: int64 ``[*batch,
-        m, 3]``, -1 behind the last one.
+        """The spans (first position, last position, label): int64 ``[*batch, m, 3]``, -1 after the
+        last one.
+
+        Outer spans come before inner ones, and left ones before right ones.
         """
         return readings.labelled_spans(vertex.detach() > 0)
 

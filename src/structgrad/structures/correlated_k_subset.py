@@ -128,7 +128,7 @@ class CorrelatedKSubset(Gibbs):
     def write(
         self, reading: Tensor | Sequence[Any], shape: Sequence[int] | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """As for every structure; pairs that the mask removes are 0."""
+        """The same as for every structure; pairs that the mask removes are 0."""
         vertex = super().write(reading, shape)
         if mask is None:
             return vertex

@@ -111,8 +111,9 @@ class Ctc(Derivations):
         return of_state[..., None].expand(everything), mask
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The state of every frame: int64 ``[*batch, T]``, -1 for absent frames. State 2 u is a blank, state 2 u + 1 is
-        label u.
+        """The state of every frame: int64 ``[*batch, T]``, -1 for absent frames.
+
+        State 2 u is a blank, state 2 u + 1 is label u.
         """
         on = (vertex.detach() > 0).any(-1)
         return torch.where(on.any(-1), on.int().argmax(-1), -1)
@@ -131,7 +132,7 @@ class Ctc(Derivations):
     def covered(self, vertex: Tensor) -> Tensor:
         on = (vertex > 0).any(-1)
         frames, state = on.any(-1), torch.arange(on.shape[-1], device=on.device)
-        states = 2 * (last(on.any(-2)) // 2) + 1  # with the blank behind the last label
+        states = 2 * (last(on.any(-2)) // 2) + 1  # includes the blank after the last label
         return frames[..., :, None, None] & (state < states[..., None])[..., None, :, None]
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:

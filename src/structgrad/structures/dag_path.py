@@ -64,7 +64,7 @@ class DagPath(Derivations):
         super().check(scores, mask)
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The edges of the path, in order: int64 ``[*batch, m]``, -1 behind the last one."""
+        """The edges of the path, in order: int64 ``[*batch, m]``, -1 after the last one."""
         order = torch.tensor(_in_order(self.edges), device=vertex.device)
         place = readings.members(vertex.detach()[..., order] > 0)
         return torch.where(place < 0, -1, order[place.clamp_min(0)])
@@ -97,7 +97,7 @@ class DagPath(Derivations):
 
 @functools.lru_cache(maxsize=64)
 def _in_order(edges: tuple[tuple[int, int], ...]) -> list[int]:
-    """The edges by their first nodes, in a topological order."""
+    """The edges sorted by their first nodes, in a topological order."""
     sorter: TopologicalSorter[int] = TopologicalSorter()
     for u, v in edges:
         sorter.add(v, u)

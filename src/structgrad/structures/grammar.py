@@ -110,8 +110,11 @@ class Grammar(Derivations):
         return torch.where(on.any(-1), symbol, -1)
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The spans (first word, last word, symbol), outer ones first, then from left to right: int64 ``[*batch, m,
-        3]``, -1 behind the last one; symbols as in :meth:`labels`. :func:`brackets` shows them.
+        """The spans (first word, last word, symbol): int64 ``[*batch, m, 3]``, -1 after the last
+        one.
+
+        Outer spans come before inner ones, and left ones before right ones. Symbols are those of
+        :meth:`labels`. The function :func:`brackets` shows them as text.
         """
         spans = readings.spans_of((vertex.detach() > 0).any(-1))
         return torch.cat([spans, readings.at_spans(self.labels(vertex.detach()), spans)[..., None]], -1)

@@ -79,8 +79,9 @@ class LinearChain(Derivations):
         return first[..., :, None] + labels[..., 1:, None, :] + pairs
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The label of every position: int64 ``[*batch, n]``, -1 for absent positions. A sequence of one position has
-        no part that says its label: it is -1 throughout.
+        """The label of every position: int64 ``[*batch, n]``, -1 for absent positions.
+
+        A sequence of one position has no part that says its label, so its reading is -1.
         """
         on = vertex.detach() > 0
         to = torch.where(on.any((-2, -1)), on.any(-2).int().argmax(-1), -1)

@@ -137,8 +137,11 @@ class LowRankGrammar(Derivations):
         return torch.where(words.any(-1), self.nonterminals + words.int().argmax(-1), symbol)
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The spans (first word, last word, symbol, r that rewrites it or -1 for a word), outer ones first, then from
-        left to right: int64 ``[*batch, m, 4]``, -1 behind the last one; symbols as in :meth:`labels`.
+        """The spans (first word, last word, symbol, rank): int64 ``[*batch, m, 4]``, -1 after the
+        last one.
+
+        The rank is the r that rewrites the span, -1 for a single word. Outer spans come before
+        inner ones, and left ones before right ones. Symbols are those of :meth:`labels`.
         """
         on = vertex.detach() > 0
         heads = on[..., : self.nonterminals * self.rank]

@@ -53,7 +53,7 @@ class Permutation(ItemRecursion):
         return place.unsqueeze(-1) <= place.unsqueeze(-2)
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The item at every position: int64 ``[*batch, n]``, -1 behind the last one."""
+        """The item at every position: int64 ``[*batch, n]``, -1 after the last one."""
         return readings.heads(vertex.mT)
 
     def _entries(self, reading: Tensor, shape: torch.Size) -> Tensor:

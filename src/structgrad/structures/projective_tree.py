@@ -80,7 +80,7 @@ class ProjectiveTree(Derivations):
         return last(exists.any(-1) | exists.any(-2))
 
     def enumerate(self, *shape: int) -> Tensor:
-        """All trees of ``shape = (n, n)``: what descends from a node covers an interval."""
+        """All trees of ``shape = (n, n)``. The descendants of a node form an interval."""
         self.check_shape_listable(*shape)
         n = shape[-1]
 
@@ -96,7 +96,7 @@ class ProjectiveTree(Derivations):
 
         @functools.cache
         def forests(start: int, end: int) -> list[tuple[list[int], list[int]]]:
-            """Roots and edges of every row of trees over these positions."""
+            """Roots and edges of every sequence of trees over these positions."""
             if start == end:
                 return [([], [])]
             return [

@@ -1,6 +1,7 @@
-"""Vertices as few integers: what :meth:`Structure.read` and :meth:`Structure.write` have in common.
+"""Vertices as a few integers: the common code of :meth:`Structure.read` and
+:meth:`Structure.write`.
 
-Integers are int64; -1 stands for nothing: in the surplus columns of a batch, and where an item is absent.
+Integers are int64. -1 means none: in the surplus columns of a batch, and for an absent item.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from structgrad.algorithms.eager import refuse
 
-#: Among the entries of a vertex: none, and one that is in no vertex of that shape.
+#: Two values among the entries of a vertex: no entry, and an entry that no vertex of that shape
+#: has.
 NOTHING, NO_PART = -1, -2
 
 
 def members(on: Tensor) -> Tensor:
-    """The indices of the True entries, ascending: bool ``[*batch, P]`` -> ``[*batch, m]``, m the most of an example."""
+    """The indices of the True entries, ascending: bool ``[*batch, P]`` -> ``[*batch, m]``, m the
+    most in an example.
+    """
     size = on.shape[-1]
     most = int(on.sum(-1).max()) if on.numel() else 0
     index = torch.where(on, torch.arange(size, device=on.device), size).sort(-1).values[..., :most]
@@ -25,7 +29,9 @@ def members(on: Tensor) -> Tensor:
 
 
 def coordinates(index: Tensor, shape: Sequence[int]) -> Tensor:
-    """Of flat indices into ``shape``: ``[*batch, m]`` -> ``[*batch, m, ndim]``; -1 throughout where there is none."""
+    """The coordinates of flat indices into ``shape``: ``[*batch, m]`` -> ``[*batch, m, ndim]``; all
+    -1 for none.
+    """
     if not index.numel():
         return index.unsqueeze(-1).expand(*index.shape, len(shape))
     at = torch.stack(torch.unravel_index(index.clamp_min(0), tuple(shape)), -1)
@@ -33,7 +39,7 @@ def coordinates(index: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def entries(at: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of :func:`coordinates`; :data:`NO_PART` for what lies outside the shape."""
+    """The inverse of :func:`coordinates`; :data:`NO_PART` for coordinates outside the shape."""
     size = torch.tensor(tuple(shape), dtype=torch.int64, device=at.device)
     flat = torch.zeros_like(at[..., 0])
     for dimension, extent in enumerate(shape):
@@ -43,7 +49,9 @@ def entries(at: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def vertices(index: Tensor, size: int) -> Tensor:
-    """Bool ``[*batch, size]`` with the entries ``[*batch, m]``; refuses entries that are none or come twice."""
+    """Bool ``[*batch, size]`` with the entries ``[*batch, m]``; refuses invalid and repeated
+    entries.
+    """
     refuse(((index < NOTHING) | (index >= size)).any(-1), "names a part that does not exist")
     count = torch.zeros(*index.shape[:-1], size + 1, dtype=torch.int64, device=index.device)
     count = count.scatter_add(-1, torch.where(index < 0, size, index), torch.ones_like(index))[..., :size]
@@ -55,7 +63,7 @@ def numbers(reading: Tensor | Sequence[object]) -> Tensor:
     """A reading as int64.
 
     Raises:
-        TypeError: for numbers that are no integers.
+        TypeError: for numbers that are not integers.
     """
     given = torch.as_tensor(reading)
     if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
@@ -75,7 +83,9 @@ def without_gaps(reading: Tensor, what: str) -> None:
 
 
 def spans_of(on: Tensor) -> Tensor:
-    """The spans (i, j), both ends included, outer ones first: bool ``[*batch, n, n]`` -> ``[*batch, m, 2]``."""
+    """The spans (i, j), both ends included, outer ones first: bool ``[*batch, n, n]`` ->
+    ``[*batch, m, 2]``.
+    """
     n = on.shape[-1]
     found = coordinates(members(on.flip(-1).flatten(-2)), (n, n))
     end = torch.where(found[..., 1] < 0, NOTHING, n - 1 - found[..., 1])
@@ -83,22 +93,27 @@ def spans_of(on: Tensor) -> Tensor:
 
 
 def outer_first(spans: Tensor, n: int) -> Tensor:
-    """``[*batch, m, 2 + more]`` in the order of :func:`spans_of`, in which left halves follow their span."""
+    """``[*batch, m, 2 + more]`` in the order of :func:`spans_of`, where a left half comes right
+    after its span.
+    """
     key = spans[..., 0] * (n + 1) + n - spans[..., 1]
     key = torch.where(spans[..., 0] < 0, n * (n + 2), key)
     return spans.gather(-2, key.argsort(dim=-1, stable=True)[..., None].expand(spans.shape))
 
 
 def halves(spans: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the halves of spans stand among them: ``[*batch, m, 2 + more]``, outer ones first -> indices of left and
-    right ones, ``[*batch, m]``, both -1 for a single position and :data:`NO_PART` where the spans are no binary tree.
+    """The positions of the halves of spans among the spans.
+
+    The spans are ``[*batch, m, 2 + more]``, outer ones first. The results are indices of the left
+    and the right halves, ``[*batch, m]`` each. Both are -1 for a single position, and
+    :data:`NO_PART` if the spans are no binary tree.
     """
     start, end = spans[..., 0], spans[..., 1]
     count = spans.shape[-2]
     own = torch.arange(count, device=spans.device)
     left = (own + 1).expand(start.shape)
     middle = end.gather(-1, left.clamp_max(max(count - 1, 0)))
-    right = own + 2 * (middle - start + 1)  # behind the 2 k - 1 spans of a left half of k positions
+    right = own + 2 * (middle - start + 1)  # after the 2 k - 1 spans of a left half of k positions
     inside = (left < count) & (right > left) & (right < count)
     safe = torch.where(inside, right, 0)
     meets = (start.gather(-1, left.clamp_max(max(count - 1, 0))) == start) & (start.gather(-1, safe) == middle + 1)
@@ -109,7 +124,7 @@ def halves(spans: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def heads(vertex: Tensor) -> Tensor:
-    """The row of the entry in every column: ``[*batch, n, n]`` -> ``[*batch, n]``, -1 where there is none."""
+    """The row of the entry in every column: ``[*batch, n, n]`` -> ``[*batch, n]``, -1 for none."""
     on = vertex.detach() > 0
     if not on.numel():
         return torch.full(on.shape[:-1], NOTHING, device=on.device)
@@ -117,21 +132,22 @@ def heads(vertex: Tensor) -> Tensor:
 
 
 def entries_of_heads(reading: Tensor) -> Tensor:
-    """The entries of ``[n, n]`` that :func:`heads` reads as ``[*batch, n]``."""
+    """The entries of ``[n, n]`` for the heads ``[*batch, n]`` that :func:`heads` returns."""
     n = reading.shape[-1]
     column = torch.arange(n, device=reading.device).expand(reading.shape)
     return entries(torch.stack([reading, torch.where(reading < 0, reading, column)], -1), (n, n))
 
 
 def among_touched(vertex: Tensor) -> Tensor:
-    """The pairs of nodes that edges touch: ``[*batch, n, n]``, bool."""
+    """The pairs of touched nodes: ``[*batch, n, n]``, bool."""
     touched = (vertex > 0).any(-1) | (vertex > 0).any(-2)
     return touched[..., :, None] & touched[..., None, :]
 
 
 def transitions(before: Tensor, after: Tensor, shape: Sequence[int]) -> Tensor:
-    """Entries of ``[steps, C, C]`` for labels before and after every step, ``[*batch, steps]``; none where a label is
-    missing.
+    """Entries of ``[steps, C, C]`` for the labels before and after every step, ``[*batch, steps]``.
+
+    There is no entry if a label is missing.
     """
     step = torch.arange(after.shape[-1], device=after.device).expand(after.shape)
     missing = (before < 0) | (after < 0)
@@ -139,7 +155,9 @@ def transitions(before: Tensor, after: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def at_spans(values: Tensor, spans: Tensor) -> Tensor:
-    """``[*batch, n, n]`` at the spans ``[*batch, m, 2]``: ``[*batch, m]``, -1 where there is none."""
+    """The values ``[*batch, n, n]`` at the spans ``[*batch, m, 2]``: ``[*batch, m]``, -1 for no
+    span.
+    """
     n = values.shape[-1]
     index = spans[..., 0] * n + spans[..., 1]
     return torch.where(index < 0, NOTHING, values.flatten(-2).gather(-1, index.clamp_min(0)))
@@ -152,16 +170,20 @@ def labelled_spans(on: Tensor) -> Tensor:
 
 
 def covered_words(vertex: Tensor) -> Tensor:
-    """The spans up to the last word of a tree ``[*batch, n, n, R]``: bool ``[*batch, 1, n, 1]``."""
+    """The spans that end at or before the last word of a tree ``[*batch, n, n, R]``: bool
+    ``[*batch, 1, n, 1]``.
+    """
     return (vertex > 0).any(-1).any(-2)[..., None, :, None]
 
 
 def brackets(spans: Tensor | Sequence[Sequence[int]], names: Sequence[str] | None = None) -> str:
-    """One tree in brackets, e.g. ``(0 (1 0) (0 (1 1) (1 2)))``: every span with its label, then its halves or its word.
+    """One tree in brackets, e.g. ``(0 (1 0) (0 (1 1) (1 2)))``.
+
+    Every span has its label, followed by its halves or its word.
 
     Args:
-        spans: ``[m, 3 or more]`` as ``read`` of grammars and constituency trees gives them.
-        names: of the labels; None: their numbers.
+        spans: ``[m, 3 or more]``, from ``read`` of grammars and constituency trees.
+        names: names of the labels; None: their numbers.
     """
     rows = [tuple(map(int, row[:3])) for row in spans if int(row[0]) >= 0]
     text, open_ = "", []

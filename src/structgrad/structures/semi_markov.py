@@ -68,8 +68,10 @@ class SemiMarkov(Derivations):
         return super().parts(scores, mask) & (end < scores.shape[-4])[:, :, None, None]
 
     def read(self, vertex: Tensor) -> Tensor:
-        """The segments (first position, last position, label), in order: int64 ``[*batch, m, 3]``, -1 behind the last
-        one. A sequence of one position has no part that says its label: it has no segment.
+        """The segments (first position, last position, label), in order: int64 ``[*batch, m, 3]``.
+
+        They are -1 after the last one. A sequence of one position has no part that says its label,
+        so it has no segment.
         """
         index = readings.members((vertex.detach() > 0).flatten(-4))
         at = readings.coordinates(index, vertex.shape[-4:])

@@ -37,13 +37,14 @@ ESTIMATOR_METRICS = (
 
 @dataclass
 class Predictions:
-    """What a model says of the examples of a batch; for an evaluation, which writes it down.
+    """A model's predictions for the examples of a batch, which an evaluation writes to a file.
 
     Attributes:
-        prediction: ``[batch, ...]``, or a list of what JSON can hold.
-        target: likewise; NaN or None where it is not known.
-        vertices: one an example, ``[*parts]`` each, without padding, hard or relaxed; None without a latent variable.
-        text: the examples in words, where they are such.
+        prediction: ``[batch, ...]``, or a list of values that JSON can hold.
+        target: likewise; NaN or None if it is unknown.
+        vertices: one an example, ``[*parts]`` each, without padding, hard or relaxed; None without
+            a latent variable.
+        text: the examples as words, if they are words.
     """
 
     prediction: Tensor | Sequence[Any]
@@ -54,12 +55,12 @@ class Predictions:
 
 @dataclass
 class Evaluation:
-    """What a task that is not trained is tested on, see :attr:`Task.evaluation`.
+    """The test of a task that is not trained, see :attr:`Task.evaluation`.
 
     Attributes:
-        split: whose examples.
-        data: other data than those of the training, of the same kind; None: those.
-        record: gets what :class:`StepOutput` says of every batch, in the order of the data.
+        split: the split whose examples are tested.
+        data: other data than those of the training, of the same kind; None: the same data.
+        record: receives the :class:`StepOutput` of every batch, in the order of the data.
     """
 
     split: Split = "test"
@@ -76,8 +77,8 @@ class StepOutput:
         metrics: name -> scalar tensor (a mean over the batch), or a ``(sum, count)`` pair for
             ratios whose denominator differs by batch.
         size: number of examples, the weight of the means.
-        predictions: makes :class:`Predictions` of the batch; None in training, and for a task that has none. Called
-            by an evaluation only.
+        predictions: a function that makes the :class:`Predictions` of the batch, which only an
+            evaluation calls. None in training, and for a task without predictions.
     """
 
     loss: Tensor
@@ -123,9 +124,10 @@ class Task(pl.LightningModule, abc.ABC):
         self.structure = structure
         self.estimator = estimator
         self.make_optimizer = optimizer
-        #: Of the learning rates, in the place of :meth:`learning_rates`; see :meth:`follow`.
+        #: The schedule of the learning rates, which replaces :meth:`learning_rates`; see
+        #: :meth:`follow`.
         self.schedule: Schedule | None = None
-        #: What a test tests, of a task that is not to be trained; None: the test set of its own data.
+        #: The test of a task that is not trained; None: the test set of its own data.
         self.evaluation: Evaluation | None = None
         self._sums: dict[str, list[Tensor]] = {}
         #: If set, :meth:`training_step` calls this instead of :meth:`step`: the same function,
@@ -166,14 +168,16 @@ class Task(pl.LightningModule, abc.ABC):
         return []
 
     def learning_rates(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
-        """The task's own schedule, which advances with every training step; None for a constant rate."""
+        """The task's own schedule, which advances with every training step; None for a constant
+        rate.
+        """
         return None
 
     def follow(self, schedule: Schedule) -> None:
         """Let the learning rates follow a schedule (``task.schedule``).
 
         Raises:
-            ValueError: if the task has a schedule of its own that is not constant.
+            ValueError: if the task has its own schedule and that is not constant.
         """
         if type(self).learning_rates is not Task.learning_rates:
             raise ValueError(f"{type(self).__name__} has a schedule of its own; leave task.schedule out")
@@ -188,7 +192,7 @@ class Task(pl.LightningModule, abc.ABC):
 
     @property
     def source(self) -> Any:
-        """The data whose :meth:`batches` are asked for: the task's own ``data``, or others, of an evaluation."""
+        """The data of :meth:`batches`: the task's own ``data``, or others in an evaluation."""
         other = None if self.evaluation is None else self.evaluation.data
         return self.data if other is None else other
 
@@ -249,7 +253,7 @@ class Task(pl.LightningModule, abc.ABC):
     # --- Lightning ------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> Steps:
-        """Training batches, over and over until the trainer's ``max_steps``."""
+        """Training batches, repeated until the trainer's ``max_steps``."""
         return Steps(self._share("train"), self.trainer.max_steps, self.trainer.accumulate_grad_batches)
 
     def val_dataloader(self) -> Batches:

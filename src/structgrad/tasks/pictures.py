@@ -1,4 +1,4 @@
-"""Pictures that tasks share."""
+"""Pictures that several tasks use."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def draw_samples(images: Tensor, file: Path) -> Path:
 
     Args:
         images: ``[rows, columns, pixels, channels]``, values 0 to 1, row by row; 1 or 3 channels.
-        file: where to.
+        file: path of the picture.
     """
     rows, columns, pixels, channels = images.shape
     side = math.isqrt(pixels)
     grid = images.reshape(rows, columns, side, side, channels).permute(0, 2, 1, 3, 4)
     figure = Figure(figsize=(0.5 * columns + 0.2, 0.5 * rows + 0.2), layout="constrained")
     axes = figure.subplots()
-    # The colour map is for one channel.
+    # The colour map applies to one channel.
     axes.imshow(grid.reshape(rows * side, columns * side, channels).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_axis_off()
     return pictures.save(figure, file)
@@ -36,8 +36,8 @@ def draw_history(history: Mapping[str, list[float]], titles: Mapping[str, str], 
 
     Args:
         history: metric -> its value at every validation.
-        titles: metric -> what it is, for the axis; a panel each. Shares are drawn from 0 to 1, other numbers, where
-            they span more than a factor of 5, on a logarithmic axis.
+        titles: metric -> title of its axis; each has a panel. Fractions are drawn from 0 to 1.
+            Other numbers have a logarithmic axis if they span more than a factor of 5.
         file: path of the picture.
     """
     figure = Figure(figsize=(5, 0.5 + 1.9 * len(titles)), layout="constrained")

@@ -1,7 +1,8 @@
-"""How the learning rate of any task changes over its training: ``task.schedule=warmup``, ``cosine`` or ``step``.
+"""Schedules of the learning rate for any task: ``task.schedule=warmup``, ``cosine`` or ``step``.
 
-A schedule is a factor on the optimizer's rates, a function of the step alone: what is continued after a kill has the
-same rates. All lengths are shares of the training (``trainer.max_steps``), so that a schedule fits every budget.
+A schedule is a factor on the optimizer's rates. It is a function of the step alone, so a run that
+continues after a kill has the same rates. All lengths are fractions of the training
+(``trainer.max_steps``), so a schedule fits every budget.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from structgrad.common.ranges import check_range
 class Schedule(abc.ABC):
     """A factor on the learning rates, after a linear warm-up.
 
-    In the warm-up of w steps the factor of step t = 0, 1, ... is ``(t + 1) / w`` (Goyal et al. 2017, section 2.2).
+    In the warm-up of w steps the factor of step t = 0, 1, ... is ``(t + 1) / w`` (Goyal et al.
+    2017, section 2.2).
 
     Args:
-        warmup: share of the training steps.
+        warmup: fraction of the training steps.
 
     Raises:
-        ValueError: for a share outside of [0, 1).
+        ValueError: for a fraction outside of [0, 1).
     """
 
     def __init__(self, *, warmup: float = 0.0) -> None:
@@ -34,11 +36,11 @@ class Schedule(abc.ABC):
         self.warmup = warmup
 
     def factor(self, step: int, steps: int) -> float:
-        """Of the rates in a training step.
+        """The factor of the rates in a training step.
 
         Args:
-            step: from 0.
-            steps: of the training.
+            step: the step, from 0.
+            steps: number of steps of the training.
         """
         warm = round(self.warmup * steps)
         if step < warm:
@@ -50,17 +52,17 @@ class Schedule(abc.ABC):
         """The factor after the warm-up.
 
         Args:
-            step: from 0, the first after the warm-up.
-            steps: after the warm-up.
-            share: of the whole training that is done, warm-up included.
+            step: the step, from 0, the first after the warm-up.
+            steps: number of steps after the warm-up.
+            share: fraction of the whole training that is done, warm-up included.
         """
 
     def over(self, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
         """Torch's scheduler, which advances every step.
 
         Args:
-            optimizer: whose rates.
-            steps: of the training.
+            optimizer: the optimizer with the rates.
+            steps: number of steps of the training.
         """
         return LambdaLR(optimizer, lambda step: self.factor(step, steps))
 
@@ -69,7 +71,7 @@ class WarmUp(Schedule):
     """The warm-up, then the optimizer's rate.
 
     Args:
-        warmup: share of the training steps.
+        warmup: fraction of the training steps.
     """
 
     def after_warmup(self, step: int, steps: int, share: float) -> float:
@@ -78,14 +80,15 @@ class WarmUp(Schedule):
 
 
 class Cosine(Schedule):
-    """The warm-up, then half a cosine down to a share of the rate (Loshchilov and Hutter 2017, without restarts).
+    """The warm-up, then half a cosine down to a fraction of the rate (Loshchilov and Hutter 2017,
+    without restarts).
 
     Args:
         final: the factor at the end of the training.
-        warmup: share of the training steps.
+        warmup: fraction of the training steps.
 
     Raises:
-        ValueError: for a share outside of [0, 1), or a factor outside of [0, 1].
+        ValueError: for a fraction outside of [0, 1), or a factor outside of [0, 1].
     """
 
     def __init__(self, *, final: float = 0.0, warmup: float = 0.0) -> None:
@@ -102,13 +105,13 @@ class Step(Schedule):
     """The warm-up, then the rate, multiplied by a factor at each of some points.
 
     Args:
-        factor: at each of them.
-        at: shares of the training, in ascending order.
-        warmup: share of the training steps; ends before the first of them.
+        factor: the factor at each point.
+        at: the points, as ascending fractions of the training.
+        warmup: fraction of the training steps; it ends before the first point.
 
     Raises:
-        ValueError: for shares outside of (0, 1), not ascending, or within the warm-up, or a factor that is not
-            positive.
+        ValueError: for points outside of (0, 1), not ascending, or within the warm-up; for a factor
+            that is not positive.
     """
 
     def __init__(self, *, factor: float = 0.1, at: Sequence[float] = (0.5, 0.75), warmup: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Aim, whose own logger is in its package."""
+"""The logger of Aim, whose own logger is in its package."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from structgrad.training.loggers import log_picture
 
 
 class Aim(AimLogger):  # type: ignore[misc]
-    """Aim's logger; a run that continues is found by its name, as Aim makes up the hashes itself.
+    """Aim's logger. Aim makes the hashes itself, so a run that continues is found by its name.
 
     Args:
-        name: of the run.
-        experiment: to which it belongs.
-        repo: the folder of Aim's data, which is made.
-        options: of Aim's logger.
+        name: name of the run.
+        experiment: the experiment of the run.
+        repo: the folder of Aim's data; it is created.
+        options: options of Aim's logger.
     """
 
     def __init__(self, name: str, experiment: str, repo: str, **options: Any) -> None:

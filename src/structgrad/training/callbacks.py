@@ -33,7 +33,9 @@ class ProgressBar(TQDMProgressBar):
 
     @property
     def total_train_batches(self) -> int:
-        """Of the whole training; Lightning's is what is left of it when a run was resumed."""
+        """The number of batches of the whole training. Lightning's number is the rest after a run
+        was resumed.
+        """
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *arguments: Any) -> None:

@@ -131,7 +131,9 @@ def expanded(path: str | None) -> str | None:
 
 
 def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:
-    """Structure and estimator of a settled configuration, which need no task and much less time to import."""
+    """Structure and estimator of a settled configuration. They need no task and much less time to
+    import.
+    """
     structure: Structure = make(config, "structure", Structure)
     if not structure.is_latent:
         return structure, None
@@ -139,9 +141,9 @@ def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:
 
 
 def build_task(config: DictConfig, structure: Structure, estimator: Estimator | None) -> Task:
-    """The task over them; touches no data."""
+    """The task over them; it reads no data."""
     schedule = None
-    if OmegaConf.is_dict(config.task) and "schedule" in config.task:  # of any task: no constructor need take it
+    if OmegaConf.is_dict(config.task) and "schedule" in config.task:  # for any task: no constructor needs to take it
         if config.task.schedule is not None:
             schedule = make(config, "task.schedule", Schedule)
         config = copy.deepcopy(config)
@@ -188,16 +190,16 @@ def assemble(config: DictConfig, chosen: Mapping[str, str] | None = None) -> Tas
 
 
 def make(config: DictConfig, key: str, kind: type, **objects: Any) -> Any:
-    """Build what a key of a configuration describes.
+    """Build the object that a key of a configuration describes.
 
     Args:
-        config: the whole, to which references are resolved.
-        key: with dots.
-        kind: what it must be.
+        config: the whole configuration, in which references are resolved.
+        key: the key, with dots.
+        kind: the class that it must have.
         objects: further arguments of its constructor.
 
     Raises:
-        ConfigurationError: in one line.
+        ConfigurationError: one line.
     """
     try:
         node = OmegaConf.to_container(OmegaConf.select(config, key), resolve=True, throw_on_missing=True)

@@ -14,7 +14,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count: Ctrl-C
 #: Budgets that every task has: the paper's protocol, minutes on two cores, seconds.
 BUDGETS = ("paper", "quick", "smoke")
 
-#: Groups whose choices say what a run is, in summaries and on dashboards.
+#: Groups whose choices identify a run in summaries and on dashboards.
 CHOICES = ("task", "structure", "estimator", "budget", "data", "experiment")
 
 #: Top-level keys that do not decide a result: folders, loggers, the search space of a sweep.

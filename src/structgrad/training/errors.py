@@ -13,7 +13,7 @@ from structgrad.common import renamed
 from structgrad.common.text import first_line, nearest
 from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR, EXIT_INTERRUPTED
 
-#: Groups that a user chooses from, in this order in the help; the others are chosen by these.
+#: Groups from which a user chooses, in the order of the help. The other groups follow from these.
 GROUPS = (
     "task",
     "structure",

@@ -1,4 +1,4 @@
-"""A finished run's best model on any data of its task: metrics, and what it says of every example."""
+"""A finished run's best model on any data of its task: metrics, and predictions for every example."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from structgrad.training.stored import configuration, summary_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Endings of a file of predictions.
+#: Suffixes of a file of predictions.
 FORMATS = (".parquet", ".jsonl")
 _SPLITS = ("val", "test")
 _ACCELERATOR = "trainer.accelerator"
@@ -40,13 +40,13 @@ _ACCELERATOR = "trainer.accelerator"
 
 @dataclass
 class Evaluated:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
         metrics: by name, with the split before it.
-        examples: how many there are predictions of; None for a task that makes none.
+        examples: the number of examples with predictions; None for a task without predictions.
         predictions: the file of predictions, if any.
-        file: where the metrics are.
+        file: the file of the metrics.
     """
 
     metrics: dict[str, float]
@@ -64,21 +64,23 @@ def evaluate(
     out: Path | None = None,
     searchpath: Sequence[str] = (),
 ) -> Evaluated:
-    """Test the best model of a finished run; nothing of the run is changed.
+    """Test the best model of a finished run. The run is not changed.
 
     Args:
-        folder: of the run.
-        overrides: ``task.*``, ``paths.*`` and ``trainer.accelerator`` -> value. What is within ``task.data``, and
-            ``paths.test_file``, says which data are tested; the model keeps what it knows of those of its training.
-        data: another data set of the task, its node of a configuration.
+        folder: folder of the run.
+        overrides: ``task.*``, ``paths.*`` and ``trainer.accelerator`` -> value. Keys within
+            ``task.data``, and ``paths.test_file``, decide which data are tested. The model keeps
+            its facts about the training data.
+        data: another data set of the task, as its node of a configuration.
         split: ``val`` or ``test``.
-        out: the file of predictions, ``.parquet`` or ``.jsonl``; metrics go beside it, into ``.json``. None: a file in
-            the folder ``evaluations`` of the run.
-        searchpath: of Hydra; classes of its packages may be built.
+        out: the file of predictions, ``.parquet`` or ``.jsonl``; metrics go beside it, into
+            ``.json``. None: a file in the folder ``evaluations`` of the run.
+        searchpath: Hydra's search path; classes of its packages may be built.
 
     Raises:
-        ConfigurationError: in one line, before anything is tested.
-        RunError: likewise; and if a file of the run is damaged, or data are missing or do not fit the model.
+        ConfigurationError: one line, before anything is tested.
+        RunError: likewise; and if a file of the run is damaged, or data are missing or do not fit
+            the model.
     """
     if split not in _SPLITS:
         raise ConfigurationError(f"split={split}: type split=val or split=test")
@@ -141,7 +143,7 @@ def _changed(config: DictConfig, overrides: Mapping[str, Any], data: DictConfig 
     """A copy with other data and options.
 
     Raises:
-        ConfigurationError: for an option that an evaluation does not take.
+        ConfigurationError: for an option that an evaluation does not accept.
     """
     config = copy.deepcopy(config)
     if data is not None:
@@ -163,7 +165,7 @@ def _changed(config: DictConfig, overrides: Mapping[str, Any], data: DictConfig 
 
 
 def _data(config: DictConfig, overrides: Mapping[str, Any]) -> Any:
-    """The data of a configuration, built beside the task, which has those of its training."""
+    """The data of a configuration, built beside the task, which keeps those of its training."""
     node = OmegaConf.to_container(config.task, resolve=True)
     check_node("task", node, ("structure", "estimator"))
     file = config.paths.test_file
@@ -173,7 +175,7 @@ def _data(config: DictConfig, overrides: Mapping[str, Any]) -> Any:
 
 
 def _digest(config: DictConfig) -> str:
-    """Of what is tested: options, and the content of a file."""
+    """The tested data: options, and the content of a file."""
     content = json.dumps(OmegaConf.to_container(config.task, resolve=True), sort_keys=True, default=str)
     file = config.paths.test_file
     read = Path(file).read_bytes() if file is not None and Path(file).is_file() else b""
@@ -206,10 +208,9 @@ def _tested(task: Task, config: DictConfig, checkpoint: Path) -> dict[str, float
 class Recorded:
     """Predictions of all batches.
 
-    Args:
-        structure: reads the vertices.
-        required: refuse a task that makes no predictions.
-        task: its name, for messages.
+    structure: reads the vertices.
+    required: refuse a task that makes no predictions.
+    task: name of the task, for messages.
     """
 
     structure: Structure
@@ -222,7 +223,7 @@ class Recorded:
         """Add a batch.
 
         Raises:
-            ValueError: if predictions are required and there are none.
+            ValueError: if predictions are required and missing.
         """
         if predictions is None:
             if self.required:
@@ -247,14 +248,14 @@ class Recorded:
                 self.columns.setdefault(name, []).append(kept)
 
     def _read(self, vertex: Tensor) -> Any:
-        """As integers; the nearest vertex of a relaxed one."""
+        """The vertices as integers; for a relaxed one, the nearest vertex."""
         vertex = vertex.detach().cpu()
         if not bool(((vertex == 0) | (vertex == 1)).all()):
             vertex = self.structure.argmax(vertex)
         return self.structure.read(vertex).tolist()
 
     def as_parquet(self) -> bytes:
-        """One row an example."""
+        """Write one row for each example."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -266,7 +267,7 @@ class Recorded:
         return buffer.getvalue()
 
     def as_lines(self) -> bytes:
-        """One JSON object an example."""
+        """Write one JSON object for each example."""
         lists = {name: [value for part in parts for value in _plain(part)] for name, parts in self.columns.items()}
         lists.setdefault("vertex", [None] * (self.examples or 0))
         rows = (dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
@@ -274,14 +275,14 @@ class Recorded:
 
 
 def _plain(part: Tensor | list[Any]) -> list[Any]:
-    """As JSON has it, which knows no NaN."""
+    """A value in the form of JSON, which has no NaN."""
     if not isinstance(part, Tensor):
         return part
     return [None if isinstance(value, float) and math.isnan(value) else value for value in part.tolist()]
 
 
 def _column(parts: Sequence[Tensor | list[Any]]) -> pa.Array:
-    """``[n]`` or lists of lists; NaN is null where the values are single numbers."""
+    """``[n]`` or lists of lists; NaN becomes null if the values are single numbers."""
     import pyarrow as pa
 
     if not isinstance(parts[0], Tensor):

@@ -105,7 +105,7 @@ def _fit(
             precision=config.trainer.precision,
             max_steps=config.trainer.max_steps,
             gradient_clip_val=config.trainer.gradient_clip_val,
-            # Lightning counts the batches between two validations, and everything else in steps.
+            # Lightning counts batches between two validations, and steps everywhere else.
             val_check_interval=config.trainer.val_every_n_steps * config.trainer.accumulate_grad_batches,
             accumulate_grad_batches=config.trainer.accumulate_grad_batches,
             log_every_n_steps=config.trainer.log_every_n_steps,
@@ -183,7 +183,7 @@ def products_in(precision: str) -> Iterator[None]:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Within, Lightning's warnings are not shown: what a run prints is ours."""
+    """A context in which Lightning's warnings are not shown, because a run prints only our lines."""
     with warnings.catch_warnings():
         for module in ("pytorch_lightning", "lightning_fabric"):
             warnings.filterwarnings("ignore", module=module)
@@ -191,17 +191,18 @@ def without_warnings() -> Iterator[None]:
 
 
 class Seeded(pl.Callback):
-    """Seeds what a test draws when the model is made and loaded, so that it draws what it drew after the training.
+    """Seeds the random numbers of a test when the model is made and loaded, so that they equal
+    those after the training.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed."""
+        """Set the seed."""
         seed_everything(self.seed)
 
 
@@ -233,9 +234,9 @@ def test(task: Task, options: DictConfig, seed: int, checkpoint: Path) -> dict[s
 
     Args:
         task: newly built.
-        options: ``trainer``, of which the hardware and the precision matter.
-        seed: of what is drawn.
-        checkpoint: whose weights are tested.
+        options: ``trainer``; only the hardware and the precision matter.
+        seed: seed of the random numbers.
+        checkpoint: the file with the weights.
     """
     rank_zero_only.rank = 0  # type: ignore[attr-defined]  # see `fit`
     trainer = pl.Trainer(
@@ -259,7 +260,7 @@ def _step_of(checkpoint: str | Path) -> int:
 
 @contextmanager
 def _services(run: Run) -> Iterator[list[Logger]]:
-    """The loggers of the configuration, which are let go of in the end."""
+    """The loggers of the configuration; their services are released at the end."""
     loggers: list[Logger] = []
     failed = True
     try:

@@ -75,8 +75,8 @@ def read_summary(folder: Path, name: str | None = None) -> dict[str, Any] | None
     """The summary of a finished run; None if it is not finished.
 
     Args:
-        folder: of the run, wherever it was moved to.
-        name: of the run; None for whatever run it is.
+        folder: folder of the run, wherever it is now.
+        name: name of the run; None for any run.
 
     Raises:
         RunError: if the file is damaged or belongs to another run.
@@ -116,15 +116,15 @@ def is_sealed(file: Path) -> bool:
 
 
 def read_checkpoint(path: Path, name: str, advice: str) -> dict[str, Any]:
-    """A checkpoint of a run; tensors and plain values only, nothing that a pickle could call.
+    """A checkpoint of a run. It has only tensors and plain values, which no pickle could execute.
 
     Args:
-        path: of the file.
-        name: of the run.
-        advice: what to do if it is not that, for the message.
+        path: path of the file.
+        name: name of the run.
+        advice: advice for the message of an error.
 
     Raises:
-        RunError: in one line.
+        RunError: one line.
     """
     content: dict[str, Any] = {}
     try:

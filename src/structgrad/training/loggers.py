@@ -1,4 +1,4 @@
-"""The metrics file of a run folder, and what dashboards get of a run: hyper-parameters, metrics, pictures."""
+"""The metrics file of a run folder, and the hyper-parameters, metrics and pictures for dashboards."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _HEAD = ["step", "metric", "value"]
 
 
 def hyperparameters(run: Run) -> dict[str, Any]:
-    """What dashboards set against the metrics of a run, flat: its choices and seed, then every setting as ``with/...``.
+    """The values that dashboards compare with a run's metrics: choices, seed, then every setting as
+    ``with/...``.
 
-    Dashboards sort columns by name; ``with`` comes after the names of the choices. Where things are, who is told and
-    what a sweep would try are left out.
+    Dashboards sort columns by name, and ``with`` comes after the names of the choices. Folders,
+    loggers and the search space of a sweep are left out.
     """
     chosen = {group: run.choices[group] for group in contract.CHOICES if run.choices.get(group) is not None}
     if run.config.estimator is None:
@@ -114,18 +115,20 @@ class MetricsFile(Logger):
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger, without the summary by which the first run decides the columns of all runs in *HParams*."""
+    """Lightning's logger without its first summary, by which the first run would decide all columns
+    in *HParams*.
+    """
 
     @rank_zero_only
     def log_hyperparams(  # type: ignore[override]
         self, params: Mapping[str, Any], metrics: Mapping[str, float] | None = None, step: int | None = None
     ) -> None:
-        """Set them against the final metrics; without these nothing is written yet.
+        """Compare them with the final metrics; without these nothing is written yet.
 
         Args:
             params: name -> value, flat.
-            metrics: of the finished run.
-            step: of its end.
+            metrics: metrics of the finished run.
+            step: the last step.
         """
         from torch.utils.tensorboard.summary import hparams
 
@@ -153,13 +156,16 @@ class WandbSteps(WandbLogger):
 
 
 class MLflow(MLFlowLogger):
-    """Lightning's logger; a run that continues is found by its name, as MLflow makes up the ids itself.
+    """Lightning's logger. MLflow makes the ids itself, so a run that continues is found by its
+    name.
 
     Args:
-        name: of the run.
-        experiment: to which it belongs; made if there is none.
-        tracking_uri: of a server (``https://...``), or a database (``sqlite:///runs/mlflow.db``), which is made.
-        artifacts: the folder for pictures, where the database is one of this machine; a server has its own.
+        name: name of the run.
+        experiment: the experiment of the run; it is created if it does not exist.
+        tracking_uri: a server (``https://...``), or a database (``sqlite:///runs/mlflow.db``),
+            which is created.
+        artifacts: the folder for pictures, if the database is on this machine; a server has its
+            own.
     """
 
     def __init__(self, name: str, experiment: str, tracking_uri: str, artifacts: str, **options: Any) -> None:
@@ -171,7 +177,8 @@ class MLflow(MLFlowLogger):
             place.mkdir(parents=True, exist_ok=True)
         client = mlflow.MlflowClient(tracking_uri)
         found = None
-        # Workers of a sweep start together, and only one of them can make a database or an experiment.
+        # Workers of a sweep start together, but only one of them can create a database or an
+        # experiment.
         with nullcontext() if place is None else FileLock(place / "mlflow.lock"):
             known = client.get_experiment_by_name(experiment)
             if known is None:
@@ -187,7 +194,9 @@ class MLflow(MLFlowLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # type: ignore[override]
-        """A run that continues, perhaps on other hardware, keeps those of its start: MLflow lets none change."""
+        """A run that continues, perhaps on other hardware, keeps its first values, because MLflow
+        allows no change.
+        """
         known = self.experiment.get_run(self.run_id).data.params
         super().log_hyperparams({name: value for name, value in params.items() if name not in known})
 
@@ -196,18 +205,20 @@ class Comet(CometLogger):
     """Lightning's logger, with an experiment key that follows from the name of the run.
 
     Args:
-        name: of the run.
-        offline: whether archives are left to be sent by ``comet upload``.
-        offline_directory: where; every start has a folder of its own there. The client draws the names of archives
-            from a generator that a run seeds, and would write over those of the start before.
-        options: of Lightning's logger and of Comet's experiments.
+        name: name of the run.
+        offline: whether archives are left for ``comet upload``.
+        offline_directory: the folder of the archives; every start has its own folder there. The
+            client draws the names of archives from a generator that a run seeds, so it would
+            overwrite those of the start before.
+        options: options of Lightning's logger and of Comet's experiments.
     """
 
     def __init__(self, name: str, *, offline: bool, offline_directory: str, **options: Any) -> None:
         start = Path(offline_directory) / datetime.now().strftime("%Y%m%d-%H%M%S")
         if offline:
             start.mkdir(parents=True)
-        # To the client 0 is offline as well; at False itself Lightning disables the experiment, and nothing is kept.
+        # The client treats 0 as offline as well. With False itself, Lightning disables the
+        # experiment and keeps nothing.
         online: Any = 0 if offline else True
         super().__init__(
             experiment_key=key_of(name),
@@ -220,18 +231,18 @@ class Comet(CometLogger):
 
 
 class Trackio(Logger):
-    """Trackio, whose data are in a folder; of one run all that has its name.
+    """Trackio, whose data are in a folder. All data with the name of a run belong to it.
 
     Args:
-        name: of the run.
-        project: to which it belongs.
-        folder: of Trackio's data on this machine.
-        options: of ``trackio.init``, e.g. ``space_id``, where the dashboard is on the hub.
+        name: name of the run.
+        project: the project of the run.
+        folder: folder of Trackio's data on this machine.
+        options: options of ``trackio.init``, e.g. ``space_id``, the dashboard's place on the hub.
     """
 
     def __init__(self, name: str, project: str, folder: str, **options: Any) -> None:
         super().__init__()
-        os.environ.setdefault("TRACKIO_DIR", folder)  # which is read once, when it is imported
+        os.environ.setdefault("TRACKIO_DIR", folder)  # Trackio reads it once, when it is imported
         import trackio
 
         self._trackio, self._name, self._project = trackio, name, project
@@ -239,7 +250,7 @@ class Trackio(Logger):
 
     @property
     def name(self) -> str:
-        """Of the project."""
+        """The name of the project."""
         return self._project
 
     @property
@@ -249,7 +260,7 @@ class Trackio(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # type: ignore[override]
-        """Start or continue the run, of which they are the configuration."""
+        """Start or continue the run with these parameters as its configuration."""
         self._trackio.init(self._project, self._name, config=dict(params), resume="allow", **self._options)
 
     @rank_zero_only
@@ -264,23 +275,24 @@ class Trackio(Logger):
 
     @rank_zero_only
     def end(self) -> None:
-        """Send what is left."""
+        """Send the rest."""
         self._trackio.finish()
 
 
 def key_of(name: str) -> str:
-    """Forty hexadecimal digits, for services whose ids may not be the name of a run."""
+    """Forty hexadecimal digits, for services whose ids cannot be the name of a run."""
     return hashlib.sha1(name.encode()).hexdigest()
 
 
 @singledispatch
 def log_picture(logger: Logger, picture: Path, step: int) -> None:
-    """Show a picture of a run beside its metrics, by whatever means a logger has; those without any are left alone.
+    """Show a picture of a run beside its metrics, in the way of its logger; loggers without
+    pictures are skipped.
 
     Args:
-        logger: of ours, or Lightning's own.
+        logger: ours, or Lightning's own.
         picture: a PNG file.
-        step: of the end of training.
+        step: the last step of the training.
     """
 
 
@@ -313,10 +325,10 @@ def _(logger: Trackio, picture: Path, step: int) -> None:
 
 @singledispatch
 def end(logger: Logger, failed: bool) -> None:
-    """Let go of a service: the next run of this process (``-m``) is another one there.
+    """Release a service, so that the next run of this process (``-m``) is another run there.
 
     Args:
-        logger: of ours, or Lightning's own; most have nothing to let go of.
+        logger: ours, or Lightning's own; most have nothing to release.
         failed: whether the run did not finish.
     """
 

@@ -247,14 +247,14 @@ def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
 
 
 def imported(key: str, path: Any) -> Any:
-    """What a dotted path names.
+    """The object that a dotted path names.
 
     Args:
-        key: of the node whose ``_target_`` it is, for messages.
-        path: of a class.
+        key: key of the node with this ``_target_``, for messages.
+        path: path of a class.
 
     Raises:
-        ConfigurationError: in one line.
+        ConfigurationError: one line.
     """
     try:
         return get_object(path)

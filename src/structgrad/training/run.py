@@ -166,7 +166,7 @@ def _say_what_is_not_logged(run: Run) -> None:
     """A finished run logs nothing more; say how to send it to a dashboard."""
     services = sorted(str(name) for name in run.config.get("logger") or {} if name != "tensorboard")
     if services:
-        left = {"wandb sync": "wandb/offline-run-*", "comet upload": "comet/*/*.zip"}  # by runs without a network
+        left = {"wandb sync": "wandb/offline-run-*", "comet upload": "comet/*/*.zip"}  # from runs without a network
         found = {command: sorted(run.folder.glob(pattern)) for command, pattern in left.items()}
         kept = [f"{command} {parts[-1]}" for command, parts in found.items() if parts]
         how = " and ".join(kept) or "paths.runs=<another folder> makes it again, and logs it"
@@ -195,7 +195,9 @@ def _keep(summary: dict[str, Any], this: Run) -> None:
 
 
 def _test_on(task: Task, this: Run, file: Path) -> None:
-    """Test the finished model on a published file; files of equal names do not overwrite each other's results."""
+    """Test the finished model on a published file. Files with equal names do not overwrite each
+    other's results.
+    """
     from structgrad.training.fit import test
 
     folder = this.folder

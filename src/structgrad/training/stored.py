@@ -1,4 +1,6 @@
-"""The configuration that a run's folder keeps. The folder may be somebody else's: nothing in it is built unseen."""
+"""The configuration in a run's folder. The folder may come from anybody, so it is checked before
+anything is built.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,9 @@ from structgrad.training.errors import ConfigurationError, RunError
 from structgrad.training.folder import read_summary
 from structgrad.training.options import CONFIGS, imported
 
-#: Whose classes a stored configuration may name.
+#: Packages whose classes a stored configuration may name.
 _OURS = ("structgrad", "torch.optim")
-#: Paths that decide where things are read from; the others belong to a training.
+#: Paths that decide where things are read from. The others belong to a training.
 _PATHS = ("data", "cache", "runs")
 
 
@@ -30,7 +32,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     """The summary of a finished run.
 
     Raises:
-        RunError: in one line that says what to type, if the folder is none of a finished run.
+        RunError: one line that says what to type, if the folder is not that of a finished run.
     """
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; type the folder of a finished run, as train.py printed it")
@@ -39,7 +41,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
         return summary
     if (folder / "config.yaml").exists():
         command = "the command that began it"
-        with suppress(OSError, ValueError, KeyError, TypeError):  # nice to have
+        with suppress(OSError, ValueError, KeyError, TypeError):  # useful, but not needed
             command = json.loads((folder / "environment.json").read_text())["command"] or command
         raise RunError(f"{folder}: this run is not finished; type {command}")
     below = sorted(file.parent for file in folder.glob("**/summary.json"))
@@ -49,18 +51,18 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def configuration(folder: Path, summary: Mapping[str, Any], searchpath: Sequence[str]) -> DictConfig:
-    """What decided a run, to be built again on this machine.
+    """The settings that decided a run, in a form that can be built again on this machine.
 
-    It is that of the summary, which names no folder of a machine, with the paths of ``config.yaml``, on one device of
-    any kind.
+    They are those of the summary, which names no folder of a machine, with the paths of
+    ``config.yaml``, on one device of any kind.
 
     Args:
-        folder: of the run.
-        summary: of the run.
-        searchpath: of Hydra, as the user gave it: classes of its packages may be built.
+        folder: folder of the run.
+        summary: summary of the run.
+        searchpath: the user's Hydra search path: classes of its packages may be built.
 
     Raises:
-        ConfigurationError: in one line, for a class of another package.
+        ConfigurationError: one line, for a class of another package.
         RunError: if the configuration is missing or damaged.
     """
     content = renamed.with_new_names(summary.get("config"))
@@ -76,14 +78,15 @@ def configuration(folder: Path, summary: Mapping[str, Any], searchpath: Sequence
 
 
 def check_trusted(content: Any, searchpath: Iterable[str]) -> None:
-    """Refuse a stored configuration that would build anything but classes of known packages; imports no other.
+    """Refuse a stored configuration that would build anything except classes of known packages. It
+    imports no other.
 
     Args:
         content: dictionaries and lists.
-        searchpath: of Hydra, as the user gave it.
+        searchpath: the user's Hydra search path.
 
     Raises:
-        ConfigurationError: in one line that names the option which allows it.
+        ConfigurationError: one line with the option that allows it.
     """
     own = [place.removeprefix("pkg://").partition(".")[0] for place in searchpath if place.startswith("pkg://")]
     packages = (*_OURS, *own)
@@ -124,7 +127,7 @@ def _leaves(content: Any, above: str) -> Iterator[tuple[str, Any]]:
 
 
 def _with_paths(content: Any, paths: Iterable[str]) -> Any:
-    """With references in the place of ``<data>`` and the like, as summaries have them."""
+    """Put references in the place of ``<data>`` and the like, which summaries have."""
     if isinstance(content, Mapping):
         return {key: _with_paths(value, paths) for key, value in content.items()}
     if isinstance(content, list):

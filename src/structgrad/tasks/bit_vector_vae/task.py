@@ -35,15 +35,14 @@ class BitVectorVAE(Task):
     budget. An estimator without ``kl`` gets that of a point mass, ``log |X|``, hence a rate of
     ``D log 2``.
 
-    A learnt prior has independent bits with scores s of its own, again over all ``2^D``. The rate is
-    then the estimator's ``kl`` from the Gibbs distribution of s over the structure's vertices, less
-    the logarithm of the prior probability of these vertices. Metrics are means over images, in
-    nats:
+    A learnt prior has independent bits with its own scores s, again over all ``2^D``. The rate is
+    then the estimator's ``kl`` from the Gibbs distribution of s over the structure's vertices,
+    minus the logarithm of the prior probability of these vertices. Metrics are means over images,
+    in nats:
 
     - ``rate``; ``distortion``, the objective; ``elbo``, minus their sum;
     - ``varying_bits``: the fraction of bits whose more likely value is not the same for all images
-      of a
-      batch; 0 if the code says nothing about the image;
+      of a batch; 0 if the code says nothing about the image;
     - ``decoder_calls``; in training also its quartiles over the images of every epoch;
     - ``bits_per_dim``, at test: ``-log2 p(x)`` by :meth:`log_likelihood`, divided by the number of
       pixels.
@@ -133,7 +132,9 @@ class BitVectorVAE(Task):
         self.source.prepare()
 
     def setup(self, stage: str) -> None:
-        """The mean training image, where the encoder subtracts it; that of a checkpoint stays."""
+        """Set the mean training image, if the encoder subtracts it. A checkpoint's own image is
+        kept.
+        """
         if self.encoder.centred and self.evaluation is None:
             self.encoder.centre.copy_((self.data.split("train").double().mean(0) / 255).float())
 
@@ -183,7 +184,9 @@ class BitVectorVAE(Task):
         return StepOutput((estimate.surrogate + rate).mean(), len(images), metrics, told), scores, estimate
 
     def outside(self) -> Tensor | float:
-        """``-log`` of the prior probability of the structure's vertices among all bit vectors."""
+        """Minus the logarithm of the prior probability of the structure's vertices among all bit
+        vectors.
+        """
         if self.prior is None:
             return self._outside
         return Subset().log_partition(self.prior) - self.structure.log_partition(self.prior)
@@ -195,7 +198,7 @@ class BitVectorVAE(Task):
         return Subset().log_prob(vertices, self.prior.expand(vertices.shape))
 
     def sample_prior(self, *shape: int) -> Tensor:
-        """Bit vectors ``[*shape, bits]`` of the prior."""
+        """Bit vectors ``[*shape, bits]`` drawn from the prior."""
         if self.prior is None:
             return torch.rand(*shape, self.bits, device=self.device).lt(0.5).to(self.dtype)
         return Subset().sample(self.prior.detach().expand(*shape, -1))
@@ -212,7 +215,7 @@ class BitVectorVAE(Task):
         self.log_training(out)
         self._calls.append(estimate.rows.bincount(minlength=out.size))
         if (batch_idx + 1) % (self.data.train // self.batch_size) == 0:
-            # A resumed run has the calls since it was resumed.
+            # A resumed run only has the calls since it was resumed.
             calls = torch.cat(self._calls).float()
             quartiles = calls.quantile(calls.new_tensor([0.25, 0.5, 0.75])).tolist()
             names = ("lower_quartile", "median", "upper_quartile")

@@ -132,7 +132,7 @@ class CommunicationGame(CallsOverTime):
     # --- data -------------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Raise unless the data are here."""
+        """Raise an error if data are missing."""
         self.source.prepare()
 
     def setup(self, stage: str) -> None:

@@ -155,7 +155,7 @@ class GraphLayout(Task):
         return StepOutput((estimate.surrogate + kl).mean(), len(tree), metrics, told)
 
     def _predictions(self, positions: Tensor, graphs: Tensor, latent: Tensor | None) -> Predictions:
-        """Every next layout, from the true present one and a graph."""
+        """Predict every next layout from the true present one and a graph."""
         return Predictions(self.decoder(positions, graphs, 1), positions[:, 1:], latent)
 
     def summarize(self, means: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -207,10 +207,11 @@ class ReviewData(abc.ABC):
         return chosen
 
     def in_words_of(self, vocabulary: Vocabulary, split: Split) -> Reviews:
-        """The reviews of a part in the ids of another vocabulary, that of the data of a training; read anew.
+        """The reviews of a part, read anew, with the ids of another vocabulary, that of the
+        training.
 
         Raises:
-            DataError: for a word that the vocabulary does not have, if it has no entry for unknown ones.
+            DataError: for a word outside the vocabulary, if that has no entry for unknown words.
         """
         texts, _ = self.read()
         size = getattr(self, split)

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from structgrad.common.pictures import BLUE, FAINT, INK, PALE, VERMILION
 from structgrad.common.pictures import save as save_picture
 
-#: What marks mean, for legends: ground, edge and ink.
+#: The meaning of marks, for legends: ground, edge and ink.
 _MARKS = {
     "word that decides": (PALE, PALE, INK),
     "chosen, decides": (BLUE, BLUE, "white"),

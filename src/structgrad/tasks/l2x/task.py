@@ -113,7 +113,9 @@ class L2X(Task):
     # --- data -----------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """See :meth:`ReviewData.prepare`; also of an evaluation, because the words are those of the training."""
+        """See :meth:`ReviewData.prepare`. An evaluation needs it too, because the words are those
+        of the training.
+        """
         self.data.prepare()
 
     def batches(self, split: Split) -> Batches:
@@ -157,7 +159,7 @@ class L2X(Task):
         )
 
     def follow(self, schedule: Schedule) -> None:
-        """In the place of the linear decay, which must be none.
+        """Follow a schedule in the place of the linear decay, which must be switched off.
 
         Raises:
             ValueError: unless ``decay_factor`` is 1.
@@ -176,7 +178,7 @@ class L2X(Task):
     # --- step -----------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch) -> StepOutput:
-        """Squared error and how well the deciding words were found."""
+        """The squared error, and how well the deciding words were found."""
         estimate, predicted = self._estimate(batch)
         rated, annotated = batch["ratings"].isfinite(), batch["annotated"]
         chosen = estimate.vertices[:, : batch["tokens"].shape[1]].detach()
@@ -266,7 +268,7 @@ class L2X(Task):
 
 
 def _shape(structure: Structure, words: int) -> tuple[int]:
-    """The shape of the parts over so many words."""
+    """The shape of the parts for a number of words."""
     return (2 * words - 1 if structure.has_neighbour_pairs else words,)
 
 

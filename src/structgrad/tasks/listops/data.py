@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 OPERATORS = ("MIN", "MAX", "MED", "SM")
-#: Token ids: padding is 0, digit d is 1 + d, then three operators, the closing bracket, and SM,
-#: which models without it have no embedding for.
+#: Token ids: padding is 0, digit d is 1 + d, then three operators, the closing bracket, and SM.
+#: Models without SM have no embedding for it.
 VOCABULARY = ("<pad>", *"0123456789", "[MIN", "[MAX", "[MED", "]", "[SM")
 PAD, CLOSE = 0, VOCABULARY.index("]")
 _ID = {token: i for i, token in enumerate(VOCABULARY)}
@@ -203,10 +203,9 @@ class ListOpsData:
         operator_probability: probability that an argument is an operator.
         seed: seed of the generator.
         test_file: a published ``.tsv`` file that replaces the test set.
-        files: a folder with ``train.tsv``, ``val.tsv`` and ``test.tsv``, or ``.tsv.gz``, that replace the
-            generator.
-            The first ``train``, ``val`` or ``test`` expressions of each file within the ranges of
-            length and depth are used.
+        files: a folder with ``train.tsv``, ``val.tsv`` and ``test.tsv``, or ``.tsv.gz``, that
+            replace the generator. The first ``train``, ``val`` or ``test`` expressions of each file
+            within the ranges of length and depth are used.
         columns: label and expression in these files and in ``test_file``, by the names in their
             header or by position, from 0; None: see :func:`read_tsv`.
 
@@ -442,7 +441,7 @@ def parse(words: Sequence[str], operators: Sequence[str] = OPERATORS) -> tuple[l
 
     Args:
         words: its tokens, e.g. ``["[MIN", "3", "5", "]"]``.
-        operators: of which SM may be missing, and is then unknown.
+        operators: the allowed operators; SM may be missing and is then unknown.
 
     Returns:
         token ids, parents, value and depth, as in :class:`Expressions`.
@@ -489,29 +488,29 @@ def parse(words: Sequence[str], operators: Sequence[str] = OPERATORS) -> tuple[l
 
 
 class UnwantedOperatorError(ValueError):
-    """An expression has the operator SM, which was not asked for."""
+    """An expression has the operator SM, which is not among the allowed ones."""
 
 
 def read_tsv(
     path: Path, columns: Sequence[str | int] | None = None, operators: Sequence[str] = OPERATORS
 ) -> Expressions:
-    """Read a published ListOps file: lines of ``label<TAB>expression``, whose binary bracketing "("
+    """Read a published ListOps file: lines of ``label<TAB>expression``. Its binary bracketing "("
     ")" is dropped.
 
-    A byte order mark, blank lines and a header line are skipped. A header that names a ``label`` (or
-    ``target``, ``value``) and an ``expression`` (or ``source``, ``sentence``, ``input``) says where they
-    are, among any number of columns.
+    A byte order mark, blank lines and a header line are skipped. A header may name a ``label`` (or
+    ``target``, ``value``) and an ``expression`` (or ``source``, ``sentence``, ``input``). It then
+    says where they are, among any number of columns.
 
     Args:
         path: path of the file, gzip if its name ends in ``.gz``.
         columns: label and expression, by their names in the header or by position, from 0, among
             any number of columns.
-        operators: of which SM may be missing, and is then refused.
+        operators: the allowed operators; SM may be missing and is then refused.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ListOpsFileError: with the line, if it is malformed, has an unknown token, or a label other than
-            the value of its expression.
+        ListOpsFileError: with the line, if it is malformed, has an unknown token, or a label other
+            than the value of its expression.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -564,7 +563,7 @@ def read_tsv(
 
 
 def _places(cells: Sequence[str], is_head: bool, columns: Sequence[str | int] | None) -> list[int]:
-    """Where label and expression are, from the first line of a file.
+    """The positions of label and expression, from the first line of a file.
 
     Raises:
         ValueError: if the columns are not known.

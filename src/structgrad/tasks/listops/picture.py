@@ -1,4 +1,6 @@
-"""Pictures of parses: arcs from operators to operands, the recovered ones above an expression, the true ones below."""
+"""Pictures of parses: arcs from operators to operands, recovered ones above an expression, true
+ones below.
+"""
 
 from __future__ import annotations
 

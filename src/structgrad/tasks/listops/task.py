@@ -222,7 +222,9 @@ class ListOps(Task):
 
 
 def _predictions(batch: Batch, logits: Tensor, graphs: Tensor | None) -> Predictions:
-    """The value that logits ``[batch, 10]`` say, and the graphs ``[batch, n, n]`` without padding."""
+    """The predicted value of logits ``[batch, 10]``, and the graphs ``[batch, n, n]`` without
+    padding.
+    """
     lengths = (batch["tokens"] != PAD).sum(1).tolist()
     cut = None if graphs is None else [graph[:n, :n] for graph, n in zip(graphs, lengths, strict=True)]
     return Predictions(logits.argmax(1), batch["values"], cut, [" ".join(to_text(t)) for t in batch["tokens"].cpu()])

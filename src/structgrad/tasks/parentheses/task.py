@@ -169,7 +169,9 @@ class Parentheses(Task):
     # --- data -----------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """See :meth:`ParenthesesData.prepare`; also of an evaluation: what is generated is compared with those."""
+        """See :meth:`ParenthesesData.prepare`. An evaluation needs it too, to compare generated
+        sequences with them.
+        """
         self.data.prepare()
         self.source.prepare()
 
@@ -254,8 +256,9 @@ class Parentheses(Task):
     def _latent(
         self, tokens: Tensor, scores: Tensor, summary: Tensor
     ) -> tuple[Estimate, Tensor, dict[str, Tensor | tuple[Tensor, Tensor]]]:
-        """The estimate of the bound, for sequences whose tree is latent, the parents ``[N, n]`` in its trees, and
-        metrics.
+        """The estimate of the bound, the parents ``[N, n]`` in its trees, and metrics.
+
+        It is for sequences whose tree is latent.
         """
         assert self.estimator is not None
         exists = tokens != PAD

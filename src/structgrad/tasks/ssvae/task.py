@@ -29,17 +29,16 @@ class SemiSupervisedVAE(CallsOverTime):
     2014).
 
     The objective of a class is ``-log p(x | z, h) + KL(q(h | x, z) || p(h))`` at one sample of h.
-    The estimator's ``kl`` must be that of z from its prior: the uniform distribution, or
-    one with learnt scores. Training minimises two
-    terms. The first is the labelled images' loss at their true class, with the classifier's own
-    loss. The second is ``weight`` times the unlabelled images' negative ELBO. Training starts from
-    networks trained on the labelled images alone. Metrics are means over images, in nats:
+    The estimator's ``kl`` must be that of z from its prior: the uniform distribution, or one with
+    learnt scores. Training minimises two terms. The first is the labelled images' loss at their
+    true class, with the classifier's own loss. The second is ``weight`` times the unlabelled
+    images' negative ELBO. Training starts from networks trained on the labelled images alone.
+    Metrics are means over images, in nats:
 
     - ``elbo`` = -(objective + kl), with the class inferred; in training, of the unlabelled images;
     - ``accuracy`` of the class with the highest score;
     - ``decoder_calls``, evaluations an image; ``training_calls`` are those in training since the
-      last
-      validation.
+      last validation.
 
     Args:
         structure: OneHot.
@@ -218,8 +217,10 @@ class SemiSupervisedVAE(CallsOverTime):
 
     @torch.no_grad()
     def generate(self, count: int) -> tuple[Tensor, Tensor]:
-        """Classes and styles drawn from their priors: int64 ``[count]``, and the probabilities of ink that the decoder
-        makes of them, ``[count, pixels]``.
+        """Classes and styles drawn from their priors: int64 ``[count]``, and the decoder's
+        probabilities of ink.
+
+        The latter are ``[count, pixels]``.
         """
         prior = torch.zeros(self.sizes["classes"], device=self.device) if self.prior is None else self.prior
         vertices = self.structure.sample(prior.expand(count, -1))
@@ -228,8 +229,8 @@ class SemiSupervisedVAE(CallsOverTime):
 
     @torch.no_grad()
     def pictures(self, folder: Path) -> list[Path]:
-        """If images are square, digits by class and style, and digits whose class and style are drawn from their
-        priors; decoder calls over training.
+        """Digits by class and style, and digits from the priors, if images are square; decoder
+        calls over training.
         """
         styles = torch.randn(10, self.sizes["style"], device=self.device)
         classes = torch.eye(self.sizes["classes"], device=self.device)

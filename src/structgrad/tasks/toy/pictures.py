@@ -1,4 +1,4 @@
-"""The picture of a toy problem: where the samples went."""
+"""The picture of a toy problem: how often samples have each part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def draw_shares(before: Tensor, after: Tensor, objectives: tuple[float, float], 
     """How often each part was in a sampled vertex, before and after training.
 
     Args:
-        before: shares in [0, 1], a number for each part; the first dimension is drawn downwards.
+        before: fractions in [0, 1], one for each part; the first dimension is drawn downwards.
         after: the same after training.
         objectives: the mean objective, before and after.
         file: path of the picture.

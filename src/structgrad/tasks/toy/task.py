@@ -104,7 +104,9 @@ class Toy(Task):
 
     @torch.no_grad()
     def pictures(self, folder: Path) -> list[Path]:
-        """How often each part is in a sampled vertex: with all scores 0, as at the start, and with the learnt ones."""
+        """How often each part is in a sampled vertex, with all scores 0 (the start) and with the
+        learnt scores.
+        """
         before, after = self._shares(torch.zeros_like(self.scores)), self._shares(self.scores)
         objectives = (float(before[1]), float(after[1]))
         return [draw_shares(before[0], after[0], objectives, folder / "shares.png")]
