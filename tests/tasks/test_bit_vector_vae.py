@@ -537,6 +537,16 @@ def test_images_that_are_not_square_are_not_drawn(tmp_path: Path) -> None:
     assert make(structure, Marginalize(structure), data, pixels=15).pictures(tmp_path) == []
 
 
+def test_the_size_of_images_is_counted(tiny: Path, tmp_path: Path) -> None:
+    structure = Subset()
+    data = ImageData("tiny", tiny, tmp_path / "cache", train=20, val=10, test=10)
+    task = make(structure, Marginalize(structure), data, pixels=None)
+    assert task.pixels == 16
+    assert task.batches("test")
+    with pytest.raises(ValueError, match=r"pixels=15, but the images of tiny have 16; null counts them"):
+        make(structure, Marginalize(structure), data, pixels=15).batches("test")
+
+
 class Recorder(Logger):
     """Keeps what is logged."""
 

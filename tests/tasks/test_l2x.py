@@ -461,6 +461,15 @@ def test_data_are_chosen_by_budget_or_by_hand() -> None:
     assert name("budget=quick", "data=planted_reviews") == "PlantedReviews"
     assert composed("budget=smoke", "data=planted_reviews").task.data.train == 200
     assert composed("task.data.aspect=taste").task.data.aspect == "taste"
+
+
+@pytest.mark.usefixtures("_configs")
+@pytest.mark.parametrize("budget", ["quick", "smoke"])
+def test_small_budgets_choose_three_words_where_a_structure_has_a_size(budget: str) -> None:
+    for structure in ("k_subset", "correlated_k_subset"):
+        assert composed(f"budget={budget}", f"structure={structure}").structure.k == 3
+    assert composed(f"budget={budget}", "structure.k=4").structure.k == 4
+    assemble(composed(f"budget={budget}", "structure=budget_subset", "estimator=reinforce"))
     with pytest.raises(ConfigCompositionException, match="data"):
         compose("config", ["task=listops", "data=planted_reviews"])
 

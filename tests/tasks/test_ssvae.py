@@ -74,6 +74,13 @@ def test_images_of_ones_own_are_divided_at_random(tmp_path: Path) -> None:
     for name in sizes:
         assert (parts[name]["images"].reshape(-1, 4, 4)[torch.arange(sizes[name]), parts[name]["labels"]] == 255).all()
     quiet_trainer(max_steps=2, val_check_interval=1).fit(make(estimators()["dense"], data))
+    shares = SemiSupervisedImages("animals", tmp_path, tmp_path / "cache", 0.25, None, 0.25, None)
+    assert [len(shares.split(name)["labels"]) for name in sizes] == [9, 27, 12, 16]
+    task = make(estimators()["dense"], shares, warm_start=WarmStart(epochs=1, batch_size=9), batch_size=9)
+    quiet_trainer(max_steps=2, val_check_interval=1).fit(task)
+    assert task.weight == 3
+    with pytest.raises(ValueError, match=r"animals has 48 training images; data\.labelled=0\.01 is none"):
+        SemiSupervisedImages("animals", tmp_path, tmp_path / "cache", 0.01, None, 0.25, None).split("val")
     with pytest.raises(ValueError, match=r"animals has 48 training images, fewer than data\.labelled=16"):
         SemiSupervisedImages("animals", tmp_path, tmp_path / "cache", **sizes | {"val": 9}).split("val")
 
@@ -91,6 +98,8 @@ def test_pixels_are_bernoulli_with_their_grey_level() -> None:
 def test_bad_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.labelled must be at least 1"):
         SemiSupervisedImages("x", "x", "x", labelled=0)
+    with pytest.raises(ValueError, match=r"data\.val must be at least 1, or a share between 0 and 1; got 1\.5"):
+        SemiSupervisedImages("x", "x", "x", val=1.5)
     with pytest.raises(ValueError, match="epochs >= 0"):
         WarmStart(epochs=-1)
     with pytest.raises(ValueError, match="lr > 0"):

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.common.text import first_line
+from structgrad.data import DataError
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure, UnsupportedError
 from structgrad.tasks.schedules import Schedule
@@ -212,7 +213,7 @@ def make(config: DictConfig, key: str, kind: type, **objects: Any) -> Any:
         built = instantiate(OmegaConf.select(config, key), **objects)
     except InstantiationException as error:
         # What a constructor refuses is the user's affair; any other error is a bug, and shows where it is.
-        if isinstance(error.__cause__, ValueError | UnsupportedError):
+        if isinstance(error.__cause__, ValueError | UnsupportedError | DataError):
             raise ConfigurationError(f"{key}: {first_line(error.__cause__)}") from error
         raise error.__cause__ or error from None
     if not isinstance(built, kind):

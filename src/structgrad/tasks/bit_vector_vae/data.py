@@ -52,6 +52,11 @@ class ImageData:
         """Decode the images, unless they are cached."""
         prepare_images(self.source, self.data, self.cache, self.colour)
 
+    @property
+    def pixels(self) -> int:
+        """The number of values of an image, which is decoded for that."""
+        return self.split("train").shape[1]
+
     def split(self, split: Split) -> Tensor:
         """Grey levels, uint8 ``[n, pixels]``."""
         if not self._loaded:

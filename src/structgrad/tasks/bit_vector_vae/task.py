@@ -53,7 +53,7 @@ class BitVectorVAE(Task):
         optimizer: see :class:`~structgrad.tasks.base.Task`.
         data: the images.
         bits: D, the number of bits.
-        pixels: number of pixels of an image.
+        pixels: number of values of an image; None counts them, for which the images are decoded.
         hidden: number of units of encoder and decoder.
         rank: number of features of a pixel in the decoder.
         batch_size: number of images in a training batch.
@@ -85,7 +85,7 @@ class BitVectorVAE(Task):
         optimizer: OptimizerFactory,
         data: ImageData,
         bits: int = 32,
-        pixels: int = 784,
+        pixels: int | None = 784,
         hidden: int = 128,
         rank: int = 5,
         prior: Prior = "uniform",
@@ -112,6 +112,7 @@ class BitVectorVAE(Task):
                 f"{type(estimator).__name__} has none"
             )
         check_range("batch_size", batch_size, least=1, most=data.train)
+        pixels = data.pixels if pixels is None else pixels
         sizes = {"bits": bits, "pixels": pixels, "hidden": hidden, "rank": rank, "eval_batch_size": eval_batch_size}
         for name, size in (sizes | {"importance_samples": importance_samples}).items():
             check_range(name, size, least=1)
@@ -142,7 +143,9 @@ class BitVectorVAE(Task):
         """Grey levels and the number of each image within its split."""
         images = self.source.split(split)
         if images.shape[1] != self.pixels:
-            raise ValueError(f"pixels={self.pixels}, but the images of {self.source.source} have {images.shape[1]}")
+            raise ValueError(
+                f"pixels={self.pixels}, but the images of {self.source.source} have {images.shape[1]}; null counts them"
+            )
         return Batches(
             {"images": images, "number": torch.arange(len(images))},
             self.batch_size if split == "train" else self.eval_batch_size,

@@ -2,3 +2,4 @@
 
 from structgrad.tasks.graph_layout.data import GraphLayoutData as GraphLayoutData
 from structgrad.tasks.graph_layout.task import GraphLayout as GraphLayout
+from structgrad.tasks.graph_layout.trajectories import Trajectories as Trajectories

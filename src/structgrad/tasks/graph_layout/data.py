@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -113,6 +113,10 @@ class GraphLayoutData:
     vertices: int = 10
     steps: int = 10
     seed: int = 0
+    #: Numbers of a vertex at a step: its position in the plane.
+    features: ClassVar[int] = 2
+    #: The trees are known.
+    has_edges: ClassVar[bool] = True
     _loaded: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:

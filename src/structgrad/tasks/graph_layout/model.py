@@ -131,7 +131,7 @@ class Encoder(nn.Module):
     added per edge.
 
     Args:
-        features: number of features of a vertex, ``steps * 2``.
+        features: number of features of a vertex in all steps together.
         hidden: number of hidden units.
     """
 
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
         """Score every directed edge.
 
         Args:
-            positions: ``[batch, steps, n, 2]``.
+            positions: ``[batch, steps, n, features]``.
 
         Returns:
             scores ``[batch, n, n]`` with a zero diagonal (``[i, j]`` is i -> j), and the mean of
@@ -175,24 +175,29 @@ class Decoder(nn.Module):
 
     Args:
         hidden: number of hidden units.
+        features: number of features of a vertex at a step, 2 for a position in the plane.
     """
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, features: int = 2) -> None:
         super().__init__()
-        self.hidden = hidden
-        self.message1 = nn.Linear(4, 2 * hidden)  # (x, y) of sender and receiver -> both types
+        self.hidden, self.features = hidden, features
+        self.message1 = nn.Linear(2 * features, 2 * hidden)  # features of sender and receiver -> both types
         bound = hidden**-0.5
         self.message2 = nn.Parameter(torch.empty(2, hidden, hidden).uniform_(-bound, bound))
         self.message2_bias = nn.Parameter(torch.empty(2, hidden).uniform_(-bound, bound))
         self.update = nn.Sequential(
-            nn.Linear(2 + hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
+            nn.Linear(features + hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, features),
         )
 
     def forward(self, positions: Tensor, vertices: Tensor, every: int) -> Tensor:
         """Predict every frame except the first.
 
         Args:
-            positions: ``[N, steps, n, 2]``, the true trajectory.
+            positions: ``[N, steps, n, features]``, the true trajectory.
             vertices: ``[N, n, n]``, the graph. Entry ``[i, j]`` is the weight of the edge i -> j;
                 the weight of "no edge" is 1 minus it. Without ``requires_grad`` its entries off the
                 diagonal are 0 or 1.
@@ -200,11 +205,11 @@ class Decoder(nn.Module):
                 forcing).
 
         Returns:
-            ``[N, steps - 1, n, 2]``.
+            ``[N, steps - 1, n, features]``.
         """
         predictions = positions.shape[1] - 1
         every = min(every, predictions)
-        state = positions[:, :-1:every]  # [N, starts, n, 2]
+        state = positions[:, :-1:every]  # [N, starts, n, features]
         edges = to_edges(vertices).unsqueeze(1)
         if _launches_count(positions.device):
             everywhere = edges.expand(-1, state.shape[1], -1, -1).flatten(0, 1)
@@ -227,9 +232,9 @@ class Decoder(nn.Module):
         return [*first, self.message2, self.message2_bias, *self.update.parameters()]
 
     def _step(self, state: Tensor, graphs: Graphs) -> Tensor:
-        """One step from ``[N, starts, n, 2]``."""
+        """One step from ``[N, starts, n, features]``."""
         x = state.flatten(0, 1)
-        both = self.message1.weight.view(2, self.hidden, 2, 2)  # type, unit, end, coordinate
+        both = self.message1.weight.view(2, self.hidden, 2, self.features)  # type, unit, end, feature
         per_vertex = torch.einsum("gvc,tuec->etgvu", x, both)
         receiver = per_vertex[1] + self.message1.bias.view(2, 1, 1, self.hidden)
         received = sum_messages(per_vertex[0], receiver, self.message2, self.message2_bias, graphs)

@@ -21,12 +21,14 @@ _KINDS = {
 }
 
 
-def draw_layout(positions: Tensor, true: Tensor, found: Tensor | None, path: Path) -> Path:
+def draw_layout(positions: Tensor, true: Tensor | None, found: Tensor | None, path: Path) -> Path:
     """The layout of one graph over time, with its true edges above and the found edges below.
 
+    At least one of both is known.
+
     Args:
-        positions: ``[steps, n, 2]``.
-        true: ``[n, n]``, the true adjacency matrix.
+        positions: ``[steps, n, features]``, of which the first two are drawn.
+        true: ``[n, n]``, the true adjacency matrix; None draws the found edges only.
         found: ``[n, n]``; None draws the true edges only.
         path: path of the picture.
 
@@ -35,20 +37,23 @@ def draw_layout(positions: Tensor, true: Tensor, found: Tensor | None, path: Pat
     """
     steps = positions.shape[0]
     shown = sorted({round(i * (steps - 1) / 4) for i in range(5)})
-    rows = 1 if found is None else 2
+    rows = 1 if found is None or true is None else 2
     figure = Figure(figsize=(1.9 * len(shown), 1.9 * rows + 0.6), dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, len(shown), squeeze=False)
     for column, step in enumerate(shown):
         frame = positions[step].cpu()
-        _draw(axes[0][column], frame, {"true edge": true.cpu()})
         axes[0][column].set_title(f"step {step + 1}", fontsize=9)
+        if true is not None:
+            _draw(axes[0][column], frame, {"true edge": true.cpu()})
         if found is not None:
-            _draw(axes[1][column], frame, _compare(true.cpu(), found.cpu()))
-    axes[0][0].set_ylabel("true", fontsize=9)
-    if found is not None:
+            edges = {"found": found.cpu() > 0} if true is None else _compare(true.cpu(), found.cpu())
+            _draw(axes[-1][column], frame, edges)
+    axes[0][0].set_ylabel("recovered" if true is None else "true", fontsize=9)
+    if rows == 2:
         axes[1][0].set_ylabel("recovered", fontsize=9)
-    _finish(figure, list(_KINDS) if found is not None else ["true edge"], path)
+    kinds = ["found"] if true is None else ["true edge"] if found is None else list(_KINDS)
+    _finish(figure, kinds, path)
     return path
 
 
@@ -91,9 +96,9 @@ def _draw(axis: Any, positions: Tensor, edges: dict[str, Tensor]) -> None:
         color, style = _KINDS[kind]
         width = 1.0 if kind == "found, but not there" else 1.6
         axis.add_collection(
-            LineCollection(list(positions[ends].numpy()), colors=color, linestyles=style, linewidths=width)
+            LineCollection(list(positions[ends][..., :2].numpy()), colors=color, linestyles=style, linewidths=width)
         )
-    axis.scatter(*positions.T.numpy(), s=26, color="white", edgecolors="black", linewidths=1, zorder=3)
+    axis.scatter(*positions[:, :2].T.numpy(), s=26, color="white", edgecolors="black", linewidths=1, zorder=3)
     axis.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), xticks=[], yticks=[], aspect="equal")
     for spine in axis.spines.values():
         spine.set_color("#dddddd")

@@ -16,6 +16,7 @@ from structgrad.tasks.base import OptimizerFactory, Predictions, Split, StepOutp
 from structgrad.tasks.graph_layout.data import GraphLayoutData
 from structgrad.tasks.graph_layout.model import Decoder, Encoder
 from structgrad.tasks.graph_layout.pictures import draw_graphs, draw_layout
+from structgrad.tasks.graph_layout.trajectories import Trajectories
 
 
 class GraphLayout(Task):
@@ -34,14 +35,15 @@ class GraphLayout(Task):
 
     Edge precision and recall are averages over graphs. The two edge types have no names, so the
     complement of the sampled graph may be the better answer. The one with the higher mean precision
-    on the data set is reported, one choice for the whole set (``complement`` says which).
+    on the data set is reported, one choice for the whole set (``complement`` says which). They are
+    only reported if the edges are known.
 
     Args:
         structure: over directed or undirected edges, or ``GroundTruth``, which gives the decoder
             the true tree.
         estimator: see :class:`~structgrad.tasks.base.Task`.
         optimizer: see there.
-        data: the layouts.
+        data: the layouts, or trajectories of your own.
         batch_size: number of graphs in a training batch.
         eval_batch_size: number of graphs in a validation or test batch.
         hidden: number of units of all layers.
@@ -52,7 +54,8 @@ class GraphLayout(Task):
         seed: seed of the order of training graphs.
 
     Raises:
-        ValueError: if the structure is not over the edges of a graph.
+        ValueError: if the structure is not over the edges of a graph, or if the decoder is to be
+            given edges that are not known.
     """
 
     monitor: ClassVar[str] = "val/elbo"
@@ -74,7 +77,7 @@ class GraphLayout(Task):
         structure: Structure,
         estimator: Estimator | None,
         optimizer: OptimizerFactory,
-        data: GraphLayoutData,
+        data: GraphLayoutData | Trajectories,
         batch_size: int = 128,
         eval_batch_size: int = 500,
         hidden: int = 256,
@@ -96,21 +99,23 @@ class GraphLayout(Task):
         check_range("teacher_forcing", teacher_forcing, least=1)
         if structure.is_latent:
             self.check_structure((data.vertices,) * 2, f"graphs of {data.vertices} vertices")
+        elif not data.has_edges:
+            raise ValueError(f"{structure.name} needs the true edges, which {type(data).__name__} does not have")
         self.data = data
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.variance, self.teacher_forcing = variance, teacher_forcing
         self.require_kl("task graph_layout")
         over_parts = estimator is not None and estimator.kl_over == "parts"
         self.kl_count = 2 if both_directions and over_parts and structure.layout.is_mirrored else 1
-        self.encoder = Encoder(2 * data.steps, hidden) if estimator is not None else None
-        self.decoder = Decoder(hidden)
+        self.encoder = Encoder(data.features * (data.steps or 0), hidden) if estimator is not None else None
+        self.decoder = Decoder(hidden, data.features)
 
     def prepare_data(self) -> None:
-        """Generate the layouts, unless they are cached."""
+        """Generate the layouts, unless they are cached or your own."""
         self.source.prepare()
 
     def batches(self, split: Split) -> Batches:
-        """Positions and true trees."""
+        """Positions and, if they are known, true edges."""
         if self.source.steps != self.data.steps:
             raise ValueError(f"the model has data.steps={self.data.steps}; got layouts of {self.source.steps} steps")
         return Batches(
@@ -122,13 +127,15 @@ class GraphLayout(Task):
 
     def step(self, batch: Batch) -> StepOutput:
         """The negative ELBO, and how well the edges were found."""
-        positions, tree = batch["positions"], batch["adjacency"].to(batch["positions"])
-        n = tree.shape[-1]
+        positions = batch["positions"]
+        graphs, n = len(positions), positions.shape[2]
+        tree = batch["adjacency"].to(positions) if "adjacency" in batch else None
         if self.encoder is None or self.estimator is None:
-            everyone = torch.arange(len(tree), device=tree.device)
+            assert tree is not None
+            everyone = torch.arange(graphs, device=tree.device)
             loss = self._errors(positions, tree, everyone).mean()
             told = None if self.training else lambda: self._predictions(positions, tree, None)
-            return StepOutput(loss, len(tree), {"elbo": -loss.detach()}, told)
+            return StepOutput(loss, graphs, {"elbo": -loss.detach()}, told)
         scores, features = self.encoder(positions)
         estimate = self.estimator(
             self.structure.layout.symmetrize(scores),
@@ -143,16 +150,16 @@ class GraphLayout(Task):
             "kl": kl.detach().mean(),
             **estimate.metrics,
         }
-        if not self.training:
+        if not self.training and tree is not None:
             found = edge_agreement(estimate.vertices, tree[estimate.rows])
             metrics |= {name: estimate.mean(value).mean() for name, value in found.items()}
 
         def predictions() -> Predictions:
-            graphs = estimate.vertices[estimate.most_probable()]
-            return self._predictions(positions, graphs, graphs)
+            likely = estimate.vertices[estimate.most_probable()]
+            return self._predictions(positions, likely, likely)
 
         told = None if self.training else predictions
-        return StepOutput((estimate.surrogate + kl).mean(), len(tree), metrics, told)
+        return StepOutput((estimate.surrogate + kl).mean(), graphs, metrics, told)
 
     def _predictions(self, positions: Tensor, graphs: Tensor, latent: Tensor | None) -> Predictions:
         """Predict every next layout from the true present one and a graph."""
@@ -178,12 +185,18 @@ class GraphLayout(Task):
         """
         test = self.data.split("test")
         # More graphs than are drawn, to choose between graphs and their complements.
-        positions, tree = (test[name][:200].to(self.device) for name in ("positions", "adjacency"))
+        positions = test["positions"][:200].to(self.device)
+        tree = test["adjacency"][:200].to(self.device) if "adjacency" in test else None
+        if positions.shape[-1] < 2:
+            return []
         if self.encoder is None or self.estimator is None:
+            assert tree is not None
             return [draw_layout(positions[0], tree[0], None, folder / "layout.png")]
         scores, _ = self.encoder(positions)
         scores = self.structure.layout.symmetrize(scores)
         found = self.structure.argmax(scores)
+        if tree is None:
+            return [draw_layout(positions[0], None, found[0], folder / "layout.png")]
         agreement = edge_agreement(found, tree.to(found))
         if agreement["complement_edge_precision"].mean() > agreement["edge_precision"].mean():
             found = complement(found)

@@ -48,30 +48,34 @@ class SemiSupervisedImages:
         source: see :func:`structgrad.data.images.prepare_images`.
         data: folder of data sets, ``paths.data``.
         cache: folder of decoded images, ``paths.cache``.
-        labelled: number of labelled images used; in a random split the number drawn.
-        unlabelled: likewise.
-        val: likewise.
-        test: number of images of the test part, the first ones.
+        labelled: number of labelled images used; in a random split the number drawn. Or their share
+            of the training part without ``val``, between 0 and 1.
+        unlabelled: likewise a number; None takes all others.
+        val: number of images for validation, or their share of the training part.
+        test: number of images of the test part, the first ones; None takes all.
 
     Raises:
-        ValueError: for a size below 1; from :meth:`split`, for a size beyond the split, or if there
-            are too few images.
+        ValueError: for a size below 1 that is no share; from :meth:`split`, for a size beyond the
+            split, or if there are too few images.
     """
 
     source: str
     data: str | Path
     cache: str | Path
-    labelled: int = 5_000
-    unlabelled: int = 45_000
-    val: int = 10_000
-    test: int = 10_000
+    labelled: int | float = 5_000
+    unlabelled: int | None = 45_000
+    val: int | float = 10_000
+    test: int | None = 10_000
     _loaded: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the sizes."""
         for name in ("labelled", "unlabelled", "val", "test"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} must be at least 1; got {getattr(self, name)}")
+            size = getattr(self, name)
+            shares = isinstance(size, float) and name in ("labelled", "val")
+            if size is not None and not (0 < size < 1 if shares else size >= 1):
+                or_share = ", or a share between 0 and 1" if name in ("labelled", "val") else ""
+                raise ValueError(f"data.{name} must be at least 1{or_share}; got {size}")
 
     def prepare(self) -> None:
         """Decode the images, unless they are cached."""
@@ -89,22 +93,36 @@ class SemiSupervisedImages:
                 (torch.from_numpy(images.pixels).flatten(1), torch.from_numpy(images.labels))
                 for images in (read_images(folder, name) for name in ("train", "test"))
             )
-            if len(test[0]) < self.test:
+            if len(test[0]) < (self.test or 1):
                 raise ValueError(f"{self.source} has {len(test[0])} test images; data.test={self.test} needs more")
             self._loaded["test"] = (test[0][: self.test], test[1][: self.test])
-            parts = published_split() if len(train[0]) == SPLIT_OF else self._random_split(len(train[0]))
+            sizes = self._sizes(len(train[0]))
+            parts = published_split() if len(train[0]) == SPLIT_OF else self._random_split(len(train[0]), sizes)
             for name, indices in parts.items():
-                if len(indices) < getattr(self, name):
+                if len(indices) < sizes[name]:
                     raise ValueError(
                         f"the split has {len(indices)} {name} images; got data.{name}={getattr(self, name)}"
                     )
-                chosen = indices[: getattr(self, name)]
+                chosen = indices[: sizes[name]]
                 self._loaded[name] = (train[0][chosen], train[1][chosen])
         images, labels = self._loaded[split]
         return {"images": images, "labels": labels}
 
-    def _random_split(self, images: int) -> dict[str, Tensor]:
-        sizes = {name: getattr(self, name) for name in ("labelled", "val", "unlabelled")}
+    def _sizes(self, images: int) -> dict[str, int]:
+        """The number of images of each part of a training part."""
+        val = round(self.val * images) if isinstance(self.val, float) else self.val
+        left = images - val
+        labelled = round(self.labelled * left) if isinstance(self.labelled, float) else self.labelled
+        unlabelled = left - labelled if self.unlabelled is None else self.unlabelled
+        sizes = {"labelled": labelled, "val": val, "unlabelled": unlabelled}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(
+                    f"{self.source} has {images} training images; data.{name}={getattr(self, name)} is none"
+                )
+        return sizes
+
+    def _random_split(self, images: int, sizes: dict[str, int]) -> dict[str, Tensor]:
         if sum(sizes.values()) > images:
             asked = " + ".join(f"data.{name}={size}" for name, size in sizes.items())
             raise ValueError(f"{self.source} has {images} training images, fewer than {asked}")

@@ -113,14 +113,18 @@ class SemiSupervisedVAE(CallsOverTime):
         }
         for name, size in {**self.sizes, "eval_batch_size": eval_batch_size}.items():
             check_range(name, size, least=1)
+        # Shares are numbers once the images are read.
+        labelled = data.labelled if isinstance(data.labelled, int) else None
         check_range("batch_size", batch_size, least=1, most=data.unlabelled)
         if warm_start.epochs:
-            check_range("warm_start.batch_size", warm_start.batch_size, most=data.labelled)
+            check_range("warm_start.batch_size", warm_start.batch_size, most=labelled)
         if weight is not None and not 0 <= weight < math.inf:
             raise ValueError(f"weight must be finite and not negative; got {weight}")
         self.data, self.warm_start, self.seed = data, warm_start, seed
         self.classification_loss = classification_loss
-        self.weight = data.unlabelled / data.labelled if weight is None else weight
+        if weight is None and labelled is not None and data.unlabelled is not None:
+            weight = data.unlabelled / labelled
+        self.weight = weight
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.networks = Networks(**self.sizes)
         self.prior = torch.nn.Parameter(torch.zeros(classes)) if prior == "learnt" else None
@@ -149,7 +153,10 @@ class SemiSupervisedVAE(CallsOverTime):
         return self.warm_start.prepare(self.sizes, self.classification_loss, labelled, validation, str(self.data.cache))
 
     def setup(self, stage: str) -> None:
-        """Load the warm start. If a checkpoint is resumed, it overwrites this."""
+        """Load the warm start, which a resumed checkpoint overwrites, and count the images of shares."""
+        if self.weight is None:
+            sizes = (len(self.data.split(part)["images"]) for part in ("unlabelled", "labelled"))
+            self.weight = next(sizes) / next(sizes)
         if stage == "fit" and self.warm_start.epochs:
             self.warm_start.load(self._warm_start(), self.networks)
 
@@ -210,6 +217,7 @@ class SemiSupervisedVAE(CallsOverTime):
         loss = loss + CLASSIFICATION_LOSSES[self.classification_loss](known, labels)
         if self.prior is not None:
             loss = loss - self.prior.log_softmax(-1)[labels]
+        assert self.weight is not None, "set before training"
         loss = torch.add(loss.mean(), negative_elbo, alpha=self.weight)
         return StepOutput(loss, len(batch["images"]), metrics)
 
