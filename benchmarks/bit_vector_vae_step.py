@@ -1,4 +1,5 @@
-"""Decoder of the bit-vector VAE, forward and backward, at the paper's size: vertices evaluated in a second.
+"""Decoder of the bit-vector VAE, forward and backward, at the paper's size: vertices evaluated in a
+second.
 
 Run from the root of the checkout: ``python -m benchmarks.bit_vector_vae_step``.
 """
@@ -19,7 +20,7 @@ BOUND = 1000
 
 
 def flops(bits: int) -> float:
-    """Multiplications and additions of a vertex, forward and backward, the logits computed once."""
+    """Multiplications and additions of a vertex, forward and backward, if the logits are computed once."""
     return 3 * 2.0 * (bits * HIDDEN + HIDDEN * PIXELS * RANK + PIXELS * RANK * LEVELS)
 
 

@@ -1,4 +1,5 @@
-"""Training step of the communication game at the paper's size against plain PyTorch: a sum over the 256 symbols.
+"""Training step of the communication game at the paper's size against plain PyTorch: a sum over the
+256 symbols.
 
 Run from the root of the checkout: ``python -m benchmarks.communication_game_step``.
 """
@@ -49,7 +50,7 @@ def flops(calls: float) -> float:
 
 
 def plain_step(task: CommunicationGame, probabilities: Callable[[Tensor], Tensor]) -> Tensor:
-    """Loss of a step, the symbols one after the other; those that no game uses are left out."""
+    """Loss of a step, one symbol after another; symbols that no game uses are left out."""
     images = draw_games(task.get_buffer("train_sizes"), GAMES, CANDIDATES)
     seen = task.get_buffer("train_features")[images]
     sender = task.sender
@@ -60,7 +61,7 @@ def plain_step(task: CommunicationGame, probabilities: Callable[[Tensor], Tensor
 
 
 def plain_marginal(task: CommunicationGame, p: Tensor, candidates: Tensor) -> Tensor:
-    """The part of a step that depends on the number of symbols: the first candidate is meant."""
+    """The part of a step that depends on the number of symbols; the first candidate is the right one."""
     receiver = task.receiver
     total = task.entropy_bonus * p.clamp_min(1e-30).log().mul(p).sum(1)
     for symbol in range(SYMBOLS):
@@ -92,7 +93,7 @@ def measured() -> list[Row]:
             temperature=temperature,
         ).train()
         task.setup("fit")
-        # Without learning, so that the support stays as it is.
+        # Without learning, so that the support does not change.
         fused = torch.optim.Adam(task.parameters(), lr=0.0, fused=True)
         default = torch.optim.Adam(task.parameters(), lr=0.0)
         mapping: Callable[[Tensor], Tensor] = partial(torch.softmax, dim=1) if name == "dense" else structure.project
@@ -100,7 +101,7 @@ def measured() -> list[Row]:
 
         ours = training_step(fused, lambda task=task: task.step(batch).loss)  # type: ignore[misc]
         theirs = training_step(default, partial(plain_step, task, mapping))
-        # What of the step depends on the symbols asked for; embedding the images, the rest, is the same for all.
+        # The part of the step that depends on the symbols. The rest, embedding the images, is the same for all.
         meant = task.get_buffer("train_features")[:GAMES]
         scores = task.sender(meant).detach().requires_grad_()
         candidates = torch.randn(GAMES, CANDIDATES, EMBEDDING, requires_grad=True)

@@ -1,9 +1,10 @@
-"""The structures of dynamic programs against torch-struct: ``python -m benchmarks.dynamic_programs [--plot FILE]``.
+"""The structures of dynamic programs against torch-struct:
+``python -m benchmarks.dynamic_programs [--plot FILE]``.
 
-Ours and theirs in the same run, same threads, medians. Bounds are a share of their processor time: a chain's
-log-partition with its gradient an eighth, its sample and 3 best a twentieth, trees a third; a projection
-takes at most twenty times our own marginals. With ``--plot``, cost
-against length.
+Ours and theirs are measured in the same run with the same threads; numbers are medians. Bounds are
+fractions of their processor time. A chain's log-partition with its gradient may take an eighth, its
+sample and 3 best a twentieth, trees a third. A projection may take at most twenty times our own
+marginals. With ``--plot`` it draws cost against length.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def chain(n: int, batch: int = 32, labels: int = 10) -> tuple[LinearChain, Tenso
 
 
 def trees(n: int, batch: int = 16) -> tuple[ProjectiveTree, Tensor, Tensor]:
-    """A structure, its scores of n nodes under a root, and theirs, whose root is no node."""
+    """A structure, its scores of n nodes under a root, and their scores, where the root is no node."""
     return ProjectiveTree(), torch.randn(batch, n + 1, n + 1), torch.randn(batch, n, n)
 
 
@@ -62,7 +63,7 @@ def against(what: str, size: str, share: float, ours: Call, theirs: Call) -> Row
 
 
 def rows() -> list[Row]:
-    """What the targets are about."""
+    """The measurements with targets."""
     line, scores = chain(50)
     tree, ours, theirs = trees(24)
     constituency, labelled = spans(24)
@@ -90,7 +91,7 @@ def rows() -> list[Row]:
 
 
 def projections() -> list[Row]:
-    """The Euclidean projection beside the marginals, of which it may take twenty times the time."""
+    """The Euclidean projection beside the marginals; it may take twenty times as long."""
     structure, scores = chain(20, 64, 4)
     leaf = scores.clone().requires_grad_()
     found = []

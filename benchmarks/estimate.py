@@ -1,12 +1,14 @@
-"""How long the papers' runs should take on a GPU that is not here, from what a step launches, moves and computes.
+"""An estimate of the papers' runs on a GPU that is not here, from the launches, bytes and
+operations of a step.
 
     python -m benchmarks.estimate            # prints the table
     RECORD=1 python -m benchmarks.estimate   # and writes docs/gpu_estimate.md
 
-A step is counted on the ``meta`` device (see ``benchmarks/launches.py``): launches, the bytes that each reads and
-writes, the floating-point operations of products and convolutions. Time on the device is the sum over launches of the
-longest of three: the least time of a kernel, bytes over bandwidth, operations over peak. Time on the host is that of
-the launches and of the loop around the step. The longer of the two is the step's.
+A step is counted on the ``meta`` device (see ``benchmarks/launches.py``): launches, the bytes that
+each reads and writes, the floating-point operations of products and convolutions. Time on the
+device is the sum over launches of the longest of three: the least time of a kernel, bytes over
+bandwidth, operations over peak. Time on the host is that of the launches and of the loop around the
+step. The longer of the two is the step's.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Cost(Launches):
             moved = sum(t.numel() * t.element_size() for t in tensors)
             count = flop_registry.get(func._overloadpacket)
             flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
-            # A program an example, whose recursion goes over the parts one after the other.
+            # One program an example; its recursion takes one part after another.
             recursion = (
                 SEQUENTIAL * tensors[0].shape[-1] if func.namespace == "structgrad" and tensors[0].dim() else 0.0
             )
@@ -85,7 +87,7 @@ class Cost(Launches):
 
 
 class _CostOfLSTMs(LSTMs):
-    """Counts them, forward and backward, as so many steps one after the other."""
+    """Counts LSTMs, forward and backward, as sequential steps."""
 
     def __init__(self, cost: Cost) -> None:
         super().__init__(cost.launches)
@@ -137,11 +139,11 @@ class Estimate:
 
 
 def estimate(overrides: list[str]) -> Estimate:
-    """Of a run at the paper's budget.
+    """The estimate of a run at the paper's budget.
 
     Raises:
-        MissingDataError: if its data are not here.
-        NotImplementedError: if the step looks at values.
+        MissingDataError: if its data are missing.
+        NotImplementedError: if the step reads values.
     """
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         steps = int(compose("config", overrides).trainer.max_steps)

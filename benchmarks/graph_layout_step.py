@@ -1,6 +1,7 @@
-"""Training step of the graph layout task at the paper's size: T = 10, batch 128, 256 hidden units, on this machine.
+"""Training step of the graph layout task at the paper's size: T = 10, batch 128, 256 hidden units,
+on this machine.
 
-With products in float32, and in what torch's precision ``medium`` makes of them. Run from the root of the checkout:
+Products are in float32, and in torch's precision ``medium``. Run from the root of the checkout:
 ``python -m benchmarks.graph_layout_step``.
 """
 
@@ -25,10 +26,12 @@ BOUND, PUBLISHED = {"highest": 850, "medium": 350}, 1e3 * BATCH / 42
 
 
 def flops(dense: bool) -> float:
-    """Arithmetic of the matrix products of one example, forward and backward (three products for one).
+    """Arithmetic of the matrix products of one example, forward and backward (three products for
+    one).
 
     Args:
-        dense: both message networks on every edge; else each edge meets its own one.
+        dense: both message networks are applied to every edge; otherwise each edge uses its own
+            one.
     """
     edges, square = VERTICES * (VERTICES - 1), HIDDEN * HIDDEN
     messages = edges * square * (2 if dense else 1) + 8 * HIDDEN * VERTICES
@@ -40,7 +43,7 @@ def flops(dense: bool) -> float:
 
 
 def step(structure: Structure, estimator: Estimator, batch: dict[str, torch.Tensor]) -> Time:
-    """Of an optimiser step, estimator and logging values included."""
+    """The time of an optimiser step, including the estimator and logged values."""
     torch.manual_seed(0)
     task = GraphLayout(
         structure=structure,

@@ -1,8 +1,8 @@
 """Timing: medians of repeats, opponents in the same run, ratios against them.
 
-Processor time stands beside wall time and decides: ratios, bounds and rates are made of it, because others may use the
-machine as well. It counts all threads of this process, so that two threads that share the work perfectly take as much
-as one.
+Processor time is shown beside wall time. Ratios, bounds and rates use processor time, because
+others may use the machine as well. It counts all threads of this process, so two threads that share
+the work perfectly take as much as one.
 """
 
 from __future__ import annotations
@@ -48,11 +48,13 @@ class Time:
 
 @dataclass
 class Row:
-    """One line of a benchmark: ours against an opponent measured in the same run, and the bound we set ourselves.
+    """One line of a benchmark: ours against an opponent measured in the same run, and the bound we
+    set ourselves.
 
-    ``bound`` is in milliseconds of the processor; ``share`` is that of :func:`matmul_rate`. ``published`` is a figure
-    quoted from elsewhere, in milliseconds on the wall, not measured here. How many ``threads`` torch uses and the
-    ``precision`` of its products are read when the row is made.
+    ``bound`` is in milliseconds of the processor; ``share`` is that of :func:`matmul_rate`.
+    ``published`` is a figure quoted from elsewhere, in milliseconds on the wall, not measured here.
+    How many ``threads`` torch uses and the ``precision`` of its products are read when the row is
+    made.
     """
 
     what: str
@@ -68,7 +70,7 @@ class Row:
 
 
 def settings(threads: Sequence[int] = THREADS, precisions: Sequence[str] = ("highest",)) -> Iterator[None]:
-    """Every number of threads with every precision of products, set one after the other; in the end as it was."""
+    """Set every number of threads with every precision of products, one after another; restore them at the end."""
     before = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
         for count in threads:
@@ -82,7 +84,7 @@ def settings(threads: Sequence[int] = THREADS, precisions: Sequence[str] = ("hig
 
 
 def training_step(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """What a training step does with the loss of a batch, to be measured."""
+    """A training step with the loss of a batch, for measurement."""
 
     def step() -> None:
         optimizer.zero_grad()
@@ -116,8 +118,8 @@ def measure(fn: Callable[[], Any], *, repeats: int = 15, warmup: int = 3) -> Tim
 def matmul_rate(n: int = 1024) -> float:
     """FLOP/s of one core in a square matrix product, the yardstick for training steps.
 
-    In the precision that torch is set to: with ``medium``, which allows products of bfloat16 numbers, that of a product
-    of such numbers, if it is the faster one.
+    In the precision that torch is set to: with ``medium``, which allows products of bfloat16
+    numbers, that of a product of such numbers, if it is the faster one.
     """
     types = [torch.float32, *([torch.bfloat16] if torch.get_float32_matmul_precision() == "medium" else [])]
     rates = []
@@ -128,7 +130,7 @@ def matmul_rate(n: int = 1024) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The machine on which the numbers were measured."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "device": device,
@@ -151,7 +153,8 @@ def record(name: str, **content: Any) -> None:
 def report(name: str, rows: list[Row], *, of_wall: bool = False, **extra: Any) -> None:
     """Print the rows as a table and :func:`record` them.
 
-    Milliseconds: on the wall, of the processor. Ratios are of the latter, or ``of_wall``, for what runs on a GPU.
+    Milliseconds: on the wall, of the processor. Ratios are of the latter, or ``of_wall``, for what
+    runs on a GPU.
     """
     head = f"{'what':48} {'size':22} {'threads':>7} {'products':8} {'ours: wall':>10} {'cpu':>9} {'theirs: wall':>12}"
     print(f"{head} {'cpu':>10} {'ratio':>7} {'share':>5} {'bound':>8}  opponent")

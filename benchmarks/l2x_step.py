@@ -1,4 +1,5 @@
-"""A training step of learning to explain at the paper's sizes: its time, and the share of structure and estimator.
+"""A training step of learning to explain at the paper's sizes: its time, and the share of structure
+and estimator.
 
 Run from the root of the checkout: ``python -m benchmarks.l2x_step``.
 """
@@ -30,7 +31,7 @@ def flops(encoder: str) -> float:
 
 
 def times(task: L2X, batch: Batch) -> tuple[Time, Time]:
-    """Of a training step, and of structure and estimator in it."""
+    """The times of a training step, and of structure and estimator in it."""
     assert task.estimator is not None
     optimizer, watch = torch.optim.Adam(task.parameters(), lr=1e-3), Stopwatch(task.estimator)
     step = training_step(optimizer, lambda: task.step(batch).loss)

@@ -1,12 +1,13 @@
-"""Kernels that a training step launches and times that it waits, counted without a GPU.
+"""The kernels that a training step launches, and its waits for the device, counted without a GPU.
 
     python -m benchmarks.launches            # prints the table
     RECORD=1 python -m benchmarks.launches   # and writes docs/launches.md
 
-On the ``meta`` device tensors have shapes and no values, and the code takes the path of every device that is not the
-CPU. Each operator that is neither a view nor an allocation is one launch. An LSTM, which a GPU's library runs as one
-call, is counted as one. An operator whose result's shape or value the host has to know is a wait; where it is a shape,
-the largest possible one is taken. The optimiser's step is not counted: it is a fused kernel or a few (``foreach``).
+On the ``meta`` device tensors have shapes but no values, and the code takes the path of every
+device except the CPU. Each operator that is neither a view nor an allocation is one launch. An
+LSTM, which a GPU's library runs as one call, counts as one. An operator is a wait if the host needs
+the shape or value of its result. For a shape, the largest possible one is assumed. The optimiser's
+step is not counted: it is one fused kernel or a few (``foreach``).
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ _FREE = ("empty", "new_empty", "lift_fresh", "_unsafe_view", "_reshape_alias", "
 
 
 class Launches(TorchDispatchMode):
-    """Counts launches and waits of what runs within it, on the ``meta`` device."""
+    """Counts the launches and waits of code that runs within it, on the ``meta`` device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class Launches(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count ``func``, and stand in for it where it needs values."""
+        """Count ``func``, and replace it if it needs values."""
         name = func._schema.name.removeprefix("aten::")
         if name in ("nonzero", "_local_scalar_dense", "bincount"):
             self.waits[name] += 1
@@ -172,7 +173,7 @@ class LSTMs(TorchFunctionMode):
         self.counter = counter
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace the LSTM, leave everything else alone."""
+        """Replace the LSTM and nothing else."""
         if getattr(func, "__name__", "") != "lstm":
             return func(*args, **(kwargs or {}))
         packed = not isinstance(args[1], tuple | list)
@@ -186,7 +187,7 @@ def built(overrides: list[str], cache: str | None = None) -> Task:
     """The task of a row of :data:`ROWS`, with its data.
 
     Raises:
-        MissingDataError: if they are not here.
+        MissingDataError: if data are missing.
     """
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("config", [*overrides, *([f"paths.cache={cache}"] if cache else [])])
@@ -201,11 +202,11 @@ def count(overrides: list[str], cache: str | None = None) -> tuple[Launches, Lau
     """Launches and waits of a training step.
 
     Args:
-        overrides: of the configuration.
-        cache: of generated data; None for the usual place.
+        overrides: overrides of the configuration.
+        cache: folder of generated data; None for the usual one.
 
     Returns:
-        those of the forward and of the backward pass.
+        the counts of the forward and of the backward pass.
 
     Raises:
         MissingDataError: if the task's data are not here.
@@ -218,7 +219,7 @@ def count(overrides: list[str], cache: str | None = None) -> tuple[Launches, Lau
         loss = task.step(batch).loss
     with backward:
         loss.backward()
-    # An LSTM's backward pass is noted where its forward pass was.
+    # An LSTM's backward pass is counted where its forward pass was.
     backward.launches["lstm backward"] += forward.launches.pop("lstm backward", 0)
     return forward, backward
 

@@ -1,6 +1,8 @@
-"""A training step of ListOps at the paper's sizes: its time, where it goes, how near the matrix product rate it runs.
+"""A training step of ListOps at the paper's sizes: its time, its parts, and its speed relative to a
+matrix product.
 
-Run once as it is and once with glibc's default allocator: ``python benchmarks/listops_step.py --untuned``.
+Run once as it is and once with glibc's default allocator:
+``python benchmarks/listops_step.py --untuned``.
 """
 
 from __future__ import annotations

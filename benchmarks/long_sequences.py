@@ -1,10 +1,12 @@
-"""Long sequences and large trees in float32, log-partition with its gradient: processor time, memory, error.
+"""Long sequences and large trees in float32, log-partition with its gradient: processor time,
+memory, error.
 
     python -m benchmarks.long_sequences            # prints the table
     RECORD=1 python -m benchmarks.long_sequences   # and writes it into docs/scaling.md
 
-Every line is a process of its own, so that its peak of memory is its own; that of a process which only imports is
-subtracted. Errors are those against float64: of the log-partition relative, of its gradient absolute.
+Every line is measured in its own process, so its peak of memory is its own; that of a process which
+only imports is subtracted. Errors are against float64: relative for the log-partition, absolute for
+its gradient.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "scaling.md"
 
 
 def chain(n: int, extreme: bool = False) -> tuple[Structure, Tensor]:
-    """Of 32 labels; scores are normal, or uniform in +-100."""
+    """A chain of 32 labels; scores are normal, or uniform in +-100."""
     shape = (1, n - 1, 32, 32)
     return LinearChain(32), 200 * torch.rand(shape) - 100 if extreme else torch.randn(shape)
 
@@ -47,7 +49,7 @@ LINES: dict[str, Callable[[], tuple[Structure, Tensor]]] = {
 
 
 def peak() -> float:
-    """MiB that this process has held at most."""
+    """The peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,12 +1,14 @@
-"""Primitives and training steps on a GPU, at the papers' sizes, each beside the CPU in the same run.
+"""Primitives and training steps on a GPU, at the papers' sizes, each beside the CPU in the same
+run.
 
     python -m benchmarks.on_device                    # the GPU of this machine
     python -m benchmarks.on_device --device cpu       # the CPU against itself: that it runs
     python -m benchmarks.on_device --only listops     # lines whose title contains this
 
-Training steps (those of ``benchmarks/launches.py``) are forward, backward and update, on batches that are already on
-the device; with ``--compile`` also by that choice of ``trainer.compile``, the first steps left out. With ``RECORD=1``
-the result goes to ``results/benchmarks/gpu/<device>.json``.
+Training steps (those of ``benchmarks/launches.py``) are forward, backward and update. Batches are
+already on the device. With ``--compile`` steps are also compiled by that choice of
+``trainer.compile``, without counting the first steps. With ``RECORD=1`` the result goes to
+``results/benchmarks/gpu/<device>.json``.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ _SMOOTH = ("log_partition", "marginals", "project")
 
 
 def primitives(device: torch.device) -> Iterator[tuple[str, str, Callable[[torch.device], Time]]]:
-    """Title, size, and what measures it on a device."""
+    """Title, size, and a function that measures the primitive on a device."""
     for structure, shape, oracles in PRIMITIVES:
         for oracle in oracles:
 
@@ -80,7 +82,7 @@ def primitives(device: torch.device) -> Iterator[tuple[str, str, Callable[[torch
 
 
 def training_step(overrides: list[str], where: torch.device, compiler: str | None = None) -> Time:
-    """Of a training step."""
+    """The time of a training step."""
     task = built(overrides)
     task.to(where).train()
     if compiler is not None:

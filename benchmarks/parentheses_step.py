@@ -1,5 +1,5 @@
-"""Balanced parentheses at the paper's sizes: training steps of the three orders, and generation against a loop over
-single sequences, there and at the sizes of the quick budget.
+"""Balanced parentheses at the paper's sizes: training steps of the three orders, and generation
+against a loop over single sequences, there and at the sizes of the quick budget.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Step = Callable[[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
 
 def by_layer(model: TreeDecoder) -> Step:
-    """A step of one sequence by the layer, which prepares its weights anew at every call."""
+    """A step of one sequence by the layer, which prepares its weights again at every call."""
 
     def step(token: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         following: tuple[Tensor, Tensor] = model.lstm(token, state)[1]
@@ -44,7 +44,7 @@ def by_layer(model: TreeDecoder) -> Step:
 
 
 def by_cell(model: TreeDecoder) -> Step:
-    """The same by the function of one step, the fastest there is."""
+    """The same by the function of one step, the fastest way."""
     weights = list(model.lstm.parameters())
     return lambda token, state: torch.lstm_cell(token, state, *weights)
 
@@ -79,7 +79,7 @@ def single(model: TreeDecoder, step: Step) -> list[int]:
 
 
 def level_order(row: list[int], parents: list[int]) -> list[int]:
-    """One tree, by a queue."""
+    """The level order of one tree, by a queue."""
     below = {(above, j > above): j for j, above in enumerate(parents) if above != j}
     queue = deque([next(j for j, above in enumerate(parents) if above == j)])
     places = []
@@ -92,7 +92,7 @@ def level_order(row: list[int], parents: list[int]) -> list[int]:
 
 
 def generation(types: int, embedding: int, hidden: int) -> list[Row]:
-    """Time of a sequence."""
+    """The time of a sequence."""
     model = TreeDecoder(types, embedding, hidden)
     with torch.no_grad():
         # A little more than half of the places have no child, so that trees have about as many tokens as the data's.

@@ -1,9 +1,10 @@
-"""Reports over many runs: processor time and memory of a table, a comparison and the page of all runs.
+"""Reports over many runs: processor time and memory of a table, a comparison and the page of all
+runs.
 
     python -m benchmarks.reports               # 20,000 summaries, made up in a folder that is removed afterwards
     python -m benchmarks.reports --runs 2000
 
-Each command is a process of its own; times are processor seconds, starting of Python included.
+Each command is a process of its own. Times are processor seconds and include the start of Python.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ CURVE = 60
 
 
 def make(folder: Path, number: int) -> None:
-    """Runs of ListOps as sweeps leave them: a summary in ``results``, a folder with configuration and metrics."""
+    """Runs of ListOps as sweeps leave them: a summary in ``results``, and a folder with metrics."""
     example = json.loads(next((ROOT / "results" / "paulus_2_quick").glob("arborescence-*.json")).read_text())
     generator = np.random.default_rng(0)
     results = folder / "results" / "paulus_2_quick"
@@ -86,7 +87,7 @@ def measure(arguments: list[str], folder: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print a line a command."""
+    """Print a line for each command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20_000)
     options = parser.parse_args()

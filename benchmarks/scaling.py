@@ -1,10 +1,11 @@
-"""How cost grows with n = 10 ... 400 and batch 1 ... 4096, for the main oracles of every structure.
+"""The growth of cost with n = 10 ... 400 and batch 1 ... 4096, for the main oracles of every
+structure.
 
     RECORD=1 python -m benchmarks.scaling    measure; without RECORD only print
     python scripts/scaling_figure.py         pictures and table of docs/scaling.md from what was recorded
 
-Ours and the best opponent at hand, one thread. A line ends where one call is expected to take longer than ``--limit``
-seconds, so the whole takes minutes.
+Ours and the best available opponent are measured with one thread. A line ends where one call is
+expected to take longer than ``--limit`` seconds, so the whole takes minutes.
 """
 
 from __future__ import annotations
@@ -97,13 +98,13 @@ def trace_log_prob(structure: Any) -> Callable[[Tensor], Call]:
 
 
 def loop_scipy(scores: Tensor) -> Call:
-    """Assignment, one example after the other."""
+    """Assignment, one example after another."""
     arrays = scores.numpy()
     return lambda: [linear_sum_assignment(a, maximize=True) for a in arrays]
 
 
 def loop_networkx(scores: Tensor) -> Call:
-    """Maximum spanning trees, one example after the other."""
+    """Maximum spanning trees, one example after another."""
     n = scores.shape[-1]
     rows = scores.tolist()
 

@@ -1,4 +1,5 @@
-"""Training step of the semi-supervised VAE at the paper's size against plain PyTorch: a loop over the ten classes.
+"""Training step of the semi-supervised VAE at the paper's size against plain PyTorch: a loop over
+the ten classes.
 
 Then the same step by ``trainer.compile=inductor`` against the step as it is.
 
@@ -84,7 +85,7 @@ def measured() -> list[Row]:
         task = make(structure, estimator)
         with torch.no_grad():
             task.networks.classifier[-1].weight.mul_(scale)  # type: ignore[operator, union-attr]
-        # Without learning, so that the support stays as it is.
+        # Without learning, so that the support does not change.
         fused = torch.optim.Adam(task.parameters(), lr=0.0, weight_decay=1e-5, fused=True)
         default = torch.optim.Adam(task.parameters(), lr=0.0, weight_decay=1e-5)
         mapping: Callable[[Tensor], Tensor] = partial(torch.softmax, dim=1) if name == "dense" else structure.project

@@ -27,10 +27,12 @@ class _CallBack(torch.autograd.Function):
 
 
 class Stopwatch:
-    """Adds up the time between an estimator's scores and the objective, there and back, without the objective's.
+    """Adds up the time between an estimator's scores and the objective, there and back, without the
+    objective's.
 
     Args:
-        estimator: one that differentiates the objective in its vertices; its ``forward`` is replaced.
+        estimator: one that differentiates the objective in its vertices; its ``forward`` is
+            replaced.
     """
 
     def __init__(self, estimator: Estimator) -> None:

@@ -1,6 +1,8 @@
-"""Binary trees, matchings, orderings and active-set SparseMAP: ``python -m benchmarks.structures_other``.
+"""Binary trees, matchings, orderings and active-set SparseMAP:
+``python -m benchmarks.structures_other``.
 
-Medians, float32. ``published`` is what the code released with the papers takes on a two-core machine (issue 3's table).
+Medians, float32. ``published`` is what the code released with the papers takes on a two-core
+machine (issue 3's table).
 """
 
 from __future__ import annotations

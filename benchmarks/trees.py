@@ -1,7 +1,8 @@
-"""Spanning trees and arborescences against torch-struct and networkx: ``python benchmarks/trees.py``.
+"""Spanning trees and arborescences against torch-struct and networkx:
+``python benchmarks/trees.py``.
 
-``published`` is what the code released with the papers takes on a two-core machine (issue 3's table); torch-struct and
-networkx are run here.
+``published`` is what the code released with the papers takes on a two-core machine (issue 3's
+table); torch-struct and networkx are run here.
 """
 
 from __future__ import annotations

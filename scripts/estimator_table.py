@@ -1,4 +1,5 @@
-"""Writes docs/estimators/table.md: which estimator goes with which structure, found by constructing every pair.
+"""Writes docs/estimators/table.md: which estimator goes with which structure, found by constructing
+every pair.
 
 python scripts/estimator_table.py
 """
@@ -48,7 +49,7 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def refusal(estimator: DictConfig, structure: Structure) -> str | None:
-    """Why the pair is impossible, or None."""
+    """The reason why the pair is impossible, or None."""
     try:
         hydra.utils.instantiate(estimator, structure=structure)
     except hydra.errors.InstantiationException as error:
@@ -59,7 +60,7 @@ def refusal(estimator: DictConfig, structure: Structure) -> str | None:
 
 
 def reason(error: ValueError, structure: Structure) -> str:
-    """What is missing: the message without who asks and what there is instead."""
+    """The missing oracles: the message without the asker and the alternatives."""
     message = re.sub(rf"\b{structure.name}\b", "the structure", str(error))
     if isinstance(error, UnsupportedError):
         message = re.split(r"; (?:it has|usable)", message)[0]

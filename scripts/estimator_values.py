@@ -1,7 +1,8 @@
-"""Writes tests/estimators/values.json: what every estimator configuration computes from fixed seeds.
+"""Writes tests/estimators/values.json: the results of every estimator configuration from fixed
+seeds.
 
-A change that is to leave behaviour alone must leave these numbers alone; `tests/estimators/test_values.py` compares
-them. Write them anew only where a change of results is meant, and say so in the commit.
+A change that keeps behaviour must keep these numbers, and `tests/estimators/test_values.py`
+compares them. Write them anew only if results are meant to change, and say so in the commit.
 
 python scripts/estimator_values.py
 """
@@ -55,9 +56,11 @@ def presets() -> list[str]:
 
 
 def compute(preset: str) -> dict[str, list[list[float]]]:
-    """Structure -> two steps of training and an evaluation, for all structures that the preset accepts.
+    """Structure -> two steps of training and an evaluation, for all structures that the preset
+    accepts.
 
-    Per step: the objective, the gradients for scores and decoder along a fixed direction, and the KL (0 for none).
+    Per step: the objective, the gradients for scores and decoder along a fixed direction, and the
+    KL (0 for none).
     """
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         overrides = [f"+estimator={preset}", f"+context_size={FEATURES}", "+task.size=4"]
@@ -77,7 +80,7 @@ def compute(preset: str) -> dict[str, list[list[float]]]:
             estimator.train(step < STEPS)
             estimate = estimator(problem.scores, problem.decoder, mask=problem.mask, context=problem.context)
             gradient = problem.gradient(estimate.surrogate.sum())
-            # Along a direction in which no two coordinates count alike.
+            # Along a direction with a different weight for every coordinate.
             weighed = gradient * torch.arange(1, len(gradient) + 1).double().cos()
             to_scores, to_decoder = weighed[problem.is_score].sum(), weighed[~problem.is_score].sum()
             kl = 0.0 if estimate.divergence is None else estimate.kl.sum().item()

@@ -1,4 +1,4 @@
-"""What the scripts share that draw the finished runs of a table."""
+"""The common code of scripts that draw the finished runs of a table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def comparable(report: Report) -> list[Line]:
     """The rows that have been run, in the order of the table.
 
     Raises:
-        ValueError: if runs of a row cannot be compared with the others, or there is none of any row.
+        ValueError: if runs of a row cannot be compared with the others, or no row has runs.
     """
     if marked := [line for line in report.lines if line.marks]:
         raise ValueError(
@@ -40,7 +40,7 @@ def comparable(report: Report) -> list[Line]:
 
 
 def style(index: int) -> dict[str, Any]:
-    """Of the points with error bars of the row at a place: options for ``errorbar``."""
+    """Options of ``errorbar`` for the row with this index."""
     return pictures.mark(index) | {"linestyle": "none", "capsize": 3}
 
 
@@ -51,10 +51,10 @@ def command(
 
     Args:
         description: for ``--help``.
-        table: whose runs are drawn if no other is named.
-        output: where to, if no other file is named.
-        draw: takes the filled table.
-        folder: of these runs, unless they are in ``results/<table>``.
+        table: the table whose runs are drawn by default.
+        output: the file that is written by default.
+        draw: draws the filled table.
+        folder: folder of these runs; by default ``results/<table>``.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(folder or f"results/{table}"), help="of summaries")

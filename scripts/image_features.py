@@ -1,7 +1,8 @@
-"""Features of images for the communication game: ``python scripts/image_features.py FOLDER OUT.npz``.
+"""Features of images for the communication game:
+``python scripts/image_features.py FOLDER OUT.npz``.
 
-``FOLDER`` has one folder of images for each concept. The features are the activations of the last hidden layer of a
-network of torchvision (VGG-16: 4,096), trained on ImageNet.
+``FOLDER`` has one folder of images for each concept. The features are the activations of the last
+hidden layer of a network of torchvision (VGG-16: 4,096), trained on ImageNet.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from structgrad.common.installing import install
 
 @torch.no_grad()
 def image_features(folder: Path, network: nn.Module, transform: Any, batch_size: int = 32) -> dict[str, Any]:
-    """``features`` float32 ``[n, size]``, ``concept`` int64 ``[n]`` and ``names`` of a folder of folders of images.
+    """``features`` float32 ``[n, size]``, ``concept`` int64 ``[n]`` and ``names`` of a folder of
+    folders of images.
 
     Args:
         folder: one folder for each concept.

@@ -1,9 +1,10 @@
-"""Put the reviews that finished runs of `task=l2x` explain side by side: what does the correlation buy?
+"""Put the reviews that finished runs of `task=l2x` explain side by side, e.g. with and without
+correlation.
 
     python scripts/l2x_reviews.py runs/l2x/k_subset-... runs/l2x/correlated_k_subset-... --output docs/images/l2x
 
-writes `docs/images/l2x.html`, a page that needs no other file, and `docs/images/l2x.png`. The runs must be of the same
-data; their columns are named by structure and estimator.
+writes `docs/images/l2x.html`, a page that needs no other file, and `docs/images/l2x.png`. The runs
+must be of the same data; their columns are named by structure and estimator.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from structgrad.tasks.l2x.pictures import Explanation, draw, load, write_page
 
 
 def columns(runs: list[Path]) -> tuple[dict[str, list[Explanation]], str]:
-    """Title of each run -> its explanations; and which data.
+    """Title of each run -> its explanations; and the name of the data.
 
     Raises:
         FileNotFoundError: for a folder that is no finished run of the task.

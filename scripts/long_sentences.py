@@ -2,8 +2,8 @@
 
     python scripts/long_sentences.py [FILE OR FOLDER ...]      by default README.md, CONTRIBUTING.md, docs, src
 
-Code, tables, headings, claims of papers and the entries of docstrings are left out. An inline piece of
-code, a formula or the target of a link counts as one word.
+Code, tables, headings, claims of papers and the entries of docstrings are left out. An inline piece
+of code, a formula or the target of a link counts as one word.
 """
 
 from __future__ import annotations

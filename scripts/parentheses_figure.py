@@ -1,9 +1,10 @@
-"""Draw what language models of parentheses generate in different orders, as Struminsky et al. (2021), Figure 2.
+"""Draw the sequences that language models of parentheses generate, as Figure 2 of Struminsky et al.
+(2021).
 
     python scripts/parentheses_figure.py results/parentheses_quick --output docs/images/parentheses.png
 
-These are the defaults. One line an order: the mean over seeds of the share of generated sequences against the number
-of types of brackets, with standard errors.
+These are the defaults. Each order has a line: the mean over seeds of the fraction of generated
+sequences, against the number of types of brackets, with standard errors.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def curves(report: Report) -> dict[str, dict[int, dict[str, Cell]]]:
 
 
 def draw(report: Report) -> Figure:
-    """One panel a share, one line with error bars an order."""
+    """One panel for each fraction, one line with error bars for each order."""
     orders = curves(report)
     figure = Figure(figsize=(11, 3.4), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(PANELS), sharey=True)

@@ -1,9 +1,11 @@
-"""Draw the rate and distortion of finished runs of the bit-vector VAE, as Correia et al. (2020), figure 3.
+"""Draw the rate and distortion of finished runs of the bit-vector VAE, as Correia et al. (2020),
+figure 3.
 
     python scripts/rate_distortion.py results/bit_vector_vae_quick --output docs/images/rate_distortion.png
 
-These are the defaults. One point a row of the table: the mean over seeds of the test set's rate and distortion, both
-in nats an image, with standard errors. Left and down is better; along a dashed line the ELBO is the same.
+These are the defaults. Each row of the table is a point: the mean over seeds of the test set's rate
+and distortion, both in nats an image, with standard errors. Left and down are better. Along a
+dashed line the ELBO is constant.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def points(report: Report) -> dict[str, tuple[Cell, Cell]]:
 
 
 def draw(report: Report) -> Figure:
-    """One labelled point with error bars a row."""
+    """One labelled point with error bars for each row."""
     cells = points(report)
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()

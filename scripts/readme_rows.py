@@ -1,5 +1,5 @@
-"""Writes the rows of the README that stand beside published numbers: ListOps at the paper's budget, as far as it has
-been run.
+"""Writes the rows of the README that stand beside published numbers: ListOps at the paper's budget,
+as far as it has been run.
 
 python scripts/readme_rows.py
 """

@@ -1,4 +1,5 @@
-"""What a release must have, asked by `make publish` before anything is uploaded; every reason against it is a line.
+"""Check that a release is complete. `make publish` asks before anything is uploaded; every reason
+against it is a line.
 
 python scripts/release.py
 """
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def reasons(root: Path) -> list[str]:
-    """Why the files in ``root`` cannot be published."""
+    """The reasons why the files in ``root`` cannot be published."""
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     (version,) = re.findall(r'^__version__ = "(.+)"$', (root / "src/structgrad/version.py").read_text(), re.MULTILINE)
     found = [

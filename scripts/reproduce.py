@@ -1,11 +1,12 @@
-"""Work through the published rows at the paper's budget, cheapest first, and keep docs/reproduction.md up to date.
+"""Work through the published rows at the paper's budget, cheapest first, and keep
+docs/reproduction.md up to date.
 
-    python scripts/reproduce.py                     what takes a day a row or less on a CPU; everything on a GPU
-    python scripts/reproduce.py --list              only says what it would do, in which order
-    python scripts/reproduce.py --only-page         only writes the page
+    python scripts/reproduce.py                     rows of a day or less on a CPU; everything on a GPU
+    python scripts/reproduce.py --list              only prints the rows in their order
+    python scripts/reproduce.py --only-page         writes only the page
     python scripts/reproduce.py workers=2 logger=csv ...    options and overrides for the sweeps
 
-Killed or stopped at any moment, the same command goes on.
+After a kill or a stop the same command continues.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, help="leave out rows of more hours on two cores (24 without a GPU)")
     parser.add_argument("--list", action="store_true", help="print the rows in their order, and stop")
-    parser.add_argument("--only-page", action="store_true", help="write the page from the runs there are, and stop")
+    parser.add_argument("--only-page", action="store_true", help="write the page from the existing runs, and stop")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reproduction.md")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where summaries are, and go")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the folder of summaries")
     parser.add_argument("overrides", nargs="*", help="for the sweeps")
     options = parser.parse_args()
     limit = options.hours if options.hours is not None or shutil.which("nvidia-smi") else 24.0
@@ -59,7 +60,7 @@ def main() -> int:
 
 
 def write(everything: list[tables.Table], results: Path, page: Path) -> None:
-    """The page and its picture, from the summaries there are."""
+    """Write the page and its picture from the existing summaries."""
     reports = []
     for table in everything:
         if table.budget == "paper":

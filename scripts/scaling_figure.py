@@ -1,8 +1,10 @@
-"""Draw how cost grows with size and batch, from ``results/benchmarks/scaling.json``, for ``docs/scaling.md``.
+"""Draw the growth of cost with size and batch, from ``results/benchmarks/scaling.json``, for
+``docs/scaling.md``.
 
     python scripts/scaling_figure.py
 
-One picture a family of structures, one of the ratios to other code, and the table of these ratios.
+There is a picture for each family of structures, one of the ratios to other code, and the table of
+these ratios.
 """
 
 from __future__ import annotations
@@ -43,12 +45,12 @@ def label(line: str) -> str:
 
 
 def ratio(point: Point) -> float | None:
-    """How often ours runs in the time of one call of the opponent's."""
+    """The opponent's time divided by ours."""
     return point["theirs"] / point["ours"] if point["theirs"] and point["ours"] else None
 
 
 def panel(axes: Axes, axis: str, points: Sequence[Point], value: Callable[[Point], float | None]) -> None:
-    """One line an oracle, against one axis, the other held."""
+    """One line for each oracle, against one axis, with the other axis fixed."""
     along = [p for p in points if p["axis"] == axis]
     ticks = sorted({p[axis] for p in along})
     for index, line in enumerate(dict.fromkeys(p["line"] for p in points)):
@@ -66,7 +68,7 @@ def panel(axes: Axes, axis: str, points: Sequence[Point], value: Callable[[Point
 def picture(
     rows: dict[str, Sequence[Point]], unit: str, value: Callable[[Point], float | None], even: bool = False
 ) -> Figure:
-    """A row of panels each: against the size, against the batch, and what the colours mean."""
+    """Rows of panels: against the size, against the batch, and the meaning of colours."""
     figure = Figure(figsize=(11, 3.1 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), 2, squeeze=False, sharey="row")
     for (title, points), panels in zip(rows.items(), grid, strict=True):

@@ -1,7 +1,8 @@
-"""What the documentation site has beyond the pages in ``docs/``.
+"""Additions to the documentation site beyond the pages in ``docs/``.
 
-Pages from elsewhere in the checkout, one page of the API reference a module, a gallery of all pictures, and a
-navigation that finds the pages of a folder by itself. MkDocs calls the functions whose names start with ``on_``.
+They are pages from elsewhere in the checkout, a page of the API reference for each module, and a
+gallery of all pictures. The navigation finds the pages of a folder by itself. MkDocs calls the
+functions whose names start with ``on_``.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links lead to the page of a file if it has one; one to another file of the checkout becomes its name."""
+    """Let links lead to the page of a file, if it has one. A link to another file of the checkout becomes its name."""
     written = next((source for source, uri in FROM_THE_CHECKOUT.items() if uri == page.file.src_uri), None)
     home = ROOT / (written or f"docs/{page.file.src_uri}")
 
     if page.file.src_uri in ("index.md", "gallery.md"):
-        page.meta["hide"] = ["navigation"]  # alone in their tabs
+        page.meta["hide"] = ["navigation"]  # they are alone in their tabs
 
     def follow(match: re.Match[str]) -> str:
         text, target, anchor = match.groups()
@@ -67,7 +68,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _expand(entry: str, pages: list[str], named: set[str]) -> Any:
-    """What an entry of the navigation stands for."""
+    """The pages of an entry of the navigation."""
     if entry == "*":
         return sorted(page for page in pages if "/" not in page and page not in named)
     return _section(entry, pages) if entry.endswith("/") else entry
@@ -84,7 +85,7 @@ def _section(folder: str, pages: list[str]) -> list[Any]:
 
 
 def _reference() -> Iterator[tuple[str, str]]:
-    """One page a public module; that of a package only says what it is about."""
+    """One page for each public module; that of a package has only its docstring."""
     for file in sorted(PACKAGE.rglob("*.py")):
         inside = file.relative_to(PACKAGE)
         package = inside.name == "__init__.py"
@@ -97,7 +98,7 @@ def _reference() -> Iterator[tuple[str, str]]:
 
 
 def _gallery() -> str:
-    """Every picture of the documentation, under the words and with the page that it is shown with."""
+    """Every picture of the documentation, with its caption and its page."""
     sources = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     shown: dict[str, tuple[str, Path]] = {}
     for source in sources:
@@ -105,7 +106,7 @@ def _gallery() -> str:
             if text.startswith("!"):
                 path = os.path.relpath(source.parent / target, ROOT / "docs")
                 shown.setdefault(path, (text[2:-1], source))
-    parts = ["# Gallery\n\nEvery picture of these pages. The page that each leads to says how it is made."]
+    parts = ["# Gallery\n\nEvery picture of the documentation. Each leads to the page that says how it is made."]
     for picture in sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.png")):
         if picture in shown:
             caption, source = shown[picture]
@@ -117,7 +118,7 @@ def _gallery() -> str:
 
 
 class Roles(griffe.Extension):
-    """Sphinx' roles and formulas in docstrings, as the site's references and as code."""
+    """Turns Sphinx' roles and formulas in docstrings into the site's references and code."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring."""

@@ -1,9 +1,11 @@
-"""Draw finished runs of the semi-supervised VAE as Correia et al. (2020), Figure 1: learning curves and test results.
+"""Draw finished runs of the semi-supervised VAE as Correia et al. (2020), Figure 1: learning curves
+and test results.
 
     python scripts/ssvae_figure.py results/correia_figure_1-50d668 --output docs/images/ssvae.png
 
-These are the defaults. Left: ELBO of the validation images during training, mean over seeds within the range of the
-seeds. Right: accuracy on the test images, with standard errors, and decoder calls in training.
+These are the defaults. Left: ELBO of the validation images during training, mean over seeds within
+the range of the seeds. Right: accuracy on the test images, with standard errors, and decoder calls
+in training.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def curves(report: Report) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw(report: Report) -> Figure:
-    """One colour a row in both panels."""
+    """One colour for each row, in both panels."""
     lines = comparable(report)
     places = {line.row.title: index for index, line in enumerate(lines)}
     figure = Figure(figsize=(11, 3.8), dpi=130, layout="constrained")

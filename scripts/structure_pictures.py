@@ -1,5 +1,5 @@
-"""Draws a vertex of every kind of structure into docs/images/structures, and what an estimator does into
-docs/images/overview.png.
+"""Draws a vertex of every kind of structure into docs/images/structures, and what an estimator does
+into docs/images/overview.png.
 
 python scripts/structure_pictures.py
 """
@@ -23,12 +23,12 @@ GREY = "#d5d8dd"
 
 
 def cells(axes: Axes, vertex: Tensor) -> None:
-    """A vector, chosen parts filled."""
+    """A vector with its chosen parts filled."""
     grid(axes, vertex[None])
 
 
 def grid(axes: Axes, vertex: Tensor) -> None:
-    """A matrix, chosen parts filled."""
+    """A matrix with its chosen parts filled."""
     rows, columns = vertex.shape
     for i in range(rows):
         for j in range(columns):
@@ -113,7 +113,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> N
 
 
 def drawings() -> dict[str, Callable[[Axes], None]]:
-    """Name of the picture -> what draws a vertex, sampled or best for fixed random scores."""
+    """Name of the picture -> a function that draws a vertex, sampled or best for fixed random scores."""
     torch.manual_seed(3)
 
     def best(structure: s.Structure, *shape: int) -> Tensor:

@@ -40,18 +40,18 @@ vertex = segments.write([[0, 0, 2], [1, 2, 0]], segments.shape(3))
 print(segments.read(vertex).tolist())  # [[0, 0, 2], [1, 2, 0]]: first, last position, label
 ```
 
-Of grammars and constituency trees, `structgrad.structures.brackets(tree.read(vertex))` is the tree in brackets.
+For grammars and constituency trees, `structgrad.structures.brackets(tree.read(vertex))` is the tree in brackets.
 """
 
 
 def first_sentence(structure: type[Structure]) -> str:
-    """What ``read`` of this structure gives."""
+    """The result of ``read`` for this structure."""
     text = " ".join((structure.read.__doc__ or "").split("\n\n")[0].split())
     return text.replace("``", "`").replace(":meth:", "").replace(":func:", "")
 
 
 def configured() -> dict[type[Structure], Structure]:
-    """Class -> what the first of its configurations builds, of all that have a latent variable, by name."""
+    """Class -> the object of its first configuration, for all with a latent variable, by name."""
     out: dict[type[Structure], Structure] = {}
     for path in sorted((CONFIGS / "structure").glob("*.yaml")):
         structure = hydra.utils.instantiate(OmegaConf.load(path).structure)

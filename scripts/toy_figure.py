@@ -1,10 +1,10 @@
-"""Run the toy problems with the estimators of Struminsky et al. (2021) and draw all learning curves in one
-figure.
+"""Run the toy problems with the estimators of Struminsky et al. (2021) and draw all learning curves
+in one figure.
 
     python scripts/toy_figure.py --budget quick
 
-``--objective released`` takes the objectives of the released code, which has no SST. Runs that are finished are not
-repeated. Every estimator takes three samples a step; the figure shows the mean
+``--objective released`` takes the objectives of the released code, which has no SST. Runs that are
+finished are not repeated. Every estimator takes three samples a step; the figure shows the mean
 objective of fresh hard vertices (the less, the better).
 """
 
@@ -68,7 +68,7 @@ def curves_of(structure: str, size: int, objective: str) -> dict[str, list[str]]
 
 
 def train(overrides: list[str]) -> Path:
-    """Do the run that ``python train.py task=toy <overrides>`` does (or find it finished) and return its folder."""
+    """Do the run of ``python train.py task=toy <overrides>``, unless it is finished, and return its folder."""
     overrides = ["task=toy", *overrides]
     print("train.py", *overrides, flush=True)
     config = compose("config", overrides, return_hydra_config=True)
@@ -90,7 +90,7 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Train what is missing, then draw."""
+    """Train the missing runs, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", default="quick", choices=["paper", "quick", "smoke"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the band shows the extremes over seeds")

@@ -1,6 +1,8 @@
-"""Write ``docs/transforms.md``, what every structure does under ``torch.func``, ``torch.compile`` and modes of torch.
+"""Write ``docs/transforms.md``: every structure under ``torch.func``, ``torch.compile`` and modes
+of torch.
 
-Every cell is tried: each oracle at a tiny size, against the plain call. An oracle is right, or refuses in one line.
+Every cell is tried: each oracle at a tiny size, against the plain call. An oracle is right, or
+refuses in one line.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ def function(structure: Structure, shape: tuple[int, ...], oracle: str) -> Funct
         return lambda s: structure.top_k(s, 2)[0]
     if oracle == "trace":
         return lambda s: structure.trace(s.exp()).vertex
-    if oracle == "sample":  # by a distribution with one vertex, so that samples can be compared
+    if oracle == "sample":  # with a distribution of one vertex, so that samples can be compared
         return lambda s: structure.sample(1e4 * s)
     return getattr(structure, oracle)  # type: ignore[no-any-return]
 
@@ -218,10 +220,10 @@ DERIVATIVES = {"vmap of grad", "jacrev", "jacfwd", "jacobian", "hessian"}
 
 @functools.cache
 def attempt(name: str, oracle: str, mode: str) -> str:
-    """Nothing if right, else the line with which it is refused.
+    """An empty string if it is right, otherwise the line with which it is refused.
 
     Raises:
-        AssertionError: for a wrong number, or a refusal in nobody's words.
+        AssertionError: for a wrong number, or a refusal without a message of ours.
     """
     if mode == "compile" and not attempt(name, oracle, "compile, fullgraph"):
         return ""  # what is one graph is some

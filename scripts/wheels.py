@@ -1,7 +1,8 @@
-"""Wheels for a GPU machine without a network that already has torch and Lightning: ``make wheels``, see docs/gpu.md.
+"""Wheels for a GPU machine without a network that already has torch and Lightning: ``make wheels``,
+see docs/gpu.md.
 
-Downloads what this project and its tests need beyond those two and what these need, in the versions of
-``constraints.txt``, for another Python.
+Downloads what this project and its tests need beyond those two and what these need, in the versions
+of ``constraints.txt``, for another Python.
 """
 
 from __future__ import annotations
