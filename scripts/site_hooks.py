@@ -7,8 +7,10 @@ functions whose names start with ``on_``.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,11 @@ import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from structgrad.structures.base import ORACLES
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from structure_table import configured
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "structgrad"
@@ -28,6 +35,11 @@ FROM_THE_CHECKOUT = {
     "examples/own_package/README.md": "own_package.md",
     "data/README.md": "data.md",
 }
+#: Guides in the order in which a reader needs them; the others follow by name.
+FIRST = [
+    *("choose_structure.md", "choose_estimator.md", "glossary.md", "losses.md", "your_own.md", "coming_from.md"),
+    *("training.md", "runs.md", "comparing_runs.md", "sweeps.md", "tables.md", "results.md", "reproduction.md"),
+]
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -70,7 +82,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _expand(entry: str, pages: list[str], named: set[str]) -> Any:
     """The pages of an entry of the navigation."""
     if entry == "*":
-        return sorted(page for page in pages if "/" not in page and page not in named)
+        others = sorted(page for page in pages if "/" not in page and page not in named)
+        return sorted(others, key=lambda page: FIRST.index(page) if page in FIRST else len(FIRST))
     return _section(entry, pages) if entry.endswith("/") else entry
 
 
@@ -85,7 +98,8 @@ def _section(folder: str, pages: list[str]) -> list[Any]:
 
 
 def _reference() -> Iterator[tuple[str, str]]:
-    """One page for each public module; that of a package has only its docstring."""
+    """One page for each public module. That of a package has its docstring and the list of its classes."""
+    oracles = {kind.__name__: sorted(built.oracles, key=ORACLES.index) for kind, built in configured().items()}
     for file in sorted(PACKAGE.rglob("*.py")):
         inside = file.relative_to(PACKAGE)
         package = inside.name == "__init__.py"
@@ -94,7 +108,48 @@ def _reference() -> Iterator[tuple[str, str]]:
             continue
         options = "\n    options: {members: false}" if package else ""
         page = inside.with_name("README.md") if package else inside.with_suffix(".md")
-        yield f"reference/{page}", f"# `{name}`\n\n::: {name}{options}\n"
+        own = [kind for kind in classes(file) if kind in oracles] if inside.parts[0] == "structures" else []
+        lists = "".join(f"`{kind}` has the oracles {', '.join(f'`{o}`' for o in oracles[kind])}.\n\n" for kind in own)
+        index = f"\n{_index(file.parent, oracles)}" if package and inside.parent.parts else ""
+        yield f"reference/{page}", f"# `{name}`\n\n{lists}::: {name}{options}\n{index}"
+
+
+def classes(file: Path) -> dict[str, str]:
+    """Public classes of a file -> the first sentence of what they say of themselves."""
+    found = {}
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+            text = re.sub(r":[a-z]+:`~?([\w.]+)`", r"`\1`", text).replace("``", "`").replace("|", "\\|")
+            found[node.name] = re.split(r"(?<=[a-z)`\d])[.:;](?: |$)", text)[0] + "." if text else ""
+    return found
+
+
+def presets() -> dict[str, list[str]]:
+    """Name of a class -> the choices of configuration groups that build it, ``estimator=sst``."""
+    found: dict[str, list[str]] = {}
+    for group in ("structure", "estimator", "task"):
+        for file in sorted((ROOT / "configs" / group).glob("*.yaml")):
+            for target in re.findall(rf"^{group}:\n  _target_: (\S+)", file.read_text(), re.MULTILINE):
+                found.setdefault(target.split(".")[-1], []).append(f"`{group}={file.stem}`")
+    return found
+
+
+def _index(folder: Path, oracles: dict[str, list[str]]) -> str:
+    """The table of all public classes in the files of a package, with the configurations that build them."""
+    built, exported = presets(), (folder / "__init__.py").read_text()
+    rows = []
+    for file in sorted(folder.rglob("*.py")):
+        inside = file.relative_to(PACKAGE)
+        if file.name == "__init__.py" or any(part.startswith("_") for part in inside.parts):
+            continue
+        name = ".".join(("structgrad", *inside.with_suffix("").parts))
+        link = file.relative_to(folder).with_suffix(".md")
+        for kind, summary in classes(file).items():
+            if "__all__" in exported and f'"{kind}"' not in exported:
+                continue  # a part of the package's inside
+            rows.append(f"| [`{kind}`]({link}#{name}.{kind}) | {summary} | {', '.join(built.get(kind, []))} |")
+    return "\n".join(["| class | | preset |", "|---|---|---|", *rows]) + "\n" if rows else ""
 
 
 def _gallery() -> str:
@@ -107,7 +162,8 @@ def _gallery() -> str:
                 path = os.path.relpath(source.parent / target, ROOT / "docs")
                 shown.setdefault(path, (text[2:-1], source))
     parts = ["# Gallery\n\nEvery picture of the documentation. Each leads to the page that says how it is made."]
-    for picture in sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.png")):
+    pictures = [path for kind in ("png", "gif") for path in (ROOT / "docs").rglob(f"*.{kind}")]
+    for picture in sorted(str(path.relative_to(ROOT / "docs")) for path in pictures):
         if picture in shown:
             caption, source = shown[picture]
             page = (
@@ -118,11 +174,21 @@ def _gallery() -> str:
 
 
 class Roles(griffe.Extension):
-    """Turns Sphinx' roles and formulas in docstrings into the site's references and code."""
+    """Turns Sphinx' roles in docstrings into code, and formulas into MathML, which browsers draw by themselves."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring."""
         if obj.docstring is None:
             return
         text = re.sub(r":[a-z]+:`~?([\w.]+)`", r"``\1``", obj.docstring.value)
-        obj.docstring.value = re.sub(r"^( *)\.\. math:: (.*)$", r"\1    \2", text, flags=re.MULTILINE)
+        obj.docstring.value = re.sub(r"^\.\. math:: (.*(?:\n.+)*)$", formula, text, flags=re.MULTILINE)
+
+
+def formula(match: re.Match[str]) -> str:
+    """Lines of TeX as MathML; as code where the package for it is not installed (the extra ``docs`` has it)."""
+    tex = " ".join(match[1].split())
+    try:
+        from latex2mathml.converter import convert
+    except ImportError:
+        return f"    {tex}"
+    return str(convert(tex, display="block"))

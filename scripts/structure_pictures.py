@@ -97,6 +97,30 @@ def brackets(axes: Axes, spans: list[list[int]]) -> None:
     axes.set(xlim=(-0.6, n - 0.4), ylim=(-0.5, n - 0.4))
 
 
+def depths(axes: Axes, parents: list[int]) -> None:
+    """Tokens from left to right, their depth downwards, an edge to each parent."""
+    depth = [0] * len(parents)
+    for _ in parents:
+        depth = [depth[parent] + 1 if parent >= 0 else 0 for parent in parents]
+    for token, parent in enumerate(parents):
+        if parent >= 0:
+            axes.plot([token, parent], [-depth[token], -depth[parent]], color=BLUE, linewidth=2, zorder=1)
+    nodes(axes, [(token, -d) for token, d in enumerate(depth)])
+    axes.set(xlim=(-0.5, len(parents) - 0.5), ylim=(-max(depth) - 0.5, 0.5))
+
+
+def way(axes: Axes) -> None:
+    """A path through a small graph."""
+    places = [(0.0, 0.0), (1.2, 0.7), (1.2, -0.7), (2.4, 0.7), (2.4, -0.7), (3.6, 0.0)]
+    for i, j in [(0, 1), (0, 2), (1, 3), (1, 4), (2, 4), (3, 5), (4, 5)]:
+        taken = (i, j) in [(0, 1), (1, 4), (4, 5)]
+        axes.plot(
+            *zip(places[i], places[j], strict=True), color=BLUE if taken else GREY, linewidth=2.4 if taken else 1.2
+        )
+    nodes(axes, places)
+    axes.set(xlim=(-0.4, 4.0), ylim=(-1.1, 1.1))
+
+
 def nodes(
     axes: Axes, places: list[tuple[float, float]] | list[list[float]], colour: str = GREY, first: str = ""
 ) -> None:
@@ -136,6 +160,26 @@ def drawings() -> dict[str, Callable[[Axes], None]]:
     projective = edges(s.ProjectiveTree().read(best(s.ProjectiveTree(), 7, 7)))
     parts = segmentation.read(best(segmentation, 9, 3, 3, 3)).tolist()
     spans = s.Constituency().read(best(s.Constituency(), 6, 6, 1)).tolist()
+    budget, clustered = best(s.BudgetSubset(4), 8), torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    found |= {
+        name: lambda axes, v=v: cells(axes, v)
+        for name, v in {"budget_subset": budget, "correlated_k_subset": clustered}.items()
+    }
+    hidden = s.HiddenMarkov(3)
+    states = hidden.read(best(hidden, *hidden.shape(6))).tolist()
+    frames = torch.zeros(5, 8)
+    for frame, state in enumerate([0, 1, 1, 2, 2, 3, 4, 4]):  # blank, a, a, blank, blank, b, blank, blank
+        frames[state, frame] = 1
+    parents = s.BinaryTree().read(best(s.BinaryTree(), 7)).tolist()
+    phrases = [[0, 5, 0], [0, 1, 0], [2, 5, 0], [3, 5, 0], [3, 4, 0]]
+    found |= {
+        "hidden_markov": lambda axes: trellis(axes, states, 3),
+        "ctc": lambda axes: grid(axes, frames),
+        "binary_tree": lambda axes: depths(axes, parents),
+        "dag_path": way,
+        "grammar": lambda axes: brackets(axes, phrases),
+        "low_rank_grammar": lambda axes: brackets(axes, phrases),
+    }
     return found | {
         "spanning_tree": lambda axes: graph(axes, tree, directed=False),
         "arborescence": lambda axes: graph(axes, directed, directed=True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import hydra
@@ -16,11 +18,31 @@ TARGET = ROOT / "docs" / "structures" / "README.md"
 INTRODUCTION = """\
 # Structures
 
-Written by `scripts/structure_table.py` from the code; do not edit.
-`src/structgrad/structures/base.py` defines every oracle. Each structure links to its page.
-[Sparse projections](sparsemap.md) compares the active-set method with the closed forms.
-[Dynamic programs](dynamic_programs.md) describes the common code of ten structures.
+A structure is a finite set of 0/1 vertices, known through its oracles: computations such as the best vertex, the
+probability of every part, an exact sample. Take the one whose vertices are what your latent variable may be, and
+give it one score a part. [Choose your structure](../choose_structure.md) asks the questions in their order.
+
+```python
+from structgrad.structures import Arborescence
+
+tree = Arborescence()  # node 0 is the root
+scores = torch.randn(5, 5)  # of the edges i -> j
+print(tree.read(tree.argmax(scores)))  # tensor([-1,  2,  0,  0,  1]): the head of every node
+print(tree.marginals(scores).sum())  # tensor(4.0000): the expected number of edges
+```
+
+[Sparse projections](sparsemap.md) compares the active-set method with the closed forms, and
+[dynamic programs](dynamic_programs.md) has the common code of ten structures.
 """
+
+#: Groups of oracles, as columns: what all of a group need is there or not.
+GROUPS = {
+    "best": ("argmax", "top_k"),
+    "Gibbs": ("log_partition", "marginals", "entropy"),
+    "samples": ("sample", "log_prob"),
+    "sparse": ("project", "sparsemap"),
+    "trace": ("trace", "conditional"),
+}
 
 
 READINGS = """\
@@ -65,15 +87,46 @@ def page(structure: type[Structure]) -> str:
     return structure.__module__.rsplit(".", 1)[-1] + ".md"
 
 
+def summary(structure: type[Structure]) -> str:
+    """The first sentence of its docstring, without the source in parentheses."""
+    text = " ".join(inspect.getdoc(structure).split("\n\n")[0].split())  # type: ignore[union-attr]
+    text = re.sub(r" \([^()]*(?:\([^()]*\))?[^()]*\d{4}[^()]*\)", "", text)
+    return re.split(r"(?<=[a-z)`])\.(?: |$)", text)[0].replace("``", "`").rstrip(".") + "."
+
+
+def costs(structure: type[Structure]) -> str:
+    """The orders of growth that its docstring names, or else its page: those of the cheapest and the dearest oracle."""
+    own = TARGET.parent / page(structure)
+    for text in (inspect.getdoc(structure) or "", own.read_text() if own.exists() else ""):
+        if found := list(dict.fromkeys(re.findall(r"O\((?:[^()`|,]|log )+\)", text))):
+            return ", ".join(f"`{order}`" for order in found[:3])
+    return ""
+
+
+def shape(structure: Structure) -> str:
+    """Of the scores, with the names of the dimensions."""
+    return f"`[{', '.join(structure.layout.dimensions)}]`"
+
+
+def picture(structure: type[Structure]) -> str:
+    """The thumbnail."""
+    file = f"../images/structures/{page(structure).removesuffix('.md')}.png"
+    return f"![A vertex of {structure.__name__}]({file})" if (TARGET.parent / file).exists() else ""
+
+
 def table() -> str:
     """The whole file."""
     built = configured()
     classes = list(built)
     heads = [f"[{c.__name__}]({page(c)})" if (TARGET.parent / page(c)).exists() else c.__name__ for c in classes]
-    lines = [INTRODUCTION, "| oracle | " + " | ".join(heads) + " |", "|---|" + ":-:|" * len(classes)]
-    for oracle in ORACLES:
-        has = ["x" if oracle in built[c].oracles else "" for c in classes]
-        lines.append(f"| `{oracle}` | " + " | ".join(has) + " |")
+    lines = [INTRODUCTION, "| structure | | what it is | scores | cost | " + " | ".join(GROUPS) + " |"]
+    lines.append("|---|---|---|---|---|" + ":-:|" * len(GROUPS))
+    for c, head in zip(classes, heads, strict=True):
+        has = ["x" if set(group) <= built[c].oracles else "" for group in GROUPS.values()]
+        lines.append(" | ".join([f"| {head}", picture(c), summary(c), shape(built[c]), costs(c), *has]) + " |")
+    names = "; ".join(f"*{title}*: {', '.join(f'`{o}`' for o in group)}" for title, group in GROUPS.items())
+    lines += ["", f"Oracles: {names}. An `x`: all of them are there; [below](#every-oracle) is each by itself."]
+    lines += ["Costs are those of one example, as the structure's page explains them, the cheapest oracles first."]
     lines += ["", READINGS, "| structure | `read(vertex)` |", "|---|---|"]
     lines += [f"| {c.__name__} | {first_sentence(c)} |" for c in classes]
     lines += [
@@ -88,6 +141,11 @@ def table() -> str:
     for c in classes:
         names = [f"`{name}` ({relaxation.method})" for name, relaxation in built[c].relaxations.items()]
         lines.append(f"| {c.__name__} | {', '.join(names)} |")
+    lines += ["", "## Every oracle", "", "| oracle | " + " | ".join(heads) + " |", "|---|" + ":-:|" * len(classes)]
+    for oracle in ORACLES:
+        has = ["x" if oracle in built[c].oracles else "" for c in classes]
+        lines.append(f"| `{oracle}` | " + " | ".join(has) + " |")
+    lines += ["", "This page is made by `scripts/structure_table.py` from the code."]
     return "\n".join(lines) + "\n"
 
 

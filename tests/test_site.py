@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PICTURES = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.png"))
+PICTURES = sorted(str(path.relative_to(DOCS)) for kind in ("png", "gif") for path in DOCS.rglob(f"*.{kind}"))
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +50,31 @@ def test_the_reference_has_every_module(site: Path, module: str) -> None:
 @pytest.mark.parametrize("picture", PICTURES)
 def test_the_gallery_has_every_picture(site: Path, picture: str) -> None:
     assert f'src="{picture}"' in (site / "gallery.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("package", "kind", "preset"),
+    [
+        ("structures", "KSubset", "structure=k_subset"),
+        ("estimators", "SST", "estimator=sst"),
+        ("tasks", "ListOps", "task=listops"),
+    ],
+)
+def test_the_reference_of_a_package_lists_its_classes(site: Path, package: str, kind: str, preset: str) -> None:
+    text = (site / "reference" / package / "index.html").read_text()
+    (row,) = [row for row in re.findall(r"<tr>.*?</tr>", text, re.DOTALL) if f">{kind}</code></a>" in row]
+    assert preset in row
+    (target,) = re.findall(r'href="([^"#]+)#', row)
+    assert (site / "reference" / package / target).exists()
+
+
+def test_a_structure_says_its_oracles(site: Path) -> None:
+    text = (site / "reference" / "structures" / "arborescence.html").read_text()
+    assert re.search(r"<code>Arborescence</code> has the oracles <code>argmax</code>", text)
+
+
+def test_equations_need_no_script(site: Path) -> None:
+    pytest.importorskip("latex2mathml", reason="needs the extra `docs`")
+    text = (site / "reference" / "estimators" / "muprop.html").read_text()
+    assert "<math" in text
+    assert "math::" not in text

@@ -298,7 +298,7 @@ class Quality:
         bias: norm of the difference between the mean estimate and the truth.
         error: standard error of that norm; a measured bias of this size may be zero.
         variance: total variance of one estimate (one call for one batch), divided by the squared
-        norm.
+            norm.
     """
 
     bias: float

@@ -236,7 +236,7 @@ def structured_hinge_loss(
         target: ``[*batch, *parts]``, the right vertices.
         mask: which parts exist.
         cost: cost of every part that differs from the target; 0 is the loss of the structured
-        perceptron.
+            perceptron.
 
     Returns:
         ``[*batch]``, at least 0. It is piecewise linear, so its second derivative is 0.

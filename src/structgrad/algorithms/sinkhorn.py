@@ -38,7 +38,7 @@ def potentials(
         columns: which columns exist, likewise.
         tolerance: stop when the errors of the row sums add up to at most this.
         max_iterations: the largest number of iterations. In plain torch, where values are not read,
-        it is always reached.
+            it is always reached.
     """
     n = log_k.shape[-1]
     if gpu.takes(log_k, n, LARGEST, on_cpu=True):

@@ -166,7 +166,7 @@ class Estimator(nn.Module, abc.ABC):
 
     Raises:
         UnsupportedError: at construction, if the structure lacks an oracle that the estimator
-        needs.
+            needs.
     """
 
     #: Whether the objective must be differentiable in the vertex and defined on relaxed ones.

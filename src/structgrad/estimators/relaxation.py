@@ -434,7 +434,7 @@ def mean_argmax(
         scores: ``[*batch, *parts]``, finite.
         vertices: ``[n_samples, *batch, *vertex]``.
         noise: ``[n_samples, *batch, *parts]``, a sample of ``utility`` at scores 0; the noise is
-        added to scores.
+            added to scores.
         utility: the noise.
         exists: bool ``[*batch, *parts]``: which entries are parts.
         sigma: scale of the noise.

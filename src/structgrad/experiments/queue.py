@@ -578,7 +578,7 @@ def check_sampler(name: str, rows: Iterable[PlannedRow]) -> None:
 
     Raises:
         SweepError: if it cannot search them, needs a missing package, or has fewer points than
-        trials.
+            trials.
     """
     for row in rows:
         sampler = make_sampler(name)

@@ -64,7 +64,7 @@ def sample(space: Space, given: Mapping[str, Any], suggest: Callable[[str, Mappi
 
     Raises:
         SpaceError: if two hyper-parameters wait for each other, or a condition has an unknown
-        key.
+            key.
     """
     drawn: dict[str, Any] = {}
     waiting = dict(space)

@@ -41,7 +41,7 @@ def keep_password(url: str, environment: MutableMapping[str, str]) -> str:
 
     Raises:
         SweepError: if this is no URL. The message does not show it, because part of it may be a
-        password.
+            password.
     """
     if not url or url.startswith("sqlite:///"):
         return url

@@ -102,7 +102,7 @@ class SparseDistribution:
         vertices: ``[N, *parts]``, hard.
         rows: int64 ``[N]``, ascending: the (flattened) example of each vertex.
         weights: ``[N]``, positive; they sum to one within a row and are differentiable in the
-        scores.
+            scores.
     """
 
     vertices: Tensor
@@ -584,7 +584,7 @@ class Structure:
 
         Raises:
             ValueError: in eager CPU code, if ``vertex`` is not a vertex. Elsewhere the result is
-            then arbitrary.
+                then arbitrary.
         """
         raise self._lacks()
 
@@ -699,7 +699,7 @@ class Structure:
             scores: ``[*batch, *parts]``.
             mask: which parts exist.
             noise: standard exponentials, one for each part, float64 ``[*batch, *parts]``; None
-            draws them.
+                draws them.
 
         Returns:
             ``[*batch, *parts]``, 0 where no part exists.

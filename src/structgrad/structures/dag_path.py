@@ -26,7 +26,7 @@ class DagPath(Derivations):
 
     Args:
         edges: pairs (u, v) of nodes; nodes are numbers from 0 on. A pair that occurs twice is two
-        edges.
+            edges.
         source: the start of paths.
         target: the end of paths; None: the largest node.
 

@@ -176,7 +176,7 @@ def spans(scores: Tensor, of_words: Tensor) -> Tensor:
     Args:
         scores: ``[*batch, n, n, R]``; only shape and device are used.
         of_words: bool ``[R]``, the entries of a single word; a span of several words has all
-        entries.
+            entries.
     """
     together = torch.ones(scores.shape[-3:-1], dtype=torch.bool, device=scores.device)
     word = torch.eye(scores.shape[-2], dtype=torch.bool, device=scores.device)

@@ -198,7 +198,7 @@ class KSubset(Counted):
             utility: ``[*batch, *parts]``, divided by the temperature, ``a / t``.
             mask: which parts exist.
             temperature: t, by which the discount must be divided: a number, or ``[*batch, 1,
-            ...]``.
+                ...]``.
         """
         flat, exists = self._read(utility, mask)
         if isinstance(temperature, Tensor) and temperature.dim():

@@ -53,7 +53,7 @@ class Interrupted(BaseException):
     Args:
         number: number of the signal.
         step: the step after which the run was saved; None outside of training, when the last
-        checkpoint counts.
+            checkpoint counts.
         begun: whether a checkpoint exists.
     """
 

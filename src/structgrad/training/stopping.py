@@ -23,7 +23,7 @@ class StopRequest:
     Attributes:
         number: number of the first signal that came while stopping was deferred.
         deferred: whether :attr:`number` will be checked soon; otherwise a signal raises where it
-        arrives.
+            arrives.
     """
 
     def __init__(self) -> None:

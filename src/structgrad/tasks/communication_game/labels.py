@@ -95,7 +95,7 @@ def read_labels(file: Path) -> list[str | int]:
 
     Raises:
         ValueError: one line, if it is damaged or holds anything else. Nothing that it names is
-        called.
+            called.
     """
     try:
         content = _Plain(io.BytesIO(file.read_bytes()), encoding="latin1").load()

@@ -61,7 +61,7 @@ class LearntEncoder(WordEncoder):
         pairs: see :class:`WordEncoder`.
         dropout: dropout probability.
         filters: number of filters of the two convolutions; None for the simple encoder, which has
-        none.
+            none.
     """
 
     def __init__(self, size: int, pairs: bool, dropout: float, filters: int | None) -> None:

@@ -53,7 +53,7 @@ class L2X(Task):
         data: the reviews.
         encoder: see :func:`~structgrad.tasks.l2x.model.make_encoder`.
         embedding_size: size of an embedding; it must be that of pretrained vectors if the data
-        bring them.
+            bring them.
         filters: number of filters of the convolutions.
         hidden: number of units of the decoder.
         dropout: dropout probability.

@@ -24,7 +24,7 @@ class Growth:
     Attributes:
         places: int64 ``[p]``, in level order.
         positions: int64 ``[p]``, the position of a place's token in the sequence; -1 for "no
-        child".
+            child".
         tokens: int64 ``[p]``, the sequence, padded with 0.
     """
 

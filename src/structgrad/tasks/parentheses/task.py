@@ -33,7 +33,7 @@ class Generation:
         unique: wanted number of distinct sequences.
         limit: largest number of sequences drawn; those found by then are judged.
         length: number of tokens at which a tree is cut off (at ``2 length + 1`` places); it then
-        counts as unbalanced.
+            counts as unbalanced.
         batch_size: number of sequences that grow together.
 
     Raises:
