@@ -30,11 +30,12 @@ class Arborescence(Tree):
     trace needs, is one launch (two for a sample) for at most 128 nodes. Larger graphs take a loop
     over nodes in plain torch.
 
-    With ``single_root=True`` one edge leaves the root, as in the trees of Universal Dependencies; by
-    default any number does. The edges out of the root then get a number less that more than
-    outweighs any second one (Stanojevic and Cohen 2021, for the argmax). All oracles but those of
-    the trace work, at the same cost on a GPU and in plain torch. On the CPU, marginals take the
-    elimination in place of the inverse, and logarithms if scores spread over some hundred nats.
+    With ``single_root=True`` exactly one edge leaves the root, as in the trees of Universal
+    Dependencies; by default any number does. A number is then subtracted from the scores of the
+    edges out of the root, so large that a second such edge never pays (Stanojevic and Cohen 2021,
+    for the argmax). All oracles except those of the trace work, at the same cost on a GPU and in
+    plain torch. On the CPU, marginals use the elimination instead of the inverse, and logarithms if
+    scores spread over some hundred nats.
 
     Args:
         root: the node that reaches all others, the same in every example.
@@ -55,7 +56,7 @@ class Arborescence(Tree):
 
     @property
     def oracles(self) -> frozenset[str]:
-        """All of trees; without those of the trace for a single root."""
+        """All oracles of trees; for a single root, those of the trace are missing."""
         return super().oracles - (_OF_TRACE if self.single_root else frozenset())
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
@@ -201,15 +202,17 @@ class Arborescence(Tree):
         return torch.where(logz.detach() < least - 1e-6 * (1 + least.abs()), -torch.inf, logz)
 
     def _behind(self, flat: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scores ``[B, n, n]`` in float64 of which the edges out of the root are less by so much that all trees with
-        two of them together weigh e^-40 of the others.
+        """Subtract a number from the edges out of the root, so large that all trees with two of them
+        together weigh e^-40 of the others.
 
         Returns:
-            these scores, ``exists``, by how much less ``[B]``, and a lower bound of the value of a tree ``[B]``.
+            the new scores ``[B, n, n]`` in float64, ``exists``, the number ``[B]``, and a lower bound
+            of the value of a tree ``[B]``.
 
-        Where all other edges exist, the further children of the root can become children of its first one. A second
-        edge then gains no more than the largest difference between edges out of the root and others into the same
-        node. Else, no two trees differ by more than the sum over nodes of the differences between their edges.
+        If all other edges exist, the further children of the root can become children of its first
+        one. A second edge then gains no more than the largest difference between edges out of the
+        root and others into the same node. Otherwise, no two trees differ by more than the sum over
+        nodes of the differences between their edges.
         """
         n = flat.shape[-1]
         wide = flat.detach().double()

@@ -24,18 +24,19 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
     exists if one of its labels does.
 
     Labels of different parts are independent given the parts. The log-partition is that of the
-    unlabelled structure at the log-sum-exp over labels; the argmax is that at the maximum. A sample
-    draws the parts first, then their labels. So everything costs what it does without labels, plus
-    O(L) a part. ``top_k`` and ``project`` follow from the argmax. There is no trace.
+    unlabelled structure at the log-sum-exp over labels; the argmax is that at the maximum over
+    labels. A sample draws the parts first, then their labels. So every oracle costs as much as
+    without labels, plus O(L) a part. ``top_k`` and ``project`` follow from the argmax. There is no
+    trace.
 
     Args:
-        structure: what is labelled. Its vertices have one entry a part, and random utilities perturb
-            all parts.
+        structure: the structure whose parts are labelled. Its vertices have one entry a part, and
+            random utilities perturb all parts.
         labels: L, at least 1.
 
     Raises:
-        ValueError: for no label or for a structure of another kind; from every oracle for scores of
-            another shape, or what the structure refuses.
+        ValueError: for no label or for a structure of another kind; from every oracle, for scores of
+            another shape or scores that the structure refuses.
     """
 
     def __init__(self, structure: Structure, labels: int) -> None:
@@ -50,16 +51,16 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
 
     @property
     def oracles(self) -> frozenset[str]:
-        """Those for which the unlabelled structure has what they need."""
+        """The oracles whose needs the unlabelled structure has."""
         needs = dict.fromkeys(("top_k", "project", "sparsemap"), "argmax")
         return frozenset(o for o in super().oracles if needs.get(o, o) in self.structure.oracles)
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """That of the structure at size n, and L."""
+        """The shape of the structure at size n, and L."""
         return (*self.structure.shape(n), self.labels)
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """The checks of every structure, and those of the unlabelled one; L must be that of the structure."""
+        """The checks of every structure and those of the unlabelled one; the last dimension must be L."""
         self.layout.check(scores)
         if scores.shape[-1] != self.labels:
             expected = ", ".join(("...", *self.structure.layout.dimensions, str(self.labels)))
@@ -79,7 +80,7 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
     # --- the best one ---------------------------------------------------------------------------------------------
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
-        """A best vertex: ``[*batch, *parts, L]``; of equal labels the first."""
+        """A best vertex: ``[*batch, *parts, L]``; ties of labels go to the first."""
         self.check(utility, mask)
         known, exists, some = self._read(utility.detach(), mask)
         best, label = known.max(-1)
@@ -88,7 +89,7 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
     # --- the Gibbs distribution -----------------------------------------------------------------------------------
 
     def log_partition(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """That of the structure at the log-sum-exp over labels: ``[*batch]``, differentiable."""
+        """The log-partition of the structure at the log-sum-exp over labels: ``[*batch]``, differentiable."""
         self.check(scores, mask)
         known, _, some = self._read(scores.double(), mask)
         return self.structure.log_partition(known.logsumexp(-1), some).to(scores.dtype)
@@ -108,7 +109,7 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
         return self.structure.log_partition(total, some), self.layout.mirror(mean)
 
     def _read(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Scores, -inf where a label is missing and 0 where all are; which exist; the mask of unlabelled parts."""
+        """Scores, -inf if a label is missing and 0 if all are; the labels that exist; the mask of parts."""
         exists = self.parts(scores, mask)
         some = exists.any(-1)
         known = torch.where(exists, scores, 0.0).masked_fill(some[..., None] & ~exists, -torch.inf)
@@ -128,8 +129,10 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
         return isinstance(self.structure.layout, Matrix | Directed | Undirected)
 
     def read(self, vertex: Tensor) -> Tensor:
-        """What the structure without labels reads, and the label of every entry: for trees int64 ``[*batch, n, 2]``
-        (head, label), -1 for the root and absent nodes; for pairs ``[*batch, m, 3]``; else the parts and their labels.
+        """The reading of the structure without labels, with the label of every entry: for trees
+        int64 ``[*batch, n, 2]`` (head, label), for pairs ``[*batch, m, 3]``.
+
+        Roots and absent nodes are -1. For other layouts it is the parts and their labels.
         """
         if not self._names_parts:
             return super().read(vertex)
@@ -187,16 +190,16 @@ class _LabelledLayout(Layout):
 
     @property
     def is_full(self) -> bool:
-        """As without labels."""
+        """The same as without labels."""
         return self._layout.is_full
 
     @property
     def is_mirrored(self) -> bool:
-        """As without labels."""
+        """The same as without labels."""
         return self._layout.is_mirrored
 
     def _each(self, function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-        """``function`` of every label."""
+        """``function``, applied to every label."""
         return function(values.movedim(-1, 0)).movedim(0, -1)
 
     def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -221,6 +224,6 @@ class _LabelledLayout(Layout):
         return self._each(self._layout.flatten, parts).flatten(-2)
 
     def unflatten(self, flat: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of :meth:`flatten`, shown as a vertex is."""
+        """The inverse of :meth:`flatten`, in the layout of a vertex."""
         labelled = flat.reshape(*flat.shape[:-1], flat.shape[-1] // shape[-1], shape[-1])
         return self._each(lambda values: self._layout.unflatten(values, shape[:-1]), labelled)

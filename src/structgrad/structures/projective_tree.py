@@ -32,8 +32,9 @@ class ProjectiveTree(Derivations):
 
     Args:
         root: the position of the root, the same in every example.
-        single_root: whether exactly one edge leaves the root (none, if the root is alone). The root is then the first
-            or the last position of every example: no single edge reaches both of its sides without a crossing.
+        single_root: whether exactly one edge leaves the root (none, if the root is alone). The root
+            is then the first or the last position of every example, because one child cannot have
+            descendants on both sides of the root without a crossing.
 
     Raises:
         ValueError: for a negative root; from every oracle, if the root is not one of the n
@@ -139,7 +140,7 @@ def _graph(n: int, root: int, single_root: bool) -> Hypergraph:
         rightward[i[:, 0], j[:, 0]], leftward[i[:, 0], j[:, 0]] = both[: n - width], both[n - width :]
     goals = np.full(n + 1, ONE)
     if n > 1 and single_root:
-        # The one child has descendants on both sides, all but the root: behind a first root, before a last one.
+        # The one child has all others as descendants, on both sides: after a first root, before a last one.
         goals[2:] = ZERO
         for size in range(2, n + 1) if root == 0 else [root + 1] if root else []:
             child = np.arange(1, size) if root == 0 else np.arange(root)

@@ -1,4 +1,4 @@
-"""Trajectories of one's own, from ``.npz`` files or from the ``.npy`` files of Kipf et al. (2018)."""
+"""Your own trajectories, from ``.npz`` files or from the ``.npy`` files of Kipf et al. (2018)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ _NRI = {"train": "train", "val": "valid", "test": "test"}
 class Trajectories:
     """Trajectories of the vertices of graphs, whose edges may be unknown.
 
-    A folder has either ``train.npz``, ``val.npz`` and ``test.npz``, each with ``positions``
-    ``[graphs, steps, n, features]`` and, where they are known, ``edges`` ``[graphs, n, n]``; or the
-    files of Kipf et al. (2018), ``loc_train<suffix>.npy`` and ``vel_train<suffix>.npy``
-    ``[graphs, steps, features, n]`` and ``edges_train<suffix>.npy`` ``[graphs, n, n]``, and the same
-    with ``valid`` and ``test``, of which ``vel`` and ``edges`` may be missing. An edge is there where
-    its entry is positive; ``[i, j]`` is i -> j, and the diagonal is not looked at.
+    A folder has one of two formats:
+
+    - ``train.npz``, ``val.npz`` and ``test.npz``, each with ``positions``
+      ``[graphs, steps, n, features]`` and, if the edges are known, ``edges`` ``[graphs, n, n]``;
+    - the files of Kipf et al. (2018): ``loc_train<suffix>.npy`` and ``vel_train<suffix>.npy``
+      ``[graphs, steps, features, n]``, ``edges_train<suffix>.npy`` ``[graphs, n, n]``, and the same
+      with ``valid`` and ``test``. ``vel`` and ``edges`` may be missing.
+
+    The edge i -> j exists if the entry ``[i, j]`` is positive; the diagonal is ignored.
 
     Args:
         data: folder of data sets, ``paths.data``.
@@ -38,12 +41,12 @@ class Trajectories:
         test: likewise for the test.
         steps: number of steps of a trajectory, the first ones; None takes as many as the training
             files have.
-        scale: whether values are scaled to [-1, 1] by the least and the greatest of training,
-            positions and velocities (``loc``, ``vel``) each by their own.
+        scale: whether values are scaled to [-1, 1] by the extremes of the training files. Positions
+            and velocities (``loc``, ``vel``) are scaled separately.
 
     Raises:
         ValueError: for a size below 1 or beyond what the files have.
-        MissingDataError: if the training files are missing, when a size is asked for.
+        MissingDataError: if the training files are missing.
         DamagedDataError: for files with other contents.
     """
 
@@ -111,7 +114,7 @@ class Trajectories:
                 self._loaded[name]["adjacency"] = self._adjacency(name, len(values))
 
     def _read(self, name: str) -> list[NDArray[np.float64]]:
-        """Positions, and velocities where they are a file of their own."""
+        """Positions, and velocities if they have their own file."""
         arrays, wanted = [], getattr(self, name)
         for file, key in self._files(name):
             values = _array(file, key)
@@ -185,7 +188,7 @@ def _array(file: Path, key: str) -> NDArray[Any]:
 
 
 def _shape(file: Path, key: str) -> tuple[int, ...]:
-    """Of an array, whose values are not read."""
+    """The shape of an array, without reading its values."""
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         if not key:
