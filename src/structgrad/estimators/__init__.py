@@ -22,6 +22,7 @@ from structgrad.estimators.baselines import Baseline, Outcome
 from structgrad.estimators.control_variates import REBAR, RELAX
 from structgrad.estimators.importance_weighted import ImportanceWeighted
 from structgrad.estimators.marginalization import Marginalize, SumAndSample
+from structgrad.estimators.mixed import HardConcrete, HardKuma
 from structgrad.estimators.muprop import MuProp
 from structgrad.estimators.quantization import VectorQuantization
 from structgrad.estimators.relaxation import SST, Deterministic, ExponentialSchedule, Perturbed
@@ -59,6 +60,8 @@ __all__ = [
     "GibbsEstimator",
     "Gumbel",
     "GumbelRao",
+    "HardConcrete",
+    "HardKuma",
     "ImportanceWeighted",
     "Logistic",
     "Marginalize",
