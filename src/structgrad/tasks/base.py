@@ -31,7 +31,7 @@ OptimizerFactory = Callable[[Iterable[torch.nn.Parameter] | Iterable[dict[str, A
 #: Metrics that the test of every task logs, and those that estimators add.
 ESTIMATOR_METRICS = (
     "loss", "decoder_calls", "training_calls", "certified", "temperature", "alpha", "bound", "code_perplexity",
-    "squared_gradient",
+    "squared_gradient", "expected_l0", "l0_weight",
 )  # fmt: skip
 
 
