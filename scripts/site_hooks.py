@@ -121,7 +121,8 @@ def classes(file: Path) -> dict[str, str]:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
             text = re.sub(r":[a-z]+:`~?([\w.]+)`", r"`\1`", text).replace("``", "`").replace("|", "\\|")
-            found[node.name] = re.split(r"(?<=[a-z)`\d])[.:;](?: |$)", text)[0] + "." if text else ""
+            text = re.sub(r" \([^()]*\d{4}[^()]*\)", "", text)  # the source, which the class names
+            found[node.name] = re.split(r"(?<=[a-z)`\d])(?<!al)[.:;](?: |$)", text)[0] + "." if text else ""
     return found
 
 

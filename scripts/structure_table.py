@@ -23,12 +23,14 @@ probability of every part, an exact sample. Take the one whose vertices are what
 give it one score a part. [Choose your structure](../choose_structure.md) asks the questions in their order.
 
 ```python
+import torch
 from structgrad.structures import Arborescence
 
+torch.manual_seed(0)
 tree = Arborescence()  # node 0 is the root
 scores = torch.randn(5, 5)  # of the edges i -> j
-print(tree.read(tree.argmax(scores)))  # tensor([-1,  2,  0,  0,  1]): the head of every node
-print(tree.marginals(scores).sum())  # tensor(4.0000): the expected number of edges
+print(tree.read(tree.argmax(scores)))  # heads: tensor([-1,  4,  3,  1,  0])
+print(tree.marginals(scores).sum())  # edges: tensor(4.0000)
 ```
 
 [Sparse projections](sparsemap.md) compares the active-set method with the closed forms, and
