@@ -102,7 +102,7 @@ def test_bad_sizes_are_refused() -> None:
         SemiSupervisedImages("x", "x", "x", val=1.5)
     with pytest.raises(ValueError, match="epochs >= 0"):
         WarmStart(epochs=-1)
-    with pytest.raises(ValueError, match="lr > 0"):
+    with pytest.raises(ValueError, match="warm_start.lr must be greater than 0"):
         WarmStart(lr=0.0)
 
 

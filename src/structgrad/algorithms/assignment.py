@@ -206,17 +206,11 @@ def _assign_all(first: int, stride: int, utility: Any, exists: Any, vertex: Any,
 
 
 @gpu.jit
-def _at(x, j, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The entry j of a vector."""
-    return tl.sum(tl.where(tl.arange(0, SIZE) == j, x, 0), 0)
-
-
-@gpu.jit
-def _gpu_assign(utility, exists, vertex, duals, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gpu_assign(utility_ptr, exists_ptr, vertex_ptr, duals_ptr, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """One lane works on one column. ``u`` is the dual variable of the row matched with a column."""
     b = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
-    known = column < n
+    within = column < n
     row_of = tl.full([SIZE], -1, tl.int32)
     u, v = tl.zeros([SIZE], tl.float64), tl.zeros([SIZE], tl.float64)
     for i in range(n):
@@ -229,56 +223,56 @@ def _gpu_assign(utility, exists, vertex, duals, n, SIZE: tl.constexpr):  # type:
         searching = sink < 0
         while searching:
             place = b * n * n + row * n + column
-            there = tl.load(exists + place, mask=known, other=0) != 0
-            length = reached - tl.load(utility + place, mask=known, other=0.0).to(tl.float64) - u_row - v
-            shorter = there & (length < distance) & (done == 0)
+            exists = tl.load(exists_ptr + place, mask=within, other=0) != 0
+            length = reached - tl.load(utility_ptr + place, mask=within, other=0.0).to(tl.float64) - u_row - v
+            shorter = exists & (length < distance) & (done == 0)
             distance = tl.where(shorter, length, distance)
             before = tl.where(shorter, last, before)
             open_ = tl.where(done, float("inf"), distance)
             best, nearest = tl.min(open_, 0), tl.argmin(open_, 0)
-            owner = _at(row_of, nearest, SIZE)
+            owner = gpu.entry(row_of, nearest)
             reachable = best < float("inf")
             reached = tl.where(reachable, best, reached)
             sink = tl.where(reachable & (owner < 0), nearest, sink)
             searching = reachable & (owner >= 0)
             done = done | ((column == nearest) & (row_of >= 0))
-            u_row = _at(u, nearest, SIZE)
+            u_row = gpu.entry(u, nearest)
             row, last = owner, nearest
         gain = tl.where(sink >= 0, tl.where(done, reached - distance, 0.0), 0.0)
         u += gain
         v -= gain
         while sink >= 0:
-            previous = _at(before, sink, SIZE)
+            previous = gpu.entry(before, sink)
             here = column == sink
-            row_of = tl.where(here, tl.where(previous >= 0, _at(row_of, previous, SIZE), i), row_of)
-            u = tl.where(here, tl.where(previous >= 0, _at(u, previous, SIZE), reached), u)
+            row_of = tl.where(here, tl.where(previous >= 0, gpu.entry(row_of, previous), i), row_of)
+            u = tl.where(here, tl.where(previous >= 0, gpu.entry(u, previous), reached), u)
             sink = previous
     for i in range(n):
         here = row_of == i
-        tl.store(vertex + b * n * n + i * n + column, tl.where(here, 1.0, 0.0), mask=known)
-        tl.store(duals + b * 2 * n + i, tl.sum(tl.where(here, u, 0.0), 0))
-    tl.store(duals + b * 2 * n + n + column, v, mask=known)
+        tl.store(vertex_ptr + b * n * n + i * n + column, tl.where(here, 1.0, 0.0), mask=within)
+        tl.store(duals_ptr + b * 2 * n + i, tl.sum(tl.where(here, u, 0.0), 0))
+    tl.store(duals_ptr + b * 2 * n + n + column, v, mask=within)
 
 
 @gpu.jit
-def _gpu_greedy(costs, vertex, choices, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gpu_greedy(costs_ptr, vertex_ptr, choices_ptr, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Works on the whole matrix in registers."""
     b = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
     row, column = at[:, None], at[None, :]
-    there = (row < n) & (column < n)
+    within = (row < n) & (column < n)
     place = b * n * n + row * n + column
-    left = tl.load(costs + place, mask=there, other=float("inf"))
-    taken = there & (row < 0)
+    left = tl.load(costs_ptr + place, mask=within, other=float("inf"))
+    taken = within & (row < 0)
     for step in range(n):
         least = tl.min(left, 1)
         i = tl.argmin(least, 0)
         j = tl.sum(tl.where(at == i, tl.argmin(left, 1), 0), 0)
         found = tl.min(least, 0) < float("inf")
         taken = taken | ((row == i) & (column == j) & (left < float("inf")))
-        tl.store(choices + b * n + step, tl.where(found, i * n + j, -1).to(tl.int64))
+        tl.store(choices_ptr + b * n + step, tl.where(found, i * n + j, -1).to(tl.int64))
         left = tl.where((row == i) | (column == j), float("inf"), left)
-    tl.store(vertex + place, tl.where(taken, 1.0, 0.0), mask=there)
+    tl.store(vertex_ptr + place, tl.where(taken, 1.0, 0.0), mask=within)
 
 
 # --- operators --------------------------------------------------------------------------------------------------------

@@ -160,15 +160,15 @@ def torch_minimum_arborescence(
         ring = closes[:, None] & (place >= met[:, None])
         beyond = torch.where(ring[:, :, None], cost - best[:, :, None], torch.inf)
         merged, which = beyond.min(1)
-        inside = ring.gather(1, slot_of)
-        merged = merged.masked_fill(inside, torch.inf)
+        in_ring = ring.gather(1, slot_of)
+        merged = merged.masked_fill(in_ring, torch.inf)
         cost[rows, r] = torch.where(closes[:, None], merged, cost[rows, r])
         head[rows, r] = torch.where(closes[:, None], head.gather(1, which[:, None])[:, 0], head[rows, r])
-        slot_of = torch.where(inside, r[:, None], slot_of)
+        slot_of = torch.where(in_ring, r[:, None], slot_of)
         new = events.clamp(max=limit - 1)
         old = torch.where(ring, event_of, limit)
         into = torch.cat([into, into[:, :1]], 1).scatter(1, old, new[:, None].expand(batch, n))[:, :limit]
-        members[rows, new] |= inside
+        members[rows, new] |= in_ring
         event_of[rows, r] = torch.where(closes, new, event_of[rows, r])
         place = torch.where(ring & (slots != r[:, None]), _GONE, place)
         events = events + closes.long()
@@ -426,13 +426,13 @@ def _entering_backward_kernel(
 
 @gpu.jit
 def _gpu_arborescence(
-    costs: tl.tensor,
-    exists: tl.tensor,
+    costs_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    vertex_ptr: tl.tensor,
+    choices_ptr: tl.tensor,
+    reached_ptr: tl.tensor,
     root: tl.tensor,
     sign: tl.tensor,
-    vertex: tl.tensor,
-    choices: tl.tensor,
-    reached: tl.tensor,
     n: tl.tensor,
     limit: tl.tensor,
     SIZE: tl.constexpr,
@@ -443,13 +443,13 @@ def _gpu_arborescence(
     b = tl.program_id(0).to(tl.int64)
     slots, names = tl.arange(0, SIZE), tl.arange(0, 2 * SIZE)
     i, j = slots[:, None], slots[None, :]
-    there = (i < n) & (j < n)
+    within = (i < n) & (j < n)
     at = b * n * n + j * n + i  # cost[slot, source]
-    edge = tl.load(exists + at, mask=there, other=0) != 0
-    cost = tl.where(edge, sign * tl.load(costs + at, mask=edge, other=0.0).to(tl.float64), float("inf"))
+    exists = tl.load(exists_ptr + at, mask=within, other=0) != 0
+    cost = tl.where(exists, sign * tl.load(costs_ptr + at, mask=exists, other=0.0).to(tl.float64), float("inf"))
     head = i + tl.zeros([SIZE, SIZE], tl.int32)
     slot_of, event_of = slots, slots
-    present = tl.max(edge.to(tl.int32), 1) + tl.max(edge.to(tl.int32), 0) > 0
+    present = tl.max(exists.to(tl.int32), 1) + tl.max(exists.to(tl.int32), 0) > 0
     place = tl.where(present & (slots != root), _GPU_FRESH, _GPU_DONE)
     best = tl.zeros([SIZE], tl.float64)
     picked, into = tl.full([2 * SIZE], -1, tl.int32), tl.full([2 * SIZE], -1, tl.int32)
@@ -479,19 +479,19 @@ def _gpu_arborescence(
                 ring = place >= met
                 beyond = tl.where(ring[:, None], cost - best[:, None], float("inf"))
                 merged, which = tl.min(beyond, 0), tl.argmin(beyond, 0)
-                inside = tl.sum(tl.where(slot_of[:, None] == j, ring[None, :].to(tl.int32), 0), 1) > 0
-                merged = tl.where(inside, float("inf"), merged)
+                in_ring = tl.sum(tl.where(slot_of[:, None] == j, ring[None, :].to(tl.int32), 0), 1) > 0
+                merged = tl.where(in_ring, float("inf"), merged)
                 heads = tl.sum(tl.where(i == which[None, :], head, 0), 0)
                 cost = tl.where(i == r, merged[None, :], cost)
                 head = tl.where(i == r, heads[None, :], head)
-                slot_of = tl.where(inside, r, slot_of)
+                slot_of = tl.where(in_ring, r, slot_of)
                 old = tl.sum(tl.where((event_of[None, :] == names[:, None]) & ring[None, :], 1, 0), 1) > 0
                 into = tl.where(old, events, into)
                 event_of = tl.where(slots == r, events, event_of)
                 place = tl.where(ring & (slots != r), _GPU_GONE, place)
                 length = met + 1
                 events += 1
-    tl.store(reached + b, lost == 0)
+    tl.store(reached_ptr + b, lost == 0)
     # From the last event to the first. An event that counts excludes the events whose set contains
     # its edge's head.
     parent = tl.full([SIZE], -1, tl.int32)
@@ -504,14 +504,16 @@ def _gpu_arborescence(
             while (v != e) & (v >= 0):
                 counts = counts & (names != v)
                 v = gpu.entry(into, v)
-    tl.store(vertex + b * n * n + i * n + j, tl.where(parent[None, :] == i, 1.0, 0.0), mask=there)
-    where = choices + (b * limit + names) * 2
-    tl.store(where, picked.to(tl.int64), mask=names < limit)
-    tl.store(where + 1, into.to(tl.int64), mask=names < limit)
+    tl.store(vertex_ptr + b * n * n + i * n + j, tl.where(parent[None, :] == i, 1.0, 0.0), mask=within)
+    event_ptr = choices_ptr + (b * limit + names) * 2
+    tl.store(event_ptr, picked.to(tl.int64), mask=names < limit)
+    tl.store(event_ptr + 1, into.to(tl.int64), mask=names < limit)
 
 
 @gpu.jit
-def _gpu_inside(choices: tl.tensor, inside: tl.tensor, n: tl.tensor, limit: tl.tensor, SIZE: tl.constexpr) -> None:
+def _gpu_inside(
+    choices_ptr: tl.tensor, inside_ptr: tl.tensor, n: tl.tensor, limit: tl.tensor, SIZE: tl.constexpr
+) -> None:
     """One program works on one node: it goes from the node's own event to the events that contract
     it.
     """
@@ -521,17 +523,17 @@ def _gpu_inside(choices: tl.tensor, inside: tl.tensor, n: tl.tensor, limit: tl.t
     e = v.to(tl.int64)
     while e >= 0:
         found = found | (names == e)
-        e = tl.load(choices + (b * limit + e) * 2 + 1)
-    tl.store(inside + (b * limit + names) * n + v, found, mask=names < limit)
+        e = tl.load(choices_ptr + (b * limit + e) * 2 + 1)
+    tl.store(inside_ptr + (b * limit + names) * n + v, found, mask=names < limit)
 
 
 @gpu.jit
 def _gpu_log_entering(
-    log_rates: tl.tensor,
-    exists: tl.tensor,
-    choices: tl.tensor,
-    inside: tl.tensor,
-    total: tl.tensor,
+    log_rates_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    choices_ptr: tl.tensor,
+    inside_ptr: tl.tensor,
+    total_ptr: tl.tensor,
     n: tl.tensor,
     limit: tl.tensor,
     SIZE: tl.constexpr,
@@ -541,23 +543,23 @@ def _gpu_log_entering(
     nodes = tl.arange(0, SIZE)
     i, j = nodes[:, None], nodes[None, :]
     at = (e // limit) * n * n + i * n + j
-    heads = tl.load(inside + e * n + nodes, mask=nodes < n, other=0) != 0
-    edge = tl.load(exists + at, mask=(i < n) & heads[None, :] & (heads == 0)[:, None], other=0) != 0
-    rates = tl.where(edge, tl.load(log_rates + at, mask=edge, other=0.0).to(tl.float64), _NO_RATE)
+    heads = tl.load(inside_ptr + e * n + nodes, mask=nodes < n, other=0) != 0
+    exists = tl.load(exists_ptr + at, mask=(i < n) & heads[None, :] & (heads == 0)[:, None], other=0) != 0
+    rates = tl.where(exists, tl.load(log_rates_ptr + at, mask=exists, other=0.0).to(tl.float64), _NO_RATE)
     top = tl.max(tl.max(rates, 1), 0)
     value = top + tl.log(tl.sum(tl.sum(tl.exp(rates - top), 1), 0))
-    tl.store(total + e, tl.where(tl.load(choices + 2 * e) >= 0, value, 0.0))
+    tl.store(total_ptr + e, tl.where(tl.load(choices_ptr + 2 * e) >= 0, value, 0.0))
 
 
 @gpu.jit
 def _gpu_log_entering_backward(
-    log_rates: tl.tensor,
-    exists: tl.tensor,
-    choices: tl.tensor,
-    inside: tl.tensor,
-    total: tl.tensor,
-    upstream: tl.tensor,
-    out: tl.tensor,
+    log_rates_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    choices_ptr: tl.tensor,
+    inside_ptr: tl.tensor,
+    total_ptr: tl.tensor,
+    upstream_ptr: tl.tensor,
+    out_ptr: tl.tensor,
     n: tl.tensor,
     limit: tl.tensor,
     SIZE: tl.constexpr,
@@ -568,19 +570,19 @@ def _gpu_log_entering_backward(
     b = tl.program_id(0).to(tl.int64)
     nodes = tl.arange(0, SIZE)
     i, j = nodes[:, None], nodes[None, :]
-    there = (i < n) & (j < n)
+    within = (i < n) & (j < n)
     at = b * n * n + i * n + j
-    edge = tl.load(exists + at, mask=there, other=0) != 0
-    rates = tl.load(log_rates + at, mask=edge, other=0.0).to(tl.float64)
+    exists = tl.load(exists_ptr + at, mask=within, other=0) != 0
+    rates = tl.load(log_rates_ptr + at, mask=exists, other=0.0).to(tl.float64)
     grad = tl.zeros([SIZE, SIZE], tl.float64)
     for event in range(limit):
         e = b * limit + event
-        if tl.load(choices + 2 * e) >= 0:
-            heads = tl.load(inside + e * n + nodes, mask=nodes < n, other=0) != 0
-            enters = edge & heads[None, :] & (heads == 0)[:, None]
-            share = tl.exp(tl.where(enters, rates - tl.load(total + e), _NO_RATE))
-            grad += tl.load(upstream + e) * share
-    tl.store(out + at, grad, mask=there)
+        if tl.load(choices_ptr + 2 * e) >= 0:
+            heads = tl.load(inside_ptr + e * n + nodes, mask=nodes < n, other=0) != 0
+            enters = exists & heads[None, :] & (heads == 0)[:, None]
+            share = tl.exp(tl.where(enters, rates - tl.load(total_ptr + e), _NO_RATE))
+            grad += tl.load(upstream_ptr + e) * share
+    tl.store(out_ptr + at, grad, mask=within)
 
 
 def _launch(kernel: Any, programs: int, n: int, *arguments: Tensor | float) -> None:
@@ -597,7 +599,7 @@ def _arborescence_operator(costs: Tensor, exists: Tensor, root: int, sign: float
         return minimum_arborescence(costs, exists, root, sign)
     batch, n = costs.shape[:2]
     vertex, choices, reached = _arborescence_fake(costs, exists, root, sign)
-    _launch(_gpu_arborescence, batch if n else 0, n, costs, exists, root, sign, vertex, choices, reached)
+    _launch(_gpu_arborescence, batch if n else 0, n, costs, exists, vertex, choices, reached, root, sign)
     return vertex, choices, reached
 
 

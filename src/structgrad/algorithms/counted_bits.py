@@ -44,7 +44,8 @@ _NEVER = -1e30
 #: The largest number of ones for one GPU program.
 LARGEST = 2047
 #: The kinds of result that the kernel computes.
-_MEANS, _SAMPLE, _BEST = (gpu.constant(kind) for kind in range(3))
+_MEANS, _SAMPLE, _BEST = range(3)
+_GPU_MEANS, _GPU_SAMPLE, _GPU_BEST = (gpu.constant(kind) for kind in (_MEANS, _SAMPLE, _BEST))
 
 
 @dataclass(frozen=True)
@@ -555,27 +556,27 @@ def _previous(x, COUNTS: tl.constexpr):  # type: ignore[no-untyped-def]
 def _choose(zero, one, uniform, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
     """The value of a choice between 0 and 1, and how often it is 1."""
     top = tl.maximum(zero, one)
-    if KIND == _BEST:
+    if KIND == _GPU_BEST:
         often = tl.where(one > zero, 1.0, 0.0).to(tl.float64)
     else:
         odds = tl.exp(tl.where(top == -float("inf"), -float("inf"), -tl.abs(zero - one)))
         often = tl.where(one > zero, 1.0, odds) / (1.0 + odds)
         top += tl.log(1.0 + odds)
-        if KIND == _SAMPLE:
+        if KIND == _GPU_SAMPLE:
             often = tl.where(uniform < often, 1.0, 0.0).to(tl.float64)
     return top, often
 
 
 @gpu.jit
 def _gpu_chain(  # type: ignore[no-untyped-def]
-    unary,
-    pair,
-    exists,
-    uniform,
-    log_z,
-    ratio,
-    mean,
-    both,
+    unary_ptr,
+    pair_ptr,
+    exists_ptr,
+    uniform_ptr,
+    log_z_ptr,
+    ratio_ptr,
+    mean_ptr,
+    both_ptr,
     n,
     low,
     high,
@@ -588,68 +589,79 @@ def _gpu_chain(  # type: ignore[no-untyped-def]
     """
     b = tl.program_id(0).to(tl.int64)
     count = tl.arange(0, COUNTS)
-    known = count <= high
-    ratios = ratio + b * n * (high + 1) * STATES + count * STATES
+    within = count <= high
+    ratios_ptr = ratio_ptr + b * n * (high + 1) * STATES + count * STATES
     # After a bit of 0 and, for chains, after a bit of 1.
-    zero = tl.where(known & (count >= low), 0.0, -float("inf")).to(tl.float64)
+    zero = tl.where(within & (count >= low), 0.0, -float("inf")).to(tl.float64)
     last = zero
     for step in range(n):
         i = n - 1 - step
-        there = tl.load(exists + b * n + i) != 0
-        draw = tl.load(uniform + b * n + i) if KIND == _SAMPLE else 0.0
-        one = tl.where(known & there, tl.load(unary + b * n + i) + _next(last, -float("inf"), COUNTS), -float("inf"))
+        exists = tl.load(exists_ptr + b * n + i) != 0
+        draw = tl.load(uniform_ptr + b * n + i) if KIND == _GPU_SAMPLE else 0.0
+        one = tl.where(
+            within & exists, tl.load(unary_ptr + b * n + i) + _next(last, -float("inf"), COUNTS), -float("inf")
+        )
         value, often = _choose(zero, one, draw, KIND)
-        tl.store(ratios + i * (high + 1) * STATES, often, mask=known)
+        tl.store(ratios_ptr + i * (high + 1) * STATES, often, mask=within)
         if STATES == 2:
-            gain = tl.load(pair + b * (n - 1) + i - 1, mask=i > 0, other=0.0)
+            gain = tl.load(pair_ptr + b * (n - 1) + i - 1, mask=i > 0, other=0.0)
             last, often = _choose(zero, one + gain, draw, KIND)
-            tl.store(ratios + i * (high + 1) * STATES + 1, often, mask=known)
+            tl.store(ratios_ptr + i * (high + 1) * STATES + 1, often, mask=within)
         else:
             last = value
         zero = value
-    if KIND == _MEANS:
-        tl.store(log_z + b, tl.sum(tl.where(count == 0, zero, 0.0), 0))
+    if KIND == _GPU_MEANS:
+        tl.store(log_z_ptr + b, tl.sum(tl.where(count == 0, zero, 0.0), 0))
     tl.debug_barrier()
     here = tl.where(count == 0, 1.0, 0.0).to(tl.float64)
     repeat = tl.zeros([COUNTS], tl.float64)
     for i in range(n):
-        taken = here * tl.load(ratios + i * (high + 1) * STATES, mask=known, other=0.0)
+        taken = here * tl.load(ratios_ptr + i * (high + 1) * STATES, mask=within, other=0.0)
         here -= taken
         if STATES == 2:
-            again = repeat * tl.load(ratios + i * (high + 1) * STATES + 1, mask=known, other=0.0)
+            again = repeat * tl.load(ratios_ptr + i * (high + 1) * STATES + 1, mask=within, other=0.0)
             here += repeat - again
             taken += again
             repeat = _previous(taken, COUNTS)
-            if KIND == _MEANS:
-                tl.store(both + b * (n - 1) + i - 1, tl.sum(again, 0), mask=i > 0)
+            if KIND == _GPU_MEANS:
+                tl.store(both_ptr + b * (n - 1) + i - 1, tl.sum(again, 0), mask=i > 0)
         else:
             here += _previous(taken, COUNTS)
-        tl.store(mean + b * n + i, tl.sum(taken, 0))
+        tl.store(mean_ptr + b * n + i, tl.sum(taken, 0))
 
 
 @gpu.jit
 def _gpu_chain_covariance(  # type: ignore[no-untyped-def]
-    ratio, d_mean, d_both, slope, unary, pair, n, high, STATES: tl.constexpr, COUNTS: tl.constexpr
+    ratio_ptr,
+    d_mean_ptr,
+    d_both_ptr,
+    slope_ptr,
+    unary_ptr,
+    pair_ptr,
+    n,
+    high,
+    STATES: tl.constexpr,
+    COUNTS: tl.constexpr,
 ):
     """As the compiled pass with this name."""
     b = tl.program_id(0).to(tl.int64)
     count = tl.arange(0, COUNTS)
-    known = count <= high
+    within = count <= high
     place = b * n * (high + 1) * STATES + count * STATES
     zero = tl.zeros([COUNTS], tl.float64)
     last = zero
     for step in range(n):
         i = n - 1 - step
         here = place + i * (high + 1) * STATES
-        one = tl.load(d_mean + b * n + i) + _next(last, 0.0, COUNTS)
-        r = tl.load(ratio + here, mask=known, other=0.0)
+        one = tl.load(d_mean_ptr + b * n + i) + _next(last, 0.0, COUNTS)
+        r = tl.load(ratio_ptr + here, mask=within, other=0.0)
         value = zero + r * (one - zero)
-        tl.store(slope + here, r * (1.0 - r) * (one - zero), mask=known)
+        tl.store(slope_ptr + here, r * (1.0 - r) * (one - zero), mask=within)
         if STATES == 2:
-            r = tl.load(ratio + here + 1, mask=known, other=0.0)
-            one += tl.load(d_both + b * (n - 1) + i - 1, mask=i > 0, other=0.0)
+            r = tl.load(ratio_ptr + here + 1, mask=within, other=0.0)
+            one += tl.load(d_both_ptr + b * (n - 1) + i - 1, mask=i > 0, other=0.0)
             last = zero + r * (one - zero)
-            tl.store(slope + here + 1, r * (1.0 - r) * (one - zero), mask=known)
+            tl.store(slope_ptr + here + 1, r * (1.0 - r) * (one - zero), mask=within)
         else:
             last = value
         zero = value
@@ -659,19 +671,22 @@ def _gpu_chain_covariance(  # type: ignore[no-untyped-def]
     p_repeat, moved_repeat = tl.zeros([COUNTS], tl.float64), tl.zeros([COUNTS], tl.float64)
     for i in range(n):
         here = place + i * (high + 1) * STATES
-        r, by = tl.load(ratio + here, mask=known, other=0.0), tl.load(slope + here, mask=known, other=0.0)
+        r, by = tl.load(ratio_ptr + here, mask=within, other=0.0), tl.load(slope_ptr + here, mask=within, other=0.0)
         taken, d_taken = p * r, moved * r + p * by
         p, moved = p - taken, moved - d_taken
         if STATES == 2:
-            r, by = tl.load(ratio + here + 1, mask=known, other=0.0), tl.load(slope + here + 1, mask=known, other=0.0)
+            r, by = (
+                tl.load(ratio_ptr + here + 1, mask=within, other=0.0),
+                tl.load(slope_ptr + here + 1, mask=within, other=0.0),
+            )
             again, d_again = p_repeat * r, moved_repeat * r + p_repeat * by
             p, moved = p + p_repeat - again, moved + moved_repeat - d_again
             taken, d_taken = taken + again, d_taken + d_again
             p_repeat, moved_repeat = _previous(taken, COUNTS), _previous(d_taken, COUNTS)
-            tl.store(pair + b * (n - 1) + i - 1, tl.sum(d_again, 0), mask=i > 0)
+            tl.store(pair_ptr + b * (n - 1) + i - 1, tl.sum(d_again, 0), mask=i > 0)
         else:
             p, moved = p + _previous(taken, COUNTS), moved + _previous(d_taken, COUNTS)
-        tl.store(unary + b * n + i, tl.sum(d_taken, 0))
+        tl.store(unary_ptr + b * n + i, tl.sum(d_taken, 0))
 
 
 def _launch(kernel: Any, example: Tensor, *arguments: Tensor | int, high: int, **constants: int) -> None:
@@ -690,7 +705,7 @@ def _moments_operator(
     """As :class:`_Moments`, and the ratios ``[B, n, high + 1, states]``."""
     log_z, mean, both, ratio = _moments_fake(unary, pair, exists, low, high, states)
     tensors = (pair, exists, mean, log_z, ratio, mean, both)
-    _launch(_gpu_chain, unary, *tensors, unary.shape[1], low, high, high=high, KIND=0, STATES=states)
+    _launch(_gpu_chain, unary, *tensors, unary.shape[1], low, high, high=high, KIND=_MEANS, STATES=states)
     return log_z, mean, both, ratio
 
 
@@ -710,7 +725,7 @@ def _bits_operator(
     highest score.
     """
     bits, ratio = torch.empty_like(unary), unary.new_empty(*unary.shape, high + 1, states)
-    kind = 2 if uniform is None else 1
+    kind = _BEST if uniform is None else _SAMPLE
     tensors = (pair, exists, bits if uniform is None else uniform, bits, ratio, bits, bits)
     _launch(_gpu_chain, unary, *tensors, unary.shape[1], low, high, high=high, KIND=kind, STATES=states)
     return bits

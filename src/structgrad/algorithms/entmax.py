@@ -50,29 +50,29 @@ def entmax(scores: Tensor, alpha: float | Tensor, exists: Tensor) -> Tensor:
     power = torch.as_tensor(alpha, dtype=torch.float64, device=scores.device) - 1
     # Relative to the largest score. Its own derivative cancels, since the result does not change if
     # all scores move.
-    known = torch.where(exists, scores.double(), -torch.inf).detach()
-    top = known.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).min)
+    filled = torch.where(exists, scores.double(), -torch.inf).detach()
+    top = filled.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).min)
     distance = torch.where(exists, top - torch.where(exists, scores.double(), 0.0), 0.0)
     with torch.no_grad():
         point = _solve(distance, power, exists)
-        inside = point > 0
-        safe = torch.where(inside, point, 1.0)
-        slope = torch.where(inside, ((1 - power) * safe.log()).exp().clamp_max(_STEEP), 0.0)
+        support = point > 0
+        safe = torch.where(support, point, 1.0)
+        slope = torch.where(support, ((1 - power) * safe.log()).exp().clamp_max(_STEEP), 0.0)
         weight = slope / slope.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         weight = weight / weight.sum(-1, keepdim=True).clamp_min(1.0)
         steepest = weight.argmax(-1, keepdim=True)
 
     def marginal(p: Tensor) -> Tensor:
         """The quantity ``(p^a - 1) / a + d``, which is equal for all p_i > 0 at the solution."""
-        log_p = torch.where(inside, p, 1.0).log()
+        log_p = torch.where(support, p, 1.0).log()
         u = power * log_p
         near = u.abs() < _SMALL
         ratio = torch.where(near, 1 + u / 2 + u.square() / 6, torch.expm1(u) / torch.where(near, 1.0, u))
-        return torch.where(inside, log_p * ratio + distance, 0.0)
+        return torch.where(support, log_p * ratio + distance, 0.0)
 
     def step(excess: Tensor) -> Tensor:
         # Relative to the largest slope: elsewhere it would be lost in that one's rounding.
-        excess = torch.where(inside, excess - excess.gather(-1, steepest), 0.0)
+        excess = torch.where(support, excess - excess.gather(-1, steepest), 0.0)
         return slope * ((weight * excess).sum(-1, keepdim=True) - excess)
 
     return implicit(point, marginal, step).to(scores.dtype)

@@ -227,7 +227,7 @@ class Builder:
         return Hypergraph(tuple(self._levels), torch.as_tensor(np.asarray(goals, np.int64)))
 
 
-def known(scores: Tensor, exists: Tensor) -> Tensor:
+def filled(scores: Tensor, exists: Tensor) -> Tensor:
     """Scores in float64, ``IMPOSSIBLE`` where a part is missing."""
     return torch.where(exists, scores.double(), IMPOSSIBLE)
 
@@ -585,7 +585,7 @@ def _moments_backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None
         graph: Hypergraph = ctx.held
 
         def twin(scores: Tensor) -> tuple[Tensor, ...]:
-            return value_and_gradient(lambda s: graph.total(s, graph.goal(size), log_sum), known(scores, exists))
+            return value_and_gradient(lambda s: graph.total(s, graph.goal(size), log_sum), filled(scores, exists))
 
         return *gradients(twin, [scores], upstream), None, None, None, None
     gradient = None if of_value is None else of_value[:, None] * mean
@@ -642,5 +642,5 @@ def _top_k_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, k: int
 
 def _run(kernel: Any, operations: int, graph: int, scores: Tensor, exists: Tensor, size: Tensor, *others: Any) -> None:
     program = _NUMBERED[graph]
-    arrays = *program.compiled, known(scores, exists).contiguous(), program.goal(size).contiguous()
+    arrays = *program.compiled, filled(scores, exists).contiguous(), program.goal(size).contiguous()
     run(kernel, operations * len(scores) * len(program.compiled[1]), *arrays, *others)

@@ -44,8 +44,8 @@ def k_best(
     if k < 1:
         raise ValueError(f"k must be at least 1; got {k}")
     batch, size = scores.shape
-    known = torch.where(exists, scores, 0.0)[:, None]
-    gain = known.detach().double()
+    filled = torch.where(exists, scores, 0.0)[:, None]
+    gain = filled.detach().double()
     allowed, forced = exists[:, None], torch.zeros_like(exists)[:, None]
     vertex = solve(allowed, forced)
     count = vertex.sum(-1)  # of every vertex of the example, if they are of the same size: [B, 1]
@@ -56,9 +56,9 @@ def k_best(
         best = value.argmax(1)
         pick = best[:, None, None].expand(batch, 1, size)
         x, kept, must = vertex.gather(1, pick), allowed.gather(1, pick), forced.gather(1, pick)
-        there = value.gather(1, best[:, None]) > -torch.inf
-        found.append(x & there[..., None])
-        valid.append(there)
+        is_vertex = value.gather(1, best[:, None]) > -torch.inf
+        found.append(x & is_vertex[..., None])
+        valid.append(is_vertex)
         if not left:
             break
         free = (x if same_size else kept) & ~must
@@ -66,7 +66,7 @@ def k_best(
         before, here = (rank > 0) & (rank < t), rank == t
         may, has = kept & ~(before & ~x) & ~(here & x), must | before & x | here & ~x
         more = solve(may, has)
-        solved = (t[:, 0] <= free.sum(-1)) & there & ~(more & ~may).any(-1) & ~(has & ~more).any(-1)
+        solved = (t[:, 0] <= free.sum(-1)) & is_vertex & ~(more & ~may).any(-1) & ~(has & ~more).any(-1)
         if same_size:  # a node that lost all of its parts counts as absent
             solved &= more.sum(-1) == count
         value = value.scatter(1, best[:, None], -torch.inf)
@@ -76,7 +76,7 @@ def k_best(
         value, keep = value.topk(min(left, value.shape[1]), dim=1)
         keep = keep[:, :, None].expand(*keep.shape, size)
         vertex, allowed, forced = (of.gather(1, keep) for of in (vertex, allowed, forced))
-    return best_first(torch.cat(found, 1), torch.cat(valid, 1), known[:, 0])
+    return best_first(torch.cat(found, 1), torch.cat(valid, 1), filled[:, 0])
 
 
 def best_first(vertices: Tensor, real: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

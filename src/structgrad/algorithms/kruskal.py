@@ -255,12 +255,12 @@ def _joined_at_kernel(first: int, stride: int, choices: Any, n: int, out: Any) -
 
 @gpu.jit
 def _gpu_spanning_tree(
-    costs: tl.tensor,
-    exists: tl.tensor,
+    costs_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    vertex_ptr: tl.tensor,
+    choices_ptr: tl.tensor,
+    reached_ptr: tl.tensor,
     sign: tl.tensor,
-    vertex: tl.tensor,
-    choices: tl.tensor,
-    reached: tl.tensor,
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
@@ -268,11 +268,11 @@ def _gpu_spanning_tree(
     b = tl.program_id(0).to(tl.int64)
     nodes = tl.arange(0, SIZE)
     i, j = nodes[:, None], nodes[None, :]
-    there = (i < n) & (j < n)
+    within = (i < n) & (j < n)
     at = b * n * n + tl.minimum(i, j) * n + tl.maximum(i, j)
-    edge = tl.load(exists + at, mask=there, other=0) != 0
-    cost = tl.where(edge, sign * tl.load(costs + at, mask=edge, other=0.0).to(tl.float64), float("inf"))
-    waiting = tl.max(edge.to(tl.int32), 0) > 0
+    exists = tl.load(exists_ptr + at, mask=within, other=0) != 0
+    cost = tl.where(exists, sign * tl.load(costs_ptr + at, mask=exists, other=0.0).to(tl.float64), float("inf"))
+    waiting = tl.max(exists.to(tl.int32), 0) > 0
     new = tl.min(tl.where(waiting, nodes, SIZE), 0)
     nearest = tl.full([SIZE], float("inf"), tl.float64)
     link, parent = tl.zeros([SIZE], tl.int32), tl.full([SIZE], -1, tl.int32)
@@ -292,57 +292,64 @@ def _gpu_spanning_tree(
             length = tl.where(nodes == step, least, length)
             taken = tl.where(nodes == step, low * n + high, taken)
             new = found
-    tl.store(reached + b, tl.max((waiting & (nodes != new)).to(tl.int32), 0) == 0)
+    tl.store(reached_ptr + b, tl.max((waiting & (nodes != new)).to(tl.int32), 0) == 0)
     tl.store(
-        vertex + b * n * n + i * n + j, tl.where((parent[None, :] == i) | (parent[:, None] == j), 1.0, 0.0), mask=there
+        vertex_ptr + b * n * n + i * n + j,
+        tl.where((parent[None, :] == i) | (parent[:, None] == j), 1.0, 0.0),
+        mask=within,
     )
     before = (length[:, None] < length[None, :]) | ((length[:, None] == length[None, :]) & (i < j))
     rank = tl.sum(before.to(tl.int32), 0)
-    tl.store(choices + b * (n - 1) + rank, taken, mask=nodes < n - 1)
+    tl.store(choices_ptr + b * (n - 1) + rank, taken, mask=nodes < n - 1)
 
 
 @gpu.jit
-def _gpu_joined_at(choices: tl.tensor, joined: tl.tensor, n: tl.tensor, SIZE: tl.constexpr) -> None:
+def _gpu_joined_at(choices_ptr: tl.tensor, joined_ptr: tl.tensor, n: tl.tensor, SIZE: tl.constexpr) -> None:
     """As ``_joined_at_kernel``, one program an example."""
     b = tl.program_id(0).to(tl.int64)
     nodes = tl.arange(0, SIZE)
     component = nodes
     out = tl.full([SIZE, SIZE], -1, tl.int32)
     for t in range(n - 1):
-        edge = tl.load(choices + b * (n - 1) + t).to(tl.int32)
+        edge = tl.load(choices_ptr + b * (n - 1) + t).to(tl.int32)
         if edge >= 0:
             keep, drop = gpu.entry(component, edge // n), gpu.entry(component, edge % n)
             left, right = component == keep, component == drop
             out = tl.where((left[:, None] & right[None, :]) | (right[:, None] & left[None, :]), t, out)
             component = tl.where(right, keep, component)
-    there = (nodes < n)[:, None] & (nodes < n)[None, :]
-    tl.store(joined + b * n * n + nodes[:, None] * n + nodes[None, :], out.to(tl.int64), mask=there)
+    within = (nodes < n)[:, None] & (nodes < n)[None, :]
+    tl.store(joined_ptr + b * n * n + nodes[:, None] * n + nodes[None, :], out.to(tl.int64), mask=within)
 
 
 @gpu.jit
 def _gpu_log_running(
-    log_rates: tl.tensor, exists: tl.tensor, joined: tl.tensor, total: tl.tensor, n: tl.tensor, SIZE: tl.constexpr
+    log_rates_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    joined_ptr: tl.tensor,
+    total_ptr: tl.tensor,
+    n: tl.tensor,
+    SIZE: tl.constexpr,
 ) -> None:
     """One program works on one step."""
     b, t = (tl.program_id(0) // (n - 1)).to(tl.int64), tl.program_id(0) % (n - 1)
     i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
-    there = (i < n) & (j < n)
+    within = (i < n) & (j < n)
     at = b * n * n + i * n + j
-    edge = tl.load(exists + at, mask=there, other=0) != 0
-    running = edge & (tl.load(joined + at, mask=edge, other=-1) >= t)
-    rates = tl.where(running, tl.load(log_rates + at, mask=running, other=0.0).to(tl.float64), _NO_RATE)
+    exists = tl.load(exists_ptr + at, mask=within, other=0) != 0
+    running = exists & (tl.load(joined_ptr + at, mask=exists, other=-1) >= t)
+    rates = tl.where(running, tl.load(log_rates_ptr + at, mask=running, other=0.0).to(tl.float64), _NO_RATE)
     top = tl.max(tl.max(rates, 1), 0)
-    tl.store(total + tl.program_id(0), top + tl.log(tl.sum(tl.sum(tl.exp(rates - top), 1), 0)))
+    tl.store(total_ptr + tl.program_id(0), top + tl.log(tl.sum(tl.sum(tl.exp(rates - top), 1), 0)))
 
 
 @gpu.jit
 def _gpu_log_running_backward(
-    log_rates: tl.tensor,
-    exists: tl.tensor,
-    joined: tl.tensor,
-    total: tl.tensor,
-    upstream: tl.tensor,
-    out: tl.tensor,
+    log_rates_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    joined_ptr: tl.tensor,
+    total_ptr: tl.tensor,
+    upstream_ptr: tl.tensor,
+    out_ptr: tl.tensor,
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
@@ -351,17 +358,17 @@ def _gpu_log_running_backward(
     """
     b = tl.program_id(0).to(tl.int64)
     i, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
-    there = (i < n) & (j < n)
+    within = (i < n) & (j < n)
     at = b * n * n + i * n + j
-    edge = tl.load(exists + at, mask=there, other=0) != 0
-    rates = tl.load(log_rates + at, mask=edge, other=0.0).to(tl.float64)
-    until = tl.load(joined + at, mask=edge, other=-1)
+    exists = tl.load(exists_ptr + at, mask=within, other=0) != 0
+    rates = tl.load(log_rates_ptr + at, mask=exists, other=0.0).to(tl.float64)
+    until = tl.load(joined_ptr + at, mask=exists, other=-1)
     grad = tl.zeros([SIZE, SIZE], tl.float64)
     for t in range(n - 1):
         of_step = b * (n - 1) + t
-        share = tl.exp(tl.where(until >= t, rates - tl.load(total + of_step), _NO_RATE))
-        grad += tl.load(upstream + of_step) * share
-    tl.store(out + at, grad, mask=there)
+        share = tl.exp(tl.where(until >= t, rates - tl.load(total_ptr + of_step), _NO_RATE))
+        grad += tl.load(upstream_ptr + of_step) * share
+    tl.store(out_ptr + at, grad, mask=within)
 
 
 def _launch(kernel: Any, programs: int, n: int, *arguments: Tensor | float) -> None:
@@ -377,7 +384,7 @@ def _spanning_tree_operator(costs: Tensor, exists: Tensor, sign: float) -> tuple
     if not gpu.launches(costs):
         return minimum_spanning_tree(costs, exists, sign)
     vertex, choices, reached = _spanning_tree_fake(costs, exists, sign)
-    _launch(_gpu_spanning_tree, len(costs), costs.shape[-1], costs, exists, sign, vertex, choices, reached)
+    _launch(_gpu_spanning_tree, len(costs), costs.shape[-1], costs, exists, vertex, choices, reached, sign)
     return vertex, choices, reached
 
 

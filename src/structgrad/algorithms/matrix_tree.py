@@ -216,8 +216,8 @@ def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) 
         above = torch.where(below[:, :, None], kept | above[:, i, None, :], above)
     chosen = torch.where(parent == n, root[:, None], parent)
     nodes = torch.arange(n, device=scores.device)
-    there = present_nodes(exists) & (nodes != root[:, None])
-    return torch.zeros_like(scores).scatter(1, chosen[:, None, :], there[:, None, :].to(scores.dtype))
+    has_parent = present_nodes(exists) & (nodes != root[:, None])
+    return torch.zeros_like(scores).scatter(1, chosen[:, None, :], has_parent[:, None, :].to(scores.dtype))
 
 
 # --- CPU kernels ------------------------------------------------------------------------------------------------------
@@ -475,7 +475,7 @@ def _tangent(m: int, w: Any, g: Any, dw: Any, dg: Any) -> None:
 def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any) -> None:
     """Undo an elimination on trees: write ``parent[1:m + 1]``. See :func:`sample_arborescences`."""
     reaches_root = np.empty(m + 1, np.bool_)
-    known = np.empty(m + 1, np.bool_)
+    joined = np.empty(m + 1, np.bool_)
     walk = np.empty(m + 1, np.int64)
     for i in range(1, m + 1):
         for j in range(1, i):
@@ -486,17 +486,17 @@ def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any)
             if uniform[nodes[i], nodes[j]] * whole < w[k, i] * w[i, j]:
                 parent[j] = i
         # The parent of i may be any node that still reaches the root, so it is not below i.
-        known[:i] = False
-        reaches_root[0], known[0] = True, True
-        reaches_root[i], known[i] = False, True
+        joined[:i] = False
+        reaches_root[0], joined[0] = True, True
+        reaches_root[i], joined[i] = False, True
         for j in range(1, i):
             length, v = 0, j
-            while not known[v]:
+            while not joined[v]:
                 walk[length] = v
                 length += 1
                 v = parent[v]
             for t in range(length):
-                known[walk[t]] = True
+                joined[walk[t]] = True
                 reaches_root[walk[t]] = reaches_root[v]
         total = 0.0
         for k in range(i):
@@ -728,20 +728,22 @@ def _log_add_exp(x: tl.tensor, y: tl.tensor) -> tl.tensor:
 
 
 @gpu.jit
-def _load_block(scores: tl.tensor, exists: tl.tensor, root: tl.tensor, n: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
+def _load_block(
+    scores_ptr: tl.tensor, exists_ptr: tl.tensor, root_ptr: tl.tensor, n: tl.tensor, SIZE: tl.constexpr
+) -> tl.tensor:
     """Log-weights, which entries are edges, their places, and the root.
 
     An absent node has an edge of weight 1 from the root.
     """
     b = tl.program_id(0).to(tl.int64)
     k, j = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
-    r = tl.load(root + b).to(tl.int32)
+    r = tl.load(root_ptr + b).to(tl.int32)
     at = b * n * n + k * n + j
-    there = (k < n) & (j < n)
-    edge = (tl.load(exists + at, mask=there, other=0) != 0) & (k != j) & (j != r)
-    w = tl.where(edge, tl.load(scores + at, mask=there & edge, other=0.0).to(tl.float64), _NO_WEIGHT)
-    absent = tl.max(edge.to(tl.int32), 0) + tl.max(edge.to(tl.int32), 1) == 0
-    return tl.where((k == r) & absent[None, :], 0.0, w), edge, at, r
+    within = (k < n) & (j < n)
+    exists = (tl.load(exists_ptr + at, mask=within, other=0) != 0) & (k != j) & (j != r)
+    w = tl.where(exists, tl.load(scores_ptr + at, mask=within & exists, other=0.0).to(tl.float64), _NO_WEIGHT)
+    absent = tl.max(exists.to(tl.int32), 0) + tl.max(exists.to(tl.int32), 1) == 0
+    return tl.where((k == r) & absent[None, :], 0.0, w), exists, at, r
 
 
 @gpu.jit
@@ -831,85 +833,92 @@ def _reached(total: tl.tensor) -> tl.tensor:
 
 @gpu.jit
 def _gpu_eliminate(
-    scores: tl.tensor,
-    exists: tl.tensor,
-    root: tl.tensor,
-    logz: tl.tensor,
-    factors: tl.tensor,
+    scores_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    root_ptr: tl.tensor,
+    logz_ptr: tl.tensor,
+    factors_ptr: tl.tensor,
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    w, _, at, r = _load_block(scores, exists, root, n, SIZE)
+    w, _, at, r = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
     w, total, _, _ = _eliminate_block(w, w, r, n, False, SIZE)
     ends = tl.arange(0, SIZE)
-    tl.store(factors + at, w, mask=(ends < n)[:, None] & (ends < n)[None, :])
-    tl.store(logz + tl.program_id(0), tl.where(_reached(total), tl.sum(total, 0), -float("inf")))
+    tl.store(factors_ptr + at, w, mask=(ends < n)[:, None] & (ends < n)[None, :])
+    tl.store(logz_ptr + tl.program_id(0), tl.where(_reached(total), tl.sum(total, 0), -float("inf")))
 
 
 @gpu.jit
 def _gpu_marginals(
-    scores: tl.tensor, exists: tl.tensor, root: tl.tensor, mean: tl.tensor, n: tl.tensor, SIZE: tl.constexpr
+    scores_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    root_ptr: tl.tensor,
+    mean_ptr: tl.tensor,
+    n: tl.tensor,
+    SIZE: tl.constexpr,
 ) -> None:
-    start, edge, at, r = _load_block(scores, exists, root, n, SIZE)
+    start, exists, at, r = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
     w, total, t, moved = _eliminate_block(start, start, r, n, False, SIZE)
     g, _ = _differentiate_block(w, total, t, moved, r, n, False, SIZE)
-    there = tl.arange(0, SIZE) < n
+    within = tl.arange(0, SIZE) < n
     # The error is about 1e-14; the minimum removes that much and no more.
     value = tl.minimum(tl.exp(start + g), 1.0)
     tl.store(
-        mean + at, tl.where(_reached(total), tl.where(edge, value, 0.0), 0.0), mask=there[:, None] & there[None, :]
+        mean_ptr + at,
+        tl.where(_reached(total), tl.where(exists, value, 0.0), 0.0),
+        mask=within[:, None] & within[None, :],
     )
 
 
 @gpu.jit
 def _gpu_covariance(
-    scores: tl.tensor,
-    exists: tl.tensor,
-    root: tl.tensor,
-    direction: tl.tensor,
-    product: tl.tensor,
+    scores_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    root_ptr: tl.tensor,
+    direction_ptr: tl.tensor,
+    product_ptr: tl.tensor,
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    start, edge, at, r = _load_block(scores, exists, root, n, SIZE)
-    there = tl.arange(0, SIZE) < n
-    there = there[:, None] & there[None, :]
-    along = tl.where(edge, tl.load(direction + at, mask=there, other=0.0).to(tl.float64), 0.0)
+    start, exists, at, r = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
+    within = tl.arange(0, SIZE) < n
+    within = within[:, None] & within[None, :]
+    along = tl.where(exists, tl.load(direction_ptr + at, mask=within, other=0.0).to(tl.float64), 0.0)
     w, total, t, moved = _eliminate_block(start, along, r, n, True, SIZE)
     g, t_g = _differentiate_block(w, total, t, moved, r, n, True, SIZE)
-    value = tl.where(edge, tl.exp(start + g) * (along + t_g), 0.0)
-    tl.store(product + at, tl.where(_reached(total), value, 0.0), mask=there)
+    value = tl.where(exists, tl.exp(start + g) * (along + t_g), 0.0)
+    tl.store(product_ptr + at, tl.where(_reached(total), value, 0.0), mask=within)
 
 
 @gpu.jit
 def _gpu_sample(
-    scores: tl.tensor,
-    exists: tl.tensor,
-    root: tl.tensor,
-    factors: tl.tensor,
-    uniform: tl.tensor,
-    tree: tl.tensor,
+    scores_ptr: tl.tensor,
+    exists_ptr: tl.tensor,
+    root_ptr: tl.tensor,
+    factors_ptr: tl.tensor,
+    uniform_ptr: tl.tensor,
+    tree_ptr: tl.tensor,
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
     """As :func:`torch_sample`, which explains the names. Here the root is a node like the others."""
-    start, edge, at, r = _load_block(scores, exists, root, n, SIZE)
+    start, exists, at, r = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
     first = tl.program_id(0).to(tl.int64) * n * n
     ends = tl.arange(0, SIZE)
     k, j = ends[:, None], ends[None, :]
-    there = (k < n) & (j < n)
-    w = tl.load(factors + at, mask=there, other=_NO_WEIGHT)
+    within = (k < n) & (j < n)
+    w = tl.load(factors_ptr + at, mask=within, other=_NO_WEIGHT)
     parent = tl.zeros([SIZE], tl.int32) + r
     above = ((k == j) | (j == r)).to(tl.int32)
     for step in range(n - 1):
         i = tl.where(step >= r, step + 1, step)
         left, heads = (ends < i) | (ends == r), (ends < i) & (ends != r)
         into = tl.where(left, gpu.column(w, i), _NO_WEIGHT)
-        draws = tl.load(uniform + first + i * n + ends, mask=ends < n, other=1.0)
+        draws = tl.load(uniform_ptr + first + i * n + ends, mask=ends < n, other=1.0)
         # The weight of parent[j] -> j after eliminating the nodes from i on: the edge itself and
         # the ways through those nodes.
         through = (k >= i) & (k != r) & (k < n) & heads[None, :]
-        ways = tl.load(factors + first + parent[None, :] * n + k, mask=through, other=_NO_WEIGHT) + w
+        ways = tl.load(factors_ptr + first + parent[None, :] * n + k, mask=through, other=_NO_WEIGHT) + w
         chosen = k == parent[None, :]
         direct = tl.sum(tl.where(chosen, start, 0.0), 0)
         whole = _log_add_exp(direct, gpu.log_sum_exp(tl.where(through, ways, _NO_WEIGHT), 0))
@@ -929,8 +938,8 @@ def _gpu_sample(
         above = tl.where(k == i, above_i[None, :], above)
         kept = tl.where(cuts[:, None] == cuts[None, :], above, 0)
         above = tl.where((cuts > 0)[:, None], tl.maximum(kept, above_i[None, :]), above)
-    present = tl.max(edge.to(tl.int32), 0) + tl.max(edge.to(tl.int32), 1) > 0
-    tl.store(tree + at, tl.where((k == parent[None, :]) & (present & (ends != r))[None, :], 1.0, 0.0), mask=there)
+    present = tl.max(exists.to(tl.int32), 0) + tl.max(exists.to(tl.int32), 1) > 0
+    tl.store(tree_ptr + at, tl.where((k == parent[None, :]) & (present & (ends != r))[None, :], 1.0, 0.0), mask=within)
 
 
 def _launch(kernel: Any, scores: Tensor, *others: Tensor) -> None:

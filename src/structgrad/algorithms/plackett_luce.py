@@ -95,30 +95,30 @@ def log_totals(until: Tensor, log_rates: Tensor, steps: int) -> Tensor:
 
 
 @gpu.jit
-def _gpu_totals(until, log_rates, totals, n, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gpu_totals(until_ptr, log_rates_ptr, totals_ptr, n, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     b = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, SIZE)
-    last = tl.load(until + b * n + part, mask=part < n, other=-1).to(tl.int32)
-    rate = tl.load(log_rates + b * n + part, mask=part < n, other=0.0).to(tl.float64)
+    last = tl.load(until_ptr + b * n + part, mask=part < n, other=-1).to(tl.int32)
+    rate = tl.load(log_rates_ptr + b * n + part, mask=part < n, other=0.0).to(tl.float64)
     for step in range(steps):
         left = last >= step
         top = tl.max(tl.where(left, rate, -float("inf")), 0)
         top = tl.where(top > -float("inf"), top, 0.0)
         total = tl.sum(tl.where(left, tl.exp(rate - top), 0.0), 0)
-        tl.store(totals + b * steps + step, tl.where(total > 0.0, top + tl.log(total), 0.0))
+        tl.store(totals_ptr + b * steps + step, tl.where(total > 0.0, top + tl.log(total), 0.0))
 
 
 @gpu.jit
-def _gpu_totals_backward(until, log_rates, totals, upstream, slope, n, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gpu_totals_backward(until_ptr, log_rates_ptr, totals_ptr, upstream_ptr, slope_ptr, n, steps, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     b = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, SIZE)
-    last = tl.load(until + b * n + part, mask=part < n, other=-1).to(tl.int32)
-    rate = tl.load(log_rates + b * n + part, mask=part < n, other=0.0).to(tl.float64)
+    last = tl.load(until_ptr + b * n + part, mask=part < n, other=-1).to(tl.int32)
+    rate = tl.load(log_rates_ptr + b * n + part, mask=part < n, other=0.0).to(tl.float64)
     found = tl.zeros([SIZE], tl.float64)
     for step in range(steps):
-        share = tl.exp(rate - tl.load(totals + b * steps + step).to(tl.float64))
-        found += tl.where(last >= step, share * tl.load(upstream + b * steps + step).to(tl.float64), 0.0)
-    tl.store(slope + b * n + part, found, mask=part < n)
+        share = tl.exp(rate - tl.load(totals_ptr + b * steps + step).to(tl.float64))
+        found += tl.where(last >= step, share * tl.load(upstream_ptr + b * steps + step).to(tl.float64), 0.0)
+    tl.store(slope_ptr + b * n + part, found, mask=part < n)
 
 
 def _launch(kernel: Any, until: Tensor, *tensors: Tensor, steps: int) -> None:
@@ -174,9 +174,9 @@ def _slope_backward(ctx: Any, along: Tensor) -> tuple[Tensor | None, ...]:
     def twin(rates: Tensor, upstream: Tensor) -> Tensor:
         rates = rates if rates.requires_grad else rates.detach().requires_grad_()
         left = until[:, None] >= step
-        there = left.any(-1)
-        totals = torch.where(left | ~there[..., None], rates[:, None], -torch.inf).logsumexp(-1)
-        return torch.autograd.grad(torch.where(there, totals, 0.0), rates, upstream, create_graph=True)[0]
+        any_left = left.any(-1)
+        totals = torch.where(left | ~any_left[..., None], rates[:, None], -torch.inf).logsumexp(-1)
+        return torch.autograd.grad(torch.where(any_left, totals, 0.0), rates, upstream, create_graph=True)[0]
 
     with torch.enable_grad():
         by_rates, by_upstream = gradients(twin, [log_rates, upstream], [along])

@@ -42,8 +42,8 @@ def potentials(
     """
     n = log_k.shape[-1]
     if gpu.takes(log_k, n, LARGEST, on_cpu=True):
-        known, present = log_k.reshape(-1, n, n), (x.reshape(-1, n) for x in (rows, columns))
-        found = _potentials_operator(g.reshape(-1, n), known, *present, tolerance, max_iterations)
+        flat, exist = log_k.reshape(-1, n, n), (x.reshape(-1, n) for x in (rows, columns))
+        found = _potentials_operator(g.reshape(-1, n), flat, *exist, tolerance, max_iterations)
         return found[0].reshape(g.shape), found[1].reshape(g.shape)
 
     def normalize(f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,16 +133,6 @@ def _distances(cost: Tensor) -> Tensor:
 
 
 @gpu.jit
-def _row(x, i, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    return tl.sum(tl.where(tl.arange(0, SIZE)[:, None] == i, x, 0.0), 0)
-
-
-@gpu.jit
-def _column(x, i, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    return tl.sum(tl.where(tl.arange(0, SIZE)[None, :] == i, x, 0.0), 1)
-
-
-@gpu.jit
 def _log_sum(x, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Log-sum-exp; 0 where all entries are -inf."""
     top = tl.max(x, AXIS)
@@ -170,19 +160,16 @@ def _newton(point, excess, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-de
     schur = tl.where(at[:, None] == at[None, :], column_sum[None, :], 0.0)
     transposed = tl.trans(point)
     for k in range(n):
-        schur -= (
-            _column(transposed, k, SIZE)[:, None]
-            * (_row(point, k, SIZE) / tl.sum(tl.where(at == k, row_sum, 0.0), 0))[None, :]
-        )
+        schur -= gpu.column(transposed, k)[:, None] * (gpu.row(point, k) / gpu.entry(row_sum, k))[None, :]
     right = -tl.sum(transposed * (excess / row_sum)[None, :], 1)
     # The matrix is positive definite, so elimination needs no exchange of rows.
     for k in range(n):
         row, pivot = (
-            _row(schur, k, SIZE),
-            tl.sum(tl.sum(tl.where((at[:, None] == k) & (at[None, :] == k), schur, 0.0), 0), 0),
+            gpu.row(schur, k),
+            gpu.entry(gpu.row(schur, k), k),
         )
-        factor = tl.where(at == k, 0.0, _column(schur, k, SIZE) / pivot)
-        right -= factor * tl.sum(tl.where(at == k, right, 0.0), 0)
+        factor = tl.where(at == k, 0.0, gpu.column(schur, k) / pivot)
+        right -= factor * gpu.entry(right, k)
         schur -= factor[:, None] * row[None, :]
     move = -right / tl.sum(tl.where(at[:, None] == at[None, :], schur, 0.0), 0)
     return -(excess + tl.sum(point * move[None, :], 1)) / row_sum
@@ -190,48 +177,58 @@ def _newton(point, excess, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-de
 
 @gpu.jit
 def _gpu_potentials(  # type: ignore[no-untyped-def]
-    g_start, log_k, rows, columns, f_end, g_end, n, tolerance, most, EVERY: tl.constexpr, SIZE: tl.constexpr
+    g_start_ptr,
+    log_k_ptr,
+    rows_ptr,
+    columns_ptr,
+    f_end_ptr,
+    g_end_ptr,
+    n,
+    tolerance,
+    most,
+    EVERY: tl.constexpr,
+    SIZE: tl.constexpr,
 ):
     b = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
-    inside = at < n
+    within = at < n
     place = b * n * n + at[:, None] * n + at[None, :]
-    known = tl.load(log_k + place, mask=inside[:, None] & inside[None, :], other=-float("inf"))
-    row = tl.load(rows + b * n + at, mask=inside, other=0) != 0
-    column = tl.load(columns + b * n + at, mask=inside, other=0) != 0
-    g = tl.load(g_start + b * n + at, mask=inside, other=0.0)
-    row_sum = _log_sum(known + g[None, :], 1)
+    log_k = tl.load(log_k_ptr + place, mask=within[:, None] & within[None, :], other=-float("inf"))
+    row = tl.load(rows_ptr + b * n + at, mask=within, other=0) != 0
+    column = tl.load(columns_ptr + b * n + at, mask=within, other=0) != 0
+    g = tl.load(g_start_ptr + b * n + at, mask=within, other=0.0)
+    row_sum = _log_sum(log_k + g[None, :], 1)
     f = tl.zeros([SIZE], tl.float64)
     iteration, searching = 0, most > 0
     while searching:
         f = tl.where(row, -row_sum, 0.0)
-        g, row_sum, error = _normalize(f, known, row, column)
+        g, row_sum, error = _normalize(f, log_k, row, column)
         iteration += 1
         searching = (error >= tolerance) & (iteration < most)
         if (error >= tolerance) & (iteration % EVERY == 0):
-            point = tl.exp(known + f[:, None] + g[None, :])
+            point = tl.exp(log_k + f[:, None] + g[None, :])
             excess = tl.where(row, tl.sum(point, 1) - 1.0, 0.0)
             trial = f + _newton(point, excess, n, SIZE)
-            trial_g, trial_sum, trial_error = _normalize(trial, known, row, column)
+            trial_g, trial_sum, trial_error = _normalize(trial, log_k, row, column)
             better = trial_error < error
             f, g = tl.where(better, trial, f), tl.where(better, trial_g, g)
             row_sum = tl.where(better, trial_sum, row_sum)
-    tl.store(f_end + b * n + at, f, mask=inside)
-    tl.store(g_end + b * n + at, g, mask=inside)
+    tl.store(f_end_ptr + b * n + at, f, mask=within)
+    tl.store(g_end_ptr + b * n + at, g, mask=within)
 
 
 @gpu.jit
-def _gpu_distances(cost, distance, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gpu_distances(cost_ptr, distance_ptr, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     b = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SIZE)
-    inside = (at < n)[:, None] & (at < n)[None, :]
+    within = (at < n)[:, None] & (at < n)[None, :]
     place = b * n * n + at[:, None] * n + at[None, :]
-    found = tl.load(cost + place, mask=inside, other=float("inf"))
+    found = tl.load(cost_ptr + place, mask=within, other=float("inf"))
     for k in range(n):
         into = tl.min(tl.where(at[None, :] == k, found, float("inf")), 1)
         out = tl.min(tl.where(at[:, None] == k, found, float("inf")), 0)
         found = tl.minimum(found, into[:, None] + out[None, :])
-    tl.store(distance + place, tl.where(at[:, None] == at[None, :], 0.0, found), mask=inside)
+    tl.store(distance_ptr + place, tl.where(at[:, None] == at[None, :], 0.0, found), mask=within)
 
 
 # --- operators --------------------------------------------------------------------------------------------------------

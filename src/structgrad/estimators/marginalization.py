@@ -11,7 +11,7 @@ from torch import Tensor
 from structgrad.algorithms.capped_simplex import project_capped_simplex
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.products import product
-from structgrad.common.ranges import check_choice
+from structgrad.common.ranges import check_choice, check_range
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -109,8 +109,8 @@ class Marginalize(Estimator):
         check_choice("distribution", distribution, get_args(Distribution))
         if (distribution == "topk_sparsemax") != (k is not None):
             raise ValueError(f"k goes with distribution topk_sparsemax and no other; got {distribution}, k={k}")
-        if k is not None and k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
+        if k is not None:
+            check_range("k", k, least=1)
         check_choice("decomposition", decomposition, get_args(Decomposition))
         if distribution != "sparsemap" and (centred or decomposition != "structure"):
             raise ValueError(

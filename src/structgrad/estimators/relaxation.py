@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.derivatives import first_order_only
-from structgrad.common.ranges import check_choice, check_positive
+from structgrad.common.ranges import check_choice, check_positive, check_range
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -211,8 +211,7 @@ class SST(Estimator):
         self.utility = _make_utility(structure, utility)
         if not isinstance(temperature, ExponentialSchedule):
             check_temperature(temperature)
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+        check_range("n_samples", n_samples, least=1)
         if clip_range is not None:
             if not clip_range > 0:
                 raise ValueError(f"clip_range must be positive; got {clip_range}")
@@ -229,8 +228,7 @@ class SST(Estimator):
         check_choice("backward", backward, get_args(Backward))
         if backward == "finite_difference":
             structure.require_relaxation(relaxation, by=f"{by}, backward={backward}", symmetric=True)
-        if not epsilon > 0:
-            raise ValueError(f"epsilon must be positive; got {epsilon}")
+        check_positive("epsilon", epsilon)
         check_choice("kl", kl, get_args(KL))
         check_choice("evaluation", evaluation, get_args(Evaluation))
         if straight_through and evaluation == "relaxed":
@@ -486,8 +484,7 @@ class Perturbed(Estimator):
         if not self.utility.is_location_family:
             raise ValueError(f"perturbed needs utilities that are scores plus noise; got {type(self.utility).__name__}")
         check_positive("sigma", sigma)
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+        check_range("n_samples", n_samples, least=1)
         self.sigma, self.n_samples = sigma, n_samples
         self.vertex_distribution = PerturbAndMap(self.utility, sigma, everywhere=True)
 

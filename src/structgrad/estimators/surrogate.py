@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.derivatives import first_order_only
-from structgrad.common.ranges import check_choice
+from structgrad.common.ranges import check_choice, check_positive
 from structgrad.estimators.base import (
     Estimate,
     Estimator,
@@ -97,8 +97,8 @@ class SurrogateGradient(Estimator):
         structure.require_linear(by=by)
         if (method == "identity") != (step is None):
             raise ValueError(f"step goes with every method but identity; got {method}, step={step}")
-        if step is not None and not 0 < step < math.inf:
-            raise ValueError(f"step must be positive and finite; got {step}")
+        if step is not None:
+            check_positive("step", step)
         if method == "imle" and utility is None:
             utility = "gumbel"
         if n_samples < 1 or (n_samples > 1 and utility is None):

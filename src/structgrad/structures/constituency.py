@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.common.ranges import check_range
 from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
@@ -41,8 +42,7 @@ class Constituency(Derivations):
     constant_size: ClassVar[bool] = True
 
     def __init__(self, labels: int = 1) -> None:
-        if labels < 1:
-            raise ValueError(f"labels must be at least 1; got {labels}")
+        check_range("labels", labels, least=1)
         self.labels = labels
         self.layout = Layout("spans", ("n", "n", "C"))
 

@@ -103,11 +103,11 @@ class Ctc(Derivations):
         mask = torch.ones(everything, dtype=torch.bool, device=log_probs.device)
         mask[..., 3::2, _SKIP] &= (targets[..., 1:] != targets[..., :-1])[..., None, :]
         if frame_lengths is not None:
-            there = torch.arange(frames, device=log_probs.device) < frame_lengths[..., None]
-            mask &= there[..., :, None, None]
+            present = torch.arange(frames, device=log_probs.device) < frame_lengths[..., None]
+            mask &= present[..., :, None, None]
         if target_lengths is not None:
-            there = torch.arange(states, device=log_probs.device) < 2 * target_lengths[..., None] + 1
-            mask &= there[..., None, :, None]
+            present = torch.arange(states, device=log_probs.device) < 2 * target_lengths[..., None] + 1
+            mask &= present[..., None, :, None]
         return of_state[..., None].expand(everything), mask
 
     def read(self, vertex: Tensor) -> Tensor:

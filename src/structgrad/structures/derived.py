@@ -198,7 +198,7 @@ class DynamicProgram(Gibbs, abc.ABC):
         self.check(scores, mask)
 
         def choose(scores: Tensor, exists: Tensor) -> tuple[Tensor]:
-            return (value_and_gradient(lambda s, there: self._checked(s, there, plus), scores, exists)[1],)
+            return (value_and_gradient(lambda s, e: self._checked(s, e, plus), scores, exists)[1],)
 
         (vertex,) = over_batch(choose, scores.detach().double(), self.parts(scores, mask))
         return self.layout.mirror(vertex).to(scores.dtype)
@@ -237,13 +237,13 @@ class KBest(Structure):
         shape, batch = scores.shape[-self.layout.ndim :], scores.shape[: -self.layout.ndim]
         flat = scores.reshape(batch.numel(), *shape)
         exists = self.parts(scores, mask).reshape(flat.shape)
-        known = torch.where(exists, flat, 0.0)[:, None]
+        filled = torch.where(exists, flat, 0.0)[:, None]
         masks = None if mask is None else mask.reshape(flat.shape)[:, None]
 
         def solve(allowed: Tensor, forced: Tensor) -> Tensor:
             where = (*allowed.shape[:2], *shape)
-            there = None if masks is None else masks.expand(where)
-            vertex = self._constrained_argmax(known.expand(where), allowed.reshape(where), forced.reshape(where), there)
+            own = None if masks is None else masks.expand(where)
+            vertex = self._constrained_argmax(filled.expand(where), allowed.reshape(where), forced.reshape(where), own)
             return ((vertex > 0) & exists[:, None]).flatten(2)
 
         vertices, values = k_best(

@@ -11,7 +11,7 @@ from structgrad.algorithms import hypergraph
 from structgrad.algorithms.active_set import Pricing
 from structgrad.algorithms.eager import on_host, refuse, values_can_be_read
 from structgrad.algorithms.gradients import value_and_gradient
-from structgrad.algorithms.hypergraph import Hypergraph, known
+from structgrad.algorithms.hypergraph import Hypergraph, filled
 from structgrad.algorithms.k_best import best_first
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation
 from structgrad.algorithms.transforms import over_batch
@@ -108,7 +108,7 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         """Values ``[*batch, k]`` and the k best vertices ``[*batch, k, *parts]``, in plain torch."""
         parts = self._split(scores)[1]
         graph = self._hypergraph(parts)
-        flat, goal = known(scores, exists).flatten(-len(parts)), graph.goal(self._size(exists))
+        flat, goal = filled(scores, exists).flatten(-len(parts)), graph.goal(self._size(exists))
         found = [value_and_gradient(lambda s, g, r=r: graph.best_totals(s, g, k)[..., r], flat, goal) for r in range(k)]
         values, vertices = torch.stack([v for v, _ in found], -1), torch.stack([x for _, x in found], -2)
         return values, vertices.unflatten(-1, parts)

@@ -78,11 +78,11 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         self.check(scores, mask)
 
         def draw(scores: Tensor, exists: Tensor, uniform: Tensor) -> tuple[Tensor]:
-            flat, there = _matrices(scores, exists)
+            flat, exists = _matrices(scores, exists)
             if values_can_be_read(flat):
-                logz = matrix_tree.log_partition(*self._rooted(flat, there))
-                self._refuse(self._unshifted(logz, flat, there) == -torch.inf, scores)
-            trees = matrix_tree.sample_arborescences(*self._rooted(flat, there), uniform.reshape(flat.shape))
+                logz = matrix_tree.log_partition(*self._rooted(flat, exists))
+                self._refuse(self._unshifted(logz, flat, exists) == -torch.inf, scores)
+            trees = matrix_tree.sample_arborescences(*self._rooted(flat, exists), uniform.reshape(flat.shape))
             return (trees.reshape(scores.shape),)
 
         uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)

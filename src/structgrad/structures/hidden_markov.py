@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.eager import refuse
-from structgrad.algorithms.hypergraph import Hypergraph, known
+from structgrad.algorithms.hypergraph import Hypergraph, filled
 from structgrad.algorithms.scan import chain_total
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, log_sum
+from structgrad.common.ranges import check_range
 from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
@@ -46,8 +47,7 @@ class HiddenMarkov(Derivations):
     constant_size: ClassVar[bool] = True
 
     def __init__(self, states: int) -> None:
-        if states < 1:
-            raise ValueError(f"states must be at least 1; got {states}")
+        check_range("states", states, least=1)
         self.states = states
         self.layout = Layout("states", ("n", "C", "C"))
 
@@ -110,17 +110,17 @@ class HiddenMarkov(Derivations):
         """
         self.check(scores, mask)
         exists = self.parts(scores, mask)
-        wide = known(scores, exists)
+        wide = filled(scores, exists)
         start = torch.arange(self.states, device=scores.device) > 0
         forward = start.double().mul(IMPOSSIBLE).expand(*scores.shape[:-3], self.states)
         posteriors = [forward[..., None, :][..., :0, :]]
         for t in range(scores.shape[-3]):
             forward = log_sum(forward[..., :, None] + wide[..., t, :, :], -2)
-            there = exists[..., t, :, :].flatten(-2).any(-1)
+            present = exists[..., t, :, :].flatten(-2).any(-1)
             refuse(
-                there & (forward.amax(-1) < IMPOSSIBLE / 2), f"has no vertex: {self.name} finds none among its parts"
+                present & (forward.amax(-1) < IMPOSSIBLE / 2), f"has no vertex: {self.name} finds none among its parts"
             )
-            posteriors.append((forward.softmax(-1) * there[..., None])[..., None, :])
+            posteriors.append((forward.softmax(-1) * present[..., None])[..., None, :])
         return torch.cat(posteriors, -2).to(scores.dtype)
 
     def read(self, vertex: Tensor) -> Tensor:

@@ -155,20 +155,20 @@ class LowRankGrammar(Derivations):
         start, end, symbol, rank = spans.unbind(-1)
         readings.in_range(symbol, self.symbols, "symbols")
         readings.in_range(rank, self.rank, "ranks")
-        several, there = end > start, start >= 0
-        wrong = there & ((several != (symbol < self.nonterminals)) | (several != (rank >= 0)))
+        several, present = end > start, start >= 0
+        wrong = present & ((several != (symbol < self.nonterminals)) | (several != (rank >= 0)))
         refuse(wrong.any(-1), "has words with a nonterminal or a rank, or longer spans without")
         children = readings.halves(spans)
         sides = [self.nonterminals, self.nonterminals + self.symbols]
         of_words = sides[1] * self.rank + self.symbols * self.rank + symbol - self.nonterminals
         own = torch.where(several, symbol * self.rank + rank, of_words)
-        found = [readings.entries(torch.where(there[..., None], torch.stack([start, end, own], -1), -1), shape)]
+        found = [readings.entries(torch.where(present[..., None], torch.stack([start, end, own], -1), -1), shape)]
         for side, child in zip(sides, children, strict=True):
             at = child.clamp_min(0)
             i, j, below = (a.gather(-1, at) for a in (start, end, symbol))
             inside = torch.stack([i, j, (side + below) * self.rank + rank], -1)
             inside = torch.where(child[..., None] < -1, -2, inside)
-            found.append(readings.entries(torch.where((several & there)[..., None], inside, -1), shape))
+            found.append(readings.entries(torch.where((several & present)[..., None], inside, -1), shape))
         return torch.cat(found, -1)
 
     def covered(self, vertex: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ def in_range(reading: Tensor, below: int, what: str) -> None:
 
 def without_gaps(reading: Tensor, what: str) -> None:
     """Refuse ``[*batch, n]`` with a -1 before another number."""
-    there = reading >= 0
-    refuse((there[..., 1:] & ~there[..., :-1]).any(-1), f"has {what} behind a -1: absent ones are the last")
+    present = reading >= 0
+    refuse((present[..., 1:] & ~present[..., :-1]).any(-1), f"has {what} behind a -1: absent ones are the last")
 
 
 def spans_of(on: Tensor) -> Tensor:

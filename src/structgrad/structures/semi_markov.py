@@ -102,9 +102,9 @@ class SemiMarkov(Derivations):
         return segment_graph(shape[0], self.longest, self.labels)
 
     def _size(self, exists: Tensor) -> Tensor:
-        there = exists.flatten(-2).any(-1)
+        present = exists.flatten(-2).any(-1)
         end = _ends(exists)
-        return torch.nn.functional.pad((there * (end + 1)).flatten(-2), (1, 0)).amax(-1)
+        return torch.nn.functional.pad((present * (end + 1)).flatten(-2), (1, 0)).amax(-1)
 
     def enumerate(self, *shape: int) -> Tensor:
         """All segmentations: ``[V, n - 1, K, C, C]``."""

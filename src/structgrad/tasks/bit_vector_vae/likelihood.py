@@ -347,33 +347,33 @@ def _derivatives_kernel(
 
 
 @gpu.jit
-def _gpu_logits(features, classes, offsets, at, there, levels, RANK: tl.constexpr, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gpu_logits(features_ptr, classes_ptr, offsets_ptr, at, within, levels, RANK: tl.constexpr, LEVELS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The logits of the pixels ``at``: ``[pixels, LEVELS]``; -inf beyond the levels."""
     level = tl.arange(0, LEVELS)
-    known = level < levels
-    offset = tl.load(offsets + level, mask=known, other=-float("inf"))
-    logits = tl.where(there, 0.0, 0.0).to(offset.dtype)[:, None] + offset[None, :]
+    is_level = level < levels
+    offset = tl.load(offsets_ptr + level, mask=is_level, other=-float("inf"))
+    logits = tl.where(within, 0.0, 0.0).to(offset.dtype)[:, None] + offset[None, :]
     for r in tl.static_range(RANK):
-        feature = tl.load(features + at * RANK + r, mask=there, other=0.0)
-        weight = tl.load(classes + level * RANK + r, mask=known, other=0.0)
+        feature = tl.load(features_ptr + at * RANK + r, mask=within, other=0.0)
+        weight = tl.load(classes_ptr + level * RANK + r, mask=is_level, other=0.0)
         logits += feature[:, None] * weight[None, :]
     return logits
 
 
 @gpu.jit
-def _gpu_targets(targets, rows, at, there, pixels):  # type: ignore[no-untyped-def]
-    row = tl.load(rows + at // pixels, mask=there, other=0)
-    return tl.load(targets + row * pixels + at % pixels, mask=there, other=0).to(tl.int32)
+def _gpu_targets(targets_ptr, rows_ptr, at, within, pixels):  # type: ignore[no-untyped-def]
+    row = tl.load(rows_ptr + at // pixels, mask=within, other=0)
+    return tl.load(targets_ptr + row * pixels + at % pixels, mask=within, other=0).to(tl.int32)
 
 
 @gpu.jit
 def _gpu_forward(  # type: ignore[no-untyped-def]
-    features,
-    classes,
-    offsets,
-    targets,
-    rows,
-    losses,
+    features_ptr,
+    classes_ptr,
+    offsets_ptr,
+    targets_ptr,
+    rows_ptr,
+    losses_ptr,
     size,
     pixels,
     levels,
@@ -382,25 +382,25 @@ def _gpu_forward(  # type: ignore[no-untyped-def]
     PIXELS: tl.constexpr,
 ):
     at = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS).to(tl.int64)
-    there = at < size
-    logits = _gpu_logits(features, classes, offsets, at, there, levels, RANK, LEVELS)
+    within = at < size
+    logits = _gpu_logits(features_ptr, classes_ptr, offsets_ptr, at, within, levels, RANK, LEVELS)
     top = tl.max(logits, 1)
     log_sum = tl.log(tl.sum(tl.exp(logits - top[:, None]), 1))
-    target = _gpu_targets(targets, rows, at, there, pixels)
+    target = _gpu_targets(targets_ptr, rows_ptr, at, within, pixels)
     hit = tl.arange(0, LEVELS)[None, :] == target[:, None]
-    tl.store(losses + at, (top - tl.sum(tl.where(hit, logits, 0.0), 1)) + log_sum, mask=there)
+    tl.store(losses_ptr + at, (top - tl.sum(tl.where(hit, logits, 0.0), 1)) + log_sum, mask=within)
 
 
 @gpu.jit
 def _gpu_backward(  # type: ignore[no-untyped-def]
-    features,
-    classes,
-    offsets,
-    targets,
-    rows,
-    gradient,
-    d_features,
-    d_map,
+    features_ptr,
+    classes_ptr,
+    offsets_ptr,
+    targets_ptr,
+    rows_ptr,
+    gradient_ptr,
+    d_features_ptr,
+    d_map_ptr,
     size,
     pixels,
     levels,
@@ -410,13 +410,13 @@ def _gpu_backward(  # type: ignore[no-untyped-def]
     PIXELS: tl.constexpr,
 ):
     level, term = tl.arange(0, LEVELS), tl.arange(0, TERMS)
-    known = level < levels
-    total = tl.zeros([TERMS, LEVELS], features.dtype.element_ty)
+    is_level = level < levels
+    total = tl.zeros([TERMS, LEVELS], features_ptr.dtype.element_ty)
     for tile in range(tl.program_id(0), tl.cdiv(size, PIXELS), tl.num_programs(0)):
         at = tile * PIXELS + tl.arange(0, PIXELS).to(tl.int64)
-        there = at < size
-        logits = _gpu_logits(features, classes, offsets, at, there, levels, RANK, LEVELS)
-        target = _gpu_targets(targets, rows, at, there, pixels)
+        within = at < size
+        logits = _gpu_logits(features_ptr, classes_ptr, offsets_ptr, at, within, levels, RANK, LEVELS)
+        target = _gpu_targets(targets_ptr, rows_ptr, at, within, pixels)
         hit = level[None, :] == target[:, None]
         # Normalised by their own sum. A stored logarithm of the sum is rounded as coarsely as the
         # logits are large. With it, a probability near 1 would have an error larger than all others
@@ -425,16 +425,16 @@ def _gpu_backward(  # type: ignore[no-untyped-def]
         share /= tl.sum(share, 1)[:, None]
         error = tl.where(hit, share - 1.0, share)
         # Exactly 0 for pixels that do not exist, also if a logit is not finite.
-        weight = tl.load(gradient + at, mask=there, other=0.0)
-        error = tl.where(there[:, None], error * weight[:, None], 0.0)
+        weight = tl.load(gradient_ptr + at, mask=within, other=0.0)
+        error = tl.where(within[:, None], error * weight[:, None], 0.0)
         total += tl.where((term == RANK)[:, None], tl.sum(error, 0)[None, :], 0.0)
         for r in tl.static_range(RANK):
-            feature = tl.load(features + at * RANK + r, mask=there, other=0.0)
-            column = tl.load(classes + level * RANK + r, mask=known, other=0.0)
-            tl.store(d_features + at * RANK + r, tl.sum(error * column[None, :], 1), mask=there)
+            feature = tl.load(features_ptr + at * RANK + r, mask=within, other=0.0)
+            column = tl.load(classes_ptr + level * RANK + r, mask=is_level, other=0.0)
+            tl.store(d_features_ptr + at * RANK + r, tl.sum(error * column[None, :], 1), mask=within)
             total += tl.where((term == r)[:, None], tl.sum(error * feature[:, None], 0)[None, :], 0.0)
     place = (tl.program_id(0) * (RANK + 1) + term)[:, None] * levels + level[None, :]
-    tl.store(d_map + place, total, mask=(term <= RANK)[:, None] & known[None, :])
+    tl.store(d_map_ptr + place, total, mask=(term <= RANK)[:, None] & is_level[None, :])
 
 
 # --- operators --------------------------------------------------------------------------------------------------------

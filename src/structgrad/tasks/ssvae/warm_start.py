@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from structgrad.common.ranges import check_choice, check_range
 from structgrad.data import Batch, Batches, cache
 from structgrad.estimators import Marginalize
 from structgrad.structures import OneHot
@@ -62,14 +63,11 @@ class WarmStart:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.epochs < 0 or self.batch_size < 1:
-            raise ValueError(
-                f"warm_start needs epochs >= 0 and batch_size >= 1; got {self.epochs} and {self.batch_size}"
-            )
-        if self.select not in get_args(Select):
-            raise ValueError(f"warm_start.select must be one of {', '.join(get_args(Select))}; got {self.select!r}")
-        if not (self.lr > 0 and self.weight_decay >= 0):
-            raise ValueError(f"warm_start needs lr > 0 and weight_decay >= 0; got {self.lr} and {self.weight_decay}")
+        check_range("warm_start.epochs", self.epochs, least=0)
+        check_range("warm_start.batch_size", self.batch_size, least=1)
+        check_choice("warm_start.select", self.select, get_args(Select))
+        check_range("warm_start.lr", self.lr, above=0)
+        check_range("warm_start.weight_decay", self.weight_decay, least=0)
 
     def prepare(self, sizes: dict[str, int], loss: str, labelled: Batch, validation: Batch, folder: str) -> Path:
         """Train and store the networks, unless that is done already.

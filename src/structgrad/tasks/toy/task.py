@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from structgrad.common.ranges import check_choice
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
@@ -64,8 +65,7 @@ class Toy(Task):
             raise ValueError(f"toy needs size >= 2 and eval_samples >= 1; got {size} and {eval_samples}")
         tables: Mapping[str, Mapping[type[Structure], Callable[[Tensor], Tensor]]]
         tables = {"ours": OURS, "released": RELEASED, "quadratic": {}}
-        if objective not in tables:
-            raise ValueError(f"objective must be one of {', '.join(tables)}; got {objective!r}")
+        check_choice("objective", objective, tables)
         shape = structure.shape(size)
         self.check_structure(shape, f"size {size}")
         known = next((entry for kind, entry in tables[objective].items() if isinstance(structure, kind)), None)
