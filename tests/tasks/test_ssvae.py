@@ -100,9 +100,9 @@ def test_bad_sizes_are_refused() -> None:
         SemiSupervisedImages("x", "x", "x", labelled=0)
     with pytest.raises(ValueError, match=r"data\.val must be at least 1, or a share between 0 and 1; got 1\.5"):
         SemiSupervisedImages("x", "x", "x", val=1.5)
-    with pytest.raises(ValueError, match="epochs >= 0"):
+    with pytest.raises(ValueError, match=r"warm_start\.epochs must be at least 0"):
         WarmStart(epochs=-1)
-    with pytest.raises(ValueError, match="warm_start.lr must be greater than 0"):
+    with pytest.raises(ValueError, match=r"warm_start\.lr must be greater than 0"):
         WarmStart(lr=0.0)
 
 

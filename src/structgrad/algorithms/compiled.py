@@ -12,6 +12,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+#: For ``fastmath``: all of it, except for assuming that NaN and infinity cannot occur.
+FAST = {"contract", "reassoc", "nsz"}
+
 _lock = threading.RLock()
 #: Implementations for use in compiled functions that wait for numba: what they implement, options, and themselves.
 _waiting: list[tuple[Callable[..., Any], dict[str, Any], Callable[..., Any]]] = []

@@ -1,6 +1,11 @@
 """Plackett-Luce: the order of the smallest exponentials, and the total rate that is left before
 each choice.
 
+The order of independent exponentials is a sequence of choices without replacement (Luce 1959;
+Plackett 1975). Given the order, new exponentials are sums of the waiting times (Struminsky et al.
+2021, Algorithm 6). Plain torch sums the totals of k choices from the end, in O(n + k); the GPU
+kernel sums each anew, in O(n k).
+
 Everything here works on flat parts, ``[*batch, n]``.
 """
 

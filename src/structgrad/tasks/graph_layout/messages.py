@@ -18,15 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from structgrad.algorithms.bfloat16 import as_array, narrow, products_in, widen
-from structgrad.algorithms.compiled import njit
+from structgrad.algorithms.compiled import FAST, njit
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.threads import run
 
 #: The number of messages that are computed together, so that they fit into the caches.
 _TOGETHER = 1440
-#: All of fastmath, except for assuming that NaN and infinity cannot occur.
-_FAST = {"contract", "reassoc", "nsz"}
 
 Array = NDArray[Any]
 
@@ -179,7 +177,7 @@ class _Messages(torch.autograd.Function):
 # Below, as in torch, `0 if x <= 0 else x`: a NaN counts as positive, so it is visible in the
 # result. Kernels take the graphs from `start` to those before `stop`; messages of type 1 lie
 # `behind` places after type 0.
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _first_layer(
     first: int,
     stride: int,
@@ -208,7 +206,7 @@ def _first_layer(
                         result[row, c] = narrow(zero if value <= zero else value, result)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _first_layer_backward(
     first: int,
     stride: int,
@@ -238,7 +236,7 @@ def _first_layer_backward(
                         d_receiver[kind, g, j, c] += value
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _sum(
     first: int,
     stride: int,
@@ -270,7 +268,7 @@ def _sum(
                         total[c] += weight * (zero if value <= zero else value)
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _sum_backward(
     first: int,
     stride: int,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.algorithms.compiled import njit
+from structgrad.algorithms.compiled import FAST, njit
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.threads import run
 
@@ -26,8 +26,6 @@ from structgrad.algorithms.threads import run
 _PAIRS = 4_000
 #: Features are padded with zeros to a multiple of this, to fill whole vector registers.
 _LANES = 32
-#: All of fastmath, except for assuming that NaN and infinity cannot occur.
-_FAST = {"contract", "reassoc", "nsz"}
 
 Array = NDArray[Any]
 
@@ -182,7 +180,7 @@ def _arrays(*tensors: Tensor) -> list[Array]:
 # Below, as in torch, `0 if x <= 0 else x`: a NaN counts as positive, so it is visible in the
 # result. Kernels take `begin` of `Pairs`, and the pairs from those of graph `start` to those before
 # graph `stop`.
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _first_layer(
     first: int, stride: int, start: int, stop: int, into: Array, out_of: Array, begin: Array, result: Array
 ) -> None:
@@ -198,7 +196,7 @@ def _first_layer(
                 pair += 1
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _first_layer_backward(
     first: int,
     stride: int,
@@ -222,7 +220,7 @@ def _first_layer_backward(
                 pair += 1
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _sum(
     first: int,
     stride: int,
@@ -249,7 +247,7 @@ def _sum(
                 pair += 1
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True, fastmath=FAST)
 def _sum_backward(
     first: int,
     stride: int,
