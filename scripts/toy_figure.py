@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import logging
 import sys
 import warnings
@@ -89,6 +90,29 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array([step for step, _ in rows]), np.array([value for _, value in rows])
 
 
+def finals(folder: Path) -> Figure:
+    """Test objectives of finished runs whose summaries are in a folder: a panel a structure, a point an estimator."""
+    found: dict[str, dict[str, float]] = {}
+    for file in sorted(folder.glob("*.json")):
+        content = json.loads(file.read_text())
+        found.setdefault(content["structure"], {})[content["estimator"]] = content["metrics"]["test/objective"]
+    figure = Figure(
+        figsize=(10, 1.2 + 0.28 * max(map(len, found.values())) * -(-len(found) // 2)), layout="constrained"
+    )
+    for panel, (structure, values) in zip(figure.subplots(-(-len(found) // 2), 2).flat, found.items(), strict=False):
+        order = sorted(values, key=lambda estimator: -values[estimator])
+        for place, estimator in enumerate(order):
+            panel.plot([values[estimator]], [place], linestyle="none", **pictures.mark(0))
+            panel.annotate(f"{values[estimator]:.2g}", (values[estimator], place), (7, 0), textcoords="offset points",
+                           va="center", fontsize=8)  # fmt: skip
+        panel.set_yticks(range(len(order)), order)
+        panel.margins(x=0.15, y=0.15)
+        panel.set_title(STRUCTURES[structure][0], fontsize=9)
+        pictures.grid(panel)
+    figure.supxlabel("objective of fresh hard vertices after training", fontsize=9)
+    return figure
+
+
 def main() -> None:
     """Train the missing runs, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,9 +121,13 @@ def main() -> None:
     parser.add_argument("--structures", nargs="+", default=list(STRUCTURES), choices=list(STRUCTURES))
     parser.add_argument("--objective", default="ours", choices=["ours", "released"])
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "toy.png")
+    parser.add_argument("--summaries", type=Path, help="train nothing: draw the final objectives of these summaries")
     parser.add_argument("overrides", nargs="*", help="passed to every run, e.g. trainer=cpu")
     options = parser.parse_args()
 
+    if options.summaries:
+        print(f"figure: {pictures.save(finals(options.summaries), options.output)}")
+        return
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     size = 5 if options.budget == "smoke" else 10
