@@ -1,8 +1,10 @@
-"""Measures the estimators on one small problem and draws bias against variance, the area of a point being its cost.
+"""Measures the estimators on one small problem and draws bias against variance. The area of a point
+is its cost.
 
 python scripts/estimator_figure.py
 
-The problem: two of five parts, a decoder that is not linear, the gradient of the scores. See structgrad.diagnose.
+The problem is a choice of two of five parts with a nonlinear decoder. The gradient is that of the
+scores. See structgrad.diagnose.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from structgrad.estimators.base import Estimator
 from structgrad.structures import KSubset
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "images" / "estimators.png"
-#: What stands for none: no point of a logarithmic axis is at 0.
+#: The value that is drawn for 0, because a logarithmic axis has no 0.
 NONE = 3e-3
 
 
@@ -45,7 +47,7 @@ def candidates() -> dict[str, list[Estimator]]:
 
 
 def measured(samples: int) -> dict[str, list[Diagnosis]]:
-    """Each estimator against the gradient that it targets."""
+    """The diagnosis of each estimator, against the gradient that it targets."""
     problem = Problem.make(KSubset(2), (5,), batch=2, seed=0)
     found = {}
     for family, members in candidates().items():
@@ -55,7 +57,7 @@ def measured(samples: int) -> dict[str, list[Diagnosis]]:
 
 
 def draw(found: dict[str, list[Diagnosis]]) -> Figure:
-    """A marker a family, joined in the order of its option. A bias that chance explains is drawn as none."""
+    """Draw a marker for each family, joined in the order of its option. A bias within chance is drawn as 0."""
     figure = Figure(figsize=(8.5, 3.8), layout="constrained")
     axes = figure.subplots()
     for index, (family, members) in enumerate(found.items()):

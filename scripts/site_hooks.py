@@ -115,7 +115,7 @@ def _reference() -> Iterator[tuple[str, str]]:
 
 
 def classes(file: Path) -> dict[str, str]:
-    """Public classes of a file -> the first sentence of what they say of themselves."""
+    """Public classes of a file -> the first sentence of their docstrings."""
     found = {}
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
@@ -148,7 +148,7 @@ def _index(folder: Path, oracles: dict[str, list[str]]) -> str:
         link = file.relative_to(folder).with_suffix(".md")
         for kind, summary in classes(file).items():
             if "__all__" in exported and f'"{kind}"' not in exported:
-                continue  # a part of the package's inside
+                continue  # the class is internal to the package
             rows.append(f"| [`{kind}`]({link}#{name}.{kind}) | {summary} | {', '.join(built.get(kind, []))} |")
     return "\n".join(["| class | | preset |", "|---|---|---|", *rows]) + "\n" if rows else ""
 
@@ -186,7 +186,7 @@ class Roles(griffe.Extension):
 
 
 def formula(match: re.Match[str]) -> str:
-    """Lines of TeX as MathML; as code where the package for it is not installed (the extra ``docs`` has it)."""
+    """Lines of TeX as MathML; as code if the package for it is not installed (the extra ``docs`` has it)."""
     tex = " ".join(match[1].split())
     try:
         from latex2mathml.converter import convert

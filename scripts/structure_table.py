@@ -18,9 +18,10 @@ TARGET = ROOT / "docs" / "structures" / "README.md"
 INTRODUCTION = """\
 # Structures
 
-A structure is a finite set of 0/1 vertices, known through its oracles: computations such as the best vertex, the
-probability of every part, an exact sample. Take the one whose vertices are what your latent variable may be, and
-give it one score a part. [Choose your structure](../choose_structure.md) asks the questions in their order.
+A structure is a finite set of 0/1 vertices. Its oracles are computations on this set: the best vertex,
+the probability of every part, an exact sample. Take the structure whose vertices are the values of your
+latent variable, and give it one score for each part. [Choose your structure](../choose_structure.md)
+helps to find it.
 
 ```python
 import torch
@@ -37,7 +38,7 @@ print(tree.marginals(scores).sum())  # edges: tensor(4.0000)
 [dynamic programs](dynamic_programs.md) has the common code of ten structures.
 """
 
-#: Groups of oracles, as columns: what all of a group need is there or not.
+#: Groups of oracles, as columns. A structure usually has all oracles of a group or none.
 GROUPS = {
     "best": ("argmax", "top_k"),
     "Gibbs": ("log_partition", "marginals", "entropy"),
@@ -97,7 +98,7 @@ def summary(structure: type[Structure]) -> str:
 
 
 def costs(structure: type[Structure]) -> str:
-    """The orders of growth that its docstring names, or else its page: those of the cheapest and the dearest oracle."""
+    """The first orders of growth in its docstring, or if there are none, in its page."""
     own = TARGET.parent / page(structure)
     for text in (inspect.getdoc(structure) or "", own.read_text() if own.exists() else ""):
         if found := list(dict.fromkeys(re.findall(r"O\((?:[^()`|,]|log )+\)", text))):
@@ -106,12 +107,12 @@ def costs(structure: type[Structure]) -> str:
 
 
 def shape(structure: Structure) -> str:
-    """Of the scores, with the names of the dimensions."""
+    """The shape of the scores, with the names of the dimensions."""
     return f"`[{', '.join(structure.layout.dimensions)}]`"
 
 
 def picture(structure: type[Structure]) -> str:
-    """The thumbnail."""
+    """The structure's thumbnail."""
     file = f"../images/structures/{page(structure).removesuffix('.md')}.png"
     return f"![A vertex of {structure.__name__}]({file})" if (TARGET.parent / file).exists() else ""
 
@@ -127,8 +128,11 @@ def table() -> str:
         has = ["x" if set(group) <= built[c].oracles else "" for group in GROUPS.values()]
         lines.append(" | ".join([f"| {head}", picture(c), summary(c), shape(built[c]), costs(c), *has]) + " |")
     names = "; ".join(f"*{title}*: {', '.join(f'`{o}`' for o in group)}" for title, group in GROUPS.items())
-    lines += ["", f"Oracles: {names}. An `x`: all of them are there; [below](#every-oracle) is each by itself."]
-    lines += ["Costs are those of one example, as the structure's page explains them, the cheapest oracles first."]
+    lines += [
+        "",
+        f"Oracles: {names}. An `x`: the structure has all of them. The [table below](#every-oracle) has every oracle.",
+    ]
+    lines += ["Costs are for one example, the cheapest oracles first; the structure's page explains them."]
     lines += ["", READINGS, "| structure | `read(vertex)` |", "|---|---|"]
     lines += [f"| {c.__name__} | {first_sentence(c)} |" for c in classes]
     lines += [

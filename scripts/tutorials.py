@@ -1,10 +1,11 @@
-"""Runs the tutorials, scripts with percent cells in examples/tutorials, into pages with their output and figures.
+"""Runs the tutorials, scripts with percent cells in examples/tutorials, and writes pages with their
+output and figures.
 
-    python scripts/tutorials.py            those whose script has changed since its page was written
-    python scripts/tutorials.py 03 10      these
+    python scripts/tutorials.py            tutorials whose script has changed since its page was written
+    python scripts/tutorials.py 03 10      these tutorials
 
-The page is docs/tutorials/<script>.md, its figures are in docs/images/tutorials. A cell's title (`# %% title`) is the
-caption of its figure. `make docs` calls this.
+The page is docs/tutorials/<script>.md, its figures are in docs/images/tutorials. A cell's title
+(`# %% title`) is the caption of its figure. `make docs` calls this.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from nbconvert.preprocessors import ExecutePreprocessor
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS, PAGES = ROOT / "examples" / "tutorials", ROOT / "docs" / "tutorials"
 FIGURES = ROOT / "docs" / "images" / "tutorials"
-#: Seconds for a cell; a whole tutorial takes less than two minutes on two cores that do nothing else.
+#: Seconds for a cell; a whole tutorial takes less than two minutes on two idle cores.
 LIMIT = 1200
 
 
 def source(script: Path) -> str:
-    """What says on a page which script it shows."""
+    """The first line of a page, with the name and the digest of its script."""
     digest = hashlib.sha256(script.read_bytes()).hexdigest()[:12]
     return f"<!-- made by scripts/tutorials.py from examples/tutorials/{script.name}, {digest} -->"
 
 
 def is_current(script: Path) -> bool:
-    """Whether the page is of this script, as it is."""
+    """Whether the page was written from this version of the script."""
     page = PAGES / f"{script.stem}.md"
     return page.exists() and page.read_text().splitlines()[0] == source(script)
 
 
 def joined(outputs: Iterable[Any]) -> list[Any]:
-    """What is printed in pieces, in one."""
+    """The outputs of a cell, with consecutive pieces of its printed text joined."""
     found: list[Any] = []
     for output in outputs:
         if found and output.get("name") == "stdout" == found[-1].get("name"):
@@ -91,7 +92,7 @@ def run(script: Path) -> None:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the tutorials that are named, or those that have changed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     wanted = sys.argv[1:]
     for script in sorted(SCRIPTS.glob("*.py")):

@@ -27,7 +27,7 @@ from structgrad.estimators.base import (
 from structgrad.estimators.utilities import Logistic, NegExponential, Utility
 from structgrad.structures.base import Structure
 
-#: Scores beyond it have probabilities of which float64 holds nothing.
+#: Largest score; float64 cannot hold the probabilities of larger ones.
 _REACH = 600.0
 #: Nodes of the quadrature of the divergence between 0 and 1; its integrand is analytic there.
 _NODES = 32
@@ -41,14 +41,15 @@ class StretchAndRectify(Estimator, abc.ABC):
     the objective of these z, and biased for the objective at hard vertices. In evaluation a vertex
     is hard: a part is in it if ``S > 1/2``.
 
-    ``kl`` is over parts: the sum of the exact divergences of the mixed variables from those of the
-    prior scores (Farinhas et al. 2022, section 4), which bounds the divergence of the vertices:
+    ``kl`` is over parts. It is the sum of the exact divergences of the mixed variables from those of
+    the prior scores (Farinhas et al. 2022, section 4). It bounds the divergence of the vertices. For
+    one part it is
     :math:`\sum_{v \in \{0, 1\}} P(v) \log \frac{P(v)}{Q(v)} + \int_0^1 p \log \frac p q`. The integral
     is a Gauss-Legendre sum over the logit of S.
 
-    **Sparsity.** The surrogate also has the gradient of two penalties, sums of exact probabilities:
-    ``l0_weight`` times the expected number of parts that are not 0, and ``transition_weight`` times
-    the expected number of neighbours of which one is 0 and the other is not.
+    **Sparsity.** The surrogate also has the gradient of two penalties. They are sums of exact
+    probabilities. ``l0_weight`` weighs the expected number of parts that are not 0.
+    ``transition_weight`` weighs the expected number of pairs of neighbours with exactly one 0.
 
     With ``budget`` the first weight is a Lagrange multiplier of the constraint that the expected
     number is ``budget`` (Bastings et al. 2019, section 3.2). It starts at ``l0_weight``. Every
@@ -139,7 +140,7 @@ class StretchAndRectify(Estimator, abc.ABC):
         return present.flatten(-self.structure.layout.ndim).sum(-1).to(scores.dtype)
 
     def expected_transitions(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Expected number of neighbours of which one is 0 and the other is not, of a vector of parts: ``[batch]``,
+        """Expected number of pairs of neighbours with exactly one 0, for a vector of parts: ``[batch]``,
         differentiable (Bastings et al. 2019, section 3.2).
         """
         exists, wide = self._wide(scores, mask)
@@ -149,11 +150,11 @@ class StretchAndRectify(Estimator, abc.ABC):
         return torch.where(both, change, 0.0).sum(-1).to(scores.dtype)
 
     def _logit(self, value: float) -> float:
-        """Of the S that is stretched to this value."""
+        """The logit of the S that is stretched to this value."""
         return math.log((value - self.low) / (self.high - value))
 
     def _wide(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Which parts exist, and scores in float64, 0 where none does."""
+        """Whether parts exist, and scores in float64, 0 for missing parts."""
         exists = self.structure.parts(scores, mask)
         wide = torch.where(exists, scores, 0.0).double()
         beyond = (wide.abs() > _REACH).flatten(-self.structure.layout.ndim).any(-1)
@@ -163,7 +164,7 @@ class StretchAndRectify(Estimator, abc.ABC):
         return exists, wide
 
     def divergence(self, scores: Tensor, mask: Tensor | None, prior_scores: Tensor | None = None) -> Divergence:
-        """Of the mixed variables from those of the prior scores, or of scores 0: ``[batch]``, over parts."""
+        """The divergence of the mixed variables from those of the prior scores, by default 0: ``[batch]``."""
         exists, wide = self._wide(scores, mask)
         prior = torch.zeros_like(wide) if prior_scores is None else self._wide(prior_scores, mask)[1]
         zero, _, one, _ = self.log_ends(wide)
@@ -225,14 +226,14 @@ class StretchAndRectify(Estimator, abc.ABC):
 
 
 class HardConcrete(StretchAndRectify):
-    r"""Hard Concrete variables: ``S = sigmoid((s + logistic noise) / temperature)`` (Louizos, Welling and Kingma 2018,
-    section 2.2).
+    r"""Hard Concrete variables: ``S = sigmoid((s + logistic noise) / temperature)`` (Louizos,
+    Welling and Kingma 2018, section 2.2).
 
     The hard vertex of evaluation is a sample of the Gibbs distribution. See :class:`StretchAndRectify`.
 
     Args:
         structure: see there.
-        temperature: of the Concrete variable, at most 1; the paper's is 2/3.
+        temperature: temperature of the Concrete variable, at most 1; the paper's is 2/3.
         low: see there.
         high: see there.
         l0_weight: see there.
@@ -277,12 +278,13 @@ class HardConcrete(StretchAndRectify):
 
 
 class HardKuma(StretchAndRectify):
-    r"""HardKuma variables: S has a Kumaraswamy distribution, ``P(S <= s) = 1 - (1 - s^a)^b`` (Bastings, Aziz and
-    Titov 2019, section 3.1).
+    r"""HardKuma variables: S has a Kumaraswamy distribution, ``P(S <= s) = 1 - (1 - s^a)^b``
+    (Bastings, Aziz and Titov 2019, section 3.1).
 
-    Both parameters follow from one score s: ``a = softplus(s + c)`` and ``b = softplus(c - s)``, with c such that
-    ``a = b = concentration`` at ``s = 0``, where a concentration of 1 is the uniform distribution. A model that gives a
-    and b by themselves is more general. See :class:`StretchAndRectify`.
+    Both parameters are functions of one score s: ``a = softplus(s + c)`` and ``b = softplus(c - s)``.
+    The constant c gives ``a = b = concentration`` at ``s = 0``; a concentration of 1 is the uniform
+    distribution. A model that outputs a and b separately is more general. See
+    :class:`StretchAndRectify`.
 
     Args:
         structure: see there.
@@ -343,7 +345,7 @@ class HardKuma(StretchAndRectify):
 
 
 class _Rounded(Utility):
-    """The utility whose argmax are the hard vertices of an estimator: a part is chosen if S > 1/2."""
+    """The utility whose argmax is the hard vertex of an estimator: a part is chosen if S > 1/2."""
 
     is_location_family = False
 
@@ -379,7 +381,7 @@ def _log1mexp(log_x: Tensor) -> Tensor:
 
 
 def _log_minus(log_value: Tensor, near: Tensor) -> Tensor:
-    """``log(-y)`` of ``y = log(1 - exp(near))`` <= 0, which is ``near`` where y has no digits left."""
+    """``log(-y)`` for ``y = log(1 - exp(near))`` <= 0; it is ``near`` if y has no digits left."""
     gone = near < -30.0
     return torch.where(gone, near, (-torch.where(gone, -1.0, log_value)).log())
 
