@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Choose k features
 #
-# Ten of the 64 pixels of a digit must be enough to read it. Which ten? The latent variable is a *k-subset*: one score
-# a pixel, and exactly k pixels are shown to the classifier. The scores learn from the classifier's loss alone.
+# Ten of the 64 pixels of a digit must be enough to read it. Which ten? The latent variable is a
+# *k-subset*: one score a pixel, and exactly k pixels are shown to the classifier. The scores learn
+# from the classifier's loss alone.
 #
-# Two estimators are compared: `SST`, a relaxation that differentiates the classifier, and `Reinforce`, which only
-# looks at the value of the loss.
+# Two estimators are compared: `SST`, a relaxation that differentiates the classifier, and
+# `Reinforce`, which only looks at the value of the loss.
 
 # %%
 import matplotlib.pyplot as plt
@@ -29,8 +30,9 @@ train, test = order[:1297], order[1297:]
 pixels = KSubset(K)
 
 # %% [markdown]
-# The objective takes the vertices, 0/1 vectors with ten ones, and the rows of the batch that they belong to. It returns
-# a loss for each vertex. While training, SST shows it vertices that are relaxed to numbers between 0 and 1.
+# The objective takes the vertices, 0/1 vectors with ten ones, and the rows of the batch that they
+# belong to. It returns a loss for each vertex. While training, SST shows it vertices that are
+# relaxed to numbers between 0 and 1.
 
 
 # %%
@@ -97,6 +99,6 @@ axes[2].legend(frameon=False, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# Chosen pixels read digits better than random ones. The objective is the same for all examples here, so that one
-# subset is learnt. With an encoder that maps an input to scores, every input gets its own subset: that is
-# [learning to explain](../tasks/l2x.md).
+# Chosen pixels read digits better than random ones. The scores are the same for all examples here,
+# so one subset is learnt. With an encoder that maps an input to scores, every input gets its own
+# subset: that is [learning to explain](../tasks/l2x.md).

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # Sort by a learnt permutation
 #
-# A network sees six items in random order and must put them into ascending order of a hidden key. It is never told the
-# keys: it sees features of an item, and what the sorted sequence of another property, the payload, looks like.
+# A network sees six items in random order and must put them into ascending order of a hidden key.
+# It never sees the keys. It sees the features of each item, and the sorted sequence of another
+# property, the payload.
 #
-# The latent variable is a `Permutation`. Scores say how early an item comes; the vertex is a permutation matrix. Its
-# relaxation, SoftSort, is a matrix with soft rows.
+# The latent variable is a `Permutation`. Scores say how early an item comes; the vertex is a
+# permutation matrix. Its relaxation, SoftSort, is a matrix with soft rows.
 
 # %%
 import matplotlib.pyplot as plt
@@ -36,7 +37,8 @@ print("payloads ", [round(v, 1) for v in payload[0].tolist()])
 print("answer   ", [round(v, 1) for v in answer[0].tolist()])
 
 # %% [markdown]
-# The objective applies the permutation to the payloads and compares. A high score means an early position.
+# The objective applies the permutation to the payloads and compares. A high score means an early
+# position.
 
 # %%
 structure = Permutation()
@@ -77,5 +79,5 @@ right.set(xlabel="hidden key", ylabel="learnt score")
 plt.show()
 
 # %% [markdown]
-# The score falls with the key, which nobody told the network. Whole sequences are harder than single items: two keys
-# that lie close together are confused, because the features are noisy.
+# The score falls with the key, which nobody told the network. Whole sequences are harder than
+# single items: two keys that lie close together are confused, because the features are noisy.

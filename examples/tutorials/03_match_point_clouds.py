@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Match two point clouds
 #
-# The second cloud is the first one, rotated, shifted, shuffled and noisy. Which point belongs to which, and what was
-# the motion? Each question is easy if the other is answered. The latent variable is a `Matching`; its scores are minus
-# the squared distances after the motion that is believed so far. The motion is learnt through the matching.
+# The second cloud is the first one, rotated, shifted, shuffled and noisy. Which point belongs to
+# which, and what was the motion? Each question is easy if the other is answered. The latent
+# variable is a `Matching`; its scores are minus the squared distances after the present estimate of
+# the motion. The motion is learnt through the matching.
 
 # %%
 import matplotlib.pyplot as plt
@@ -30,8 +31,8 @@ truth = torch.randperm(N)
 second = move(first, torch.tensor(turn), shift)[truth] + 0.03 * torch.randn(N, 2)
 
 # %% [markdown]
-# `Matching` has no closed-form relaxation. The Sinkhorn iterations, normalising rows and columns in turn, give a
-# matrix whose rows and columns sum to one (a doubly stochastic one).
+# `Matching` has no closed-form relaxation. The Sinkhorn iterations, normalising rows and columns in
+# turn, give a matrix whose rows and columns sum to one (a doubly stochastic one).
 
 # %%
 structure = Matching()
@@ -74,5 +75,6 @@ axes[3].set(xlabel="step", ylabel="share of right pairs", ylim=(0, 1.02))
 plt.show()
 
 # %% [markdown]
-# The noise of the estimator helps here: a matching that is sampled, and not the best one, lets the motion leave a
-# wrong start. Turns beyond a quarter of a circle may still end in a local optimum; more starts are the usual remedy.
+# The noise of the estimator helps here: a sampled matching, instead of the best one, lets the
+# motion leave a wrong start. Turns beyond a quarter of a circle may still end in a local optimum;
+# more starts are the usual remedy.

@@ -1,10 +1,12 @@
 # %% [markdown]
 # # A tagger with three losses
 #
-# Tags of neighbouring words depend on each other. A conditional random field scores pairs of neighbouring tags and
-# is trained on whole sequences. `LinearChain` is the set of tag sequences; `structgrad.losses` has the losses.
+# Tags of neighbouring words depend on each other. A conditional random field scores pairs of
+# neighbouring tags and is trained on whole sequences. `LinearChain` is the set of tag sequences;
+# `structgrad.losses` has the losses.
 #
-# The data are made up: five tags follow each other as a Markov chain, and each word is a noisy sign of its tag.
+# The data are made up: five tags follow each other as a Markov chain, and each word is a noisy sign
+# of its tag.
 
 # %%
 import time
@@ -35,9 +37,9 @@ def batch(size):
 
 
 # %% [markdown]
-# Scores of a chain are a number for each pair of tags between each pair of neighbours: `[batch, n - 1, C, C]`. The
-# score of the first tag is added to those of the first pair. `write` makes a vertex out of a sequence of tags, `read`
-# does the reverse.
+# Scores of a chain are a number for each pair of tags between each pair of neighbours:
+# `[batch, n - 1, C, C]`. The score of the first tag is added to those of the first pair. `write`
+# makes a vertex out of a sequence of tags, `read` does the reverse.
 
 
 # %%
@@ -74,8 +76,9 @@ for criterion in (NegativeLogLikelihood(structure), SparseMAPLoss(structure), St
     print(f"{type(criterion).__name__:22} {right:.1%} of unseen tags, {seconds:.1f} s of the processor")
 
 # %% [markdown]
-# What do the pairs buy? The same tagger without transitions decides each word alone. It is a `LinearChain` too, with
-# the transitions held at zero. And the true model, which made the data, says what can be reached.
+# What do the pairs gain? The same tagger without transitions decides each word alone. It is a
+# `LinearChain` too, with the transitions held at zero. The true model, which made the data, shows
+# about the best possible result.
 
 # %%
 torch.manual_seed(2)
@@ -115,6 +118,6 @@ right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
 plt.show()
 
 # %% [markdown]
-# All three losses come near the true model, and the pairs are worth a good part of the tags. The likelihood also gives
-# probabilities; the SparseMAP loss gives sparse ones; the hinge loss needs only the `argmax`, with a cost.
-# [Losses](../losses.md) compares them.
+# All three losses come near the true model, and the tagger without pairs has clearly fewer right
+# tags. The likelihood also gives probabilities; the SparseMAP loss gives sparse ones; the hinge
+# loss needs only the `argmax`, with a cost. [Losses](../losses.md) compares them.

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # Segment a time series
 #
-# A machine is in one of three states. It stays in a state for a while, and a sensor shows the state's level with
-# noise. Nobody labelled anything. `SemiMarkov` is the set of labelled segmentations; if its scores are joint
-# log-probabilities, its `log_partition` is the log-likelihood of the series with the segmentation summed out. So
-# gradient descent on it learns the levels, as the EM algorithm would.
+# A machine is in one of three states. It stays in a state for a while, and a sensor shows the
+# state's level with noise. There are no labels. `SemiMarkov` is the set of labelled segmentations;
+# if its scores are joint log-probabilities, its `log_partition` is the log-likelihood of the series
+# with the segmentation summed out. So gradient descent on it learns the levels, as the EM algorithm
+# would.
 
 # %%
 import matplotlib.pyplot as plt
@@ -37,9 +38,10 @@ data = [series() for _ in range(40)]
 x, states = torch.stack([one for one, _ in data]), torch.stack([one for _, one in data])
 
 # %% [markdown]
-# Part `[i, k, c, d]` is a segment of state d on the positions i + 1 to i + 1 + k, after one of state c that ends at i.
-# Its score is a sum: the log-density of the positions that it covers, a length's log-probability, a change's
-# log-probability. Sums over any stretch are differences of cumulative sums.
+# Part `[i, k, c, d]` is a segment of state d on the positions i + 1 to i + 1 + k, after one of
+# state c that ends at i. Its score is a sum: the log-density of the positions that it covers, the
+# log-probability of its length, and the log-probability of the change of state. Sums over any
+# stretch are differences of cumulative sums.
 
 
 # %%
@@ -106,5 +108,5 @@ right.set(xlabel="step", ylabel="level")
 plt.show()
 
 # %% [markdown]
-# The levels are found without a label. A segment gathers evidence from all its positions, so that the segmentation is
-# right far more often than decisions on single positions are.
+# The levels are found without labels. A segment uses the evidence of all its positions, so the
+# segmentation is right far more often than decisions on single positions.

@@ -1,10 +1,11 @@
 # %% [markdown]
 # # A latent tree that explains an answer
 #
-# Seven nodes have colours, and each names its parent. The question: how many red nodes lie on the way from one node
-# up to the root, itself included? A network that knows neither parents nor trees is trained on questions and answers
-# only. Its latent variable is an `Arborescence`, a directed tree whose root is node 0. After training it must be the
-# true tree, because no other one explains the answers.
+# Seven nodes have colours, and each names its parent. The question: how many red nodes lie on the
+# way from one node up to the root, itself included? A network that knows neither parents nor trees
+# is trained on questions and answers only. Its latent variable is an `Arborescence`, a directed
+# tree whose root is node 0. After training it must be the true tree, because no other one explains
+# the answers.
 
 # %%
 from pathlib import Path
@@ -41,8 +42,9 @@ def batch(size):
 
 
 # %% [markdown]
-# The encoder scores an edge from i to j by a bilinear form of i's name and the name that j calls its parent. The
-# decoder walks along the edges of the tree, hard or relaxed, and a small network reads the answer off the result.
+# The encoder scores an edge from i to j by a bilinear form of i's name and the name of j's parent.
+# The decoder walks along the edges of the tree, hard or relaxed, and a small network computes the
+# answer from the result.
 
 
 # %%
@@ -92,7 +94,8 @@ print(f"right answers:    {history['answers'][0]:.1%} before, {history['answers'
 print(f"edges recovered:  {history['edges'][0]:.1%} before, {history['edges'][-1]:.1%} after, without seeing one")
 
 # %% [markdown]
-# The animation shows one unseen example: the wider an arrow, the more probable the edge (its marginal).
+# The animation shows one unseen example: the wider an arrow, the more probable the edge (its
+# marginal).
 
 
 # %%
@@ -134,5 +137,5 @@ for panel, (step, marginals) in zip(panels[1:], (frames[0], frames[len(frames) /
 plt.show()
 
 # %% [markdown]
-# The network explains its answer: the tree says which nodes it counted. [ListOps](../tasks/listops.md) is the same idea
-# on expressions, where the tree is a parse.
+# The network explains its answer: the tree says which nodes it counted.
+# [ListOps](../tasks/listops.md) is the same idea on expressions, where the tree is a parse.

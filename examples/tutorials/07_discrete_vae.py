@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A discrete autoencoder of digits
 #
-# A variational autoencoder (VAE) whose code is discrete: one class of ten (`OneHot`), or six bits (`Subset`). Three
-# ways to train through the code are compared: sum over all codes (dense), sum over the few that sparsemax keeps, and a
-# relaxed sample (Gumbel-Softmax).
+# A variational autoencoder (VAE) whose code is discrete: one class of ten (`OneHot`), or six bits
+# (`Subset`). Three ways to train through the code are compared: sum over all codes (dense), sum
+# over the few that sparsemax keeps, and a relaxed sample (Gumbel-Softmax).
 
 # %%
 import matplotlib.pyplot as plt
@@ -24,8 +24,9 @@ order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
 train, test = x[order[:1297]], x[order[1297:]]
 
 # %% [markdown]
-# `forward` returns the negative ELBO: the expected reconstruction loss and the divergence of the code from the uniform
-# prior, which the estimator knows. In training the loss is `surrogate + kl`; the value to report is `objective + kl`.
+# `forward` returns the negative ELBO: the expected reconstruction loss and the divergence of the
+# code from the uniform prior, which the estimator computes. In training the loss is
+# `surrogate + kl`; the value to report is `objective + kl`.
 
 
 # %%
@@ -90,7 +91,8 @@ right.set(xticks=[], title="the ten classes, learnt without labels")
 plt.show()
 
 # %% [markdown]
-# Sparsemax keeps about four classes an image. It is as good as the sum over all ten, for 4/10 of its cost. Relaxed
-# samples cost one call, and are some nats behind. Their decoder learnt from soft codes and is tested on hard ones, and
-# the temperature has not been searched. Six bits can name 64 codes, but that alone is no better: bits do not know of
-# each other in the encoder. Which estimator wins on time is what [the next tutorial](08_which_estimator.md) asks.
+# Sparsemax keeps about four classes an image. It is as good as the sum over all ten, for 4/10 of
+# its cost. Relaxed samples cost one call, and are some nats worse. Their decoder learnt from soft
+# codes and is tested on hard ones, and the temperature has not been searched. Six bits can name 64
+# codes, but that alone is no better: the encoder's bits are independent. [The next
+# tutorial](08_which_estimator.md) measures bias, variance and cost of estimators.

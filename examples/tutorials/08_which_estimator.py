@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Which estimator?
 #
-# An estimator of a gradient has a bias, a variance and a cost. `structgrad.diagnose` measures all three on a tiny
-# problem whose true gradient is known by summing over all vertices. Here the problem is to choose 2 of 5 parts.
+# An estimator of a gradient has a bias, a variance and a cost. `structgrad.diagnose` measures all
+# three on a tiny problem whose true gradient is known by summing over all vertices. Here the
+# problem is to choose 2 of 5 parts.
 
 # %%
 import matplotlib.pyplot as plt
@@ -35,9 +36,9 @@ for name, estimator in estimators.items():
     print(f"{name:36} {quality.bias:5.2f}  {quality.variance:8.2f}  {found[name].decoder_calls:5.0f}")
 
 # %% [markdown]
-# Bias and variance are relative to the norm of the true gradient. A relative bias of 1 means that the mean estimate is
-# as far from the truth as no estimate at all. A measured bias is never exactly 0: with so many samples that of an
-# unbiased estimator is about the square root of variance / samples.
+# Bias and variance are relative to the norm of the true gradient. A relative bias of 1 means that
+# the mean estimate is as far from the truth as no estimate at all. A measured bias is never exactly
+# 0: for an unbiased estimator it is about the square root of variance / samples.
 
 # %% Bias against variance; the area of a point grows with the number of decoder calls
 figure, axes = plt.subplots(figsize=(7.5, 3.6), layout="constrained")
@@ -52,7 +53,8 @@ figure.legend(loc="outside right upper", frameon=False, fontsize=8, markerscale=
 plt.show()
 
 # %% [markdown]
-# The temperature of a relaxation trades one for the other, which the command `structgrad-diagnose` draws as well:
+# The temperature of a relaxation trades bias against variance. The command `structgrad-diagnose`
+# draws this curve too:
 
 # %% Bias and variance of SST over its temperature
 temperatures = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
@@ -66,6 +68,6 @@ axes.grid(alpha=0.3)
 plt.show()
 
 # %% [markdown]
-# If the sum over all vertices is affordable, take it. If the decoder is differentiable, begin with SST and search
-# the temperature. If it is a black box, take REINFORCE with several samples and leave-one-out baselines.
-# [Estimators](../estimators/README.md) has all of them.
+# If the sum over all vertices is affordable, take it. If the decoder is differentiable, begin with
+# SST and search the temperature. If it is a black box, take REINFORCE with several samples and
+# leave-one-out baselines. [Estimators](../estimators/README.md) has all of them.

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your own structure
 #
-# The latent variable of this page is not in the library: an *interval*, any stretch of neighbouring positions. A class
-# with two methods is enough for most estimators.
+# The latent variable of this page is not in the library: an *interval*, any stretch of neighbouring
+# positions. A class with two methods is enough for most estimators.
 
 # %%
 import itertools
@@ -19,10 +19,11 @@ STEPS = 300
 N = 12
 
 # %% [markdown]
-# `argmax` is the best vertex, and `log_partition` the logarithm of the sum of all `exp(score)`. An interval's score is
-# a difference of two cumulative sums, so that both look at a table of all starts and ends. The mixins derive the rest:
-# `Gibbs` takes marginals, probabilities and entropy from `log_partition`; `KBest` and `ActiveSetProjection` build
-# `top_k`, `project` and `sparsemap` on `argmax`.
+# `argmax` is the best vertex, and `log_partition` the logarithm of the sum of all `exp(score)`. An
+# interval's score is a difference of two cumulative sums, so both use a table of all starts and
+# ends. The mixins derive the rest: `Gibbs` takes marginals, probabilities and entropy from
+# `log_partition`; `KBest` and `ActiveSetProjection` build `top_k`, `project` and `sparsemap` on
+# `argmax`.
 
 
 # %%
@@ -70,8 +71,9 @@ print("oracles:", ", ".join(sorted(structure.oracles)))
 print("number of vertices at n = 4:", len(structure.enumerate(4)))
 
 # %% [markdown]
-# Is it right? Compare with the list of all vertices. `structgrad.testing.StructureContract` does this for every oracle,
-# with masks, extreme scores and gradients; [your own](../your_own.md) shows the test file. (Masks are left out here.)
+# Is it right? Compare with the list of all vertices. `structgrad.testing.StructureContract` does
+# this for every oracle, with masks, extreme scores and gradients; [your own](../your_own.md) shows
+# the test file. (Masks are left out here.)
 
 # %%
 torch.manual_seed(0)
@@ -80,8 +82,8 @@ listed = (every @ scores).softmax(0) @ every
 print("largest difference of the marginals:", f"{(structure.marginals(scores) - listed).abs().max():.1e}")
 
 # %% [markdown]
-# Now learn with it: a sequence of noisy flags has one raised interval, and the answer is the mean of *other* numbers
-# over it. The interval is never shown.
+# Now learn with it: a sequence of noisy flags has one raised interval, and the answer is the mean
+# of *other* numbers over it. The interval is never shown.
 
 
 # %%

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # In a plain PyTorch loop
 #
-# Structures and estimators are ordinary functions and modules. This page puts them into a loop of your own, compiles
-# the step, runs it in mixed precision, and on two processes. The model chooses 3 of 12 numbers so that their sum is a
-# given one.
+# Structures and estimators are ordinary functions and modules. This page puts them into a loop of
+# your own, compiles the step, runs it in mixed precision, and on two processes. The model chooses 3
+# of 12 numbers so that their sum is a given one.
 
 # %%
 import os
@@ -41,7 +41,8 @@ def batch(size=256):
 # %% [markdown]
 # ## A loop
 #
-# In `train()` the vertices are relaxed samples. In `eval()` they are hard, so that the error is that of a real choice.
+# In `train()` the vertices are relaxed samples. In `eval()` they are hard, so the error is that of
+# a real choice.
 
 
 # %%
@@ -70,8 +71,8 @@ print(f"squared error of a sampled choice: {before:.2f} before, {error(model):.2
 # %% [markdown]
 # ## torch.compile
 #
-# The whole step, estimator included, is one graph. `backend="aot_eager"` needs no compiler, so that this page runs
-# everywhere; leave it out to have kernels generated.
+# The whole step, estimator included, is one graph. `backend="aot_eager"` needs no compiler, so that
+# this page runs everywhere; leave it out to have kernels generated.
 
 # %%
 torch.manual_seed(0)
@@ -83,7 +84,8 @@ print(f"compiled: {error(model):.2f}")
 # %% [markdown]
 # ## Mixed precision
 #
-# Under autocast the encoder computes in bfloat16. Structures are exempt: sums over sets of vertices stay in float32.
+# Under autocast the encoder computes in bfloat16. Structures are exempt: sums over sets of vertices
+# stay in float32.
 
 # %%
 torch.manual_seed(0)
@@ -101,7 +103,8 @@ print(f"bfloat16: {error(model):.2f}")
 # %% [markdown]
 # ## Two processes
 #
-# `DistributedDataParallel` wraps the model, not the estimator. It is a script, started by `torchrun`.
+# `DistributedDataParallel` wraps the model, not the estimator. It is a script, started by
+# `torchrun`.
 
 # %%
 script = """
@@ -138,5 +141,5 @@ with tempfile.TemporaryDirectory() as folder:
 print("\n".join(sorted(run.stdout.splitlines())) or run.stderr)
 
 # %% [markdown]
-# Both processes end with the same weights, because gradients are averaged in every step. Runs of the library's
-# tasks do all of this by options: [a GPU](../gpu.md), [runs](../runs.md).
+# Both processes end with the same weights, because gradients are averaged in every step. Runs of
+# the library's tasks do all of this by options: [a GPU](../gpu.md), [runs](../runs.md).
