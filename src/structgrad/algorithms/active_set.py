@@ -1,7 +1,8 @@
 """The nearest point of a polytope that is known by its argmax, by an active-set method: SparseMAP.
 
-    min_{w in simplex over X}  |sum_x w_x x - t|^2 / 2                         (Niculae et al. 2018; Correia et al.
-    2020, eq. 4)
+    min_{w in simplex over X}  |sum_x w_x x - t|^2 / 2
+
+(Niculae et al. 2018; Correia et al. 2020, eq. 4).
 
 The algorithm is that of Wolfe (1976) for the nearest point of a polytope. The active-set method of
 Niculae et al. is an instance of it. It keeps an affinely independent *active set* S of vertices, so

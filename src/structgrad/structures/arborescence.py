@@ -32,10 +32,10 @@ class Arborescence(Tree):
 
     With ``single_root=True`` exactly one edge leaves the root, as in the trees of Universal
     Dependencies; by default any number does. A large number is then subtracted from the scores of
-    the edges out of the root, so that a second such edge never pays (Stanojevic and Cohen 2021, for
-    the argmax). All oracles except those of the trace work, at the same cost on a GPU and in plain
-    torch. On the CPU, marginals use the elimination instead of the inverse, and logarithms if scores
-    spread over some hundred nats.
+    the edges out of the root. A second such edge then never pays (Stanojevic and Cohen 2021, for the
+    argmax). All oracles except those of the trace work, at the same cost on a GPU and in plain torch.
+    On the CPU, marginals use the elimination instead of the inverse, and logarithms if scores spread
+    over some hundred nats.
 
     Args:
         root: the node that reaches all others, the same in every example.
