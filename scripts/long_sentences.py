@@ -1,6 +1,6 @@
 """List the sentences of pages and docstrings that have more than 30 words.
 
-    python scripts/long_sentences.py [FILE OR FOLDER ...]      by default README.md, CONTRIBUTING.md, docs, src
+    python scripts/long_sentences.py [FILE OR FOLDER ...]      by default all prose of the repository
 
 Code, tables, headings, claims of papers and the entries of docstrings are left out. An inline piece
 of code, a formula or the target of a link counts as one word.
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PROSE = ("README.md", "CONTRIBUTING.md", "docs", "src")
+PROSE = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "src", "examples", "scripts", "benchmarks", "tests")
 WORDS = 30
 _NO_PROSE = ("|", "#", "<", ">>>", "- Claim:", "![")
 

@@ -1,7 +1,7 @@
 """GPU kernels without a GPU: they run in Triton's interpreter and are compiled for a device that is not there.
 
-``python -m tests.kernels CODE`` runs ``CODE``, which calls operators on CPU tensors, but compiles each kernel for an
-H100 (compute capability 9.0), down to machine code, where it would be launched.
+``python -m tests.kernels CODE`` runs ``CODE``, which calls operators on CPU tensors. In place of a launch, each kernel
+is compiled for an H100 (compute capability 9.0), down to machine code.
 """
 
 from __future__ import annotations

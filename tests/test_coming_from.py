@@ -14,7 +14,7 @@ SECTIONS = {text.split("\n", 1)[0]: text for text in PAGE.split("\n## ")[1:]}
 
 
 def result(block: str) -> list[torch.Tensor]:
-    """What a block leaves in ``result``."""
+    """The value of ``result`` after a block."""
     names: dict[str, list[torch.Tensor]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the other library

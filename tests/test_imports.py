@@ -56,7 +56,7 @@ def room(module: str, name: str = "") -> str:
 
 
 def is_private(name: str) -> bool:
-    """Whether a name starts with one underscore, of the special ones with two at both ends none."""
+    """Whether a name starts with one underscore; special names with two at both ends are none."""
     return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
 
 

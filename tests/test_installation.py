@@ -1,4 +1,4 @@
-"""What an installed package gives: the library, the commands and the configurations, away from the checkout."""
+"""An installed package has the library, the commands and the configurations, away from the checkout."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _pip(*arguments: str) -> None:
 
 
 def _run(program: Path, *arguments: str, folder: Path, path: str = str(ROOT / "examples" / "own_package")) -> str:
-    """What the program prints when it runs in an empty folder of a user who has ``mylab`` and no checkout."""
+    """The output of the program in an empty folder of a user who has ``mylab`` and no checkout."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("STRUCTGRAD_", "WANDB", "PYTHON"))}
     environment = kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([program, *arguments], cwd=folder, env=environment, capture_output=True, text=True)

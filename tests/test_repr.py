@@ -1,4 +1,4 @@
-"""What structures and estimators say of themselves."""
+"""The ``repr`` of structures and estimators."""
 
 from __future__ import annotations
 

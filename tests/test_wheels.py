@@ -1,4 +1,4 @@
-"""What a GPU machine without a network needs beside torch and Lightning."""
+"""The wheels that a GPU machine without a network needs beside torch and Lightning."""
 
 from __future__ import annotations
 

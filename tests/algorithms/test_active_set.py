@@ -82,7 +82,7 @@ def test_the_weights_carry_the_gradient_of_the_projection(structure: Structure) 
 
 @pytest.mark.parametrize("dimension", [64, 128])
 def test_more_fractional_bits_than_public_code_can_take(dimension: int) -> None:
-    """Where the active set of lp-sparsemap is cut off, its gradients are wrong; ours is that of clip(scores, 0, 1)."""
+    """If the active set of lp-sparsemap is cut off, its gradients are wrong; ours is that of clip(scores, 0, 1)."""
     scores = (0.5 + 0.4 * torch.randn(3, dimension, dtype=torch.float64)).requires_grad_()
     upstream = torch.randn_like(scores)
     point = project(Subset(), scores)

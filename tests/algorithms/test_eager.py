@@ -1,4 +1,4 @@
-"""What iterative oracles say that stop before their solution."""
+"""Warnings of iterative oracles that stop before their solution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors take GPU operators."""
+"""Tensors that take GPU operators."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ OLD_MASKS = {"there", "known", "inside"}
 
 
 def decorators(node: ast.stmt) -> str:
-    """What is written above a function."""
+    """The decorators of a function or class."""
     return " ".join(ast.unparse(decorator) for decorator in getattr(node, "decorator_list", []))
 
 

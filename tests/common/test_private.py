@@ -28,7 +28,7 @@ def test_every_function_has_a_test_of_its_name() -> None:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_nothing_private_is_used_elsewhere(path: Path) -> None:
-    """Of modules of other packages: ``torch._C``, ``from torch._dynamo import``, and of their objects by name."""
+    """Private names of other packages: ``torch._C``, ``from torch._dynamo import``, and of their objects by name."""
     if path.name == "private.py":
         return
     tree = ast.parse(path.read_text())
@@ -158,7 +158,7 @@ def test_compiling_whole_steps() -> None:
 
 
 def test_with_captured_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is handed to inductor; `tests/training/test_compiled.py` runs it on a GPU."""
+    """The arguments that inductor gets; `tests/training/test_compiled.py` runs it on a GPU."""
     from torch._inductor import compile_fx
 
     called = inspect.signature(compile_fx.compile_fx)

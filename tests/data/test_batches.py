@@ -25,7 +25,7 @@ def test_every_example_once_in_order() -> None:
 
 
 def test_a_reader_that_takes_exactly_len_batches_can_start_again() -> None:
-    """As Lightning's validation does."""
+    """The same as Lightning's validation."""
     loader = batches()
     assert seen(loader, len(loader)) == seen(loader, len(loader))
 

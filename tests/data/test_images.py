@@ -16,7 +16,7 @@ from structgrad.data.images import prepare_images, read_images
 
 
 def idx(array: NDArray[np.uint8]) -> bytes:
-    """As LeCun's page describes the format: magic, big-endian sizes, bytes."""
+    """The format of LeCun's page: magic, big-endian sizes, bytes."""
     return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes() + array.tobytes()
 
 
@@ -29,7 +29,7 @@ def write(folder: Path, arrays: dict[str, NDArray[np.uint8]], zipped: bool) -> N
 
 @pytest.fixture
 def arrays() -> dict[str, NDArray[np.uint8]]:
-    """Of the four files of MNIST, with 5 and 3 images of 4 x 6."""
+    """A folder with the four files of MNIST, with 5 and 3 images of 4 x 6."""
     rng = np.random.default_rng(0)
     made = {}
     for part, n in (("train", 5), ("t10k", 3)):

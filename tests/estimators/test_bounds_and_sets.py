@@ -182,7 +182,7 @@ def expected_bound(case: Problem, samples: int, prior: Tensor | None = None) -> 
 def bound_gradients(
     estimator: Estimator, case: Problem, count: int = 60, repeats: int = 200, prior: Tensor | None = None
 ) -> Tensor:
-    """As ``gradients``, of ``surrogate + kl``."""
+    """Like ``gradients``, for ``surrogate + kl``."""
 
     class WithKL(torch.nn.Module):
         def __call__(self, *arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What holds for every estimator of the configuration over every structure that it accepts."""
+"""The contract of every configured estimator with every structure that it accepts."""
 
 from __future__ import annotations
 

@@ -38,12 +38,12 @@ NEEDS = {
 
 
 def possible(action: str, name: str) -> bool:
-    """Whether the structure has what the action needs."""
+    """Whether the structure has the oracles that the action needs."""
     return CASES[name][0].oracles >= NEEDS[action]
 
 
 def distribution(action: str) -> Distribution:
-    """What the vertex is a sample of."""
+    """The distribution of the vertex."""
     return "gibbs" if action == "X" else "trace"
 
 

@@ -1,9 +1,9 @@
 """Stands in for train.py in tests of sweeps: the same contract (overrides, lock, checkpoint, summary, exit codes), in
 milliseconds and without torch.
 
-Usage: ``python fake_run.py key=value ...``; it does ``steps`` steps of ``step_s`` seconds, goes on until the file
-``gate`` exists, keeps a checkpoint after each, and writes a line to ``starts.log`` and to ``steps.log`` of its run's
-folder, so that tests can count what was done twice. With ``every`` it is validated after so many steps.
+Usage: ``python fake_run.py key=value ...``. It does ``steps`` steps of ``step_s`` seconds, continues until the file
+``gate`` exists, and keeps a checkpoint after each step. It writes lines to ``starts.log`` and ``steps.log`` in its
+run's folder, so tests can count repeated work. With ``every`` it is validated after that many steps.
 """
 
 from __future__ import annotations

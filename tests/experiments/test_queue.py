@@ -191,7 +191,7 @@ def children(worker: subprocess.Popen[Any]) -> list[int]:
 
 
 def kill(worker: subprocess.Popen[str], run_too: bool) -> None:
-    """As the out-of-memory killer would: the worker, or the worker and its run."""
+    """Kill like the out-of-memory killer: the worker, or the worker and its run."""
     runs = children(worker)
     os.kill(worker.pid, signal.SIGKILL)
     for run in runs if run_too else ():

@@ -315,7 +315,7 @@ def test_every_column_is_of_a_metric_that_a_test_logs(name: str) -> None:
 
 
 def test_every_metric_of_the_recorded_runs_is_declared() -> None:
-    """What a task declares is what it logs."""
+    """A task logs the metrics that it declares."""
     for file in sorted((ROOT / "results").glob("*/*.json")):
         content = json.loads(file.read_text())
         if "task" in content:

@@ -1,4 +1,4 @@
-"""What the tests of both tree structures share."""
+"""Common code of the tests of both tree structures."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ class TestDagPath(StructureContract):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_plain_torch_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on other devices, here on the CPU."""
+    """The code for other devices, here on the CPU."""
     structure, shape = EVERY[name]
     torch.manual_seed(0)
     scores = torch.randn(4, 2, *shape)
@@ -315,7 +315,7 @@ def test_plain_torch_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_extremes(name: str) -> None:
-    """What cannot be is never chosen, however bad all else is; one vertex outweighs the rest."""
+    """Impossible parts are never chosen, however bad the others are; one vertex outweighs the rest."""
     structure, shape = EVERY[name]
     torch.manual_seed(1)
     for scale in (-1e4, 1e4):

@@ -1,4 +1,4 @@
-"""What every structure does at the ends: no vertex, no part, one node, too many vertices, wild rates."""
+"""Every structure at the limits: no vertex, no part, one node, too many vertices, extreme rates."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ SMALL: dict[str, tuple[Structure, tuple[int, ...]]] = {
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.parametrize("name", SMALL)
 def test_small_sets(name: str, empty: bool, path: str) -> None:
-    """As they are, and with everything masked where that leaves the empty vertex."""
+    """The scores as they are, and with everything masked if that leaves the empty vertex."""
     with computing(path):
         check_small(name, empty)
 

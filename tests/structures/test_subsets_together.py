@@ -1,4 +1,4 @@
-"""What structures over bit vectors share: compiled and plain versions agree, distributions and sizes are right."""
+"""Tests of all structures over bit vectors: compiled and plain versions agree, distributions and sizes are right."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_plain_samples_have_the_same_law(structure: Structure) -> None:
     ],
 )
 def test_sparsemap_at_size(dtype: torch.dtype, d: int, make: object, method: str) -> None:
-    """Where active sets lost gradients (D >= 64): the mean, its gradient, the sizes, and at most D + 1 vertices."""
+    """Sizes at which active sets lost gradients (D >= 64): mean, its gradient, sizes, and at most D + 1 vertices."""
     structure = make(d)  # type: ignore[operator]
     for scale in (0.01, 0.6, 5.0, 100.0):
         scores = (0.5 + scale * torch.randn(16, d, dtype=dtype)).requires_grad_()
@@ -136,7 +136,7 @@ def test_k_best_do_not_repeat_beyond_all_there_are() -> None:
 
 @pytest.mark.parametrize("structure", [KSubset(4), BudgetSubset(4), BudgetSubset(9), Subset()], ids=str)
 def test_k_best_at_size(structure: Structure) -> None:
-    """Where only a window of the parts is open: against all vertices of nine parts, with ties."""
+    """Only a window of the parts is open: comparison with all vertices of nine parts, with ties."""
     every = structure.enumerate(9)
     for scores in (torch.randn(20, 9, dtype=torch.float64), torch.randint(-2, 3, (20, 9)).double()):
         for k in (1, 2, 3, 5, 20):

@@ -1,4 +1,4 @@
-"""What a structure says of itself as data is true, and what it lacks is said in one line."""
+"""The traits of a structure are true, and missing oracles are named in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all tasks share: the optimizer's groups, and what stands in for a missing KL divergence."""
+"""Common code of all tasks: the optimizer's groups, and the replacement of a missing KL divergence."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_labels_of_python_2_are_read(tmp_path: Path) -> None:
 
 
 class Hostile:
-    """What a pickle can do: call a function when it is read."""
+    """A pickle that calls a function when it is read."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.function, self.arguments = function, arguments

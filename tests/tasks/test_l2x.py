@@ -392,7 +392,7 @@ def test_models_side_by_side_must_explain_the_same_reviews(tmp_path: Path) -> No
 
 
 def colours(file: Path) -> dict[tuple[int, ...], int]:
-    """How many pixels have a colour."""
+    """The number of pixels with a colour."""
     pixels = np.asarray(Image.open(file).convert("RGB")).reshape(-1, 3)
     values, counts = np.unique(pixels, axis=0, return_counts=True)
     return {tuple(int(c) for c in value): int(n) for value, n in zip(values, counts, strict=True)}

@@ -113,7 +113,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_rollout_of_three_features_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, beside the steps that a CPU takes: values and gradients."""
+    """The steps of a GPU and of a CPU agree in values and gradients."""
     torch.manual_seed(0)
     decoder = Decoder(8, 3).double()
     x = torch.randn(2, 5, 4, 3, dtype=torch.float64)

@@ -24,7 +24,7 @@ SHORT = ["trainer.max_steps=12", "trainer.val_every_n_steps=4", "trainer.log_eve
 
 
 def composed(*overrides: str) -> tuple[DictConfig, dict[str, str], dict[str, str]]:
-    """What ``train.py`` hands to ``run``."""
+    """The arguments that ``train.py`` gives to ``run``."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         config = compose("config", overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(config)
@@ -52,7 +52,7 @@ def metrics(folder: Path) -> list[list[str]]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Of the finished run."""
+    """The summary of the finished run."""
     content: dict[str, Any] = json.loads((run_folder(folder) / "summary.json").read_text())
     return content
 

@@ -141,7 +141,7 @@ def test_combinations_that_cannot_work_are_refused_in_one_line(overrides: list[s
 
 
 def test_runs_keep_their_identity() -> None:
-    """What the same commands gave when results were made: their runs are found again, not trained again.
+    """The identities from the time of the results: their runs are found again, not trained again.
 
     Eight changed on purpose on 2026-11-28: the source of Fashion-MNIST, the games and symbol maps of the communication
     game, and the epoch of the warm start of the semi-supervised VAE.

@@ -1,4 +1,4 @@
-"""What dashboards get of a run, read back from what they keep."""
+"""The data of a run that dashboards get, read back from their files."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_tensorboard_sets_the_configuration_against_the_final_metrics(tmp_path: 
 
 
 def wandb_records(file: Path) -> list[Any]:
-    """What an offline run has kept: protocol buffers in the records of a LevelDB log."""
+    """The data of an offline run: protocol buffers in the records of a LevelDB log."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, found, part = file.read_bytes(), [], b""

@@ -170,7 +170,7 @@ def test_an_unfinished_run_says_the_command(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_task_without_predictions_has_its_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """That of the example package, whose classes are built because the user names the package."""
+    """The task of the example package; its classes are built because the user names the package."""
     go(tmp_path)
     found = run_folder(tmp_path)
     assert main([str(found)]) == 1

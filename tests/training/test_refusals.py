@@ -198,7 +198,7 @@ if not torch.cuda.is_available():
 
 
 def refusal(overrides: str, folder: Path) -> str:
-    """What the command prints behind ``error:``; any other exception is a bug and escapes."""
+    """The text that the command prints after ``error:``; any other exception is a bug and escapes."""
     words = overrides.split()
     where = [f"paths.{name}={folder}" for name in ("runs", "cache") if f"paths.{name}" not in overrides]
     where = [] if "paths=null" in words else where

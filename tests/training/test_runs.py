@@ -1,4 +1,4 @@
-"""What a user may rely on: identity, resume, damage that is named, errors of one line that lose nothing.
+"""Guarantees of runs: identity, resume, named damage, and errors of one line that lose nothing.
 
 The task is the one of ``examples/own_package``; runs share this process where they can.
 """
@@ -86,7 +86,7 @@ def test_a_finished_run_refuses_options_that_cannot_work(finished: Path, overrid
 
 
 def test_a_best_score_of_zero_is_a_number(tmp_path: Path) -> None:
-    """Of two nodes, one is the root and the other its child: the toy objective is 0 from the beginning."""
+    """With two nodes, one is the root and the other its child: the toy objective is 0 from the beginning."""
     overrides = ("task=toy", "budget=smoke", "trainer=cpu", "logger=csv", "task.size=2", f"paths.runs={tmp_path}")
     found = run(*composed(*overrides))["metrics"]
     assert found["val/objective"] == found["test/objective"] == 0

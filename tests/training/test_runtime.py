@@ -1,4 +1,4 @@
-"""What a process says of its kernels."""
+"""The report of a process about its kernels."""
 
 from __future__ import annotations
 

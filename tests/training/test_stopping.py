@@ -62,7 +62,7 @@ def test_sigterm_saves_between_two_steps(
 
 @pytest.mark.parametrize("step", [1, 4, 8])
 def test_a_run_pauses_and_is_continued_by_the_same_command(undisturbed: Path, tmp_path: Path, step: int) -> None:
-    """Where it pauses is no part of its identity, and it says how far it is."""
+    """The place of a pause is no part of its identity, and the run says how far it is."""
     progress = tmp_path / "elsewhere" / "progress.json"
     given = (f"trainer.pause_at={step}", f"paths.progress={progress}")
     for _ in range(2):  # the second time it has nothing left to do
