@@ -160,7 +160,7 @@ def estimate(overrides: list[str]) -> Estimate:
 
 
 def line(table: Table, row: Row) -> str:
-    """Of the page."""
+    """The line of the page for a row."""
     title = f"{row.group}: {row.title}" if row.group else row.title
     title = title.replace("|", r"\|")
     try:

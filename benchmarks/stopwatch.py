@@ -61,7 +61,7 @@ class Stopwatch:
         self._calls = 0
 
     def mean(self) -> Time:
-        """Of a call, forward and backward."""
+        """The mean time of a call, forward and backward."""
         return Time(1e3 * self._wall, 1e3 * self._processor) / self._calls
 
     def _begin(self) -> None:

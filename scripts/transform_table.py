@@ -240,13 +240,13 @@ def attempt(name: str, oracle: str, mode: str) -> str:
 
 
 def cell(name: str, mode: str) -> str:
-    """Of a structure and a mode."""
+    """The cell of a structure and a mode."""
     refused = [o for o in oracles(CASES[name][0], mode) if attempt(name, o, mode)]
     return "all" if not refused else "not " + ", ".join(f"`{o}`" for o in refused)
 
 
 def row(name: str) -> str:
-    """Of a structure."""
+    """The row of a structure."""
     return f"| {name} | {' | '.join(cell(name, mode) for mode in MODES)} |"
 
 

@@ -24,13 +24,13 @@ class TestWindow(StructureContract):
     )
 
     def test_oracles(self):
-        """Those that are written, and those that follow."""
+        """The oracles that are written, and those that follow from them."""
         assert {"marginals", "entropy", "top_k", "sparsemap"} <= Window(2).oracles
         assert "sample" not in Window(2).oracles
 
 
 class TestTeams(StructureContract):
-    """A matroid of one's own."""
+    """Your own matroid."""
 
     cases = (Case(Teams(2), (4,), [torch.tensor([True, True, False, True])]), Case(Teams(1), (3,)))
 

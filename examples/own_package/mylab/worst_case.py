@@ -24,7 +24,7 @@ class WorstCase(Baseline):
         return structure.argmax(-scores, mask)
 
     def predict(self, outcome: Outcome) -> Tensor:
-        """Of every sample of the example."""
+        """The baseline of every sample of the example."""
         return self.share * outcome.rival
 
     def update(self, outcome: Outcome, prediction: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ _waiting: list[tuple[Callable[..., Any], dict[str, Any], Callable[..., Any]]] = 
 
 
 class Compiled:
-    """What :func:`njit` makes of a function: called, it is numba's dispatcher of it."""
+    """The result of :func:`njit` for a function. A call goes to numba's dispatcher of the function."""
 
     def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
         self._function, self._options = function, options

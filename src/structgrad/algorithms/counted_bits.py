@@ -233,7 +233,7 @@ def _sample_in_torch(chain: Chain) -> Tensor:
 
 
 def _top_k_in_torch(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, k: int) -> tuple[Tensor, Tensor]:
-    """As :func:`_top_k_pass`, for all examples and counts at once."""
+    """Like :func:`_top_k_pass`, for all examples and counts at once."""
     batch, n = unary.shape
     value = unary.new_full((batch, high + 1, 2, k), -torch.inf)
     value[:, 0, 0, 0] = 0
@@ -643,7 +643,7 @@ def _gpu_chain_covariance(  # type: ignore[no-untyped-def]
     STATES: tl.constexpr,
     COUNTS: tl.constexpr,
 ):
-    """As the compiled pass with this name."""
+    """The same as the compiled pass with this name."""
     b = tl.program_id(0).to(tl.int64)
     count = tl.arange(0, COUNTS)
     within = count <= high
@@ -702,7 +702,7 @@ def _launch(kernel: Any, example: Tensor, *arguments: Tensor | int, high: int, *
 def _moments_operator(
     unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, states: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :class:`_Moments`, and the ratios ``[B, n, high + 1, states]``."""
+    """Like :class:`_Moments`, with the ratios ``[B, n, high + 1, states]``."""
     log_z, mean, both, ratio = _moments_fake(unary, pair, exists, low, high, states)
     tensors = (pair, exists, mean, log_z, ratio, mean, both)
     _launch(_gpu_chain, unary, *tensors, unary.shape[1], low, high, high=high, KIND=_MEANS, STATES=states)

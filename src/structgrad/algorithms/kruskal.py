@@ -267,7 +267,7 @@ def _gpu_spanning_tree(
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    """As ``_spanning_tree_kernel``, one program an example."""
+    """Like ``_spanning_tree_kernel``, one program an example."""
     b = tl.program_id(0).to(tl.int64)
     nodes = tl.arange(0, SIZE)
     i, j = nodes[:, None], nodes[None, :]
@@ -308,7 +308,7 @@ def _gpu_spanning_tree(
 
 @gpu.jit
 def _gpu_joined_at(choices_ptr: tl.tensor, joined_ptr: tl.tensor, n: tl.tensor, SIZE: tl.constexpr) -> None:
-    """As ``_joined_at_kernel``, one program an example."""
+    """Like ``_joined_at_kernel``, one program an example."""
     b = tl.program_id(0).to(tl.int64)
     nodes = tl.arange(0, SIZE)
     component = nodes

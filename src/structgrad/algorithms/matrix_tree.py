@@ -901,7 +901,7 @@ def _gpu_sample(
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    """As :func:`torch_sample`, which explains the names. Here the root is a node like the others."""
+    """Like :func:`torch_sample`, which explains the names. Here the root is a node like the others."""
     start, exists, at, r = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
     first = tl.program_id(0).to(tl.int64) * n * n
     ends = tl.arange(0, SIZE)

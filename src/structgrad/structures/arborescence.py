@@ -241,7 +241,7 @@ class Arborescence(Tree):
         return f"arborescence: some node cannot be reached from root {self.root}"
 
 
-#: Oracles of Chu-Liu-Edmonds on exponentials, which knows nothing of the number of root edges.
+#: Oracles of Chu-Liu-Edmonds on exponentials; it cannot control the number of root edges.
 _OF_TRACE = frozenset({"trace", "trace_log_prob", "conditional"})
 #: Scores of a single root may spread over so much: then 1e-8 of them is left.
 _WIDEST = 1e8
