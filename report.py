@@ -1,6 +1,8 @@
 """``structgrad-report`` of this checkout."""
 
+import sys
+
 from structgrad.commands.report import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

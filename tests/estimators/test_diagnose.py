@@ -231,7 +231,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["structure=one_hot", "estimator=sst", "seed=abc"], "seed must be a whole number"),
         (["structure=one_hot", "estimator=sst", "scale=nan"], "scale must be a number"),
         (["structure=one_hot", "estimator=sst", "values=3"], "values must be a list"),
-        (["structure=one_hot", "estimator=sst", "out=/nowhere/plot.png"], "out cannot be written"),
+        (["structure=one_hot", "estimator=sst", "out=/nowhere/plot.png"], "cannot be written"),
         (["structure=one_hot", "estimator=sst", "out=plot"], "out must end in"),
         (["structure=one_hot", "estimator=reinforce", "estimator.baseline=batch", "batch=1"], "at least two examples"),
         (["structure=bit_vector", "estimator=dense", "n=40"], "too many to be listed"),

@@ -184,9 +184,9 @@ def test_the_command(tmp_path: Path) -> None:
     [
         (["a", "--by", "estimatr"], "error: estimatr: no run has such a key"),
         (["a", "--where", "estimator"], "error: --where estimator: expected key=value"),
-        (["none", "--by", "task"], "error: no finished run in none"),
+        (["none", "--by", "task"], "error: none is no folder; type "),
         (["table=paulus_2", "--compare"], "error: table=paulus_2: a comparison takes folders"),
-        (["a", "--compare", "--into", "x.md"], "error: --into: a comparison has no place"),
+        (["a", "--compare", "--into", "x.md"], "error: --into x.md: no such file"),
     ],
 )
 def test_errors_of_the_command_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:

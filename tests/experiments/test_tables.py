@@ -427,10 +427,10 @@ def test_the_command(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["table=nothing"], "error: no table nothing; nearest: "),
-        (["budget=big"], "error: budget=big: there are paper, quick, smoke"),
-        (["tabel=x"], "error: tabel=...: there are table=... and budget=..."),
-        (["empty"], "error: no finished run in empty"),
-        (["table=paulus_1", "table=paulus_2"], "error: table=... and budget=... can stand there once"),
+        (["budget=big"], "error: budget=big: type budget=paper or"),
+        (["tabel=x"], "error: tabel=x: there are table= and budget=; type table="),
+        (["empty"], "error: empty is no folder; type"),
+        (["table=paulus_1", "table=paulus_2"], "error: table=... is there twice; type it once"),
         ([], "error: no table has finished runs"),
     ],
 )

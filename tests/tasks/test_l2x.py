@@ -270,7 +270,7 @@ def test_pretrained_vectors_start_the_embedding(planted: PlantedReviews, monkeyp
     np.testing.assert_array_equal(task.embedding.weight.detach().numpy(), vectors)
     assert task.embedding.weight.requires_grad
     with pytest.raises(RuntimeError, match=r"vectors have 6 numbers; set task\.embedding_size=6"):
-        make(structure, SST(structure), planted, embedding_size=7).configure_model()
+        make(structure, SST(structure), planted, embedding_size=7).prepare_data()
 
 
 class Largest(TorchDispatchMode):

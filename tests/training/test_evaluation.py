@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from structgrad.commands.evaluate import main
-from structgrad.experiments import comparison
+from structgrad.experiments import comparison, overview
+from structgrad.experiments.html import comparison_page
 from structgrad.experiments.runs import load
 from structgrad.structures import Arborescence
 from structgrad.training.checkpoints import CheckedFiles
@@ -265,12 +266,22 @@ def test_a_run_goes_on_without_reading_its_stored_configuration(tmp_path: Path, 
     assert not calls
 
 
-def test_a_report_builds_nothing(folder: Path, tmp_path: Path, calls: list[Any]) -> None:
+def test_a_report_builds_nothing_and_its_pages_escape(folder: Path, tmp_path: Path, calls: list[Any]) -> None:
+    """Names and hyper-parameters are text, whatever they are."""
     summary = json.loads((folder / "summary.json").read_text())
-    summary["config"]["task"] = {"_target_": "os.system", "command": "<script>alert(1)</script>"}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    blocks = comparison.compare(load(tmp_path), ["task._target_"], [], {})
-    assert "os.system" in comparison.text(blocks)
+    evil = "<script>alert(1)</script>"
+    for name, command in (("a", evil), ("b", f"{evil}{evil}")):
+        summary |= {"name": f"listops-{name}{evil}", "estimator": f"<b>{name}", "seed": 0}
+        summary["config"]["task"] = {"_target_": "os.system", "command": command}
+        place = tmp_path / "listops" / name
+        place.mkdir(parents=True)
+        shutil.copy(folder / "config.yaml", place)
+        (place / "summary.json").write_text(json.dumps(summary))
+    blocks = comparison.compare(load(tmp_path), ["task._target_", "task.command", "estimator"], [], {})
+    assert evil in comparison.text(blocks)
+    for page in (comparison_page(blocks, tmp_path), overview.page(overview.states(tmp_path), tmp_path)):
+        assert evil not in page
+        assert "<b>a" not in page
     assert not calls
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.training.errors import explain
-from structgrad.training.run import ConfigurationError, run
+from structgrad.training.run import ConfigurationError, RunError, run
 from tests.training.in_process import composed
 
 LISTOPS, LAYOUT, BITS, TOY = ("task=listops", "task=graph_layout", "task=bit_vector_vae", "task=toy")
@@ -34,6 +36,13 @@ WRONG: list[tuple[str, str]] = [
     (f"{LISTOPS} seed=0,1", "-m makes a run of each, seed=[0,1] is a list"),
     (f"{LISTOPS} data=omniglot", "no data sets to choose from"),
     ("task=l2x data=omniglot", "task.data must be a ReviewData"),
+    (f"{LISTOPS} +trainer.callbacks=[]", "trainer.callbacks: no such option; nearest: "),
+    (
+        f"{LISTOPS} +trainer.callbacks={{_target_:pytorch_lightning.Callback}}",
+        "trainer.callbacks: no such option; nearest: ",
+    ),
+    (f"{LISTOPS} +task.callbacks={{_target_:torch.nn.ReLU}}", "task.callbacks: no such option; nearest: "),
+    (f"{LISTOPS} +callbacks=[]", "nothing reads 'callbacks'; nearest: "),
     ("task=communication_game data=planted_reviews", "task.data must be a ConceptData"),
     (f"{LISTOPS} seed=[1", "[1"),
     (f"{LISTOPS} paths.runs=a(b", "needs quotes within quotes: 'paths.runs=\"a(b\"'"),
@@ -233,3 +242,23 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     )
     (tmp_path / "nowhere").mkdir()
     assert "says where data are" not in refusal(f"task=l2x budget=smoke paths.data={tmp_path}/nowhere", tmp_path)
+
+
+def test_vectors_of_another_size_than_the_embedding_are_one_line(tmp_path: Path) -> None:
+    """Also in the files of Lei et al.: before anything is written of the run."""
+    folder = tmp_path / "beeradvocate"
+    folder.mkdir()
+    words = [f"w{i}" for i in range(8)]
+    rated = "".join(f"0.1 0.2 0.3 0.4 0.5\t{' '.join(words)}\n" for _ in range(40))
+    for part in ("train", "heldout"):
+        (folder / f"reviews.aspect1.{part}.txt.gz").write_bytes(gzip.compress(rated.encode()))
+    (folder / "annotations.json").write_text(json.dumps({"x": words, "1": [[0, 1]]}) + "\n")
+    vectors = "".join(f"{word} {' '.join(['0.5'] * 20)}\n" for word in words)
+    (folder / "review+wiki.filtered.200.txt.gz").write_bytes(gzip.compress(vectors.encode()))
+    where = [f"paths.{name}={tmp_path / place}" for name, place in (("data", ""), ("cache", "c"), ("runs", "runs"))]
+    sizes = ["task.data.train=20", "task.data.val=20", "task.data.test=20", "task.data.words=8"]
+    given = ["task=l2x", "data=beeradvocate", "budget=smoke", "trainer=cpu", "logger=csv", *where, *sizes]
+    with pytest.raises(RunError, match=r"vectors have 20 numbers; set task\.embedding_size=20") as caught:
+        run(*composed(*given))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()

@@ -20,12 +20,18 @@ name says which table it is. Your own tables are found with hydra.searchpath=[pk
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import NoReturn
+
+from hydra.errors import HydraException
 
 from structgrad.commands import group
+from structgrad.common.text import first_line, nearest
 from structgrad.experiments import comparison, markdown, tables
 from structgrad.experiments.report import Report, build
 from structgrad.experiments.runs import Summary, load, of_sweeps
@@ -34,11 +40,22 @@ from structgrad.training.contract import BUDGETS
 
 #: Folders in which sweeps leave finished runs.
 ROOTS = (Path("results"), Path("runs/tables"))
+_SEARCHPATH = "hydra.searchpath="
+#: Keys of the command line, and names for its options, with an example each.
+_KEYS = {"table": "paulus_2", "budget": "quick"}
+_NAMES = {"by": "estimator", "metric": "test/accuracy"}
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; type --help for the options")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="table=<name>, budget=<name>, folders of runs; or the word runs")
     parser.add_argument("--by", metavar="KEY,...", help="compare runs by these keys: estimator, task.hidden, ...")
     parser.add_argument("--compare", action="store_true", help="compare runs by what differs between them")
@@ -53,25 +70,95 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where the page finds the runs' pictures (runs)"
     )
-    arguments = parser.parse_args()
     try:
-        folders = group("table", [item for item in arguments.what if item.startswith("hydra.searchpath=")])
-        arguments.what = [item for item in arguments.what if not item.startswith("hydra.searchpath=")]
-        if _compares(arguments, folders):
-            _compare(arguments, folders)
-        elif arguments.what == ["runs"]:
-            _overview(arguments)
+        given = parser.parse_args(arguments)
+        folders = group("table", [item for item in given.what if item.startswith(_SEARCHPATH)])
+        given.what = [item for item in given.what if not item.startswith(_SEARCHPATH)]
+        _check(given)
+        if _compares(given, folders):
+            _compare(given, folders)
+        elif given.what == ["runs"]:
+            _overview(given)
         else:
-            _tables(arguments, folders)
+            _tables(given, folders)
+    except HydraException as error:
+        print(f"error: {_SEARCHPATH}: {first_line(error)}; type '{_SEARCHPATH}[pkg://mylab.configs]'", file=sys.stderr)
+        return 1
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Refuse what cannot be meant, before anything is read or printed.
+
+    Raises:
+        ValueError: one line that ends with what to type.
+    """
+    pairs = [item.partition("=") for item in given.what if "=" in item]
+    for name, _, value in pairs:
+        if name not in _KEYS:
+            raise ValueError(
+                f"{name}={value}: there are {' and '.join(f'{k}=' for k in _KEYS)}; type {_near(name)}=..."
+            )
+        if not value:
+            raise ValueError(f"{name}=: a value is missing; type e.g. {name}={_KEYS[name]}, or leave it out")
+    for name in _KEYS:
+        if sum(name == key for key, *_ in pairs) > 1:
+            raise ValueError(f"{name}=... is there twice; type it once, or leave it out for all")
+    for name, values in (("by", given.by), ("metric", given.metric)):
+        names = [] if values is None else values.split(",")
+        if not all(names):
+            raise ValueError(f"--{name} {values}: a name is missing; type e.g. --{name} {_NAMES[name]}")
+        if repeated := next((n for n in names if names.count(n) > 1), None):
+            raise ValueError(f"--{name} {values}: {repeated} is there twice; type it once")
+    wanted = [item.partition("=") for item in given.where]
+    for key, equals, value in wanted:
+        if not (key and equals and value):
+            raise ValueError(f"--where {key}{equals}{value}: expected key=value; type e.g. --where estimator=sst")
+        if sum(key == other for other, *_ in wanted) > 1:
+            raise ValueError(f"--where {key}=... is there twice, and a run has one value; type it once")
+    for item in (item for item in given.what if "=" not in item and item != "runs"):
+        _must_be_folder(Path(item))
+    if "runs" in given.what and len(given.what) > 1 and not _asks_to_compare(given) and not Path("runs").is_dir():
+        raise ValueError("runs: the word stands alone; type structgrad-report runs, or add --by estimator to compare")
+    if given.what == ["runs"] and not _asks_to_compare(given):
+        _must_be_folder(given.runs)
+        ignored = [f"--{name}" for name in ("latex", "markdown", "csv", "into") if getattr(given, name)]
+        if ignored:
+            raise ValueError(f"{ignored[0]}: all runs are shown as text or a page; type --html page.html in its place")
+    if given.html is not None:
+        if given.html.suffix != ".html":
+            raise ValueError(f"--html {given.html}: a page's name ends in .html; type --html {given.html.stem}.html")
+        if given.html.is_dir() or not os.access(given.html.parent, os.W_OK):
+            raise ValueError(f"--html {given.html} cannot be written; type --html with a file in a folder of yours")
+    if given.into is not None and not given.into.is_file():
+        raise ValueError(f"--into {given.into}: no such file; type a document that has a place for the table")
+
+
+def _must_be_folder(path: Path) -> None:
+    if path.is_dir():
+        return
+    beside = [str(p) for p in sorted(path.parent.iterdir()) if p.is_dir()] if path.parent.is_dir() else []
+    alike = difflib.get_close_matches(str(path), beside, n=1)
+    advice = alike[0] if alike else "a folder of finished runs, e.g. results/listops_quick"
+    raise ValueError(f"{path} is no folder; type {advice}")
+
+
+def _near(name: str) -> str:
+    return nearest(name, _KEYS).split(", ")[0]
+
+
+def _asks_to_compare(given: argparse.Namespace) -> bool:
+    return given.by is not None or given.compare or given.metric is not None or bool(given.where)
 
 
 def _compares(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> bool:
     """Whether to compare runs without a table: on request, or because the folders belong to no
     table.
     """
-    if arguments.by is not None or arguments.compare or arguments.metric or arguments.where:
+    if _asks_to_compare(arguments):
         return True
     paths = [Path(item) for item in arguments.what if "=" not in item]
     known = tables.names(*folders)
@@ -91,12 +178,7 @@ def _compare(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> N
     paths = [Path(item) for item in arguments.what] or [
         path for path in (Path("runs"), Path("results")) if path.exists()
     ]
-    where = {}
-    for item in arguments.where:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"--where {item}: expected key=value")
-        where[key] = value
+    where = dict(item.split("=", 1) for item in arguments.where)
     found = [run for path in paths for run in load(path)]
     found = comparison.matching(found, where) if where else found
     by = arguments.by.split(",") if arguments.by else None
@@ -161,15 +243,10 @@ def find(what: list[str], folders: Sequence[Traversable]) -> list[Report]:
         ValueError: unknown table, budget or key.
         FileNotFoundError: if a folder, or every folder, has no run.
     """
-    given = [item.split("=", 1) for item in what if "=" in item]
-    settings = dict(given)
-    if len(settings) < len(given):
-        raise ValueError("table=... and budget=... can stand there once; without table=... it is every table with runs")
-    if unknown := set(settings) - {"table", "budget"}:
-        raise ValueError(f"{unknown.pop()}=...: there are table=... and budget=...")
+    settings = dict(item.split("=", 1) for item in what if "=" in item)
     budget = settings.get("budget")
     if budget not in (None, *BUDGETS):
-        raise ValueError(f"budget={budget}: there are {', '.join(BUDGETS)}")
+        raise ValueError(f"budget={budget}: type {' or '.join(f'budget={name}' for name in BUDGETS)}")
     known = tables.names(*folders)
     reports = []
     for folder in (Path(item) for item in what if "=" not in item):

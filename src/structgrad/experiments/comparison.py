@@ -127,7 +127,11 @@ def matching(summaries: Iterable[Summary], where: Mapping[str, str]) -> list[Sum
     found = [run for run in every if all(value_of(run, key) == value for key, value in where.items())]
     if every and not found:
         wanted = " ".join(f"{key}={value}" for key, value in where.items())
-        raise ValueError(f"no run has {wanted}")
+        key = next((k for k, value in where.items() if value not in {value_of(run, k) for run in every}), None)
+        if key is None:
+            raise ValueError(f"no run has {wanted}; type fewer of them")
+        values = nearest(where[key], sorted({value_of(run, key) for run in every}))
+        raise ValueError(f"no run has {wanted}; type --where {key}={values.split(', ')[0]}, of {values}")
     return found
 
 

@@ -246,7 +246,7 @@ def insert(document: Path, name: str, text: str) -> None:
     content = document.read_text()
     start, end = f"<!-- table:{name} -->\n", "<!-- /table -->"
     if start not in content or end not in content.split(start, 1)[1]:
-        raise ValueError(f"{document} has no place for the table: {start.strip()} ... {end}")
+        raise ValueError(f"{document} has no place for the table; type there {start.strip()} and, below it, {end}")
     before, rest = content.split(start, 1)
     text = "\n".join(map(_wrapped, text.split("\n")))
     document.write_text(before + start + text + "\n" + end + rest.split(end, 1)[1])

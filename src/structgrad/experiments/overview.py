@@ -85,7 +85,7 @@ def states(folder: Path) -> list[Run]:
     """
     found = [_run(folder, place) for place in _places(folder)]
     if not found:
-        raise FileNotFoundError(f"no run in {folder}")
+        raise FileNotFoundError(f"no run in {folder}; type --runs with the folder of the runs")
     return sorted(found, key=lambda run: (STATES.index(run.state), -run.changed))
 
 

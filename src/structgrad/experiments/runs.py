@@ -108,7 +108,7 @@ def load(folder: Path) -> list[Summary]:
     files = [own] if own.exists() else sorted(folder.glob("*.json")) or sorted(folder.glob("**/summary.json"))
     files = files or [file for file in sorted(folder.glob("*/*.json")) if '"metrics"' in file.read_text()]
     if not files:
-        raise FileNotFoundError(f"no finished run in {folder}")
+        raise FileNotFoundError(f"no finished run in {folder}; type a folder that train.py or sweep.py has filled")
     return _with_rungs(folder, [read(file) for file in files])
 
 

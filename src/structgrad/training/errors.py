@@ -110,7 +110,8 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
     if lines and lines[0].startswith("Ambiguous value for argument "):
         given = lines[0].partition("'")[2].removesuffix("'")
         key, _, values = given.partition("=")
-        return f"{given}: several values; -m makes a run of each, {key}=[{values}] is a list"
+        quoted = f"'{key}=\"{values}\"'"
+        return f"{given}: several values; -m makes a run of each, {key}=[{values}] is a list, {quoted} one value"
     if lines and lines[0].startswith("Could not append to config."):
         return " ".join(lines)
     if lines and lines[0].startswith("Could not override 'data'."):

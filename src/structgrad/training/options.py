@@ -229,6 +229,9 @@ def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
     check_kinds(key, node)
     hints, required, any_name = _signature(target)
     options = {str(name): value for name, value in node.items() if not str(name).startswith("_")}
+    for name in given:
+        if name not in hints and not any_name:
+            raise ConfigurationError(f"{key}._target_: {node['_target_']} takes no {name}; see --help for the choices")
     for name, value in options.items():
         if name not in hints:
             if any_name:
@@ -277,7 +280,7 @@ def check_kinds(key: str, node: Mapping[str, Any]) -> None:
     for name, value in node.items():
         hint = hints.get(str(name), Any)
         wanted = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        if not isinstance(value, Mapping) or "_target_" not in value or value.get("_partial_"):
+        if not isinstance(value, Mapping) or "_target_" not in value or value.get("_partial_") or Any in wanted:
             continue
         made = imported(f"{key}.{name}", value["_target_"])
         if not inspect.isclass(made) or not all(map(inspect.isclass, wanted)):

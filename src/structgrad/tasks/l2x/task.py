@@ -115,8 +115,15 @@ class L2X(Task):
     def prepare_data(self) -> None:
         """See :meth:`ReviewData.prepare`. An evaluation needs it too, because the words are those
         of the training.
+
+        Raises:
+            DataError: if pretrained vectors have another size than the embedding.
         """
         self.data.prepare()
+        vectors = self.data.vocabulary.vectors
+        if vectors is not None and vectors.shape[1] != self.embedding_size:
+            size = vectors.shape[1]
+            raise DataError(f"the pretrained vectors have {size} numbers; set task.embedding_size={size}")
 
     def batches(self, split: Split) -> Batches:
         """The tensors of :class:`~structgrad.tasks.l2x.data.Reviews`."""
@@ -130,11 +137,7 @@ class L2X(Task):
         )
 
     def configure_model(self) -> None:
-        """Make the modules that depend on the vocabulary: the embedding and the encoder.
-
-        Raises:
-            DataError: if pretrained vectors have another size than the embedding.
-        """
+        """Make the modules that depend on the vocabulary: the embedding and the encoder."""
         if self.embedding is not None:
             return
         vocabulary = self.data.vocabulary
@@ -142,9 +145,6 @@ class L2X(Task):
         if vocabulary.vectors is None:
             self.embedding = nn.Embedding(words, self.embedding_size, padding_idx=PAD)
         else:
-            size = vocabulary.vectors.shape[1]
-            if size != self.embedding_size:
-                raise DataError(f"the pretrained vectors have {size} numbers; set task.embedding_size={size}")
             vectors = torch.from_numpy(vocabulary.vectors)
             self.embedding = nn.Embedding.from_pretrained(vectors, freeze=False, padding_idx=PAD)
         self.encoder = make_encoder(

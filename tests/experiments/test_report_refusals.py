@@ -1,0 +1,101 @@
+"""Command lines for reports that cannot work: one line each that ends with what to type, before anything is printed."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from structgrad.commands import report
+
+R = "results/listops_quick"
+
+#: Arguments, and the end of the line that refuses them.
+WRONG: list[tuple[str, str]] = [
+    # --- tables ---
+    ("table=paulus_22", "nearest: paulus_2, "),
+    ("table=", "type e.g. table=paulus_2, or leave it out\n"),
+    ("tabel=paulus_2", "type table=...\n"),
+    ("seeds=3", "there are table= and budget=; type "),
+    ("table=paulus_2 table=paulus_2", "type it once, or leave it out for all\n"),
+    ("budget=big", "type budget=paper or budget=quick or budget=smoke\n"),
+    ("budget=", "type e.g. budget=quick, or leave it out\n"),
+    ("budget=quick budget=paper", "type it once, or leave it out for all\n"),
+    ("hydra.searchpth=[x]", "type "),
+    ("hydra.searchpath=(x", "type 'hydra.searchpath=[pkg://mylab.configs]'\n"),
+    ("table=paulus_2 hydra.searchpath=[pkg://nowhere]", "no package nowhere for pkg://nowhere; is it on PYTHONPATH?\n"),
+    # --- folders ---
+    ("nowhere", "is no folder; type "),
+    ("results/listops_quik", "is no folder; type results/listops_quick\n"),
+    ("nowhere/at/all", "is no folder; type a folder of finished runs, e.g. results/listops_quick\n"),
+    ("README.md", "is no folder; type "),
+    ("table=paulus_2 nowhere/at/all", "type a folder of finished runs, e.g. results/listops_quick\n"),
+    ("docs", "type a folder that train.py or sweep.py has filled\n"),
+    (f"{R} nowhere/at/all --by estimator", "type a folder of finished runs, e.g. results/listops_quick\n"),
+    # --- comparisons ---
+    (f"{R} --by estimater", "nearest: estimator\n"),
+    (f"{R} --by estimator.temprature", "nearest: estimator.temperature\n"),
+    (f"{R} --by ''", "a name is missing; type e.g. --by estimator\n"),
+    (f"{R} --by estimator,", "a name is missing; type e.g. --by estimator\n"),
+    (f"{R} --by estimator,estimator", "estimator is there twice; type it once\n"),
+    (f"{R} --metric test/acuracy", "nearest: test/accuracy, "),
+    (f"{R} --metric test/accuracy,test/precison", "nearest: test/precision, "),
+    (f"{R} --metric ''", "a name is missing; type e.g. --metric test/accuracy\n"),
+    (f"{R} --metric test/loss,test/loss", "test/loss is there twice; type it once\n"),
+    (f"{R} --where estimator", "expected key=value; type e.g. --where estimator=sst\n"),
+    (f"{R} --where =3", "expected key=value; type e.g. --where estimator=sst\n"),
+    (f"{R} --where estimator=", "expected key=value; type e.g. --where estimator=sst\n"),
+    (f"{R} --where budget=quik", "type --where budget=quick, of quick\n"),
+    (f"{R} --where nokey=3", "nearest: "),
+    (f"{R} --where seed=0 --where seed=1", "and a run has one value; type it once\n"),
+    (f"{R} table=paulus_2 --by estimator", "say --where table=paulus_2\n"),
+    (f"{R} --by estimator --into README.md", "--markdown prints it\n"),
+    # --- options ---
+    (f"{R} --latex --csv", "not allowed with argument --latex; type --help for the options\n"),
+    (f"{R} --latx", "unrecognized arguments: --latx; type --help for the options\n"),
+    (f"{R} -x", "unrecognized arguments: -x; type --help for the options\n"),
+    ("--by", "expected one argument; type --help for the options\n"),
+    ("--metric", "expected one argument; type --help for the options\n"),
+    ("--where", "expected one argument; type --help for the options\n"),
+    ("--html", "expected one argument; type --help for the options\n"),
+    ("--into", "expected one argument; type --help for the options\n"),
+    ("--runs", "expected one argument; type --help for the options\n"),
+    # --- what is written ---
+    (f"{R} --into nowhere.md", "type a document that has a place for the table\n"),
+    (f"{R} --into docs", "type a document that has a place for the table\n"),
+    (f"{R} --html page.png", "type --html page.html\n"),
+    (f"{R} --html results", "type --html results.html\n"),
+    (f"{R} --html nowhere/x.html", "type --html with a file in a folder of yours\n"),
+    (f"{R} --by estimator --html /proc/nowhere/x.html", "type --html with a file in a folder of yours\n"),
+    # --- all runs ---
+    ("runs --runs /nowhere", "is no folder; type a folder of finished runs, e.g. results/listops_quick\n"),
+    ("runs --runs docs", "type --runs with the folder of the runs\n"),
+    ("runs --runs docs --csv", "type --html page.html in its place\n"),
+    ("runs --runs docs --latex", "type --html page.html in its place\n"),
+    ("runs --runs docs --markdown", "type --html page.html in its place\n"),
+    ("runs --runs docs --into README.md", "type --html page.html in its place\n"),
+]
+
+
+@pytest.mark.parametrize(("given", "end"), WRONG, ids=[given for given, _ in WRONG])
+def test_it_is_refused_in_one_line_that_ends_with_what_to_type(
+    given: str, end: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    assert report.main(shlex.split(given)) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.err.endswith(end) if end.endswith("\n") else end in printed.err
+
+
+def test_a_document_without_a_place_is_told_which(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    (tmp_path / "page.md").write_text("")
+    assert report.main([R, "--into", str(tmp_path / "page.md")]) == 1
+    end = "has no place for the table; type there <!-- table:listops_quick --> and, below it, <!-- /table -->\n"
+    assert capsys.readouterr().err.endswith(end)
