@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from structgrad.commands.train import settings_in_force
+from tests.training.in_process import composed
+
 ROOT = Path(__file__).resolve().parents[2]
 OWN = ["hydra.searchpath=[pkg://mylab.configs]", "task=find_window", "trainer=cpu", "logger=csv"]
 SLOW = ["task._target_=tests.training.faulty.Faulty", "++task.pause=0.05"]
@@ -64,6 +67,17 @@ def test_what_a_run_prints_is_ours(tmp_path: Path) -> None:
     assert page == f"report.py runs --runs {tmp_path} --html runs.html"
     assert seeds.startswith("train.py -m trainer.max_steps=4 trainer.val_every_n_steps=2 'hydra.searchpath=[")
     assert seeds.endswith(" seed=1,2,3")
+
+
+def test_the_settings_in_force_are_named() -> None:
+    """With the values that they have now: the command line may have changed them."""
+    for given, line in {
+        "estimator=sst": "settings: settings/listops/arborescence-sst.yaml sets estimator.clip_range=15.0",
+        "estimator.clip_range=3": "settings: settings/listops/arborescence-sst.yaml sets estimator.clip_range=3",
+        "structure=spanning_tree estimator=nvil": None,
+    }.items():
+        config, choices, _ = composed("task=listops", *given.split())
+        assert settings_in_force(config, choices.get("settings"), None) == line, given
 
 
 @pytest.mark.parametrize(("signal_", "name", "code"), [(signal.SIGTERM, "SIGTERM", 75), (signal.SIGINT, "Ctrl-C", 130)])

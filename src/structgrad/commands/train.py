@@ -59,6 +59,9 @@ def train(config: DictConfig) -> None:
     _begun.append(overrides)
     several = hydra_config.mode == RunMode.MULTIRUN
     by_hand = dict(o.split("=", 1) for o in overrides if "=" in o)
+    in_force = settings_in_force(config, hydra_config.runtime.choices.get("settings"), hydra_config.searchpath)
+    if in_force is not None:
+        print(in_force, flush=True)
     try:
         command = shlex.join(["python", "train.py", *overrides])
         _finished.append(run(config, hydra_config.runtime.choices, by_hand, command))
@@ -97,6 +100,29 @@ def next_steps(arguments: Sequence[str], runs: str) -> str:
         f"          {train} --help\n"
         "              lists tasks, structures and estimators to put in their place"
     )
+
+
+def settings_in_force(config: DictConfig, choice: str | None, searchpath: Sequence[str] | None) -> str | None:
+    """A line that names the settings file of a run and what it sets; None without one.
+
+    What the experiment, the budget or the command line sets otherwise is shown as it is now.
+
+    Args:
+        config: the composed configuration.
+        choice: the file in the group ``settings``, which need not exist.
+        searchpath: of Hydra.
+    """
+    from structgrad.experiments.runs import flat
+
+    for folder in places(searchpath) if choice else ():
+        file = folder / "settings" / f"{choice}.yaml"
+        if file.is_file():
+            content = OmegaConf.to_container(OmegaConf.create(file.read_text()), resolve=False)
+            keys = [key for key in flat(content) if not key.startswith(("search.", "defaults"))]  # type: ignore[arg-type]
+            found = {key: OmegaConf.select(config, key, throw_on_resolution_failure=False) for key in keys}
+            said = "  ".join(f"{key}={value}" for key, value in found.items())
+            return f"settings: settings/{choice}.yaml sets {said or 'nothing'}"
+    return None
 
 
 def choices(searchpath: Sequence[str] | None = None) -> str:

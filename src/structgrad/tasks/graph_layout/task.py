@@ -116,8 +116,10 @@ class GraphLayout(Task):
 
     def batches(self, split: Split) -> Batches:
         """Positions and, if they are known, true edges."""
-        if self.source.steps != self.data.steps:
-            raise ValueError(f"the model has data.steps={self.data.steps}; got layouts of {self.source.steps} steps")
+        for name in ("steps", "features"):
+            size, own = getattr(self.source, name), getattr(self.data, name)
+            if size != own:
+                raise ValueError(f"the model was made for layouts of {own} {name}; these have {size}")
         return Batches(
             self.source.split(split),
             self.batch_size if split == "train" else self.eval_batch_size,
