@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 #: Suffixes of a file of predictions.
 FORMATS = (".parquet", ".jsonl")
 _SPLITS = ("val", "test")
-_ACCELERATOR = "trainer.accelerator"
+#: What may be changed of the trainer, because another machine may not have it.
+_TRAINER = ("trainer.accelerator", "trainer.precision", "trainer.matmul_precision")
 
 
 @dataclass
@@ -68,9 +69,10 @@ def evaluate(
 
     Args:
         folder: folder of the run.
-        overrides: ``task.*``, ``paths.*`` and ``trainer.accelerator`` -> value. Keys within
-            ``task.data``, and ``paths.test_file``, decide which data are tested. The model keeps
-            its facts about the training data.
+        overrides: keys with their values: ``task.*``, ``paths.*``, and of ``trainer`` the options
+            ``accelerator``, ``precision`` and ``matmul_precision``. Keys within ``task.data``, and
+            ``paths.test_file``, say which data are tested; the model keeps what it knows of the data
+            of its training.
         data: another data set of the task, as its node of a configuration.
         split: ``val`` or ``test``.
         out: the file of predictions, ``.parquet`` or ``.jsonl``; metrics go beside it, into
@@ -151,8 +153,8 @@ def _changed(config: DictConfig, overrides: Mapping[str, Any], data: DictConfig 
             raise ConfigurationError("data=...: this task has no data sets to choose from; type paths.test_file=<file>")
         config.task.data = data
     for key, value in overrides.items():
-        if key != _ACCELERATOR and not key.startswith(("task.", "paths.")):
-            takes = ("data", "split", "out", "task", "paths", _ACCELERATOR)
+        if key not in _TRAINER and not key.startswith(("task.", "paths.")):
+            takes = ("data", "split", "out", "task", "paths", *_TRAINER)
             raise ConfigurationError(
                 f"{key}: the rest is the run's; nearest: {nearest(key.partition('.')[0], takes)}; type --help"
             )
@@ -244,7 +246,7 @@ class Recorded:
         }
         for name, values in batch.items():
             if values is not None:
-                kept = values.cpu() if isinstance(values, Tensor) else list(values)
+                kept = _readable(values) if isinstance(values, Tensor) else list(values)
                 self.columns.setdefault(name, []).append(kept)
 
     def _read(self, vertex: Tensor) -> Any:
@@ -272,6 +274,12 @@ class Recorded:
         lists.setdefault("vertex", [None] * (self.examples or 0))
         rows = (dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True))
         return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+
+
+def _readable(values: Tensor) -> Tensor:
+    """In a type that files have, as numbers of half precision are not."""
+    values = values.cpu()
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def _plain(part: Tensor | list[Any]) -> list[Any]:
