@@ -114,6 +114,13 @@ def _check(settings: DictConfig) -> None:
         raise ValueError(f"out={out} cannot be written; type e.g. out=diagnosis.png")
 
 
+def _with(config: DictConfig, key: str, value: float) -> DictConfig:
+    """A copy with another value of an option of the estimator."""
+    changed = OmegaConf.merge(config, {"estimator": {key: value}})
+    assert isinstance(changed, DictConfig)
+    return changed
+
+
 def _measure(config: DictConfig, settings: DictConfig, structure: Structure) -> Diagnosis:
     """Build the estimator and measure it."""
     torch.manual_seed(settings.seed)
@@ -212,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if key != "none" and not values:
             raise ValueError(f"over={key}: at which values? type e.g. values=[0.1,1]")
         at: list[float | None] = [None, *(() if key == "none" else values)]
-        configs = [config if v is None else OmegaConf.merge(config, {"estimator": {key: v}}) for v in at]
+        configs = [config if v is None else _with(config, key, v) for v in at]
         for changed in configs:  # all of them, before the first is measured
             make(changed, "estimator", Estimator, structure=structure)
         points = [(v, _measure(c, settings, structure)) for v, c in zip(at, configs, strict=True)]
