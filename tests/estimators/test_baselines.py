@@ -74,7 +74,7 @@ def test_what_a_baseline_needs_is_asked_for() -> None:
 
     with pytest.raises(UnsupportedError, match="needs conditional_utility, which OneHot lacks"):
         Reinforce(OneHot(), baseline=Demanding())
-    with pytest.raises(ValueError, match="context_size goes with baseline nvil"):
+    with pytest.raises(ValueError, match="baseline nvil needs context_size"):
         Reinforce(OneHot(), baseline=Median(), context_size=3)
     with pytest.raises(ValueError, match="hidden_size must be at least 1"):
         make_baseline("nvil", context_size=3, hidden_size=0)

@@ -250,9 +250,9 @@ def test_large_scores_and_missing_parts_in_float32(name: str) -> None:
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="critic must be one of"):
         RELAX(OneHot(), "transformer")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="shape goes with critic flat"):
+    with pytest.raises(ValueError, match="critic flat needs a shape"):
         RELAX(OneHot(), "flat")
-    with pytest.raises(ValueError, match="shape goes with critic flat"):
+    with pytest.raises(ValueError, match="critic flat needs a shape"):
         RELAX(OneHot(), "parts", [4])
     with pytest.raises(ValueError, match="n_samples"):
         RELAX(OneHot(), n_samples=0)

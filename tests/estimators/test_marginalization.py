@@ -260,9 +260,9 @@ def test_sum_and_sample_reports() -> None:
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="distribution must be one of"):
         Marginalize(OneHot(), "hardmax")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="k goes with"):
+    with pytest.raises(ValueError, match="topk_sparsemax needs k"):
         Marginalize(OneHot(), "topk_sparsemax")
-    with pytest.raises(ValueError, match="k goes with"):
+    with pytest.raises(ValueError, match="topk_sparsemax needs k"):
         Marginalize(OneHot(), "sparsemax", k=3)
     with pytest.raises(ValueError, match="at least 1"):
         Marginalize(OneHot(), "topk_sparsemax", k=0)
@@ -336,14 +336,14 @@ def test_active_set_may_begin_with_a_random_vertex() -> None:
     out = budget(scores, lambda vertices, rows: vertices.sum(1))
     assert (out.vertices.sum(1) <= 2).all()
     torch.testing.assert_close(out.mean(out.vertices), BudgetSubset(2).project(scores))
-    with pytest.raises(ValueError, match="goes with decomposition active_set"):
+    with pytest.raises(ValueError, match="works only with decomposition active_set"):
         Marginalize(Subset(), "sparsemap", start="random")
     with pytest.raises(ValueError, match="one of argmax, random"):
         Marginalize(Subset(), "sparsemap", decomposition="active_set", start="zero")  # type: ignore[arg-type]
 
 
 def test_options_of_sparsemap_are_refused_elsewhere() -> None:
-    with pytest.raises(ValueError, match="go with distribution sparsemap"):
+    with pytest.raises(ValueError, match="work only with distribution sparsemap"):
         Marginalize(OneHot(), "sparsemax", centred=True)
     with pytest.raises(ValueError, match="decomposition must be one of"):
         Marginalize(OneHot(), "sparsemap", decomposition="nested")  # type: ignore[arg-type]

@@ -325,10 +325,10 @@ def test_running_mean_is_saved_and_corrected_for_its_start() -> None:
         ({"baseline": "loo"}, "n_samples must be at least 2"),
         ({"n_samples": 0}, "n_samples must be at least 1"),
         ({"decay": 1.0, "baseline": "ema"}, "decay must be in"),
-        ({"utility": "gumbel"}, "utility goes with action U"),
-        ({"context_size": 3}, "context_size goes with baseline nvil"),
-        ({"baseline": "nvil"}, "context_size goes with baseline nvil"),
-        ({"normalize_variance": True}, "normalize_variance goes with"),
+        ({"utility": "gumbel"}, "utility works only with action U"),
+        ({"context_size": 3}, "baseline nvil needs context_size"),
+        ({"baseline": "nvil"}, "baseline nvil needs context_size"),
+        ({"normalize_variance": True}, "normalize_variance works only with"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -168,8 +168,8 @@ def test_sums_of_gamma_are_gumbel() -> None:
     ("options", "message"),
     [
         ({"method": "itself"}, "method must be one of"),
-        ({"method": "blackbox"}, "step goes with every method but identity"),
-        ({"step": 1.0}, "step goes with every method but identity"),
+        ({"method": "blackbox"}, "every method needs a step except identity"),
+        ({"step": 1.0}, "every method needs a step except identity"),
         ({"method": "spigot", "step": 0.0}, "step must be positive"),
         ({"n_samples": 2}, "n_samples must be at least 1, and 1 without noise"),
         ({"method": "imle", "step": 1.0, "utility": "cauchy"}, "utility must be one of"),

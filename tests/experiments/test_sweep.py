@@ -142,7 +142,7 @@ def test_a_table_over_seeds_searches_nothing() -> None:
         (["table=paulus_2", "trials=many"], "trials=many must be"),
         (["table=paulus_2", "seeds=0"], "seeds: paulus_2 selects among trials"),
         (["table=struminsky_3", "trials=5"], "trials: struminsky_3 searches nothing"),
-        (["table=struminsky_3", "seeds=0,0"], "one stands there twice"),
+        (["table=struminsky_3", "seeds=0,0"], "one is given twice"),
         (["table=struminsky_3", "seeds=-1"], "seeds=-1 must be"),
         (
             ["table=paulus_2", "budget=big"],
@@ -170,7 +170,7 @@ def test_a_table_over_seeds_searches_nothing() -> None:
             ["table=paulus_2", "paths.results=x"],
             "paths.results=...: a sweep sets it for every run; type results=<folder>",
         ),
-        (["table=paulus_2", "task.dropout=0.1", "+task.dropout=0.2"], "task.dropout=...: it stands there twice"),
+        (["table=paulus_2", "task.dropout=0.1", "+task.dropout=0.2"], "task.dropout=...: it is given twice"),
         (["table=correia_1"], "correia_1: the published image features cannot be downloaded"),
     ],
 )

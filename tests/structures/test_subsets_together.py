@@ -115,7 +115,7 @@ def test_too_few_parts_name_the_example() -> None:
     for structure in (KSubset(2), CorrelatedKSubset(2)):
         with pytest.raises(ValueError, match=r"example \[1\]"):
             structure.argmax(torch.zeros(3, 5), mask)
-        with pytest.raises(ValueError, match="are to be chosen"):
+        with pytest.raises(ValueError, match="must be chosen"):
             type(structure)(9).argmax(torch.zeros(3, 5))
     with pytest.raises(ValueError, match=r"example \[2\]"):
         OneHot().marginals(torch.zeros(3, 5), torch.tensor([[True], [True], [False]]))

@@ -114,7 +114,7 @@ def test_vertices_whose_number_depends_on_values() -> None:
     """They can be compiled, not captured."""
     assert len(train(Marginalize(OneHot(), "sparsemax"), "aot_eager")[0]) == 6
     with pytest.raises(
-        RunError, match=r"^trainer.compile=reduce-overhead: this training step is no single program: "
+        RunError, match=r"^trainer.compile=reduce-overhead: this training step cannot be a single program: "
     ) as refused:
         train(Marginalize(OneHot(), "sparsemax"), "reduce-overhead")
     assert "\n" not in str(refused.value)

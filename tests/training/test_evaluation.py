@@ -143,7 +143,7 @@ WRONG: list[tuple[str, str]] = [
     ("RUN task.hiden=7", "no such option; nearest: hidden"),
     ("RUN paths.test_file=/nowhere.tsv", "no file /nowhere.tsv"),
     ("RUN paths.tets_file=x", "no such path; nearest: test_file"),
-    ("RUN split=val split=test", "is there twice; type it once"),
+    ("RUN split=val split=test", "is given twice; type it once"),
     ("RUN split=val,test", "type key=value"),
     ("RUN ~task.data", "type the folder of one run"),
     ("RUN task.hidden=(", "needs quotes within quotes"),
@@ -182,7 +182,7 @@ def test_a_task_without_predictions_has_its_metrics(tmp_path: Path, capsys: pyte
     assert main([str(found), own]) == 0
     assert "this task makes none" in capsys.readouterr().out
     assert main([str(found), own, f"out={tmp_path / 'x.jsonl'}"]) == 1
-    assert "makes no predictions; leave out= away" in capsys.readouterr().err
+    assert "makes no predictions; leave out= out" in capsys.readouterr().err
     (stored,) = (found / "evaluations").iterdir()
     summary = json.loads((found / "summary.json").read_text())
     assert json.loads(stored.read_text())["metrics"]["test/loss"] == summary["metrics"]["test/loss"]

@@ -77,8 +77,8 @@ def warn_stopped(error: Tensor, tolerance: float, oracle: str, what: str) -> Non
     if not worst <= tolerance:
         _STOPPED.add(oracle)
         warnings.warn(
-            f"{oracle} stopped early: {what} {worst:.2g}, where {tolerance:.2g} was asked for; raise max_iterations or "
-            "the temperature (this is said once)",
+            f"{oracle} stopped early: {what} {worst:.2g}, instead of {tolerance:.2g}; raise max_iterations or "
+            "the temperature (this warning is shown once)",
             StoppedEarly,
             stacklevel=4,
         )

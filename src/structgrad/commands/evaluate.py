@@ -75,7 +75,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
         if override.package is not None or override.is_delete() or override.is_sweep_override():
             raise ConfigurationError(f"{override.input_line}: type key=value")
         if override.key_or_group in values:
-            raise ConfigurationError(f"{override.key_or_group} is there twice; type it once")
+            raise ConfigurationError(f"{override.key_or_group} is given twice; type it once")
         values[override.key_or_group] = override.value()
     searchpath = values.pop("hydra.searchpath", [])
     name, split, out, trainer = (values.pop(key, None) for key in ("data", "split", "out", "trainer"))

@@ -294,7 +294,7 @@ class Estimator(nn.Module, abc.ABC):
                 if not (losses.requires_grad and (self._reaches_vertices or _depends(losses, vertices))):
                     raise ValueError(
                         f"{type(self).__name__} differentiates the objective, whose losses do not depend on the "
-                        "vertices differentiably; a score-function estimator does without"
+                        "vertices differentiably; a score-function estimator does not need that"
                     )
                 self._reaches_vertices = True
             return losses

@@ -324,9 +324,11 @@ def make_baseline(
         ValueError: for an unknown name, or options of another baseline.
     """
     if (baseline == "nvil") != (context_size is not None):
-        raise ValueError(f"context_size goes with baseline nvil and no other; got {baseline}, {context_size}")
+        raise ValueError(
+            f"baseline nvil needs context_size, and no other baseline takes it; got {baseline}, {context_size}"
+        )
     if normalize_variance and baseline != "nvil":
-        raise ValueError(f"normalize_variance goes with baseline nvil and no other; got {baseline}")
+        raise ValueError(f"normalize_variance works only with baseline nvil; got {baseline}")
     if isinstance(baseline, Baseline):
         return baseline
     check_choice("baseline", baseline, get_args(BaselineName))

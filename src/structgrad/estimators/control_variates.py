@@ -336,7 +336,9 @@ class RELAX(ControlVariate):
         super().__init__(structure, n_samples, by="estimator relax")
         check_choice("critic", critic, get_args(CriticName))
         if (critic == "flat") != (shape is not None):
-            raise ValueError(f"shape goes with critic flat and no other; got critic {critic}, shape {shape}")
+            raise ValueError(
+                f"critic flat needs a shape, and no other critic takes one; got critic {critic}, shape {shape}"
+            )
         self.critic: FlatCritic | PartsCritic
         if shape is None:
             self.critic = PartsCritic(hidden_size)

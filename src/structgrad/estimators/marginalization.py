@@ -108,18 +108,18 @@ class Marginalize(Estimator):
         super().__init__(structure)
         check_choice("distribution", distribution, get_args(Distribution))
         if (distribution == "topk_sparsemax") != (k is not None):
-            raise ValueError(f"k goes with distribution topk_sparsemax and no other; got {distribution}, k={k}")
+            raise ValueError(
+                f"distribution topk_sparsemax needs k, and no other distribution takes it; got {distribution}, k={k}"
+            )
         if k is not None:
             check_range("k", k, least=1)
         check_choice("decomposition", decomposition, get_args(Decomposition))
         if distribution != "sparsemap" and (centred or decomposition != "structure"):
-            raise ValueError(
-                f"centred and decomposition go with distribution sparsemap and no other; got {distribution}"
-            )
+            raise ValueError(f"centred and decomposition work only with distribution sparsemap; got {distribution}")
         check_choice("start", start, get_args(Start))
         if start != "argmax":
             if decomposition != "active_set":
-                raise ValueError(f"start goes with decomposition active_set and no other; got {decomposition}")
+                raise ValueError(f"start works only with decomposition active_set; got {decomposition}")
             structure.require("sample", by="estimator marginalize (start=random)")
         oracle = {"topk_sparsemax": "top_k", "sparsemap": "sparsemap"}.get(distribution, "enumerate")
         by = f"estimator marginalize (distribution={distribution})"

@@ -235,7 +235,7 @@ class Reinforce(Estimator):
         super().__init__(structure)
         check_choice("action", action, get_args(ActionName))
         if utility is not None and action != "U":
-            raise ValueError(f"utility goes with action U and no other; got action {action}, utility {utility!r}")
+            raise ValueError(f"utility works only with action U; got action {action}, utility {utility!r}")
         self.baseline = make_baseline(baseline, decay, context_size, hidden_size, normalize_variance)
         check_range("n_samples", n_samples, least=self.baseline.least_samples)
         name = baseline if isinstance(baseline, str) else type(baseline).__name__

@@ -147,7 +147,7 @@ class GumbelRao(Estimator):
         by = f"estimator gumbel_rao (relaxation={relaxation})"
         if not structure.is_ordinal:
             raise UnsupportedError(
-                f"{by} needs an argmax that the order of the utilities alone decides, as for a matroid, which "
+                f"{by} needs an argmax that depends only on the order of the utilities, as for a matroid, which "
                 f"{structure.name} lacks"
             )
         structure.require("trace", "conditional", by=by)

@@ -96,7 +96,7 @@ class SurrogateGradient(Estimator):
         structure.require("argmax", *(["project"] if method == "spigot" else []), by=by)
         structure.require_linear(by=by)
         if (method == "identity") != (step is None):
-            raise ValueError(f"step goes with every method but identity; got {method}, step={step}")
+            raise ValueError(f"every method needs a step except identity, which takes none; got {method}, step={step}")
         if step is not None:
             check_positive("step", step)
         if method == "imle" and utility is None:

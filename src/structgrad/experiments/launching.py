@@ -221,7 +221,7 @@ def _work_in_jobs(table: Table, queue: Queue, file: Path, workers: int, launcher
                 time.sleep(2)
             screen.show(queue.progress())
     except KeyboardInterrupt:
-        print("the jobs go on; workers=0 shows how far they are", file=sys.stderr)
+        print("the jobs continue; workers=0 shows their progress", file=sys.stderr)
         return EXIT_AGAIN
     return 0 if queue.settled() else EXIT_AGAIN
 

@@ -107,7 +107,7 @@ def _check_given(common: Sequence[str]) -> None:
             raise SweepError(f"{key}=...: a sweep sets it for every run; leave it out, or type halving=3")
     for key in keys:
         if keys.count(key) > 1:
-            raise SweepError(f"{key}=...: it stands there twice; type it once")
+            raise SweepError(f"{key}=...: it is given twice; type it once")
 
 
 def _one_of(key: str, value: str, choices: Sequence[str]) -> str:
@@ -140,7 +140,7 @@ def _trials(table: Table, options: Mapping[str, str]) -> tuple[int, ...]:
     if options["seeds"]:
         seeds = tuple(whole_number("seeds", seed, 0) for seed in options["seeds"].split(","))
         if len(set(seeds)) != len(seeds):
-            raise SweepError(f"seeds={options['seeds']}: one stands there twice; type seeds=0,1,2")
+            raise SweepError(f"seeds={options['seeds']}: one is given twice; type seeds=0,1,2")
         return seeds
     return tuple(range(whole_number("trials", options["trials"] or str(table.selection.trials), 1)))
 

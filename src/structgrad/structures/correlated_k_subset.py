@@ -81,7 +81,7 @@ class CorrelatedKSubset(Gibbs):
         exists = self.parts(scores, mask)
         n = (scores.shape[-1] + 1) // 2
         if n < self.k:
-            raise ValueError(f"k = {self.k} items are to be chosen, and scores {list(scores.shape)} have {n}")
+            raise ValueError(f"k = {self.k} items must be chosen, but scores {list(scores.shape)} have {n}")
         refuse(exists[..., :n].sum(-1) < self.k, f"has fewer than k = {self.k} items")
         wide = scores.double() if mask is None else scores.masked_fill(~exists, 0.0).double()
         return Chain(wide[..., :n], wide[..., n:], exists[..., :n], self.k, self.k), wide, exists

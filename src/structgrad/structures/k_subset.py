@@ -73,7 +73,7 @@ class KSubset(Counted):
         """Checked flat scores and existing parts; also refuses examples of fewer than k parts."""
         flat, exists = super()._read(scores, mask)
         if flat.shape[-1] < self.k:
-            raise ValueError(f"k = {self.k} parts are to be chosen, and scores {list(scores.shape)} have fewer")
+            raise ValueError(f"k = {self.k} parts must be chosen, but scores {list(scores.shape)} have fewer")
         if mask is not None or not self.layout.is_full:
             refuse(exists.sum(-1) < self.k, f"has fewer than k = {self.k} parts")
         return flat, exists

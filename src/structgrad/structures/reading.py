@@ -67,7 +67,7 @@ def numbers(reading: Tensor | Sequence[object]) -> Tensor:
     """
     given = torch.as_tensor(reading)
     if given.numel() and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
-        raise TypeError(f"what is to be written are integers; got {given.dtype}")
+        raise TypeError(f"a reading must be integers; got {given.dtype}")
     return given.long()
 
 
@@ -79,7 +79,7 @@ def in_range(reading: Tensor, below: int, what: str) -> None:
 def without_gaps(reading: Tensor, what: str) -> None:
     """Refuse ``[*batch, n]`` with a -1 before another number."""
     present = reading >= 0
-    refuse((present[..., 1:] & ~present[..., :-1]).any(-1), f"has {what} behind a -1: absent ones are the last")
+    refuse((present[..., 1:] & ~present[..., :-1]).any(-1), f"has {what} after a -1; absent ones must be the last")
 
 
 def spans_of(on: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def compiled_step(task: Task, mode: str) -> Callable[[Batch], StepOutput]:
         except compiler_errors() as error:
             reason = _reason(error)
             raise RunError(
-                f"trainer.compile={mode}: this training step is no single program: {reason}{_where(error)}; "
+                f"trainer.compile={mode}: this training step cannot be a single program: {reason}{_where(error)}; "
                 "the same command without it continues this run"
             ) from error
         # The next call overwrites the results of a captured graph. The loss is used before.

@@ -229,7 +229,7 @@ class Recorded:
         """
         if predictions is None:
             if self.required:
-                raise ValueError(f"task {self.task} makes no predictions; leave out= away for the metrics alone")
+                raise ValueError(f"task {self.task} makes no predictions; leave out= out to get only the metrics")
             return
         with torch.no_grad():
             made = predictions()

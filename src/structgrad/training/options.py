@@ -131,7 +131,7 @@ def _check_trainer(trainer: DictConfig) -> None:
     if trainer.get("precision") in ("bf16-true", "16-true"):
         raise ConfigurationError(
             f"trainer.precision={trainer.precision}: structures and optimisers need weights of 32 bits; "
-            "bf16-mixed does the products of a model in 16"
+            "bf16-mixed computes the products of a model in 16 bits"
         )
     for key, choices in (
         ("precision", PRECISIONS),

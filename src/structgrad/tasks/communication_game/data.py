@@ -362,9 +362,7 @@ def _photographs(folder: Path, part: str) -> tuple[Tensor, list[int]]:
 
     files = sorted(folder.glob(f"*{part}*.parquet"))
     if not files:
-        raise MissingDataError(
-            f"{folder} has no parquet file of the split {part!r}; task.data.images=null does without"
-        )
+        raise MissingDataError(f"{folder} has no parquet file of the split {part!r}; task.data.images=null needs none")
     try:
         table = pa.concat_tables([pq.read_table(file, columns=["image", "label"]) for file in files])
         images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("RGB")) for row in table["image"].to_pylist()]
