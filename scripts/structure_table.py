@@ -18,10 +18,10 @@ TARGET = ROOT / "docs" / "structures" / "README.md"
 INTRODUCTION = """\
 # Structures
 
-A structure is a finite set of 0/1 vertices. Its oracles are computations on this set: the best vertex,
-the probability of every part, an exact sample. Take the structure whose vertices are the values of your
-latent variable, and give it one score for each part. [Choose your structure](../choose_structure.md)
-helps to find it.
+A structure is a finite set of 0/1 vertices. Its oracles are computations on this set: the best
+vertex, the probability of every part, an exact sample. Take the structure whose vertices are the
+values of your latent variable, and give it one score for each part. [Choose your
+structure](../choose_structure.md) helps to find it.
 
 ```python
 import torch
@@ -51,11 +51,12 @@ GROUPS = {
 READINGS = """\
 ## Vertices as integers
 
-`structure.read(vertex)` describes a vertex by int64 numbers, its reading. `structure.write(reading)` is
-its exact inverse, and refuses readings of no vertex. -1 means none: it fills up the shorter examples of
-a batch and marks absent items. If a reading does not determine the shape of the parts, pass it to
-`write(reading, shape)` (`scores.shape[-2:]`, `structure.shape(n)`). `write(reading, mask=mask)` checks
-that the vertex is one under that mask. Without a mask, items that are not in the reading are absent.
+`structure.read(vertex)` describes a vertex by int64 numbers, its reading.
+`structure.write(reading)` is its exact inverse, and refuses readings of no vertex. -1 means none:
+it fills up the shorter examples of a batch and marks absent items. If a reading does not determine
+the shape of the parts, pass it to `write(reading, shape)` (`scores.shape[-2:]`,
+`structure.shape(n)`). `write(reading, mask=mask)` checks that the vertex is one under that mask.
+Without a mask, items that are not in the reading are absent.
 
 ```python
 tree, segments = Arborescence(), SemiMarkov(labels=3, longest=2)
@@ -65,7 +66,8 @@ vertex = segments.write([[0, 0, 2], [1, 2, 0]], segments.shape(3))
 print(segments.read(vertex).tolist())  # [[0, 0, 2], [1, 2, 0]]: first, last position, label
 ```
 
-For grammars and constituency trees, `structgrad.structures.brackets(tree.read(vertex))` is the tree in brackets.
+For grammars and constituency trees, `structgrad.structures.brackets(tree.read(vertex))` is the tree
+in brackets.
 """
 
 
