@@ -430,7 +430,7 @@ def test_the_command(tmp_path: Path) -> None:
         (["budget=big"], "error: budget=big: type budget=paper or"),
         (["tabel=x"], "error: tabel=x: there are table= and budget=; type table="),
         (["empty"], "error: empty is no folder; type"),
-        (["table=paulus_1", "table=paulus_2"], "error: table=... is there twice; type it once"),
+        (["table=paulus_1", "table=paulus_2"], "error: table=... is given twice; type it once"),
         ([], "error: no table has finished runs"),
     ],
 )

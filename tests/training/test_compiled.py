@@ -141,7 +141,9 @@ def test_a_step_that_reads_values_says_so_and_the_run_goes_on_without(
 
     with monkeypatch.context() as patch:
         patch.setattr(FindWindow, "step", reading)
-        with pytest.raises(RunError, match=r"no single program: .* \(test_compiled.py, line \d+\); the same") as error:
+        with pytest.raises(
+            RunError, match=r"cannot be a single program: .* \(test_compiled.py, line \d+\); the same"
+        ) as error:
             go(tmp_path, "trainer.compile=aot_eager")
     assert "\n" not in str(error.value)
     go(tmp_path)

@@ -61,7 +61,7 @@ def _number(value: Any) -> bool:
 
 
 def _check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse what is no option, before anything is composed.
+    """Refuse unknown options before anything is composed.
 
     Raises:
         ValueError: one line that ends with what to type.
@@ -73,7 +73,7 @@ def _check_arguments(arguments: Sequence[str]) -> None:
         if key.isidentifier() and key not in (*_GROUPS, *OPTIONS):
             raise ValueError(f"{key}: no such option; nearest: {nearest(key, (*OPTIONS, *_GROUPS))}")
         if keys.count(key) > 1:
-            raise ValueError(f"{key} is there twice; type it once")
+            raise ValueError(f"{key} is given twice; type it once")
     values = dict(argument.split("=", 1) for argument in arguments)
     for name, example in _GROUPS.items():
         if name not in {key.lstrip("+").split(".")[0] for key in keys}:

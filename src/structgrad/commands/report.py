@@ -47,7 +47,7 @@ _NAMES = {"by": "estimator", "metric": "test/accuracy"}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as all commands do."""
+    """A parser that reports an error in one line, like all commands."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; type --help for the options")
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(given: argparse.Namespace) -> None:
-    """Refuse what cannot be meant, before anything is read or printed.
+    """Refuse impossible command lines before anything is read or printed.
 
     Raises:
         ValueError: one line that ends with what to type.
@@ -106,19 +106,19 @@ def _check(given: argparse.Namespace) -> None:
             raise ValueError(f"{name}=: a value is missing; type e.g. {name}={_KEYS[name]}, or leave it out")
     for name in _KEYS:
         if sum(name == key for key, *_ in pairs) > 1:
-            raise ValueError(f"{name}=... is there twice; type it once, or leave it out for all")
+            raise ValueError(f"{name}=... is given twice; type it once, or leave it out for all")
     for name, values in (("by", given.by), ("metric", given.metric)):
         names = [] if values is None else values.split(",")
         if not all(names):
             raise ValueError(f"--{name} {values}: a name is missing; type e.g. --{name} {_NAMES[name]}")
         if repeated := next((n for n in names if names.count(n) > 1), None):
-            raise ValueError(f"--{name} {values}: {repeated} is there twice; type it once")
+            raise ValueError(f"--{name} {values}: {repeated} is given twice; type it once")
     wanted = [item.partition("=") for item in given.where]
     for key, equals, value in wanted:
         if not (key and equals and value):
             raise ValueError(f"--where {key}{equals}{value}: expected key=value; type e.g. --where estimator=sst")
         if sum(key == other for other, *_ in wanted) > 1:
-            raise ValueError(f"--where {key}=... is there twice, and a run has one value; type it once")
+            raise ValueError(f"--where {key}=... is given twice, and a run has one value; type it once")
     for item in (item for item in given.what if "=" not in item and item != "runs"):
         _must_be_folder(Path(item))
     if "runs" in given.what and len(given.what) > 1 and not _asks_to_compare(given) and not Path("runs").is_dir():

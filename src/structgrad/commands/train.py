@@ -105,12 +105,12 @@ def next_steps(arguments: Sequence[str], runs: str) -> str:
 def settings_in_force(config: DictConfig, choice: str | None, searchpath: Sequence[str] | None) -> str | None:
     """A line that names the settings file of a run and what it sets; None without one.
 
-    What the experiment, the budget or the command line sets otherwise is shown as it is now.
+    If the experiment, the budget or the command line changes a setting, the present value is shown.
 
     Args:
         config: the composed configuration.
         choice: the file in the group ``settings``, which need not exist.
-        searchpath: of Hydra.
+        searchpath: Hydra's search path.
     """
     from structgrad.experiments.runs import flat
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: Suffixes of a file of predictions.
 FORMATS = (".parquet", ".jsonl")
 _SPLITS = ("val", "test")
-#: What may be changed of the trainer, because another machine may not have it.
+#: Options of the trainer that may be changed, because another machine may not have them.
 _TRAINER = ("trainer.accelerator", "trainer.precision", "trainer.matmul_precision")
 
 
@@ -277,7 +277,7 @@ class Recorded:
 
 
 def _readable(values: Tensor) -> Tensor:
-    """In a type that files have, as numbers of half precision are not."""
+    """The value in a type that files can hold; they cannot hold numbers of half precision."""
     values = values.cpu()
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
