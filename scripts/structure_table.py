@@ -48,6 +48,13 @@ GROUPS = {
 }
 
 
+ARGUMENTS = """\
+Every oracle takes `mask=`, True where a part exists. In its place it takes `lengths=`, how many items (positions,
+nodes, entries of a vector) each example has: `chain.argmax(scores, lengths=torch.tensor([6, 4]))`. Alignments take
+`[*batch, 2]`, rows and columns. `structure.length_mask(lengths, scores)` is the mask; `Ctc` and `DagPath` say why they
+need one. `structure.sample(scores, n=100)` gives a hundred samples of each example, `[100, *batch, *parts]`.
+"""
+
 READINGS = """\
 ## Vertices as integers
 
@@ -135,7 +142,7 @@ def table() -> str:
         f"Oracles: {names}. An `x`: the structure has all of them. The [table below](#every-oracle) has every oracle.",
     ]
     lines += ["Costs are for one example, the cheapest oracles first; the structure's page explains them."]
-    lines += ["", READINGS, "| structure | `read(vertex)` |", "|---|---|"]
+    lines += ["", ARGUMENTS, READINGS, "| structure | `read(vertex)` |", "|---|---|"]
     lines += [f"| {c.__name__} | {first_sentence(c)} |" for c in classes]
     lines += [
         "",

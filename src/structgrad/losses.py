@@ -83,7 +83,9 @@ def _sum(structure: Structure, values: Tensor, exists: Tensor) -> Tensor:
     return torch.where(exists, values, 0.0).flatten(-structure.layout.ndim).sum(-1)
 
 
-def negative_log_likelihood(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def negative_log_likelihood(
+    structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None
+) -> Tensor:
     """``log sum_x exp <x, s> - <y, s>``, the loss of a conditional random field (Lafferty et al.
     2001).
 
@@ -92,6 +94,7 @@ def negative_log_likelihood(structure: Structure, scores: Tensor, target: Tensor
         scores: ``[*batch, *parts]``.
         target: ``[*batch, *parts]``, the right vertices.
         mask: which parts exist.
+        lengths: in the place of a mask; see :meth:`Structure.length_mask`.
 
     Returns:
         ``[*batch]``, at least 0. Second derivatives exist if those of the structure's ``log_prob``
@@ -101,6 +104,7 @@ def negative_log_likelihood(structure: Structure, scores: Tensor, target: Tensor
         UnsupportedError: if the structure lacks ``log_prob``.
         ValueError: for a target of another shape than the structure's vertices.
     """
+    mask = structure.mask_from(mask, lengths, scores)
     structure.require("log_prob", by="negative_log_likelihood")
     structure.check(scores, mask)
     return -structure.log_prob(target.detach().to(scores.dtype), scores, mask)
@@ -113,6 +117,7 @@ def fenchel_young_loss(
     mask: Tensor | None = None,
     *,
     relaxation: str = "euclidean",
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """``max_{m in conv(X)} [<s, m> - f(m)] - [<s, y> - f(y)]`` (Blondel et al. 2020, definition 2).
 
@@ -125,6 +130,7 @@ def fenchel_young_loss(
         relaxation: defines f. It is |m|^2 / 2 for ``euclidean``, sum m log m for ``categorical``
             and ``sinkhorn``, and the sum of m log m + (1 - m) log(1 - m) for ``binary``. For
             ``exp_family`` it is that of :func:`negative_log_likelihood`.
+        lengths: in the place of a mask; see :meth:`Structure.length_mask`.
 
     Returns:
         ``[*batch]``, at least 0 (up to rounding).
@@ -134,6 +140,7 @@ def fenchel_young_loss(
             argmax.
         ValueError: for a target of another shape than the scores.
     """
+    mask = structure.mask_from(mask, lengths, scores)
     if relaxation == "exp_family":
         return negative_log_likelihood(structure, scores, target, mask)
     by = f"fenchel_young_loss (relaxation={relaxation})"
@@ -157,7 +164,9 @@ def fenchel_young_loss(
     return (conjugate - _sum(structure, (finite - finite.detach()) * target, exists)).to(scores.dtype)
 
 
-def sparsemap_loss(structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def sparsemap_loss(
+    structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None, *, lengths: Tensor | None = None
+) -> Tensor:
     """``max_{m in conv(X)} [<s, m> - |m|^2 / 2] - <s, y> + |y|^2 / 2`` (Niculae et al. 2018,
     section 5).
 
@@ -165,6 +174,7 @@ def sparsemap_loss(structure: Structure, scores: Tensor, target: Tensor, mask: T
     projection. It is zero as soon as the projection is y, so examples with a margin have no
     gradient. Arguments, results and errors are those of :func:`fenchel_young_loss`.
     """
+    mask = structure.mask_from(mask, lengths, scores)
     return fenchel_young_loss(structure, scores, target, mask, relaxation="euclidean")
 
 
@@ -177,6 +187,7 @@ def perturbed_loss(
     utility: UtilityName | Utility = "gaussian",
     sigma: float = 1.0,
     n_samples: int = 10,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """``E max_x <x, s + sigma Z> - <s, y>`` by Monte Carlo: the perturbed Fenchel-Young loss.
 
@@ -193,6 +204,7 @@ def perturbed_loss(
         utility: noise Z: gumbel, gaussian or logistic.
         sigma: scale of the noise.
         n_samples: number of argmaxes an example.
+        lengths: in the place of a mask; see :meth:`Structure.length_mask`.
 
     Returns:
         ``[*batch]``.
@@ -201,6 +213,7 @@ def perturbed_loss(
         UnsupportedError: if the structure lacks an argmax.
         ValueError: for options out of range or a target of another shape than the scores.
     """
+    mask = structure.mask_from(mask, lengths, scores)
     structure.require("argmax", by="perturbed_loss")
     target = _check(structure, scores, target, mask, "perturbed_loss")
     noise = make_utility(utility)
@@ -225,7 +238,13 @@ def perturbed_loss(
 
 
 def structured_hinge_loss(
-    structure: Structure, scores: Tensor, target: Tensor, mask: Tensor | None = None, *, cost: float = 1.0
+    structure: Structure,
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    cost: float = 1.0,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """``max_x [<s, x> + cost |x - y|_1] - <s, y>``, the margin-rescaled hinge (Tsochantaridis et
     al. 2005).
@@ -237,6 +256,7 @@ def structured_hinge_loss(
         mask: which parts exist.
         cost: cost of every part that differs from the target; 0 is the loss of the structured
             perceptron.
+        lengths: in the place of a mask; see :meth:`Structure.length_mask`.
 
     Returns:
         ``[*batch]``, at least 0. It is piecewise linear, so its second derivative is 0.
@@ -245,6 +265,7 @@ def structured_hinge_loss(
         UnsupportedError: if the structure lacks an argmax.
         ValueError: for a negative cost or a target of another shape than the scores.
     """
+    mask = structure.mask_from(mask, lengths, scores)
     structure.require("argmax", by="structured_hinge_loss")
     if not 0 <= cost < math.inf:
         raise ValueError(f"cost must not be negative; got {cost}")
@@ -292,7 +313,12 @@ def _as_distribution(scores: Tensor, target: Tensor, mask: Tensor | None) -> Ten
 
 
 def sparsemax_loss(
-    scores: Tensor, target: Tensor, mask: Tensor | None = None, *, ignore_index: int | None = None
+    scores: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    *,
+    ignore_index: int | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """``max_{p in simplex} [<s, p> - |p|^2 / 2] - <s, y> + |y|^2 / 2`` (Martins and Astudillo 2016,
     section 3).
@@ -302,6 +328,7 @@ def sparsemax_loss(
         target: classes, int64 ``[*batch]``, or distributions over them ``[*batch, K]``.
         mask: which classes exist.
         ignore_index: a class whose examples have the loss 0, without a gradient.
+        lengths: in the place of a mask; see :meth:`Structure.length_mask`.
 
     Returns:
         ``[*batch]``, at least 0.
@@ -309,6 +336,7 @@ def sparsemax_loss(
     Raises:
         ValueError: in eager CPU code, for a class that does not exist.
     """
+    mask = OneHot().mask_from(mask, lengths, scores)
 
     def loss(target: Tensor) -> Tensor:
         return sparsemap_loss(OneHot(), scores, _as_distribution(scores, target, mask), mask)
@@ -323,6 +351,7 @@ def entmax_loss(
     *,
     alpha: float = 1.5,
     ignore_index: int | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """``max_{p in simplex} [<s, p> + H(p)] - <s, y> - H(y)`` with Tsallis' entropy (Peters et al.
     2019, section 3).
@@ -336,6 +365,7 @@ def entmax_loss(
         mask: which classes exist.
         alpha: at least 1.
         ignore_index: a class whose examples have the loss 0, without a gradient.
+        lengths: in the place of a mask; see :meth:`Structure.length_mask`.
 
     Returns:
         ``[*batch]``, at least 0.
@@ -343,6 +373,7 @@ def entmax_loss(
     Raises:
         ValueError: for an alpha below 1; in eager CPU code, for a class that does not exist.
     """
+    mask = OneHot().mask_from(mask, lengths, scores)
     if not 1 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 1; got {alpha}")
     return _ignoring(lambda t: _entmax_loss(scores, t, mask, alpha), scores, target, mask, ignore_index)
@@ -400,9 +431,11 @@ class NegativeLogLikelihood(Loss):
         structure.require("log_prob", by="NegativeLogLikelihood")
         self.structure = structure
 
-    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, target: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         """``[*batch, *parts]``, ``[*batch, *parts]`` -> a scalar."""
-        return self.reduce(negative_log_likelihood(self.structure, scores, target, mask))
+        return self.reduce(negative_log_likelihood(self.structure, scores, target, mask, lengths=lengths))
 
 
 class FenchelYoungLoss(Loss):
@@ -417,9 +450,13 @@ class FenchelYoungLoss(Loss):
             structure.require_relaxation(relaxation, by=by, regularized=True)
         self.structure, self.relaxation = structure, relaxation
 
-    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, target: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         """``[*batch, *parts]``, ``[*batch, *parts]`` -> a scalar."""
-        return self.reduce(fenchel_young_loss(self.structure, scores, target, mask, relaxation=self.relaxation))
+        return self.reduce(
+            fenchel_young_loss(self.structure, scores, target, mask, lengths=lengths, relaxation=self.relaxation)
+        )
 
 
 class SparseMAPLoss(FenchelYoungLoss):
@@ -443,10 +480,12 @@ class PerturbedLoss(Loss):
         super().__init__(reduction)
         self.structure, self.utility, self.sigma, self.n_samples = structure, utility, sigma, n_samples
 
-    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, target: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         """``[*batch, *parts]``, ``[*batch, *parts]`` -> a scalar."""
         options = {"utility": self.utility, "sigma": self.sigma, "n_samples": self.n_samples}
-        return self.reduce(perturbed_loss(self.structure, scores, target, mask, **options))  # type: ignore[arg-type]
+        return self.reduce(perturbed_loss(self.structure, scores, target, mask, lengths=lengths, **options))  # type: ignore[arg-type]
 
 
 class StructuredHingeLoss(Loss):
@@ -456,9 +495,11 @@ class StructuredHingeLoss(Loss):
         super().__init__(reduction)
         self.structure, self.cost = structure, cost
 
-    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, target: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         """``[*batch, *parts]``, ``[*batch, *parts]`` -> a scalar."""
-        return self.reduce(structured_hinge_loss(self.structure, scores, target, mask, cost=self.cost))
+        return self.reduce(structured_hinge_loss(self.structure, scores, target, mask, lengths=lengths, cost=self.cost))
 
 
 class SparsemaxLoss(Loss):
@@ -468,9 +509,11 @@ class SparsemaxLoss(Loss):
         super().__init__(reduction)
         self.ignore_index = ignore_index
 
-    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, target: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         """``[*batch, K]``, ``[*batch]`` or ``[*batch, K]`` -> a scalar."""
-        losses = sparsemax_loss(scores, target, mask, ignore_index=self.ignore_index)
+        losses = sparsemax_loss(scores, target, mask, lengths=lengths, ignore_index=self.ignore_index)
         return self.reduce(losses, _counted(scores, target, self.ignore_index))
 
 
@@ -483,7 +526,9 @@ class EntmaxLoss(Loss):
             raise ValueError(f"alpha must be at least 1; got {alpha}")
         self.alpha, self.ignore_index = alpha, ignore_index
 
-    def forward(self, scores: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, scores: Tensor, target: Tensor, mask: Tensor | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         """``[*batch, K]``, ``[*batch]`` or ``[*batch, K]`` -> a scalar."""
-        losses = entmax_loss(scores, target, mask, alpha=self.alpha, ignore_index=self.ignore_index)
+        losses = entmax_loss(scores, target, mask, lengths=lengths, alpha=self.alpha, ignore_index=self.ignore_index)
         return self.reduce(losses, _counted(scores, target, self.ignore_index))

@@ -413,6 +413,24 @@ class StructureContract:
                 assert same.any(1).all(), f"{case} example {b}: a sample is not a vertex"
                 assert chi_squared(same.sum(0).double(), draws * log_p.exp()) > 1e-4, f"{case} example {b}"
 
+    def test_several_samples(self) -> None:
+        """With n, as many independent ones of each example: chi-squared at a level of 1e-4 an example of one case."""
+        draws = self.fewer(5_000)
+        for case in self.each("sample", "enumerate", "log_prob")[:1]:
+            scores = self.scores(case)
+            drawn = case.structure.sample(scores, case.mask, n=draws)
+            assert drawn.shape == (draws, *scores.shape[:1], *drawn.shape[2:])
+            assert not drawn.requires_grad
+            for b, mask in enumerate(case.mask):
+                vertices = self.vertices(case, mask)
+                repeated = scores[b].expand(len(vertices), *case.shape)
+                log_p = case.structure.log_prob(vertices, repeated, mask.expand_as(repeated))
+                same = (drawn[:, b].double().flatten(1)[:, None] == vertices.flatten(1)).all(-1)
+                assert same.any(1).all(), f"{case} example {b}: a sample is not a vertex"
+                assert chi_squared(same.sum(0).double(), draws * log_p.exp()) > 1e-4, f"{case} example {b}"
+            with pytest.raises(ValueError, match="at least 1"):
+                case.structure.sample(scores, case.mask, n=0)
+
     @pytest.mark.parametrize("k", [1, 3, 7])
     def test_top_k(self, k: int) -> None:
         for case in self.each("top_k", "enumerate"):

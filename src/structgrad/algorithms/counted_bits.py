@@ -85,16 +85,19 @@ class Chain:
         log_z, mean, both = _moments_operator(*arguments)[:3] if on_gpu else _Moments.apply(*arguments)
         return log_z.reshape(batch), mean.reshape(*batch, n), both.reshape(*batch, both.shape[-1])
 
-    def sample(self) -> Tensor:
-        """Exact samples: float64 0/1 ``[*batch, n]``."""
+    def sample(self, draws: int | None = None) -> Tensor:
+        """Exact samples: float64 0/1 ``[*batch, n]``, or ``[draws, *batch, n]`` from the same tables."""
         on_gpu = gpu.takes(self.unary, self.high, LARGEST)
         if not on_gpu and not values_can_be_read(self.unary):
-            return _sample_in_torch(self)
-        uniform = torch.rand(self.unary.shape, dtype=torch.float64, device=self.unary.device)
+            return _sample_in_torch(self, draws)
+        times = 1 if draws is None else draws
+        shape = self.unary.shape if draws is None else (draws, *self.unary.shape)
+        uniform = torch.rand(shape, dtype=torch.float64, device=self.unary.device)
         unary, pair, exists = self._flat()
-        flat = uniform.reshape(unary.shape)
-        if on_gpu:
-            drawn: Tensor = _bits_operator(unary, pair, exists, flat, self.low, self.high, self.states)
+        flat = uniform.reshape(times * len(unary), unary.shape[-1])
+        if on_gpu:  # the program of each sample makes its own tables
+            many = (t.repeat(times, 1) for t in (unary, pair, exists))
+            drawn: Tensor = _bits_operator(*many, flat, self.low, self.high, self.states)
             return drawn.reshape(uniform.shape)
         _, ratio = _ratios(unary, pair, exists, self.low, self.high, self.states)
         bits = torch.zeros_like(flat)
@@ -228,8 +231,11 @@ def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tenso
     return (piece[..., : chain.unary.shape[-1]] % levels[0].shape[-1]).double()
 
 
-def _sample_in_torch(chain: Chain) -> Tensor:
-    return _follow(chain, _tree(chain, log_sum), lambda a: (a - wide_exponentials(a).log()).argmax(-1))
+def _sample_in_torch(chain: Chain, draws: int | None = None) -> Tensor:
+    levels = _tree(chain, log_sum)
+    if draws is not None:
+        levels = [level.expand(draws, *level.shape) for level in levels]
+    return _follow(chain, levels, lambda a: (a - wide_exponentials(a).log()).argmax(-1))
 
 
 def _top_k_in_torch(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high: int, k: int) -> tuple[Tensor, Tensor]:
@@ -436,17 +442,18 @@ def _covariance_pass(first, stride, ratio, d_mean, d_both, unary, pair):  # type
 
 @njit(nogil=True, cache=True)
 def _sample_pass(first, stride, ratio, uniform, bits):  # type: ignore[no-untyped-def]
-    """Walk the Markov chain."""
+    """Walk the Markov chain. Row i of the samples is of example i modulo B."""
     batch, n, _, states = ratio.shape
     for b in range(first, batch, stride):
-        j = 0
-        c = 0
-        for i in range(n):
-            one = uniform[b, i] < ratio[b, i, j, c]
-            if one:
-                bits[b, i] = 1.0
-                j += 1
-            c = 1 if one and states == 2 else 0
+        for row in range(b, len(uniform), batch):
+            j = 0
+            c = 0
+            for i in range(n):
+                one = uniform[row, i] < ratio[b, i, j, c]
+                if one:
+                    bits[row, i] = 1.0
+                    j += 1
+                c = 1 if one and states == 2 else 0
 
 
 @njit(nogil=True, cache=True)

@@ -444,31 +444,32 @@ def _active_set_pass(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform, log_z, vertex):  # type: ignore[no-untyped-def]
-    """One pass upwards; then downwards, one edge of every node that is used."""
+    """One pass upwards; then one downwards for each sample, one edge of every node that is used."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
     used = np.empty(len(start) - 1, np.bool_)
     for b in range(first, len(scores), stride):
         _inside(start, left, right, part, scores[b], goal[b], value, share)
         log_z[b] = value[goal[b]]
-        used[: goal[b] + 1] = False
-        used[goal[b]] = log_z[b] > IMPOSSIBLE / 2
-        drawn = 0
-        for v in range(goal[b], 1, -1):
-            if not used[v]:
-                continue
-            left_over = uniform[b, drawn]
-            drawn += 1
-            pick = start[v]
-            for e in range(start[v], start[v + 1]):
-                if share[e] > 0.0:  # rounding may leave a remainder after the last edge, which is then taken
-                    pick = e
-                    left_over -= share[e]
-                    if left_over < 0.0:
-                        break
-            used[left[pick]] = True
-            used[right[pick]] = True
-            if part[pick] >= 0:
-                vertex[b, part[pick]] = 1.0
+        for draw in range(len(uniform)):
+            used[: goal[b] + 1] = False
+            used[goal[b]] = log_z[b] > IMPOSSIBLE / 2
+            drawn = 0
+            for v in range(goal[b], 1, -1):
+                if not used[v]:
+                    continue
+                left_over = uniform[draw, b, drawn]
+                drawn += 1
+                pick = start[v]
+                for e in range(start[v], start[v + 1]):
+                    if share[e] > 0.0:  # rounding may leave a remainder after the last edge, which is then taken
+                        pick = e
+                        left_over -= share[e]
+                        if left_over < 0.0:
+                            break
+                used[left[pick]] = True
+                used[right[pick]] = True
+                if part[pick] >= 0:
+                    vertex[draw, b, part[pick]] = 1.0
 
 
 @njit(nogil=True, cache=True)
@@ -613,18 +614,18 @@ def _argmax_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int) -> tu
 
 @torch.library.custom_op("structgrad::hypergraph_sample", mutates_args=())
 def sample(scores: Tensor, exists: Tensor, size: Tensor, graph: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """``log Z`` ``[B]`` and a sample of each example ``[B, P]``, both float64.
+    """``log Z`` ``[B]`` and d samples of each example ``[d, B, P]``, both float64.
 
-    The sample is a function of the noise ``uniform``, float64, in the shape of the scores.
+    The samples are a function of the noise ``uniform``, float64 ``[d, B, depth]``.
     """
-    log_z, vertex = _wide(scores, len(scores)), _wide(scores, *scores.shape)
+    log_z, vertex = _sample_fake(scores, exists, size, graph, uniform)
     _run(_sample_pass, 10, graph, scores, exists, size, uniform.contiguous(), log_z, vertex.zero_())
     return log_z, vertex
 
 
 @sample.register_fake
 def _sample_fake(scores: Tensor, exists: Tensor, size: Tensor, graph: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    return _wide(scores, len(scores)), _wide(scores, *scores.shape)
+    return _wide(scores, len(scores)), _wide(scores, len(uniform), *scores.shape)
 
 
 @torch.library.custom_op("structgrad::hypergraph_top_k", mutates_args=())

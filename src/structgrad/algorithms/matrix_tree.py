@@ -103,7 +103,8 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: 
     """One exact Gibbs sample for each example: ``[B, n, n]``.
 
     It is a function of the noise ``uniform`` (float64, in the shape of the scores), which is drawn
-    if it is not given.
+    if it is not given. Noise for more rows, ``[d B, n, n]``, gives d samples of each example after
+    one elimination; row i is of example i modulo B.
 
     The elimination is undone on trees. Take a tree of the reduced graph without i. Each of its
     edges k -> j goes through i with probability ``p[k] w[i, j] / w'[k, j]``, and then j becomes a
@@ -123,15 +124,22 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: 
     scores = scores.detach()
     if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
         _, factors = _eliminate_operator(scores, exists, root)
-        tree: Tensor = _sample_operator(scores, exists, root, factors, uniform)
+        times = len(uniform) // max(len(scores), 1)
+        tree: Tensor = _sample_operator(*_repeated(times, scores, exists, root, factors), uniform)
         return tree
     if not on_host(scores):
         return torch_sample(scores, exists, root, uniform)
-    out, hard = torch.zeros_like(scores), torch.empty(len(scores), dtype=torch.bool)
+    out, hard = scores.new_zeros(uniform.shape), torch.empty(len(scores), dtype=torch.bool)
     _run(_sample_kernel, _weights(scores, exists)[0], exists, root, uniform, out, hard)
     if bool(hard.any()):
-        out[hard] = torch_sample(scores[hard], exists[hard], root[hard], uniform[hard])
+        rows = hard.repeat(len(uniform) // len(hard))
+        out[rows] = torch_sample(scores[hard], exists[hard], root[hard], uniform[rows])
     return out
+
+
+def _repeated(times: int, *tensors: Tensor) -> list[Tensor]:
+    """The rows of each tensor so many times, all of them one time after the other."""
+    return [t if times == 1 else t.repeat(times, *[1] * (t.dim() - 1)) for t in tensors]
 
 
 # --- plain torch ------------------------------------------------------------------------------------------------------
@@ -187,9 +195,11 @@ def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 
 def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) -> Tensor:
     """The same as :func:`sample_arborescences`, on any device."""
-    batch, n = scores.shape[:2]
+    batch, n = uniform.shape[:2]
     rows = torch.arange(batch, device=scores.device)
     stages = eliminate(scores, exists, root)[1]
+    times = batch // max(len(scores), 1)
+    scores, exists, root, *stages = _repeated(times, scores, exists, root, *stages)
     # Node n is the root; above[x, y]: y is x or an ancestor of x. Only columns of nodes back in the tree matter.
     parent = torch.full((batch, n), n, device=scores.device)
     above = torch.eye(n + 1, dtype=torch.bool, device=scores.device).repeat(batch, 1, 1)
@@ -606,16 +616,20 @@ def _covariance_kernel(
 def _sample_kernel(
     first: int, stride: int, weights: Any, exists: Any, root: Any, uniform: Any, out: Any, needs_logs: Any
 ) -> None:
-    """Exact Gibbs samples into ``out [B, n, n]`` (zeroed by the caller) from ``uniform [B, n, n]``."""
+    """Exact Gibbs samples into ``out [d B, n, n]`` (zeroed by the caller) from ``uniform [d B, n, n]``.
+
+    Row i is of example i modulo B.
+    """
     n = weights.shape[1]
     w, nodes, parent = np.empty((n, n)), np.empty(n, np.int64), np.empty(n, np.int64)
     for b in range(first, weights.shape[0], stride):
         m, tiny = _load(weights[b], exists[b], root[b], nodes, w)
         needs_logs[b] = tiny or _eliminate(m, w) == math.inf
         if not needs_logs[b]:
-            _attach(m, weights[b], nodes, w, uniform[b], parent)
-            for j in range(1, m + 1):
-                out[b, nodes[parent[j]], nodes[j]] = 1.0
+            for row in range(b, len(uniform), len(weights)):
+                _attach(m, weights[b], nodes, w, uniform[row], parent)
+                for j in range(1, m + 1):
+                    out[row, nodes[parent[j]], nodes[j]] = 1.0
 
 
 def _weights(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:

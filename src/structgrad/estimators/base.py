@@ -203,6 +203,7 @@ class Estimator(nn.Module, abc.ABC):
         context: Tensor | None = None,
         kl_weight: float = 1.0,
         prior_scores: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> Estimate:
         """Estimate the gradient of the expected objective.
 
@@ -218,6 +219,7 @@ class Estimator(nn.Module, abc.ABC):
             prior_scores: scores of the prior, ``[*parts]`` or ``[batch, *parts]``. The KL
                 divergence is from this prior, and the scores learn through it. None is the uniform
                 prior, with scores 0.
+            lengths: in the place of a mask, int64 ``[batch]``; see :meth:`Structure.length_mask`.
 
         Returns:
             the :class:`Estimate`.
@@ -240,6 +242,7 @@ class Estimator(nn.Module, abc.ABC):
             )
         if scores.dtype in (torch.float16, torch.bfloat16):  # mixed precision
             scores = scores.float()
+        mask = self.structure.mask_from(mask, lengths, scores)
         self.structure.check(scores, mask)
         if prior_scores is not None:
             prior_scores = self._prior(prior_scores, scores, mask)

@@ -84,9 +84,9 @@ class Arborescence(Tree):
             refuse(mean.detach()[..., self.root, :].sum(-1) > 1.5, f"has no {self._lacking()}")
         return mean
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact sample for each example, without random walks; see ``matrix_tree.sample_arborescences``."""
-        return self._arborescences(scores, mask)
+        return self._arborescences(scores, mask, n).to(scores.dtype)
 
     # --- the trace ------------------------------------------------------------------------------------------------
 

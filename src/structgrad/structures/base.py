@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from structgrad.algorithms.noise import wide_exponentials
 from structgrad.common.text import options
 from structgrad.structures import reading as readings
 from structgrad.structures.layout import Layout
+from structgrad.structures.lengths import mask_of, taking_lengths
 from structgrad.structures.relaxation import Relaxation, half_square
 
 #: Every oracle a structure may have, in the order in which tables show them.
@@ -52,6 +54,34 @@ def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
         return tuple(torch.broadcast_shapes(shape, to)) == tuple(to)
     except RuntimeError:
         return False
+
+
+def repeated(scores: Tensor, n: int | None) -> Tensor:
+    """The same scores n times, ``[n, ...]``, as a view; as they are for None.
+
+    Raises:
+        ValueError: for n < 1.
+    """
+    if n is None:
+        return scores
+    if n < 1:
+        raise ValueError(f"n samples are to be drawn, at least 1; got {n}")
+    return scores.expand(n, *scores.shape)
+
+
+def drawing_several(sample: _Method) -> _Method:
+    """A ``sample`` that takes n; one without it draws from the same scores n times."""
+    if "n" in inspect.signature(sample).parameters:
+        return sample
+
+    @functools.wraps(sample)
+    def several(
+        self: Structure, scores: Tensor, mask: Tensor | None = None, n: int | None = None, **named: Any
+    ) -> Tensor:
+        drawn: Tensor = sample(self, repeated(scores, n), mask, **named)
+        return drawn
+
+    return several  # type: ignore[return-value]
 
 
 def derived_from(*oracles: str) -> Callable[[_Method], _Method]:
@@ -194,11 +224,16 @@ class Structure:
         return self.layout
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Every oracle is exempt from autocast."""
+        """Every oracle is exempt from autocast. Oracles and relaxations take ``lengths`` beside ``mask``, and
+        ``sample`` takes ``n``.
+        """
         super().__init_subclass__(**options)
-        for oracle in ORACLES:
-            if oracle in vars(cls):
-                setattr(cls, oracle, without_autocast(vars(cls)[oracle]))
+        for name, method in list(vars(cls).items()):
+            if name in ORACLES:
+                method = drawing_several(method) if name == "sample" else method
+                setattr(cls, name, without_autocast(taking_lengths(method)))
+            elif inspect.isfunction(method) and not (name.startswith("_") or hasattr(Structure, name)):
+                setattr(cls, name, taking_lengths(method))
 
     # --- what the structure has -----------------------------------------------------------------------------------
 
@@ -307,7 +342,13 @@ class Structure:
 
     @without_autocast
     def relax(
-        self, relaxation: str, utility: Tensor, mask: Tensor | None = None, temperature: float | Tensor = 1.0
+        self,
+        relaxation: str,
+        utility: Tensor,
+        mask: Tensor | None = None,
+        temperature: float | Tensor = 1.0,
+        *,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Apply a relaxation: a point of conv(X) (or its substitute), differentiable in
         ``utility``.
@@ -319,10 +360,12 @@ class Structure:
             mask: which parts exist.
             temperature: the divisor of the utility. A few relaxations need it because they are not
                 a function of the quotient alone.
+            lengths: in the place of a mask, see :meth:`length_mask`.
 
         Raises:
             UnsupportedError: if this structure lacks it.
         """
+        mask = self.mask_from(mask, lengths, utility)
         found = self.relaxations.get(relaxation) or self.require_relaxation(relaxation, by="relax")
         options = {"temperature": temperature} if found.takes_temperature else {}
         relaxed: Tensor = getattr(self, found.method)(utility, mask, **options)
@@ -449,6 +492,43 @@ class Structure:
         if count * max(1, math.prod(shape)) > _LISTED:
             raise ValueError(f"{self.name} has {count:,} vertices of shape {list(shape)}, too many to be listed")
 
+    # --- lengths --------------------------------------------------------------------------------------------------
+
+    def length_mask(self, lengths: Tensor, scores: Tensor) -> Tensor:
+        """The mask of examples of the first so many items (positions, nodes, parts of a vector).
+
+        Oracles, relaxations, estimators and losses take ``lengths=`` in the place of ``mask=`` and ask for this mask.
+
+        Args:
+            lengths: int64 ``[*batch]``; ``[*batch, 2]`` for parts ``[n, m]`` of two sequences.
+            scores: ``[*batch, *parts]``; only shape and device are used.
+
+        Returns:
+            bool, broadcastable to the scores.
+
+        Raises:
+            UnsupportedError: if lengths do not say which parts exist.
+            TypeError: unless the lengths are integers.
+            ValueError: for lengths below 0 or too large for the scores (in eager CPU code).
+        """
+        mask = mask_of(self.layout, lengths, scores, self.name)
+        if mask is None:
+            parts = ", ".join(self.layout.dimensions)
+            raise UnsupportedError(f"{self.name} takes a mask, not lengths: its parts [{parts}] are no n items")
+        return mask
+
+    def mask_from(self, mask: Tensor | None, lengths: Tensor | None, scores: Tensor) -> Tensor | None:
+        """The mask, or that of the lengths.
+
+        Raises:
+            ValueError: if both are given.
+        """
+        if lengths is None:
+            return mask
+        if mask is not None:
+            raise ValueError("mask and lengths both say which parts exist; give one of them")
+        return self.length_mask(lengths, scores)
+
     # --- vertices as integers -------------------------------------------------------------------------------------
 
     def read(self, vertex: Tensor) -> Tensor:
@@ -574,8 +654,12 @@ class Structure:
         """
         raise self._lacks()
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One exact sample of the Gibbs distribution for each example: ``[*batch, *parts]``, 0/1, no gradient."""
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
+        """Exact samples of the Gibbs distribution: ``[*batch, *parts]``, 0/1, no gradient.
+
+        With ``n`` there are so many independent ones of each example, ``[n, *batch, *parts]``, from the
+        tables of one.
+        """
         raise self._lacks()
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from structgrad.common.ranges import check_range
 from structgrad.structures import reading as readings
 from structgrad.structures.derived import Gibbs
 from structgrad.structures.layout import Vector
+from structgrad.structures.lengths import checked
 
 
 class CorrelatedKSubset(Gibbs):
@@ -65,6 +66,13 @@ class CorrelatedKSubset(Gibbs):
         items = parts[..., :n]
         return torch.cat([items, parts[..., n:] & items[..., 1:] & items[..., :-1]], -1)
 
+    def length_mask(self, lengths: Tensor, scores: Tensor) -> Tensor:
+        """The first so many items and their pairs."""
+        n = (scores.shape[-1] + 1) // 2
+        length = checked(lengths, n, self.name)[..., None]
+        item = torch.arange(n, device=scores.device)
+        return torch.cat([item < length, item[1:] < length], -1)
+
     def noisy_parts(self, scores: Tensor) -> Tensor:
         """The items. Random utilities do not perturb the pairs (Paulus et al. 2020, B.5)."""
         return torch.arange(scores.shape[-1], device=scores.device) < (scores.shape[-1] + 1) // 2
@@ -111,10 +119,10 @@ class CorrelatedKSubset(Gibbs):
         """``[*batch]``, O(n k)."""
         return self._read(scores, mask)[0].moments()[0].to(scores.dtype)
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact Gibbs sample an example, O(n k): ``[*batch, 2n - 1]``."""
         chain, _, exists = self._read(scores.detach(), mask)
-        return self._with_pairs(chain.sample(), scores, exists)
+        return self._with_pairs(chain.sample(n), scores, exists)
 
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         chain, _, exists = self._read(scores, mask)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
 from structgrad.structures import reading as readings
+from structgrad.structures.base import UnsupportedError
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
 
@@ -134,6 +135,13 @@ class Ctc(Derivations):
         frames, state = on.any(-1), torch.arange(on.shape[-1], device=on.device)
         states = 2 * (last(on.any(-2)) // 2) + 1  # includes the blank after the last label
         return frames[..., :, None, None] & (state < states[..., None])[..., None, :, None]
+
+    def length_mask(self, lengths: Tensor, scores: Tensor) -> Tensor:
+        """Refused: how long an example is leaves open which of its labels are equal; :meth:`scores` makes the mask."""
+        raise UnsupportedError(
+            "Ctc takes a mask, not lengths: the mask also says which labels are equal; "
+            "Ctc().scores(..., frame_lengths, target_lengths) makes it"
+        )
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return _graph(shape[0], shape[1])

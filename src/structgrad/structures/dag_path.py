@@ -12,6 +12,7 @@ from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
 from structgrad.structures import reading as readings
+from structgrad.structures.base import UnsupportedError
 from structgrad.structures.family_dynamic_programs import Derivations
 from structgrad.structures.layout import Vector
 
@@ -71,6 +72,10 @@ class DagPath(Derivations):
 
     def covered(self, vertex: Tensor) -> Tensor:
         return (vertex > 0).any(-1, keepdim=True)
+
+    def length_mask(self, lengths: Tensor, scores: Tensor) -> Tensor:
+        """Refused: edges are in no order in which the first ones would be a graph."""
+        raise UnsupportedError("DagPath takes a mask, not lengths: the first so many edges are no graph of their own")
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return _graph(self.edges, self.source, self.target)

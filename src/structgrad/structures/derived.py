@@ -27,7 +27,7 @@ from structgrad.algorithms.k_best import best_first, k_best
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, best, draw, log_sum
 from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import break_graph, untraced
-from structgrad.structures.base import SparseDistribution, Structure, derived_from
+from structgrad.structures.base import SparseDistribution, Structure, derived_from, repeated
 
 # --- the Gibbs distribution -------------------------------------------------------------------------------------------
 
@@ -183,11 +183,11 @@ class DynamicProgram(Gibbs, abc.ABC):
         """The program's best vertex: ``[*batch, *parts]``, 0/1, no gradient."""
         return self._choose(utility, mask, best)
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact Gibbs sample an example, drawn back through the program: ``[*batch, *parts]``,
         0/1, no gradient.
         """
-        return self._choose(scores, mask, draw)
+        return self._choose(repeated(scores, n), mask, draw)
 
     def _checked(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
         total = self._total(torch.where(exists, scores, IMPOSSIBLE), exists, plus)

@@ -16,6 +16,7 @@ from structgrad.algorithms.k_best import best_first
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation
 from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import constant_when_traced
+from structgrad.structures.base import repeated
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram
 
 
@@ -65,15 +66,16 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         chosen: Tensor = vertex.reshape(utility.shape).to(utility.dtype)
         return chosen
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact Gibbs sample an example: ``[*batch, *parts]``, 0/1, no gradient."""
         if not _compiled(scores, mask):
-            return super().sample(scores, mask)
+            return super().sample(scores, mask, n)
         batch, parts = self._split(scores)
-        uniform = torch.rand(batch.numel(), self._graph(parts)[1], dtype=torch.float64, device=scores.device)
+        shape = (repeated(scores, 1 if n is None else n).shape[0], batch.numel(), self._graph(parts)[1])
+        uniform = torch.rand(shape, dtype=torch.float64, device=scores.device)
         value, vertex = hypergraph.sample(*self._read(scores.detach(), mask), uniform)
         self._known(value, scores)
-        drawn: Tensor = vertex.reshape(scores.shape).to(scores.dtype)
+        drawn: Tensor = vertex.reshape(scores.shape if n is None else (n, *scores.shape)).to(scores.dtype)
         return drawn
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

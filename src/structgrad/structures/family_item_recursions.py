@@ -12,7 +12,7 @@ from torch import Tensor
 
 from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.noise import wide_exponentials
-from structgrad.structures.base import Noise, Structure, Trace
+from structgrad.structures.base import Noise, Structure, Trace, repeated
 
 
 class ItemRecursion(Structure, abc.ABC):
@@ -97,8 +97,9 @@ class ItemRecursion(Structure, abc.ABC):
         choices = self._recurse(torch.where(exists, exponentials.detach(), 0.0), exists)
         return Trace(self._show(choices).to(exponentials.dtype), choices)
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact sample of the trace's distribution for each example: ``[*batch, n, n]``, 0/1, no gradient."""
+        scores = repeated(scores, n)
         self.check(scores, mask)
         # Gumbel noise, because exponential noise would overflow for scores below -600.
         utility = torch.where(self.parts(scores, mask), scores.detach(), 0.0) - wide_exponentials(scores).log()

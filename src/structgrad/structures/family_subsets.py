@@ -47,10 +47,10 @@ class Counted(Flat, Gibbs, abc.ABC):
         """
         return self._chain(*self._read(scores, mask)).moments()[0].to(scores.dtype)
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact Gibbs sample an example, O(n k): ``[*batch, *parts]``."""
         flat, exists = self._read(scores.detach(), mask)
-        return self._show(self._chain(flat, exists).sample().to(flat.dtype), scores)
+        return self._show(self._chain(flat, exists).sample(n).to(flat.dtype), scores)
 
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         log_z, mean, _ = self._chain(*self._read(scores, mask)).moments()

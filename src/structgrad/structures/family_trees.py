@@ -12,7 +12,7 @@ from structgrad.algorithms import matrix_tree
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.transforms import over_batch
 from structgrad.structures import reading as readings
-from structgrad.structures.base import Trace
+from structgrad.structures.base import Trace, repeated
 from structgrad.structures.derived import ActiveSetProjection, Gibbs, KBest
 
 
@@ -73,7 +73,7 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         self.check(scores, mask)
         return _matrices(scores, self.parts(scores, mask))
 
-    def _arborescences(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+    def _arborescences(self, scores: Tensor, mask: Tensor | None, n: int | None) -> Tensor:
         """Samples of the arborescences over which the partition function sums."""
         self.check(scores, mask)
 
@@ -82,11 +82,16 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
             if values_can_be_read(flat):
                 logz = matrix_tree.log_partition(*self._rooted(flat, exists))
                 self._refuse(self._unshifted(logz, flat, exists) == -torch.inf, scores)
-            trees = matrix_tree.sample_arborescences(*self._rooted(flat, exists), uniform.reshape(flat.shape))
-            return (trees.reshape(scores.shape),)
+            noise = uniform.movedim(scores.dim() - 2, 0)
+            trees = matrix_tree.sample_arborescences(
+                *self._rooted(flat, exists), noise.reshape(noise.shape[0] * len(flat), *flat.shape[1:])
+            )
+            return (trees.reshape(noise.shape).movedim(0, scores.dim() - 2),)
 
-        uniform = torch.rand(scores.shape, dtype=torch.float64, device=scores.device)
-        return over_batch(draw, scores.detach(), self.parts(scores, mask), uniform)[0]
+        shape = repeated(scores, 1 if n is None else n).shape
+        uniform = torch.rand(shape, dtype=torch.float64, device=scores.device).movedim(0, scores.dim() - 2)
+        trees = over_batch(draw, scores.detach(), self.parts(scores, mask), uniform)[0].movedim(scores.dim() - 2, 0)
+        return trees[0] if n is None else trees
 
     def _refuse(self, unreached: Tensor, scores: Tensor) -> None:
         """Raise if an example (of the flattened batch) has no tree, where reading values is free."""

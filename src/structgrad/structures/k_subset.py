@@ -252,4 +252,4 @@ class KSubset(Counted):
         self.check_listable(math.comb(len(parts), self.k), *shape)
         chosen = torch.tensor(list(itertools.combinations(parts, self.k)), dtype=torch.int64).reshape(-1, self.k)
         full = torch.zeros(len(chosen), math.prod(shape), dtype=torch.float64).scatter(-1, chosen, 1.0)
-        return self.layout.mirror(full.reshape(-1, *shape))
+        return self.layout.mirror(full.reshape(len(chosen), *shape))

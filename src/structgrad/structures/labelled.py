@@ -10,7 +10,7 @@ from torch import Tensor
 
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures import reading as readings
-from structgrad.structures.base import Structure
+from structgrad.structures.base import Structure, repeated
 from structgrad.structures.derived import ActiveSetProjection, Gibbs, KBest
 from structgrad.structures.layout import Directed, Layout, Matrix, Undirected
 
@@ -77,6 +77,10 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
         exists = mask.expand(scores.shape)
         return self.structure.parts(scores[..., 0], exists.any(-1))[..., None] & exists
 
+    def length_mask(self, lengths: Tensor, scores: Tensor) -> Tensor:
+        """As without labels, which all exist."""
+        return self.structure.length_mask(lengths, scores[..., 0])[..., None]
+
     # --- the best one ---------------------------------------------------------------------------------------------
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -94,11 +98,12 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
         known, _, some = self._read(scores.double(), mask)
         return self.structure.log_partition(known.logsumexp(-1), some).to(scores.dtype)
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact sample an example, the parts first, then their labels: ``[*batch, *parts, L]``, no gradient."""
         self.check(scores, mask)
         known, exists, some = self._read(scores.detach().double(), mask)
-        drawn = self.structure.sample(known.logsumexp(-1), some)
+        drawn = self.structure.sample(known.logsumexp(-1), some, n)
+        known = repeated(known, n)
         label = (known - wide_exponentials(known).log()).argmax(-1)
         return self._show(drawn, label, exists).to(scores.dtype)
 

@@ -76,6 +76,11 @@ class Matching(KBest, ActiveSetProjection):
         if scores.shape[-1] != scores.shape[-2]:
             raise ValueError(f"scores over matchings have shape [..., n, n]; got {list(scores.shape)}")
 
+    def length_mask(self, lengths: Tensor, scores: Tensor) -> Tensor:
+        """The pairs of the first so many rows and columns."""
+        both = lengths[..., None].expand(*lengths.shape, 2)
+        return super().length_mask(both, scores)
+
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """The best perfect matching, exact, by shortest augmenting paths, O(n^3):
         ``[*batch, n, n]``, no gradient.

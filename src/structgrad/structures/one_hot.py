@@ -13,7 +13,7 @@ from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.entmax import entmax
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional
-from structgrad.structures.base import Noise, SparseDistribution, Trace
+from structgrad.structures.base import Noise, SparseDistribution, Trace, repeated
 from structgrad.structures.derived import Gibbs
 from structgrad.structures.layout import Vector
 from structgrad.structures.relaxation import Relaxation, negative_entropy
@@ -89,9 +89,9 @@ class OneHot(Gibbs):
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.log_partition(scores, mask), self.marginals(scores, mask)
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """The Gumbel-max trick: ``[*batch, K]``."""
-        scores, exists = self._read(scores.detach(), mask)
+        scores, exists = self._read(repeated(scores.detach(), n), mask)
         return self._one_hot((scores - wide_exponentials(scores).log()).argmax(-1), scores, exists)
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:

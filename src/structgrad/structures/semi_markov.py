@@ -14,6 +14,7 @@ from structgrad.algorithms.hypergraph import ONE, Builder, Hypergraph
 from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations
 from structgrad.structures.layout import Layout
+from structgrad.structures.lengths import checked
 
 
 class SemiMarkov(Derivations):
@@ -97,6 +98,11 @@ class SemiMarkov(Derivations):
         last = torch.where(vertex.flatten(-2).any(-1), end, -1).flatten(-2)
         size = torch.nn.functional.pad(last, (1, 0), value=-1).amax(-1)
         return (end <= size[..., None, None])[..., None, None]
+
+    def length_mask(self, lengths: Tensor, scores: Tensor) -> Tensor:
+        """The segments that end within the first so many positions."""
+        length = checked(lengths, scores.shape[-4] + 1, self.name)
+        return (_ends(scores) + 1 < length[..., None, None])[..., None, None]
 
     def _hypergraph(self, shape: torch.Size) -> Hypergraph:
         return segment_graph(shape[0], self.longest, self.labels)

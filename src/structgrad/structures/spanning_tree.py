@@ -44,9 +44,9 @@ class SpanningTree(Tree):
         mean = matrix_tree.marginals(*self._rooted(*self._flat(scores, mask)))
         return (mean + mean.transpose(1, 2)).clamp(max=1).reshape(scores.shape)
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact sample for each example, without random walks; see ``matrix_tree.sample_arborescences``."""
-        tree = self._arborescences(scores, mask)
+        tree = self._arborescences(scores, mask, n)
         return tree + tree.transpose(-1, -2)
 
     # --- the trace ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from structgrad.algorithms.capped_simplex import nested_decomposition, systematic_decomposition
 from structgrad.algorithms.k_best import best_first
 from structgrad.algorithms.noise import wide_exponentials
-from structgrad.structures.base import SparseDistribution
+from structgrad.structures.base import SparseDistribution, repeated
 from structgrad.structures.derived import Gibbs
 from structgrad.structures.family_subsets import Flat
 from structgrad.structures.layout import Layout, LayoutName, make_layout
@@ -112,10 +112,10 @@ class Subset(Flat, Gibbs):
         flat, exists = self._read(utility, mask)
         return self._show(flat.clamp(max=0).exp() * exists, utility)
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """Independent Bernoulli(sigmoid(scores)): ``[*batch, *parts]``."""
         flat, exists = self._read(scores.detach(), mask)
-        return self._show(flat.sigmoid().bernoulli() * exists, scores)
+        return self._show(repeated(flat.sigmoid(), n).bernoulli() * exists, scores)
 
     def log_prob(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> Tensor:
         """``sum_i log sigmoid(+-scores_i)``: ``[*batch]``."""
