@@ -70,15 +70,15 @@ def repeated(scores: Tensor, n: int | None) -> Tensor:
 
 
 def drawing_several(sample: _Method) -> _Method:
-    """A ``sample`` that takes n; one without it draws from the same scores n times."""
-    if "n" in inspect.signature(sample).parameters:
-        return sample
+    """A ``sample`` that takes n, at least 1; one that knows no n draws from the same scores n times."""
+    knows = "n" in inspect.signature(sample).parameters
 
     @functools.wraps(sample)
     def several(
         self: Structure, scores: Tensor, mask: Tensor | None = None, n: int | None = None, **named: Any
     ) -> Tensor:
-        drawn: Tensor = sample(self, repeated(scores, n), mask, **named)
+        many = repeated(scores, n)
+        drawn: Tensor = sample(self, scores, mask, n, **named) if knows else sample(self, many, mask, **named)
         return drawn
 
     return several  # type: ignore[return-value]
