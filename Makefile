@@ -87,8 +87,7 @@ bench-scaling: .venv/installed-bench
 	RECORD=$(RECORD) $(PY) -m benchmarks.scaling
 	$(if $(filter-out 0,$(RECORD)),$(PY) scripts/scaling_figure.py)
 
-# The documentation site, warnings being errors, after tutorials whose script has changed were run; searching it wants a
-# server: python -m http.server -d site
+# The documentation site, warnings being errors, after tutorials whose script has changed were run.
 docs: .venv/installed-dev
 	$(PY) scripts/tutorials.py
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict

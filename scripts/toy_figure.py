@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from omegaconf import open_dict
 
 from structgrad.common import pictures
-from structgrad.training.run import ConfigurationError, RunError, run
+from structgrad.training.run import ConfigurationError, Run, RunError, run
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = "estimator.n_samples=3"
@@ -76,11 +76,12 @@ def train(overrides: list[str]) -> Path:
     choices = {str(group): str(choice) for group, choice in config.hydra.runtime.choices.items()}
     with open_dict(config):
         del config["hydra"]
+    chosen = dict(o.split("=", 1) for o in overrides)
     try:
-        run(config, choices, dict(o.split("=", 1) for o in overrides))
+        run(config, choices, chosen)
     except (ConfigurationError, RunError) as error:
         sys.exit(f"error: {error}")
-    return Path(config.run.folder)
+    return Run.compose(config, choices, chosen).folder
 
 
 def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -103,10 +104,10 @@ def finals(folder: Path) -> Figure:
         order = sorted(values, key=lambda estimator: -values[estimator])
         for place, estimator in enumerate(order):
             panel.plot([values[estimator]], [place], linestyle="none", **pictures.mark(0))
-            panel.annotate(f"{values[estimator]:.2g}", (values[estimator], place), (7, 0), textcoords="offset points",
+            panel.annotate(f"{values[estimator]:.4g}", (values[estimator], place), (7, 0), textcoords="offset points",
                            va="center", fontsize=8)  # fmt: skip
         panel.set_yticks(range(len(order)), order)
-        panel.margins(x=0.15, y=0.15)
+        panel.margins(x=0.25, y=0.15)
         panel.set_title(STRUCTURES[structure][0], fontsize=9)
         pictures.grid(panel)
     figure.supxlabel("objective of fresh hard vertices after training", fontsize=9)

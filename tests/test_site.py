@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,21 @@ def test_equations_need_no_script(site: Path) -> None:
     text = (site / "reference" / "estimators" / "muprop.html").read_text()
     assert "<math" in text
     assert "math::" not in text
+
+
+def test_search_works_from_the_file_system(site: Path, tmp_path: Path) -> None:
+    """Headless Chromium finds pages that a query in the address asks for; the index is a script, not a request."""
+    assert (site / "search" / "search_index.js").exists()
+    browser = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)
+    if browser is None:
+        pytest.skip("needs Chromium (Debian: chromium)")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    command = [
+        browser,
+        *options,
+        "--virtual-time-budget=15000",
+        "--dump-dom",
+        f"{(site / 'index.html').as_uri()}?q=sinkhorn",
+    ]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert 'class="md-search-result__item"' in page

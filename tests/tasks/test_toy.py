@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import initialize_config_dir
 from torch import Tensor
 
 from structgrad.estimators import RELAX, SST, Perturbed, Reinforce
@@ -253,3 +255,17 @@ def test_what_does_not_fit_is_refused() -> None:
         Toy(structure=BinaryTree(), estimator=None, optimizer=ADAM)
     with pytest.raises(ValueError, match="size >= 2"):
         Toy(structure=BinaryTree(), estimator=Reinforce(BinaryTree(), "T"), optimizer=ADAM, size=1)
+
+
+def test_the_figure_finds_its_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    from toy_figure import finals, read, train
+
+    with initialize_config_dir(str(root / "configs"), version_base="1.3"):
+        folder = train(["structure=binary_tree", "estimator=e_reinforce", "budget=smoke", "trainer=cpu",
+                        "logger=csv", f"paths.runs={tmp_path}"])  # fmt: skip
+    steps, values = read(folder)
+    assert len(steps) == len(values) > 0
+    assert (folder / "pictures" / "shares.png").exists()
+    panels = finals(root / "results" / "toy").axes
+    assert len(panels) == 4
