@@ -222,8 +222,9 @@ def perturbed_loss(
     if not (0 < sigma < math.inf and n_samples >= 1):
         raise ValueError(f"sigma must be positive and finite, n_samples at least 1; got {sigma} and {n_samples}")
     exists = structure.parts(scores, mask)
-    finite = torch.where(exists, scores, 0.0)
-    drawn = noise.sample(torch.zeros_like(finite.detach()), n_samples)
+    # In float64, where large scores leave something of the noise.
+    finite = torch.where(exists, scores, 0.0).double()
+    drawn = noise.sample(torch.zeros_like(scores), n_samples).double()
     vertices = structure.argmax(finite.detach() + sigma * drawn, mask)
 
     def maximiser(s: Tensor) -> Tensor:
@@ -234,7 +235,7 @@ def perturbed_loss(
         return _sum(structure, finite.detach() * (best - target), exists) + noisy
 
     conjugate: Tensor = _Conjugate.apply(finite, maximiser, value)
-    return conjugate - _sum(structure, (finite - finite.detach()) * target, exists)
+    return (conjugate - _sum(structure, (finite - finite.detach()) * target, exists)).to(scores.dtype)
 
 
 def structured_hinge_loss(

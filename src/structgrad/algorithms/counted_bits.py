@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,12 @@ class Chain:
         arguments = (*self._flat(), self.low, self.high, self.states)
         log_z, mean, both = _moments_operator(*arguments)[:3] if on_gpu else _Moments.apply(*arguments)
         return log_z.reshape(batch), mean.reshape(*batch, n), both.reshape(*batch, both.shape[-1])
+
+    def entropy(self) -> Tensor | None:
+        """In nats, float64 ``[*batch]``, differentiable; None where the moments are compiled."""
+        if gpu.takes(self.unary, self.high, LARGEST) or values_can_be_read(self.unary):
+            return None
+        return _distribution_in_torch(self)[3]
 
     def sample(self, draws: int | None = None) -> Tensor:
         """Exact samples: float64 0/1 ``[*batch, n]``, or ``[draws, *batch, n]`` from the same tables."""
@@ -166,6 +172,23 @@ def _bits(chain: Chain) -> Tensor:
     return torch.stack([torch.stack(counts, -1) for counts in last], -2)[..., : chain.high + 1]
 
 
+def _without_shared(chain: Chain) -> tuple[Chain, Tensor]:
+    """The chain less the largest score of single bits, and that score ``[*batch, 1]``, without gradient.
+
+    It is counted at the end, so that pieces lose no digit to a number that all scores share.
+    """
+    known = torch.where(chain.exists, chain.unary.detach().double(), -math.inf)
+    shared = known.amax(-1, keepdim=True) if known.shape[-1] else known.new_zeros(*known.shape[:-1], 1)
+    shared = torch.where(shared.isfinite(), shared, 0.0)
+    return replace(chain, unary=chain.unary.double() - shared), shared
+
+
+def _with_shared(levels: list[Tensor], shared: Tensor) -> list[Tensor]:
+    """The pieces of :func:`_tree`, the whole with its share of what was left out."""
+    counts = torch.arange(levels[-1].shape[-1], device=shared.device)
+    return [*levels[:-1], levels[-1] + shared[..., None, None, None] * counts]
+
+
 def _splits(pieces: Tensor, high: int) -> Tensor:
     """Log-weights of all combinations of neighbouring pieces.
 
@@ -188,11 +211,21 @@ def _tree(chain: Chain, plus: Aggregation) -> list[Tensor]:
 
 
 def _moments_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
+    return _distribution_in_torch(chain)[:3]
+
+
+def _distribution_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The moments and the entropy. The entropy is that of the choices down the tree. No score is a
+    factor of it, so that no digit is lost to large ones.
+    """
+    chain, shared = _without_shared(chain)
     # Not logaddexp: its second derivative is NaN where the two are 700 apart.
     levels = _tree(chain, log_sum)
-    whole = levels[-1][..., :1, :, chain.low :]
+    whole = _with_shared(levels, shared)[-1][..., :1, :, chain.low :]
     log_z = whole.logsumexp((-1, -2, -3, -4))
-    here = (whole - log_z[..., None, None, None, None]).exp()
+    relative = whole - log_z[..., None, None, None, None]
+    here = relative.exp()
+    entropy = -(here * relative).sum((-1, -2, -3, -4))
     here = torch.nn.functional.pad(here, (chain.low, 0, 0, 0, 0, chain.states - 1))
     for pieces, pairs in zip(levels[-2::-1], levels[:0:-1], strict=True):
         most = pieces.shape[-1]
@@ -200,12 +233,13 @@ def _moments_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
         # By (bit before, last bit of the first piece, last bit, ones in the first piece, ones in the second).
         total = torch.nn.functional.pad(pairs, beyond, value=-_NEVER).unfold(-1, most, 1).unsqueeze(-4)
         first, second = pieces[..., 0::2, :, :, :], pieces[..., 1::2, :, :, :]
-        share = (first[..., None, :, None] + second[..., None, :, :, None, :] - total).exp()
-        joint = share * torch.nn.functional.pad(here, beyond).unfold(-1, most, 1).unsqueeze(-4)
+        log_share = first[..., None, :, None] + second[..., None, :, :, None, :] - total
+        joint = log_share.exp() * torch.nn.functional.pad(here, beyond).unfold(-1, most, 1).unsqueeze(-4)
+        entropy = entropy - (joint * log_share).flatten(entropy.dim()).sum(-1)
         here = torch.stack([joint.sum((-1, -3)), joint.sum((-2, -5))], -4).flatten(-5, -4)
     n = chain.unary.shape[-1]
     ones = here[..., :n, :, -1, 1:].sum(-1)  # there is no count of 1 where high is 0
-    return log_z, ones.sum(-1), ones[..., 1 if chain.states == 2 else n :, -1]
+    return log_z, ones.sum(-1), ones[..., 1 if chain.states == 2 else n :, -1], entropy
 
 
 def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tensor]) -> Tensor:
@@ -232,7 +266,8 @@ def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tenso
 
 
 def _sample_in_torch(chain: Chain, draws: int | None = None) -> Tensor:
-    levels = _tree(chain, log_sum)
+    chain, shared = _without_shared(chain)
+    levels = _with_shared(_tree(chain, log_sum), shared)
     if draws is not None:
         levels = [level.expand(draws, *level.shape) for level in levels]
     return _follow(chain, levels, lambda a: (a - wide_exponentials(a).log()).argmax(-1))
@@ -265,7 +300,8 @@ def _top_k_in_torch(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high:
 
 
 def _argmax_in_torch(chain: Chain) -> Tensor:
-    return _follow(chain, _tree(chain, best), lambda alternatives: alternatives.argmax(-1))
+    chain, shared = _without_shared(chain)
+    return _follow(chain, _with_shared(_tree(chain, best), shared), lambda alternatives: alternatives.argmax(-1))
 
 
 # --- CPU kernels ------------------------------------------------------------------------------------------------------

@@ -119,6 +119,11 @@ class CorrelatedKSubset(Gibbs):
         """``[*batch]``, O(n k)."""
         return self._read(scores, mask)[0].moments()[0].to(scores.dtype)
 
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Entropy of the Gibbs distribution in nats: ``[*batch]``, differentiable."""
+        found = self._read(scores, mask)[0].entropy()
+        return super().entropy(scores, mask) if found is None else found.to(scores.dtype)
+
     def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact Gibbs sample an example, O(n k): ``[*batch, 2n - 1]``."""
         chain, _, exists = self._read(scores.detach(), mask)

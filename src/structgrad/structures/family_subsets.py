@@ -47,6 +47,11 @@ class Counted(Flat, Gibbs, abc.ABC):
         """
         return self._chain(*self._read(scores, mask)).moments()[0].to(scores.dtype)
 
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Entropy of the Gibbs distribution in nats: ``[*batch]``, differentiable."""
+        found = self._chain(*self._read(scores, mask)).entropy()
+        return super().entropy(scores, mask) if found is None else found.to(scores.dtype)
+
     def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact Gibbs sample an example, O(n k): ``[*batch, *parts]``."""
         flat, exists = self._read(scores.detach(), mask)

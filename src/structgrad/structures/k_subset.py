@@ -134,6 +134,7 @@ class KSubset(Counted):
         exact.
         """
         flat, exists = self._read(utility, mask)
+        dtype, flat = flat.dtype, flat.double()
         with torch.no_grad():
             largest = self._largest(flat, exists)
             _, rest = plackett_luce_terms(largest, flat, exists)
@@ -145,7 +146,7 @@ class KSubset(Counted):
             is_capped = torch.zeros_like(exists).scatter(-1, largest, torch.arange(self.k, device=flat.device) < capped)
             free = exists & ~is_capped
         shared = flat.masked_fill(~free, -math.inf).softmax(-1) * (self.k - capped)
-        return self._show(torch.where(free, shared.clamp(max=1), is_capped.to(flat.dtype)), utility)
+        return self._show(torch.where(free, shared.clamp(max=1), is_capped.to(flat.dtype)).to(dtype), utility)
 
     def binary(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x = sigmoid(u - nu)`` with ``sum x = k``: ``[*batch, *parts]`` (Amos et al. 2019).
@@ -203,6 +204,7 @@ class KSubset(Counted):
         flat, exists = self._read(utility, mask)
         if isinstance(temperature, Tensor) and temperature.dim():
             temperature = temperature.flatten(-self.layout.ndim)
+        dtype, flat = flat.dtype, flat.double()  # large utilities leave float32 nothing of a discount
         total = torch.zeros_like(flat)
         for step in range(self.k):
             seen = flat.masked_fill(~exists, -math.inf)
@@ -220,7 +222,7 @@ class KSubset(Counted):
                 is_largest, others.logsumexp(-1, keepdim=True) - log_all, torch.log1p(-p.masked_fill(is_largest, 0.0))
             )
             flat = torch.where(exists, flat + discount / temperature, 0.0)
-        return self._show(total, utility)
+        return self._show(total.to(dtype), utility)
 
     # --- trace ----------------------------------------------------------------------------------------------------
 

@@ -73,13 +73,14 @@ class Permutation(ItemRecursion):
         """
         self.check(utility, mask)
         exists = self.parts(utility, mask)
-        items = torch.where(exists, utility, 0.0)
+        # In float64: distances between the lowest numbers, and multiples of what utilities share.
+        items = torch.where(exists, utility, 0.0).double()
         distance = (items.unsqueeze(-1) - items.unsqueeze(-2)).abs()
         spread = torch.where(exists.unsqueeze(-2), distance, 0.0).sum(-1)
         count = exists.sum(-1)[..., None, None]
         place = torch.arange(1, utility.shape[-1] + 1, device=utility.device).unsqueeze(-1)
-        logits = (count + 1 - 2 * place).to(utility.dtype) * items.unsqueeze(-2) - spread.unsqueeze(-2)
-        return self._rows(logits, exists)
+        logits = (count + 1 - 2 * place).to(items.dtype) * items.unsqueeze(-2) - spread.unsqueeze(-2)
+        return self._rows(logits, exists).to(utility.dtype)
 
     def softsort(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
         """SoftSort (Prillo and Eisenschlos 2020, equation 3): ``[*batch, n, n]``, differentiable,
