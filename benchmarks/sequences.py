@@ -153,7 +153,8 @@ def mixed(batch: int = 64, size: int = 100) -> list[Row]:
 
     def theirs(scores: Tensor) -> Tensor:
         unit = RelaxedBernoulli(torch.tensor(2 / 3), logits=scores).rsample()
-        return (1.2 * unit - 0.1).clamp(0, 1) @ worth
+        total: Tensor = (1.2 * unit - 0.1).clamp(0, 1) @ worth
+        return total
 
     what, shape = "step with exact KL", f"B {batch}, {size} parts"
     opponent = "torch RelaxedBernoulli, clipped, no KL"
