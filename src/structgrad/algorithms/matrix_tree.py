@@ -138,7 +138,7 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: 
 
 
 def _repeated(times: int, *tensors: Tensor) -> list[Tensor]:
-    """The rows of each tensor so many times, all of them one time after the other."""
+    """Each tensor repeated this many times along its rows: all rows, then all rows again."""
     return [t if times == 1 else t.repeat(times, *[1] * (t.dim() - 1)) for t in tensors]
 
 
