@@ -147,14 +147,14 @@ def mixed(batch: int = 64, size: int = 100) -> list[Row]:
     def step(estimator: HardConcrete | HardKuma) -> Call:
         def total(scores: Tensor) -> Tensor:
             estimate = estimator(scores, lambda z, rows: z @ worth)
-            return estimate.surrogate + estimate.kl
+            loss: Tensor = estimate.surrogate + estimate.kl
+            return loss
 
         return gradient(total, scores)
 
     def theirs(scores: Tensor) -> Tensor:
         unit = RelaxedBernoulli(torch.tensor(2 / 3), logits=scores).rsample()
-        total: Tensor = (1.2 * unit - 0.1).clamp(0, 1) @ worth
-        return total
+        return (1.2 * unit - 0.1).clamp(0, 1) @ worth
 
     what, shape = "step with exact KL", f"B {batch}, {size} parts"
     opponent = "torch RelaxedBernoulli, clipped, no KL"
