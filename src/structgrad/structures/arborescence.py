@@ -54,10 +54,9 @@ class Arborescence(Tree):
         self.single_root = single_root
         self.layout = Directed()
 
-    @property
-    def oracles(self) -> frozenset[str]:
-        """All oracles of trees; for a single root, those of the trace are missing."""
-        return super().oracles - (_OF_TRACE if self.single_root else frozenset())
+    def missing_oracles(self) -> frozenset[str]:
+        """Those of the trace, for a single root."""
+        return _OF_TRACE if self.single_root else frozenset()
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """The checks of every structure; graphs that are too small to have the root are refused

@@ -255,7 +255,11 @@ class Structure:
             method = getattr(type(self), oracle)
             return method is not getattr(Structure, oracle) and all(map(has, getattr(method, "derived_from", ())))
 
-        return frozenset(filter(has, ORACLES))
+        return frozenset(filter(has, ORACLES)) - self.missing_oracles()
+
+    def missing_oracles(self) -> frozenset[str]:
+        """Oracles of the class that this structure does not have, by its options. Most have all."""
+        return frozenset()
 
     @property
     def relaxations(self) -> dict[str, Relaxation]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures import reading as readings
-from structgrad.structures.base import Structure, repeated
+from structgrad.structures.base import ORACLES, Structure, repeated
 from structgrad.structures.derived import ActiveSetProjection, Gibbs, KBest
 from structgrad.structures.layout import Directed, Layout, Matrix, Undirected
 
@@ -49,11 +49,11 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
         self.layout = _LabelledLayout(structure.layout)
         self.constant_size = structure.constant_size  # type: ignore[misc]
 
-    @property
-    def oracles(self) -> frozenset[str]:
-        """The oracles whose needs the unlabelled structure has."""
-        needs = dict.fromkeys(("top_k", "project", "sparsemap"), "argmax")
-        return frozenset(o for o in super().oracles if needs.get(o, o) in self.structure.oracles)
+    def missing_oracles(self) -> frozenset[str]:
+        """Those for which the unlabelled structure lacks what they need."""
+        has = self.structure.oracles
+        needs = {"top_k": "argmax", "project": "argmax", "sparsemap": "argmax"}
+        return frozenset([oracle for oracle in ORACLES if needs.get(oracle, oracle) not in has])
 
     def shape(self, n: int) -> tuple[int, ...]:
         """The shape of the structure at size n, and L."""
