@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from structgrad.experiments.queue import Plan, PlannedRow, Queue, SweepError, check_sampler, make_sampler
@@ -79,6 +80,25 @@ def test_every_trial_is_run_and_recorded(tmp_path: Path) -> None:
     assert content["sweep"]["table"] == "small"
     assert content["sweep"]["row"] == "a"
     assert str(tmp_path) not in json.dumps(content)  # results are read on other machines
+
+
+def test_optunas_dashboard_has_names_curves_and_an_attribute_a_metric(tmp_path: Path) -> None:
+    """Read back as the dashboard reads: by Optuna itself, from the database."""
+    plan = make(tmp_path, row("a", 1, "x"))
+    queue = Queue(plan)
+    taken = queue.take()
+    assert taken is not None
+    queue.report(taken, [(1, 0.2), (3, 0.4)])
+    metrics = {"val/score": 0.4, "test/score": 0.3, "test/loss": 1.5}
+    sweep = {"table": "small", "row": "a", "trial": 0, "parameters": taken.parameters}
+    queue.finish(taken, {"name": "a-0", "metrics": metrics, "sweep": sweep})
+    study = optuna.load_study(study_name="small/a", storage=plan.storage)
+    assert study.metric_names == ["val/score"]
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+    (trial,) = study.trials
+    assert (trial.params, trial.value) == (taken.parameters, 0.4)
+    assert trial.intermediate_values == {1: 0.2, 3: 0.4}
+    assert trial.user_attrs.items() >= metrics.items()
 
 
 def test_trials_do_not_depend_on_other_rows_or_their_number(tmp_path: Path) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from benchmarks import postgresql
 
 from structgrad.experiments.queue import Queue
 from structgrad.experiments.worker import Worker
@@ -23,47 +20,16 @@ from tests.experiments.test_queue import children, make, results, row, start, wa
 SECRET = "ge/heim7nis"
 
 
-def binaries() -> Path:
-    """Of the newest PostgreSQL server of Debian's packages."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name))
-    if not found:
-        pytest.skip("needs a PostgreSQL server (Debian: apt install postgresql)")
-    return found[-1]
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """A fresh server on a free port of this machine; its URL."""
     pytest.importorskip("psycopg", reason="needs psycopg")
-    programs = binaries()
-    folder = Path(tempfile.mkdtemp(prefix="structgrad-postgresql-"))  # which other tests leave alone
-    as_user: list[str] = []
-    if os.geteuid() == 0:  # the server refuses to run as root
-        if not shutil.which("runuser") or "postgres" not in {user.pw_name for user in pwd.getpwall()}:
-            pytest.skip("a PostgreSQL server cannot run as root, and there is no user postgres to run it as")
-        as_user = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(folder, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = folder / "data"
-
-    def call(*command: str) -> None:
-        subprocess.run([*as_user, *command], check=True, capture_output=True, timeout=120, cwd=folder)
-
-    call(str(programs / "initdb"), "-D", str(data), "-U", "sweeper", "--auth=trust", "--no-sync")
-    rules = (data / "pg_hba.conf").read_text()
-    (data / "pg_hba.conf").write_text(f"host all keeper 127.0.0.1/32 scram-sha-256\n{rules}")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    call(str(programs / "pg_ctl"), "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start")
+    role = f"CREATE ROLE keeper SUPERUSER LOGIN PASSWORD '{SECRET}'"
     try:
-        call(str(programs / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "sweeper", "sweeps")
-        role = f"CREATE ROLE keeper SUPERUSER LOGIN PASSWORD '{SECRET}'"
-        call(str(programs / "psql"), "-h", "127.0.0.1", "-p", str(port), "-U", "sweeper", "-c", role, "sweeps")
-        yield f"postgresql://sweeper@127.0.0.1:{port}/sweeps"
-    finally:
-        call(str(programs / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+        with postgresql.server(role, rules="host all keeper 127.0.0.1/32 scram-sha-256") as url:
+            yield url
+    except postgresql.NoServerError as error:
+        pytest.skip(str(error))
 
 
 def test_two_machines_share_a_sweep(tmp_path: Path, server: str) -> None:

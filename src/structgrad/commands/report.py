@@ -14,7 +14,7 @@ them on a page.
 
 The command looks for runs of a table where sweeps leave them: in results/<table>_<budget> and
 runs/tables/<table>_<budget>, without the budget if it is the table's own. If a folder is given, its
-name says which table it is. Your own tables are found with hydra.searchpath=[pkg://mylab.configs].
+name says which table it is; that of a sweep without a table has it in a file. Your own tables are found with hydra.searchpath=[pkg://mylab.configs].
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _compares(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> 
         bool(paths)
         and arguments.what != ["runs"]
         and len(paths) == len(arguments.what)
-        and not any(_table_of(path, known) in known for path in paths)
+        and not any(_table_of(path, known) in known or (path / tables.OF_SWEEP).is_file() for path in paths)
     )
 
 
@@ -250,7 +250,10 @@ def find(what: list[str], folders: Sequence[Traversable]) -> list[Report]:
     known = tables.names(*folders)
     reports = []
     for folder in (Path(item) for item in what if "=" not in item):
-        table = tables.load(settings.get("table") or _table_of(folder, known), *folders)
+        if "table" not in settings and (folder / tables.OF_SWEEP).is_file():  # of a sweep without a table
+            table = tables.read(folder / tables.OF_SWEEP, folder.resolve().name.partition("-")[0])
+        else:
+            table = tables.load(settings.get("table") or _table_of(folder, known), *folders)
         reports.append(build(table, load(folder), budget))
     if reports:
         return reports

@@ -1,6 +1,7 @@
 """Make the runs of a table: every row, its trials, on as many workers as there are.
 
 Usage: {command} table=<name> [option=value ...], then overrides for every run
+       {command} task=<name> trials=20 'search={...}' [option=value ...]      without a table
 
 Trial i of a row is always the same run, whatever the number of workers. Finished trials are found,
 and killed ones continue from their checkpoint. The same command continues a stopped sweep. A run
@@ -26,7 +27,8 @@ that fails is recorded with its reason, and the other runs continue.
 == Examples == {command} table=paulus_2 trials=20 workers=2 budget=quick     all rows of a table on
     two processes {command} table=paulus_2 rows=lstm,arborescence trainer=cpu   some rows {command}
     table=struminsky_3 seeds=0,1,2 logger=wandb         with dashboards, see docs/comparing_runs.md
-    {command} table=paulus_1 storage=postgresql://me@host/name    machines that share it, see
+    {command} task=toy trials=20 'search={task.optimizer.lr: {distribution: log_uniform, low: 1e-4, high: 1e-2}}'
+  {command} table=paulus_1 storage=postgresql://me@host/name    machines that share it, see
     docs/sweeps.md
 
 Exit codes: 0 all trials are finished or have failed; 1 an error, or all trials failed; 75 stopped
@@ -43,7 +45,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from structgrad.commands import CONFIGS, SearchPathError, group
-from structgrad.experiments import tables
+from structgrad.experiments import ad_hoc, tables
 from structgrad.experiments.launching import launch
 from structgrad.experiments.planning import make_plan
 from structgrad.experiments.queue import SweepError
@@ -53,6 +55,8 @@ from structgrad.experiments.tables import TableError
 
 OPTIONS: dict[str, str] = {
     "table": "",
+    "search": "",
+    "metric": "",
     "rows": "",
     "trials": "",
     "seeds": "",
@@ -80,8 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, given = _split(arguments)
         options["storage"] = keep_password(options["storage"], os.environ)
-        table = tables.load(options["table"], *group("table", given))
+        content = None
+        if options["table"]:
+            table = tables.load(options["table"], *group("table", given))
+        else:
+            name, content = ad_hoc.make(options, given, CONFIGS)
+            table = tables.parse(name, content)
+            given = [argument for argument in given if argument not in content["overrides"]]
         plan = make_plan(table, options, given, CONFIGS)
+        if content is not None:
+            ad_hoc.keep(content, Path(plan.results))
         return launch(table, plan, options, given)
     except (SweepError, SpaceError, TableError, SearchPathError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -114,7 +126,10 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             raise SweepError(f"{without_password(argument)}: did you mean {near[0]}={without_password(value)}?")
         else:
             given.append(argument)
-    if not options["table"]:
+    for key in ("search", "metric"):
+        if options["table"] and options[key]:
+            raise SweepError(f"{key}: table {options['table']} says that itself; leave {key}= out")
+    if not options["table"] and not any(argument.startswith("task=") for argument in given):
         raise SweepError(f"table=... is missing; there are {', '.join(tables.names(*group('table', given)))}")
     return options, given
 

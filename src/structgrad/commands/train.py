@@ -44,9 +44,13 @@ _begun: list[list[str]] = []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
-def train(config: DictConfig) -> None:
+def train(config: DictConfig) -> float | None:
     """One job of the command. With ``-m`` the next job starts even after an error; the end lists
     the errors.
+
+    Returns:
+        the value of the metric that selects the checkpoint, for sweepers of Hydra; None if the job
+        has no result.
     """
     # Hydra deals with --help and with unknown choices before this import, so they need not wait for
     # torch.
@@ -67,6 +71,8 @@ def train(config: DictConfig) -> None:
         _finished.append(run(config, hydra_config.runtime.choices, by_hand, command))
         if not several and not (config.paths.results or config.paths.progress):  # those are of sweeps
             print(next_steps(sys.argv[1:], config.paths.runs))
+        selecting = [value for name, value in _finished[-1]["metrics"].items() if not name.startswith("test/")]
+        return float(selecting[0]) if selecting else None
     except (ConfigurationError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code if isinstance(error, RunError) else EXIT_ERROR
@@ -83,6 +89,7 @@ def train(config: DictConfig) -> None:
             raise
         traceback.print_exc()
         _unfinished.append((" ".join(overrides), f"{type(bug).__name__}: {bug}", EXIT_ERROR))
+    return None
 
 
 def next_steps(arguments: Sequence[str], runs: str) -> str:

@@ -47,7 +47,7 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
         raise SweepError(f"grace={grace} must be at least twice heartbeat={heartbeat}; type grace={2 * heartbeat}")
     common = [argument for argument in given if not argument.startswith("slurm.")]
     _check_given(common)
-    extra = tuple(sorted(argument for argument in common if not argument.startswith(_WHEREABOUTS)))
+    extra = tuple(sorted(argument for argument in common if decides(argument)))
     if sampler != "RandomSampler":  # its trials are no independent draws, which selection by bootstrap takes them for
         if table.selection.rule != "best_trial":
             raise SweepError(f"sampler: {table.name} searches nothing and goes over seeds; leave sampler= out")
@@ -92,6 +92,18 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
         grace=grace,
         reduction=reduction,
     )
+
+
+def decides(argument: str) -> bool:
+    """Whether an override decides what a run computes, and not only where and on what, or on which jobs."""
+    return not argument.startswith((*_WHEREABOUTS, "slurm."))
+
+
+def task_class(name: str) -> Any:
+    """The class of a task, by the ``_target_`` of its configuration."""
+    from hydra.utils import get_class  # slow, so errors that need no class come before
+
+    return get_class(name)
 
 
 def _check_given(common: Sequence[str]) -> None:
@@ -202,13 +214,11 @@ def _monitors(table: Table, rows: Sequence[PlannedRow], tasks: Sequence[str]) ->
     Raises:
         TableError: one line.
     """
-    from hydra.utils import get_class  # these imports are slow, so errors above come before them
-
     monitors: list[tuple[str, Direction]] = []
     known: set[str] = set()
     declared = True
     for row, name in zip(rows, tasks, strict=True):
-        task: Any = get_class(name)
+        task = task_class(name)
         wanted = (table.selection.metric, table.selection.direction)
         monitors.append((task.monitor, "maximize" if task.mode == "max" else "minimize"))
         if wanted not in ((None, None), monitors[-1]):

@@ -163,6 +163,8 @@ class Report:
 
     def command(self, row: Row) -> str:
         """The command that makes a row's runs."""
+        if self.table.command is not None:
+            return self.table.command
         parts = [f"table={self.table.name}", f"rows={row.name}", f"budget={self.budget}", *self.extra]
         return " ".join(["python sweep.py", *parts])
 

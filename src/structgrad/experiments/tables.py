@@ -24,6 +24,10 @@ Statistic = Literal["value", "best", "selected"]
 Spread = Literal["standard_error", "standard_deviation", "unstated"]
 
 
+#: File beside the results of a sweep without a table, which has one of its own.
+OF_SWEEP = "table.yaml"
+
+
 class TableError(ValueError):
     """A table's file is wrong or missing; the message is one line that says where and what."""
 
@@ -199,6 +203,7 @@ class Table:
             source.
         claims: claims of the paper.
         notes: facts that a reader of the table needs.
+        command: of a sweep without a table, which makes its runs; None: ``sweep.py table=<name>``.
     """
 
     name: str
@@ -215,6 +220,7 @@ class Table:
     stand_in: str = ""
     claims: tuple[Claim, ...] = ()
     notes: str = ""
+    command: str | None = None
 
     def folder(self, budget: str) -> str:
         """Name of the folder of its runs on a budget; on its own budget it is the table's name."""
@@ -248,12 +254,21 @@ def load(name: str, *folders: Traversable) -> Table:
     file = next((folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").is_file()), None)
     if file is None:
         raise TableError(f"no table {name}; nearest: {nearest(name, names(*folders))}")
+    return read(file, name)
+
+
+def read(file: Traversable, name: str) -> Table:
+    """Read and check a file.
+
+    Raises:
+        TableError: see :func:`load`.
+    """
     try:
         content = OmegaConf.to_container(OmegaConf.create(file.read_text()))  # refuses repeated keys
     except YAMLError as error:
         raise TableError(f"{file}: {' '.join(str(error).split())}") from error
     try:
-        return _table(name, content)
+        return parse(name, content)
     except TableError as error:
         raise TableError(f"{file}: {error}") from error
 
@@ -283,7 +298,12 @@ def check_metrics(table: Table, known: Iterable[str]) -> list[str]:
     return warnings
 
 
-def _table(name: str, content: Any) -> Table:
+def parse(name: str, content: Any) -> Table:
+    """Check the content of a file.
+
+    Raises:
+        TableError: see :func:`load`.
+    """
     settings = _keys(Table, content, "the table", given=("name",))
     columns = {str(key): _column(key, value) for key, value in _mapping(settings["columns"], "columns").items()}
     rows = tuple(_row(str(key), value, columns) for key, value in _mapping(settings["rows"], "rows").items())

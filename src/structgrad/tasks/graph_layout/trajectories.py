@@ -180,8 +180,11 @@ class Trajectories:
 
 def _array(file: Path, key: str) -> NDArray[Any]:
     try:
-        with np.load(file, allow_pickle=False) if key else file.open("rb") as content:
-            array: NDArray[Any] = content[key] if key else np.load(content, allow_pickle=False)
+        if not key:
+            array: NDArray[Any] = np.load(file, allow_pickle=False)
+            return array
+        with np.load(file, allow_pickle=False) as archive:
+            array = archive[key]
             return array
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise DamagedDataError(f"{file} has no array {key}: {error}" if key else f"{file}: {error}") from error
