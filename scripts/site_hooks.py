@@ -181,15 +181,22 @@ class Roles(griffe.Extension):
         """Rewrite the docstring."""
         if obj.docstring is None:
             return
-        text = re.sub(r":[a-z]+:`~?([\w.]+)`", r"``\1``", obj.docstring.value)
+        text = re.sub(r":math:`([^`]+)`", lambda match: mathml(match[1], "inline"), obj.docstring.value)
+        text = re.sub(r":[a-z]+:`~?([\w.]+)`", r"``\1``", text)
         obj.docstring.value = re.sub(r"^\.\. math:: (.*(?:\n.+)*)$", formula, text, flags=re.MULTILINE)
 
 
 def formula(match: re.Match[str]) -> str:
-    """Lines of TeX as MathML; as code if the package for it is not installed (the extra ``docs`` has it)."""
-    tex = " ".join(match[1].split())
+    """The lines of an equation of its own."""
+    found = mathml(match[1], "block")
+    return found if found.startswith("<") else f"    {found.strip('`')}"
+
+
+def mathml(tex: str, display: str) -> str:
+    """TeX as MathML; as code where the package for it is not installed (the extra ``docs`` has it)."""
+    tex = " ".join(tex.split())
     try:
         from latex2mathml.converter import convert
     except ImportError:
-        return f"    {tex}"
-    return str(convert(tex, display="block"))
+        return f"``{tex}``"
+    return str(convert(tex, display=display))

@@ -111,7 +111,7 @@ def costs(structure: type[Structure]) -> str:
     own = TARGET.parent / page(structure)
     for text in (inspect.getdoc(structure) or "", own.read_text() if own.exists() else ""):
         if found := list(dict.fromkeys(re.findall(r"O\((?:[^()`|,]|log )+\)", text))):
-            return ", ".join(f"`{order}`" for order in found[:3])
+            return ", ".join(found[:3])  # no code, which would not break its line
     return ""
 
 
