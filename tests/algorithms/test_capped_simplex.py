@@ -22,7 +22,7 @@ def test_projection_versions_agree(total: int, dtype: torch.dtype) -> None:
         exists = torch.rand(50, 60) < 0.95
         exists[:, :total] = True
         compiled = capped_simplex.project_capped_simplex(scores, exists, total)
-        plain = capped_simplex._project_in_torch(scores, exists, total)
+        plain = capped_simplex.project_in_torch(scores, exists, total)
         tolerance = 2e-6 if dtype == torch.float32 else 1e-13
         torch.testing.assert_close(plain, compiled, rtol=0, atol=tolerance)
         torch.testing.assert_close(

@@ -64,7 +64,7 @@ def project_capped_simplex(scores: Tensor, exists: Tensor, total: int) -> Tensor
         return _project_by_operator(scores, exists, total, False)
     if values_can_be_read(scores):
         return _project(scores, exists, total, False)
-    return _project_in_torch(scores, exists, total)
+    return project_in_torch(scores, exists, total)
 
 
 def project_budget(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
@@ -194,12 +194,12 @@ def binary_multiplier(scores: Tensor, exists: Tensor, total: int) -> Tensor:
 
 def _project_budget_in_torch(scores: Tensor, exists: Tensor, budget: int) -> Tensor:
     free = scores.clamp(0, 1) * exists
-    bound = _project_in_torch(scores, exists, min(budget, scores.shape[-1]))
+    bound = project_in_torch(scores, exists, min(budget, scores.shape[-1]))
     return torch.where(free.sum(-1, keepdim=True) <= budget, free, bound)
 
 
-def _project_in_torch(scores: Tensor, exists: Tensor, total: int) -> Tensor:
-    """:func:`project_capped_simplex` by sorting, in plain torch."""
+def project_in_torch(scores: Tensor, exists: Tensor, total: int | Tensor) -> Tensor:
+    """:func:`project_capped_simplex` by sorting, in plain torch; a tensor of totals is ``[*batch, 1]``."""
     if not scores.shape[-1]:
         return scores.clone()
     # Relative to the largest, in float64: nothing cancels at +-100, and not all is lost at the lowest number.
@@ -250,7 +250,7 @@ class _Projection(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scores, exists, point, is_bound = ctx.saved_tensors
         if twin_needed(upstream):
-            twin = _project_budget_in_torch if ctx.at_most else _project_in_torch
+            twin = _project_budget_in_torch if ctx.at_most else project_in_torch
             return *gradients(lambda s: twin(s, exists, ctx.total), [scores], [upstream]), None, None, None
         out = torch.zeros_like(point)
         flat = upstream.reshape(point.shape).contiguous()

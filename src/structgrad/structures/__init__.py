@@ -11,6 +11,19 @@ from structgrad.structures.correlated_k_subset import CorrelatedKSubset
 from structgrad.structures.ctc import Ctc
 from structgrad.structures.dag_path import DagPath
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram, Gibbs, KBest
+from structgrad.structures.factor_graph import (
+    AtMostOne,
+    BestVertex,
+    Budget,
+    FactorGraph,
+    Implication,
+    LabelPair,
+    Or,
+    Ordered,
+    Pair,
+    StructureFactor,
+    Xor,
+)
 from structgrad.structures.grammar import Grammar
 from structgrad.structures.hidden_markov import HiddenMarkov
 from structgrad.structures.k_subset import KSubset
@@ -33,7 +46,10 @@ __all__ = [
     "ActiveSetProjection",
     "Alignment",
     "Arborescence",
+    "AtMostOne",
+    "BestVertex",
     "BinaryTree",
+    "Budget",
     "BudgetSubset",
     "Constituency",
     "CorrelatedKSubset",
@@ -41,12 +57,15 @@ __all__ = [
     "DagPath",
     "Directed",
     "DynamicProgram",
+    "FactorGraph",
     "Gibbs",
     "Grammar",
     "GroundTruth",
     "HiddenMarkov",
+    "Implication",
     "KBest",
     "KSubset",
+    "LabelPair",
     "Labelled",
     "Layout",
     "LinearChain",
@@ -55,6 +74,9 @@ __all__ = [
     "Matrix",
     "NoStructure",
     "OneHot",
+    "Or",
+    "Ordered",
+    "Pair",
     "Permutation",
     "ProjectiveTree",
     "Relaxation",
@@ -62,10 +84,12 @@ __all__ = [
     "SpanningTree",
     "SparseDistribution",
     "Structure",
+    "StructureFactor",
     "Subset",
     "Trace",
     "Undirected",
     "UnsupportedError",
     "Vector",
+    "Xor",
     "brackets",
 ]

@@ -1,0 +1,396 @@
+"""Factor graphs: the contract where the local polytope is tight, solvers of scipy where it is not."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg, optimize
+from torch import Tensor
+
+from structgrad.algorithms import eager, local_polytope
+from structgrad.algorithms.eager import StoppedEarly
+from structgrad.structures import (
+    Arborescence,
+    AtMostOne,
+    Budget,
+    BudgetSubset,
+    FactorGraph,
+    Implication,
+    KSubset,
+    LabelPair,
+    LinearChain,
+    OneHot,
+    Or,
+    Ordered,
+    Pair,
+    Permutation,
+    SpanningTree,
+    StructureFactor,
+    UnsupportedError,
+    Xor,
+)
+from structgrad.testing import Case, StructureContract, computing
+
+CHAIN = [Pair([[0, 1, 3], [1, 2, 4]])]
+LOGIC = [Xor([[0, 1, 2]]), Implication([[0, 3]]), Budget([[3, 4, 5]], 1)]
+LABELS = [Xor([[0, 1], [2, 3]]), LabelPair([0, 1], [2, 3], [[4, 5], [6, 7]])]
+MIXED = [StructureFactor(OneHot(), [0, 1, 2]), StructureFactor(BudgetSubset(1), [2, 3]), Ordered([3, 4])]
+
+
+def without(size: int, *missing: int) -> Tensor:
+    """A mask of so many parts."""
+    return ~torch.isin(torch.arange(size), torch.tensor(missing))
+
+
+class Tight(StructureContract):
+    """Graphs without loops: the local polytope is the convex hull."""
+
+    def vertices(self, case: Case, mask: Tensor) -> Tensor:
+        listed = FactorGraph(case.structure.size, case.structure.factors)
+        every, real = listed.restrict(torch.zeros(1, *case.shape).double(), torch.zeros(case.shape), mask)
+        return every[real]
+
+
+class TestListed(Tight):
+    cases: ClassVar = [
+        Case(FactorGraph(5, CHAIN), (5,), [without(5, 2, 4), without(5, 4)]),
+        Case(FactorGraph(6, LOGIC), (6,), [without(6, 1), without(6, 3)]),
+        Case(FactorGraph(8, LABELS), (8,), [without(8, 2, 3, 4, 5, 6, 7)]),
+        Case(FactorGraph(5, MIXED), (5,), [without(5, 3, 4), without(5, 1)]),
+    ]
+
+
+class TestSolved(Tight):
+    """The same by dual decomposition."""
+
+    cases: ClassVar = [Case(FactorGraph(*_given, listed=0), case.shape, case.masks) for _given, case in zip(
+        [(5, CHAIN), (6, LOGIC), (8, LABELS), (5, MIXED)], TestListed.cases, strict=True)]  # fmt: skip
+
+
+# --- single factors are the structures that exist already -------------------------------------------------------------
+
+SINGLE: dict[str, tuple[Any, Any, int]] = {
+    "xor": (Xor(range(6)), OneHot(), 6),
+    "at most one": (AtMostOne(range(6)), BudgetSubset(1), 6),
+    "budget": (Budget(range(6), 3), BudgetSubset(3), 6),
+    "exactly": (Budget(range(6), 3, exactly=True), KSubset(3), 6),
+    "chain": (StructureFactor(LinearChain(2), torch.arange(12).reshape(3, 2, 2)), LinearChain(2), 12),
+    "tree": (StructureFactor(Arborescence(), torch.arange(9).reshape(3, 3)), Arborescence(), 9),
+    "undirected": (StructureFactor(SpanningTree(), torch.arange(9).reshape(3, 3)), SpanningTree(), 9),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_single_factor_is_that_structure(name: str) -> None:
+    factor, structure, size = SINGLE[name]
+    shape = structure.shape({12: 4, 9: 3}.get(size, size))
+    graph = FactorGraph(size, [factor], listed=0)
+    torch.manual_seed(0)
+    scores = torch.randn(4, *shape, dtype=torch.float64)
+    flat = scores.flatten(1)
+    parts = structure.parts(scores).flatten(1)
+    mask = None if bool(parts.all()) else parts
+    counted = torch.where(parts, structure.project(scores).flatten(1), 0.0)
+    torch.testing.assert_close(graph.project(flat, mask), counted, rtol=1e-8, atol=1e-8)
+    assert torch.equal(graph.argmax(flat, mask), torch.where(parts, structure.argmax(scores).flatten(1), 0.0))
+    upstream = torch.randn_like(flat)
+
+    def gradient(function: Any, s: Tensor) -> Tensor:
+        leaf = s.detach().requires_grad_()
+        return torch.autograd.grad((function(leaf).flatten(1) * upstream * parts).sum(), leaf)[0].flatten(1)
+
+    ours, theirs = gradient(lambda s: graph.project(s, mask), flat), gradient(structure.project, scores)
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+# --- against solvers, where the local polytope is not tight ----------------------------------------------------------
+
+LOOPS: dict[str, FactorGraph] = {
+    "ising": FactorGraph.ising_grid(2, 3, listed=0),
+    "matching": FactorGraph.partial_matching(3, 3, listed=0),
+    "windows": FactorGraph.windows(8, 3, 2, listed=0),
+    "logic": FactorGraph(
+        6,
+        [Xor([[0, 1, 2], [2, 3, 4]]), Or([[1, 3, 5]], negated=[[True, False, False]]), Implication([[0, 3, 5]])],
+        listed=0,
+    ),
+    "labels": FactorGraph(
+        18,
+        [
+            Xor([[0, 1], [2, 3], [4, 5]]),
+            LabelPair([[0, 1], [2, 3], [0, 1]], [[2, 3], [4, 5], [4, 5]], 6 + torch.arange(12).reshape(3, 2, 2)),
+        ],
+        listed=0,
+    ),
+}
+
+
+def constraints(graph: FactorGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """``A x <= b`` and ``C x = d``: the local polytope, written down by hand."""
+    upper: list[tuple[np.ndarray, float]] = []
+    equal: list[tuple[np.ndarray, float]] = []
+    for factor in graph.factors:
+        for group in factor.groups():
+            for f, parts in enumerate(group.parts.tolist()):
+                if isinstance(group, local_polytope.Pairs):
+                    for sign, offset in zip(
+                        ((0, 0, -1), (-1, 0, 1), (0, -1, 1), (1, 1, -1)), (0, 0, 0, 1), strict=True
+                    ):
+                        upper.append((np.zeros(graph.size), offset))
+                        upper[-1][0][parts] = sign
+                    continue
+                assert isinstance(group, local_polytope.Counts)
+                row, shift = np.zeros(graph.size), 0
+                for part, negated in zip(parts, group.negated[f].tolist(), strict=True):
+                    if part >= 0:
+                        row[part] = -1 if negated else 1
+                        shift += negated
+                if group.low == group.high:
+                    equal.append((row, group.low - shift))
+                else:
+                    upper += [(row, group.high - shift), (-row, shift - group.low)]
+    zero = (np.zeros(graph.size), 0.0)
+    (a, b), (c, d) = (zip(*(rows or [zero]), strict=True) for rows in (upper, equal))
+    c, d = np.stack(c), np.array(d)
+    # SLSQP needs equations that do not follow from others.
+    _, triangle, order = linalg.qr(c.T, pivoting=True)
+    rank = int((np.abs(np.diag(triangle)) > 1e-9).sum())
+    independent = order[: max(rank, 1)]
+    return np.stack(a), np.array(b), c[independent], d[independent]
+
+
+def quadratic_programme(graph: FactorGraph, scores: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """By scipy."""
+    a, b, c, d = constraints(graph)
+    start = optimize.linprog(np.zeros(graph.size), A_ub=a, b_ub=b, A_eq=c, b_eq=d, bounds=[(0, 1)] * graph.size).x
+    found = optimize.minimize(
+        lambda x: 0.5 * weight @ x**2 - scores @ x,
+        start,
+        jac=lambda x: weight * x - scores,
+        bounds=[(0, 1)] * graph.size,
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 1000},
+        constraints=[
+            {"type": "ineq", "fun": lambda x: b - a @ x, "jac": lambda x: -a},
+            {"type": "eq", "fun": lambda x: c @ x - d, "jac": lambda x: c},
+        ][: 1 + bool(c.any())],
+    )
+    return np.asarray(found.x)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_projections_of_loopy_graphs(name: str) -> None:
+    """Both relaxations against scipy, on both paths; lp where its solution is unique."""
+    graph = LOOPS[name]
+    torch.manual_seed(1)
+    scores = torch.randn(3, graph.size, dtype=torch.float64)
+    for relaxation, weight in (("euclidean", np.ones(graph.size)), ("lp", graph.variable.numpy())):
+        found = graph.relax(relaxation, scores)
+        with computing("plain"):
+            torch.testing.assert_close(graph.relax(relaxation, scores), found, rtol=1e-7, atol=1e-7)
+        for example, s in zip(found, scores.numpy(), strict=True):
+            expected = quadratic_programme(graph, s, weight)
+            torch.testing.assert_close(example, torch.from_numpy(expected), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_argmax_of_loopy_graphs(name: str) -> None:
+    """Branch and bound against all vertices, with its certificate, on both paths; ties do not matter to the value."""
+    graph = LOOPS[name]
+    vertices = graph.enumerate(graph.size)
+    torch.manual_seed(2)
+    scores = torch.cat([torch.randn(12, graph.size), torch.randn(4, graph.size).round()]).double()
+    best = graph.best_vertex(scores)
+    assert best.proved.all()
+    torch.testing.assert_close(best.value, (scores @ vertices.T).amax(-1))
+    torch.testing.assert_close(best.bound, best.value)
+    assert (best.vertex[:, None] == vertices).all(-1).any(-1).all()
+    with computing("plain"):
+        plain = graph.best_vertex(scores)
+    torch.testing.assert_close(plain.value, best.value)
+    assert torch.equal(plain.vertex[:12], best.vertex[:12])
+
+
+@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("relaxation", ["euclidean", "lp"])
+def test_gradients_of_loopy_graphs(name: str, relaxation: str) -> None:
+    graph = LOOPS[name]
+    torch.manual_seed(3)
+    scores = torch.randn(2, graph.size, dtype=torch.float64, requires_grad=True)
+
+    def relaxed(s: Tensor) -> Tensor:
+        return graph.relax(relaxation, s)
+
+    assert torch.autograd.gradcheck(relaxed, scores, atol=1e-5, rtol=1e-4, fast_mode=True)
+    with computing("plain"):
+        plain = torch.autograd.grad(relaxed(scores).square().sum(), scores)[0]
+    torch.testing.assert_close(
+        torch.autograd.grad(relaxed(scores).square().sum(), scores)[0], plain, rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_structure_with_budgets() -> None:
+    """A tree whose nodes have at most one child: paths from the root; both are enumerated."""
+    n = 4
+    edges = torch.arange(n * n).reshape(n, n)
+    tree, exists = Arborescence(), Arborescence().parts(torch.zeros(n, n)).flatten()
+    graph = FactorGraph(n * n, [StructureFactor(tree, edges), AtMostOne(edges)], listed=0)
+    every = tree.enumerate(n, n)
+    paths = every[(every.sum(-1) <= 1).all(-1)].flatten(1)
+    torch.manual_seed(0)
+    scores = torch.randn(3, n * n, dtype=torch.float64)
+    best = graph.best_vertex(scores, exists)
+    assert best.proved.all()
+    torch.testing.assert_close(best.value, (scores @ paths.T).amax(-1))
+    point = graph.project(scores, exists)
+    # A point of both polytopes, from which no vertex of either lies beyond what the other gives back.
+    shown = point.reshape(-1, n, n)
+    assert (shown.sum(-1) <= 1 + 1e-8).all()
+    torch.testing.assert_close(tree.project(shown), shown, rtol=0, atol=1e-8)
+    leaf = scores[:1].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: graph.project(s, exists), leaf, atol=1e-5, rtol=1e-4, fast_mode=True)
+
+
+def test_two_taggers_agree() -> None:
+    """The best labels of the agreement are those of one chain with both scores."""
+    n, c = 4, 2
+    graph = FactorGraph.agreement(n, c, listed=0)
+    torch.manual_seed(0)
+    scores = torch.randn(3, graph.size, dtype=torch.float64)
+    label, one, two = scores.split([n * c, (n - 1) * c * c, (n - 1) * c * c], -1)
+    chain = LinearChain(c)
+    both = chain.transitions(label.reshape(3, n, c), (one + two).reshape(3, n - 1, c, c))
+    best = chain.argmax(both)
+    found = graph.best_vertex(scores)
+    assert found.proved.all()
+    torch.testing.assert_close(found.value, chain.inner(best, both))
+    torch.testing.assert_close(
+        found.vertex[:, n * c :].reshape(3, 2, n - 1, c, c), best[:, None].expand(-1, 2, -1, -1, -1)
+    )
+    # The taggers agree on every label: the local polytope is tight, hence so is the solution of the relaxation.
+    cold = graph.lp_sparsemap(scores / 1e-4)
+    torch.testing.assert_close(cold, found.vertex, rtol=0, atol=1e-6)
+
+
+# --- presets and factors ---------------------------------------------------------------------------------------------
+
+
+def test_windows_do_not_overlap() -> None:
+    graph = FactorGraph.windows(9, 3, 2)
+    expected = {(i, j) for i, j in itertools.combinations(range(7), 2) if j - i >= 3}
+    found = {tuple(vertex.nonzero()[:, 0].tolist()) for vertex in graph.enumerate(7)}
+    assert found == expected
+    with pytest.raises(ValueError, match="3 windows of length 4 do not fit into 9 positions"):
+        FactorGraph.windows(9, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("factor", "allowed"),
+    [
+        (Xor([0, 1, 2], negated=[True, False, False]), lambda a, b, c: (not a) + b + c == 1),
+        (AtMostOne([0, 1, 2]), lambda a, b, c: a + b + c <= 1),
+        (Or([0, 1, 2]), lambda a, b, c: a + b + c >= 1),
+        (Budget([0, 1, 2], 2), lambda a, b, c: a + b + c <= 2),
+        (Budget([0, 1, 2], 2, exactly=True), lambda a, b, c: a + b + c == 2),
+        (Implication([0, 1, 2]), lambda a, b, c: not (a and b) or c),
+        (Ordered([0, 1]), lambda a, b, c: not b or a),
+        (Pair([0, 1, 2]), lambda a, b, c: c == (a and b)),
+    ],
+)
+def test_what_factors_allow(factor: Any, allowed: Any) -> None:
+    expected = [bits for bits in itertools.product([1, 0], repeat=3) if allowed(*map(bool, bits))]
+    assert [tuple(map(int, vertex)) for vertex in FactorGraph(3, [factor]).enumerate(3)] == expected
+
+
+def test_masks_of_factors() -> None:
+    """What is missing is 0; a factor without parts that exist is absent, a pair without its own part too."""
+    graph = FactorGraph(5, [Xor([[0, 1]]), Pair([[2, 3, 4]])])
+    scores = torch.tensor([-1.0, -2.0, 3.0, 4.0, -100.0])
+    masks = {(): [1, 0, 0, 1, 0], (0,): [0, 1, 0, 1, 0], (0, 1): [0, 0, 0, 1, 0], (4,): [1, 0, 1, 1, 0]}
+    for missing, vertex in masks.items():
+        mask = without(5, *missing)
+        for listed in (0, 100):
+            other = FactorGraph(5, graph.factors, listed=listed)
+            assert other.argmax(scores, mask).tolist() == vertex
+            assert other.project(50 * scores, mask).round(decimals=5).tolist() == vertex
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(ValueError, match="parts are numbers from 0 to 2"):
+        FactorGraph(3, [Xor([0, 3])])
+    with pytest.raises(ValueError, match=r"a factor has a part twice: \[0, 1, 0\]"):
+        FactorGraph(3, [Xor([0, 1, 0])])
+    with pytest.raises(ValueError, match="a pair has three parts"):
+        Pair([0, 1])
+    with pytest.raises(ValueError, match="ordered parts are pairs"):
+        Ordered([0, 1, 2])
+    with pytest.raises(ValueError, match="k must be at least 0"):
+        Budget([0], -1)
+    with pytest.raises(ValueError, match=r"have shape \[1, 2, 2\]"):
+        LabelPair([0, 1], [2, 3], [[4, 5]])
+    with pytest.raises(UnsupportedError, match="FactorGraph needs project, which Permutation lacks"):
+        StructureFactor(Permutation(), [0, 1, 2])
+    with pytest.raises(ValueError, match="scores over 3 parts"):
+        FactorGraph(3, []).argmax(torch.zeros(4))
+    nothing = FactorGraph(3, [Xor([0, 1]), Xor([1, 2]), Xor([0, 2])])
+    impossible = FactorGraph(3, [Budget([0, 1, 2], 3, exactly=True), AtMostOne([0, 1])])
+    for graph in (nothing, FactorGraph(3, nothing.factors, listed=0), FactorGraph(3, impossible.factors, listed=0)):
+        with pytest.raises(ValueError, match=r"example \[1\] has no vertex"):
+            graph.argmax(torch.randn(2, 3), torch.tensor([[False, False, False], [True, True, True]]))
+    with pytest.raises(ValueError, match=r"example \[0\] has no vertex"):
+        FactorGraph(3, impossible.factors, listed=0).project(torch.randn(1, 3))
+
+
+def test_gibbs_oracles_only_where_vertices_are_few() -> None:
+    large = FactorGraph.ising_grid(4, 4)
+    assert not {"sample", "log_partition", "marginals", "kl"} & large.oracles
+    assert set(large.relaxations) == {"euclidean", "lp"}
+    with pytest.raises(UnsupportedError, match="Gibbs oracles only up to 4,096 vertices"):
+        large.log_partition(torch.zeros(large.size))
+    with pytest.raises(ValueError, match="too many to be listed"):
+        FactorGraph.ising_grid(6, 6).enumerate(96)
+    assert {"sample", "log_partition", "marginals", "kl"} <= FactorGraph.ising_grid(2, 2).oracles
+
+
+def test_what_is_not_proved_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "_STOPPED", set())
+    torch.manual_seed(0)
+    # Of three parts at most one pair may be on at once; a half of each is better than that.
+    triangle = [Pair([[0, 1, 3], [1, 2, 4], [0, 2, 5]])]
+    hurried = FactorGraph(6, triangle, max_nodes=1, listed=0)
+    scores = torch.tensor([[1.0, 1.0, 1.0, -2.0, -2.0, -2.0]]) + 0.1 * torch.rand(3, 6)
+    best = hurried.best_vertex(scores)
+    assert not best.proved.all()
+    assert (best.bound >= best.value).all()
+    with pytest.warns(StoppedEarly, match="argmax of FactorGraph stopped early: a better vertex is not ruled out"):
+        hurried.argmax(scores)
+    exact = FactorGraph(6, triangle).best_vertex(scores)
+    assert exact.proved.all()
+    assert (exact.value <= best.bound + 1e-9).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hurried.argmax(scores)  # said once
+    short = FactorGraph.ising_grid(4, 4, max_iterations=2)
+    with pytest.warns(StoppedEarly, match="project of FactorGraph stopped early: copies of parts differ"):
+        short.project(torch.randn(8, 40, dtype=torch.float64))
+
+
+def test_float32_and_large_scores() -> None:
+    torch.manual_seed(0)
+    for graph in LOOPS.values():
+        scores = 100 * torch.randn(4, graph.size)
+        point = graph.project(scores)
+        assert point.dtype == torch.float32
+        torch.testing.assert_close(point.double(), graph.project(scores.double()), rtol=0, atol=1e-6)
+
+
+def test_the_graph_on_meta_devices_keeps_its_groups() -> None:
+    graph = FactorGraph.ising_grid(2, 2).graph
+    there = graph.on(torch.device("meta"))
+    assert there is graph.on(torch.device("meta"))
+    assert there.part.device.type == "meta"
