@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar
 
+import hydra
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from scipy import linalg, optimize
 from torch import Tensor
 
@@ -394,3 +397,45 @@ def test_the_graph_on_meta_devices_keeps_its_groups() -> None:
     there = graph.on(torch.device("meta"))
     assert there is graph.on(torch.device("meta"))
     assert there.part.device.type == "meta"
+
+
+# --- estimators ------------------------------------------------------------------------------------------------------
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "estimator"
+
+
+def build(name: str, graph: FactorGraph, **options: Any) -> Any:
+    """An estimator by its configuration."""
+    config = OmegaConf.merge(OmegaConf.load(CONFIGS / f"{name}.yaml").estimator, options)
+    return hydra.utils.instantiate(config, structure=graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sst", {"relaxation": "lp", "utility": "gumbel"}),
+        ("sst", {"relaxation": "euclidean", "utility": "gumbel"}),
+        *((name, {}) for name in ("identity_st", "spigot", "imle", "perturbed", "sparsemap_st")),
+    ],
+)
+def test_estimators_that_need_no_list(name: str, options: dict[str, Any]) -> None:
+    """They train, and evaluate at vertices."""
+    graph = FactorGraph(8, [AtMostOne([[0, 1, 2], [2, 3, 4], [4, 5, 0]]), Pair([[1, 6, 7]])], listed=0)
+    torch.manual_seed(0)
+    scores = torch.randn(4, 8, requires_grad=True)
+    weight = torch.randn(8)
+    estimator = build(name, graph, **options)
+    estimate = estimator(scores, lambda x, rows: (x - weight).square().sum(-1))
+    (gradient,) = torch.autograd.grad(estimate.surrogate.sum(), scores)
+    assert gradient.isfinite().all()
+    assert (gradient != 0).any()
+    hard = estimator.eval()(scores, lambda x, rows: (x - weight).square().sum(-1)).vertices
+    assert graph.graph.allows(hard.double(), torch.ones_like(hard, dtype=torch.bool)).all()
+
+
+@pytest.mark.parametrize(("name", "lacks"), [("sparsemap", "sparsemap"), ("sfe", "sample"), ("marginal", "marginals")])
+def test_estimators_that_need_more_are_refused(name: str, lacks: str) -> None:
+    with pytest.raises(hydra.errors.InstantiationException) as refused:
+        build(name, LOOPS["ising"])
+    assert isinstance(refused.value.__cause__, UnsupportedError)
+    assert "FactorGraph lacks" in str(refused.value.__cause__)

@@ -31,10 +31,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from structgrad.algorithms.capped_simplex import project_in_torch
+from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.threads import run
 
@@ -456,10 +456,13 @@ def solve(graph: Graph, programme: Programme, max_iterations: int) -> Solution:
         max_iterations: steps at most.
     """
     with torch.no_grad():
-        impossible = _is_impossible(graph, programme)
-        programme = _lone(graph, programme)
+        states = graph.states(programme.exists, programme.known, programme.value)
+        impossible = torch.zeros(len(programme.scores), dtype=torch.bool, device=programme.scores.device)
+        for group, state in zip(graph.groups, states, strict=True):
+            impossible |= (group.impossible(state) & state.present).any(-1)
+        programme = _solve_lone(programme, _is_lone(graph, programme, states))
         if graph.compiled is not None and values_can_be_read(programme.scores):
-            found = _solve_compiled(graph, programme, max_iterations)
+            found = _solve_compiled(graph, programme, states, max_iterations)
         else:
             found = _solve_in_torch(graph, programme, max_iterations)
         error = found.error.masked_fill(impossible, torch.inf)
@@ -476,35 +479,29 @@ def along(graph: Graph, programme: Programme, target: Tensor, vector: Tensor) ->
         vector: anything.
     """
     with torch.no_grad():
-        lone = _is_lone(graph, programme)
+        states = graph.states(programme.exists, programme.known, programme.value)
+        lone = _is_lone(graph, programme, states)
         inside = lone & (programme.scores > 0) & (programme.scores < 1) & (programme.weight > 0)
         moving = torch.where(inside, vector, 0.0)
-        programme = _lone(graph, programme)
+        programme = _solve_lone(programme, lone)
         if graph.compiled is not None and values_can_be_read(programme.scores):
-            together = _along_compiled(graph, programme, target, vector)
-        else:
+            together = _along_compiled(graph, programme, states, target, vector)
+        elif len(graph.part):
             together = _Faces.at(graph, programme, target)[1].along(vector)
+        else:
+            together = torch.zeros_like(vector)
         return torch.where(programme.known, moving, together)
 
 
-def _is_lone(graph: Graph, programme: Programme) -> Tensor:
+def _is_lone(graph: Graph, programme: Programme, states: list[State]) -> Tensor:
     """Which parts have no factor: bool ``[B, P]``."""
-    states = graph.states(programme.exists, programme.known, programme.value)
+    if not len(graph.part):
+        return ~programme.known
     return ~programme.known & (graph.scatter(_copies(graph, states).double()) == 0)
 
 
-def _is_impossible(graph: Graph, programme: Programme) -> Tensor:
-    """Which examples have a factor that what is known leaves no vertex: bool ``[B]``."""
-    out = torch.zeros(len(programme.scores), dtype=torch.bool, device=programme.scores.device)
-    states = graph.states(programme.exists, programme.known, programme.value)
-    for group, state in zip(graph.groups, states, strict=True):
-        out |= (group.impossible(state) & state.present).any(-1)
-    return out
-
-
-def _lone(graph: Graph, programme: Programme) -> Programme:
+def _solve_lone(programme: Programme, lone: Tensor) -> Programme:
     """The programme with parts that have no factor solved, and known."""
-    lone = _is_lone(graph, programme)
     alone = torch.where(programme.weight > 0, programme.scores.clamp(0, 1), (programme.scores > 0).double())
     value = torch.where(lone, alone, programme.value)
     return Programme(programme.scores, programme.weight, programme.exists, programme.known | lone, value)
@@ -819,29 +816,28 @@ _COUNTS, _PAIR = 0, 1
 _NEWTON_STEPS = 100
 
 
-def _kernel_arguments(graph: Graph, programme: Programme) -> tuple[Tensor, ...]:
+def _kernel_arguments(graph: Graph, programme: Programme, states: list[State]) -> tuple[Tensor, ...]:
     arrays = graph.compiled
     assert arrays is not None
-    states = graph.states(programme.exists, programme.known, programme.value)
     present = torch.cat([state.present for state in states], -1) if states else programme.exists[:, :0]
     here = (programme.scores, programme.known, programme.value, present)
     tables = (torch.from_numpy(table) for table in (_POINT, _POINT_SHIFT, _FIT, _FIT_SHIFT))
     return *arrays, *tables, programme.weight.contiguous(), *(part.contiguous() for part in here)
 
 
-def _solve_compiled(graph: Graph, programme: Programme, max_iterations: int) -> Solution:
+def _solve_compiled(graph: Graph, programme: Programme, states: list[State], max_iterations: int) -> Solution:
     batch, entries = len(programme.scores), len(graph.part)
     point, target = programme.value.clone(), programme.scores.new_zeros(batch, entries)
     error, bound = programme.scores.new_zeros(batch), programme.scores.new_full((batch,), torch.inf)
     linear = not bool(programme.weight.any())
-    arguments = _kernel_arguments(graph, programme)
+    arguments = _kernel_arguments(graph, programme, states)
     run(_solve_rows, 3000 * batch * entries, *arguments, max_iterations, linear, point, target, error, bound)
     return Solution(point, target, error, bound)
 
 
-def _along_compiled(graph: Graph, programme: Programme, target: Tensor, vector: Tensor) -> Tensor:
+def _along_compiled(graph: Graph, programme: Programme, states: list[State], target: Tensor, vector: Tensor) -> Tensor:
     moves = torch.zeros_like(programme.scores)
-    arguments = _kernel_arguments(graph, programme)
+    arguments = _kernel_arguments(graph, programme, states)
     run(_along_rows, 300 * target.numel(), *arguments, target.contiguous(), vector.contiguous(), moves)
     return moves
 
@@ -1066,9 +1062,9 @@ def _along(graph, known, present, inside, face, weight, v, out):  # type: ignore
 
 
 @njit(cache=True, nogil=True)
-def _finish(
+def _finish(  # type: ignore[no-untyped-def]
     graph, known, value, present, copied, degree, scores, weight, linear, z, inside, face, multipliers, x, target
-):  # type: ignore[no-untyped-def]
+):
     """:func:`_last_step`: x and the target are written; returns the error."""
     part = graph[1]
     size, entries = len(scores), len(part)

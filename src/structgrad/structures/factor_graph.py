@@ -26,7 +26,7 @@ from structgrad.algorithms.local_polytope import (
 )
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.transforms import over_batch
-from structgrad.common.private import break_graph, untraced
+from structgrad.common.private import break_graph, is_batched_gradient, untraced
 from structgrad.structures.base import Structure, UnsupportedError
 from structgrad.structures.derived import Gibbs, KBest
 from structgrad.structures.layout import Vector
@@ -432,6 +432,9 @@ class FactorGraph(Gibbs, KBest):
         """P, whatever n is."""
         return (self.size,)
 
+    def _shape_of(self, reading: Tensor) -> tuple[int, ...]:
+        return (self.size,)
+
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """As every structure; there must be P parts."""
         self.layout.check(scores)
@@ -767,7 +770,7 @@ class _Moving(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return _Along.apply(upstream, *ctx.saved_tensors, ctx.graph, ctx.weight), None, None, None, None, None
+        return _pull_back(upstream, *ctx.saved_tensors, ctx.graph, ctx.weight), None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
@@ -801,7 +804,7 @@ class _Along(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return _Along.apply(upstream, *ctx.saved_tensors, ctx.graph, ctx.weight), None, None, None, None, None
+        return _pull_back(upstream, *ctx.saved_tensors, ctx.graph, ctx.weight), None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
@@ -811,6 +814,17 @@ class _Along(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
         return _Along.apply(*_batched(info, dims[:4], *inputs[:4]), *inputs[4:]), 0
+
+
+def _pull_back(upstream: Tensor, *solved: Any) -> Tensor:
+    """The (symmetric) Jacobian times an upstream gradient; of those of a vectorised Jacobian, as a matrix."""
+    if not is_batched_gradient(upstream):
+        moved: Tensor = _Along.apply(upstream, *solved)
+        return moved
+    scores = solved[0].detach()
+    directions = torch.eye(scores.shape[-1], dtype=scores.dtype, device=scores.device)
+    columns = [_Along.apply(direction.expand(scores.shape), scores, *solved[1:]) for direction in directions]
+    return (torch.stack(columns, -1) * upstream.unsqueeze(-2)).sum(-1)
 
 
 def _batched(info: Any, dims: Sequence[int | None], *tensors: Tensor) -> list[Tensor]:
