@@ -27,7 +27,7 @@ from structgrad.algorithms.local_polytope import (
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import break_graph, is_batched_gradient, untraced
-from structgrad.structures.base import Structure, UnsupportedError
+from structgrad.structures.base import Structure, UnsupportedError, repeated
 from structgrad.structures.derived import Gibbs, KBest
 from structgrad.structures.layout import Vector
 from structgrad.structures.relaxation import Relaxation
@@ -584,15 +584,15 @@ class FactorGraph(Gibbs, KBest):
         self.check(scores, mask)
         return self._all_values(scores, mask)[1].logsumexp(-1).to(scores.dtype)
 
-    def sample(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One exact Gibbs sample an example, of all vertices, where they are few: ``[*batch, P]``.
+    def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
+        """Exact Gibbs samples, of all vertices, where they are few: ``[*batch, P]``, or ``[n, *batch, P]``.
 
         Raises:
             UnsupportedError: where there are more than ``listed``.
         """
         self._require_list()
         self.check(scores, mask)
-        vertices, values = self._all_values(scores.detach(), mask)
+        vertices, values = self._all_values(repeated(scores.detach(), n), mask)
         chosen = (values - wide_exponentials(values).log()).argmax(-1)
         found = vertices.gather(-2, chosen[..., None, None].expand(*chosen.shape, 1, self.size)).squeeze(-2)
         return found.to(scores.dtype)
