@@ -64,6 +64,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.src_uri in ("index.md", "gallery.md"):
         page.meta["hide"] = ["navigation"]  # they are alone in their tabs
 
+    if page.file.src_uri in ("structures/README.md", "estimators/table.md"):
+        page.meta["hide"] = ["toc"]  # room for their tables
+
     def follow(match: re.Match[str]) -> str:
         text, target, anchor = match.groups()
         if ":" in target:
