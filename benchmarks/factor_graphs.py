@@ -7,8 +7,10 @@ other, and results are compared.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -59,13 +61,12 @@ def quadratic_loops(graph: FactorGraph, scores: np.ndarray) -> dict[str, Loop]:
     rows, low, high = constraints(graph)
     size = graph.size
     if importlib.util.find_spec("osqp"):
-        import osqp
-
+        osqp: Any = importlib.import_module("osqp")
         both = sparse.vstack([rows, sparse.identity(size)], format="csc")
         bounds = {"l": np.concatenate([low, np.zeros(size)]), "u": np.concatenate([high, np.ones(size)])}
         options = {"verbose": False, "eps_abs": ACCURACY, "eps_rel": ACCURACY, "max_iter": 100_000}
 
-        def ready(s: np.ndarray) -> osqp.OSQP:
+        def ready(s: np.ndarray) -> Any:
             solver = osqp.OSQP()
             solver.setup(sparse.identity(size, format="csc"), -s, both, **bounds, **options)
             return solver
@@ -84,10 +85,11 @@ def quadratic_loops(graph: FactorGraph, scores: np.ndarray) -> dict[str, Loop]:
             "OSQP, loop, set up once": once,
         }
     constraint = optimize.LinearConstraint(rows.toarray(), low, high)
+    minimize: Any = optimize.minimize
 
     def by_scipy() -> list[np.ndarray]:
         return [
-            optimize.minimize(
+            minimize(
                 lambda x, s=s: 0.5 * x @ x - s @ x,
                 np.full(size, 0.5),
                 jac=lambda x, s=s: x - s,
@@ -105,10 +107,8 @@ def quadratic_loops(graph: FactorGraph, scores: np.ndarray) -> dict[str, Loop]:
 def linear_loop(graph: FactorGraph, scores: np.ndarray) -> Loop:
     """Best vertices, by scipy's branch and bound (HiGHS)."""
     constraint = optimize.LinearConstraint(*constraints(graph))
-    ones = np.ones(graph.size)
-    return lambda: [
-        optimize.milp(-s, constraints=constraint, integrality=ones, bounds=optimize.Bounds(0, 1)).x for s in scores
-    ]
+    ones, milp = np.ones(graph.size), cast(Any, optimize.milp)
+    return lambda: [milp(-s, constraints=constraint, integrality=ones, bounds=optimize.Bounds(0, 1)).x for s in scores]
 
 
 def rows() -> list[Row]:

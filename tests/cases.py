@@ -83,7 +83,7 @@ CASES: dict[str, Case] = {
     "low_rank_grammar": Case(
         LowRankGrammar(1, 1, 1), (3, 3, 6), [m[..., None].expand(3, 3, 6) for m in length_masks(3, 2)]
     ),
-    "factor_graph": Case(FactorGraph.ising_grid(1, 3), (5,), [torch.tensor([True, True, False, True, False])]),
+    "factor_graph": Case(FactorGraph.partial_matching(2, 2), (4,), vector_masks(4, 2)),
     "dag_path": Case(DagPath([[0, 1], [0, 2], [1, 2], [0, 2]]), (4,), vector_masks(4, 3)),
 }
 

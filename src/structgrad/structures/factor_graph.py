@@ -584,6 +584,20 @@ class FactorGraph(Gibbs, KBest):
         self.check(scores, mask)
         return self._all_values(scores, mask)[1].logsumexp(-1).to(scores.dtype)
 
+    def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``-sum_x p(x) log p(x)`` over all vertices, where they are few: ``[*batch]``, differentiable.
+
+        Raises:
+            UnsupportedError: where there are more than ``listed``.
+        """
+        self._require_list()
+        self.check(scores, mask)
+        log_p = self._all_values(scores, mask)[1].log_softmax(-1)
+        # No difference of log Z and a mean, both of which grow with what all scores have in common.
+        there = log_p > -torch.inf
+        log_p = torch.where(there, log_p, 0.0)
+        return -torch.where(there, log_p.exp() * log_p, 0.0).sum(-1).to(scores.dtype)
+
     def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """Exact Gibbs samples, of all vertices, where they are few: ``[*batch, P]``, or ``[n, *batch, P]``.
 
