@@ -36,11 +36,9 @@ from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.noise import wide_exponentials
-from structgrad.algorithms.semirings import Aggregation, best, log_sum
+from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, best, log_sum
 from structgrad.algorithms.threads import run
 
-#: Log-weight of an impossible event in the torch version; finite, so that no gradient is inf - inf.
-_NEVER = -1e30
 #: The largest number of ones for one GPU program.
 LARGEST = 2047
 #: The kinds of result that the kernel computes.
@@ -163,11 +161,11 @@ def _bits(chain: Chain) -> Tensor:
     """Pieces of one bit each, padded to a power of two: ``[*batch, bits, states, states, 1 or 2]``."""
     n = chain.unary.shape[-1]
     missing = (1 << max(n - 1, 0).bit_length()) - n
-    before = [torch.where(chain.exists, chain.unary.double(), _NEVER)]
+    before = [torch.where(chain.exists, chain.unary.double(), IMPOSSIBLE)]
     if chain.pair is not None:
         before.append(before[0] + torch.nn.functional.pad(chain.pair.double(), (min(n, 1), 0)))
-    one = torch.nn.functional.pad(torch.stack(before, -1), (0, 0, 0, missing), value=_NEVER)
-    zero, never = torch.zeros_like(one), torch.full_like(one, _NEVER)
+    one = torch.nn.functional.pad(torch.stack(before, -1), (0, 0, 0, missing), value=IMPOSSIBLE)
+    zero, never = torch.zeros_like(one), torch.full_like(one, IMPOSSIBLE)
     last = [(zero, one)] if chain.pair is None else [(zero, never), (never, one)]
     return torch.stack([torch.stack(counts, -1) for counts in last], -2)[..., : chain.high + 1]
 
@@ -183,9 +181,9 @@ def _without_shared(chain: Chain) -> tuple[Chain, Tensor]:
     return replace(chain, unary=chain.unary.double() - shared), shared
 
 
-def _with_shared(levels: list[Tensor], shared: Tensor) -> list[Tensor]:
-    """The pieces of :func:`_tree`, the whole with its share of what was left out."""
-    counts = torch.arange(levels[-1].shape[-1], device=shared.device)
+def _with_shared(levels: list[Tensor], shared: Tensor, low: int) -> list[Tensor]:
+    """The pieces of :func:`_tree`, the whole with its share of what was left out beyond the fewest ones."""
+    counts = torch.arange(levels[-1].shape[-1], device=shared.device) - low
     return [*levels[:-1], levels[-1] + shared[..., None, None, None] * counts]
 
 
@@ -197,7 +195,7 @@ def _splits(pieces: Tensor, high: int) -> Tensor:
     """
     most = pieces.shape[-1]
     counts = min(2 * (most - 1), high) + 1
-    second = torch.nn.functional.pad(pieces[..., 1::2, :, :, :], (most - 1, counts - most), value=_NEVER)
+    second = torch.nn.functional.pad(pieces[..., 1::2, :, :, :], (most - 1, counts - most), value=IMPOSSIBLE)
     second = second.unfold(-1, most, 1).movedim(-4, -2).unsqueeze(-5)
     return (pieces[..., 0::2, :, :, :].flip(-1)[..., None, None, :, :] + second).flatten(-2)
 
@@ -221,7 +219,7 @@ def _distribution_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor
     chain, shared = _without_shared(chain)
     # Not logaddexp: its second derivative is NaN where the two are 700 apart.
     levels = _tree(chain, log_sum)
-    whole = _with_shared(levels, shared)[-1][..., :1, :, chain.low :]
+    whole = _with_shared(levels, shared, chain.low)[-1][..., :1, :, chain.low :]
     log_z = whole.logsumexp((-1, -2, -3, -4))
     relative = whole - log_z[..., None, None, None, None]
     here = relative.exp()
@@ -231,7 +229,7 @@ def _distribution_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor
         most = pieces.shape[-1]
         beyond = (0, 2 * most - 1 - pairs.shape[-1])
         # By (bit before, last bit of the first piece, last bit, ones in the first piece, ones in the second).
-        total = torch.nn.functional.pad(pairs, beyond, value=-_NEVER).unfold(-1, most, 1).unsqueeze(-4)
+        total = torch.nn.functional.pad(pairs, beyond, value=-IMPOSSIBLE).unfold(-1, most, 1).unsqueeze(-4)
         first, second = pieces[..., 0::2, :, :, :], pieces[..., 1::2, :, :, :]
         log_share = first[..., None, :, None] + second[..., None, :, :, None, :] - total
         joint = log_share.exp() * torch.nn.functional.pad(here, beyond).unfold(-1, most, 1).unsqueeze(-4)
@@ -239,7 +237,7 @@ def _distribution_in_torch(chain: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor
         here = torch.stack([joint.sum((-1, -3)), joint.sum((-2, -5))], -4).flatten(-5, -4)
     n = chain.unary.shape[-1]
     ones = here[..., :n, :, -1, 1:].sum(-1)  # there is no count of 1 where high is 0
-    return log_z, ones.sum(-1), ones[..., 1 if chain.states == 2 else n :, -1], entropy
+    return log_z + chain.low * shared.squeeze(-1), ones.sum(-1), ones[..., 1 if chain.states == 2 else n :, -1], entropy
 
 
 def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tensor]) -> Tensor:
@@ -267,7 +265,7 @@ def _follow(chain: Chain, levels: list[Tensor], choose: Callable[[Tensor], Tenso
 
 def _sample_in_torch(chain: Chain, draws: int | None = None) -> Tensor:
     chain, shared = _without_shared(chain)
-    levels = _with_shared(_tree(chain, log_sum), shared)
+    levels = _with_shared(_tree(chain, log_sum), shared, chain.low)
     if draws is not None:
         levels = [level.expand(draws, *level.shape) for level in levels]
     return _follow(chain, levels, lambda a: (a - wide_exponentials(a).log()).argmax(-1))
@@ -301,7 +299,9 @@ def _top_k_in_torch(unary: Tensor, pair: Tensor, exists: Tensor, low: int, high:
 
 def _argmax_in_torch(chain: Chain) -> Tensor:
     chain, shared = _without_shared(chain)
-    return _follow(chain, _with_shared(_tree(chain, best), shared), lambda alternatives: alternatives.argmax(-1))
+    return _follow(
+        chain, _with_shared(_tree(chain, best), shared, chain.low), lambda alternatives: alternatives.argmax(-1)
+    )
 
 
 # --- CPU kernels ------------------------------------------------------------------------------------------------------

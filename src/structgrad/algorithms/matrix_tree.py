@@ -44,13 +44,13 @@ from structgrad.algorithms.derivatives import gradients, second_gradients, twin_
 from structgrad.algorithms.eager import on_host, transformed
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.gradients import value_and_gradient
+from structgrad.algorithms.semirings import IMPOSSIBLE, log_sum
 from structgrad.algorithms.threads import run
 from structgrad.common.private import untraced
 
-#: Stands for log 0. It is finite, so sums and differences of it are not NaN; exp of it plus any
-#: score is 0.
-_LOG_ZERO = -1e30
-_NO_WEIGHT = gpu.constant(_LOG_ZERO)
+#: Stands for log 0 in the kernels, as ``IMPOSSIBLE`` does in plain torch. It is finite, so sums and
+#: differences of it are not NaN; exp of it plus any score is 0.
+_NO_WEIGHT = gpu.constant(-1e30)
 #: The largest graph for one GPU program. Samples beyond 64 nodes take 128 KiB of shared memory,
 #: which GPUs of data centres have.
 LARGEST = 128
@@ -161,30 +161,35 @@ def eliminate(scores: Tensor, exists: Tensor, root: Tensor) -> tuple[Tensor, lis
     n = scores.shape[-1]
     nodes = torch.arange(n, device=scores.device)
     exists = exists & (nodes != root[:, None])[:, None, :] & (nodes[:, None] != nodes)
-    w = torch.where(exists, scores.double(), _LOG_ZERO)
+    w = torch.where(exists, scores.double(), IMPOSSIBLE)
     # The root moves to a row of its own, the last; its old place becomes one more absent node.
     from_root = w.gather(1, root[:, None, None].expand(-1, 1, n))
     idle = ~present_nodes(exists) | (nodes == root[:, None])
     from_root = torch.where(idle[:, None, :], 0.0, from_root)
-    w = torch.where((nodes == root[:, None])[:, :, None], _LOG_ZERO, w)
+    w = torch.where((nodes == root[:, None])[:, :, None], IMPOSSIBLE, w)
     w = torch.cat([w, from_root], 1)
+    # The largest score that enters a node is counted at the end: sums of very low ones would lose the others.
+    tops = w.detach().amax(1, keepdim=True)
+    tops = torch.where(tops > IMPOSSIBLE / 2, tops, 0.0)
+    w = w - tops
     logz = w.new_zeros(w.shape[0])
     stages = []
     for i in reversed(range(n)):
         stages.append(w)
-        total = torch.cat([w[:, :i, i], w[:, -1:, i]], 1).logsumexp(1)
+        total = log_sum(torch.cat([w[:, :i, i], w[:, -1:, i]], 1), 1)
         logz = logz + total
         rest = torch.cat([w[:, :i], w[:, -1:]], 1)
         detour = rest[:, :, i, None] - total[:, None, None] + w[:, i, None, :i]
         loops = torch.eye(i + 1, i, dtype=torch.bool, device=w.device)
         # Not logaddexp: its second derivative is NaN where the two are 700 apart.
-        w = torch.stack([rest[:, :, :i], detour]).logsumexp(0).masked_fill(loops, _LOG_ZERO)
-    return logz, stages
+        w = log_sum(torch.stack([rest[:, :, :i], detour]), 0).masked_fill(loops, IMPOSSIBLE)
+    return logz + tops.sum((1, 2)), stages
 
 
 def torch_log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
-    """``log Z`` by :func:`eliminate`."""
-    return eliminate(scores, exists, root)[0]
+    """``log Z`` by :func:`eliminate`, -inf where there is no arborescence."""
+    logz = eliminate(scores, exists, root)[0]
+    return logz.masked_fill(logz.detach() < IMPOSSIBLE / 2, -torch.inf)
 
 
 def torch_marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:

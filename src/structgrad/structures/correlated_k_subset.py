@@ -126,8 +126,16 @@ class CorrelatedKSubset(Gibbs):
 
     def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
         """One exact Gibbs sample an example, O(n k): ``[*batch, 2n - 1]``."""
-        chain, _, exists = self._read(scores.detach(), mask)
+        self.check(scores, mask)
+        chain, _, exists = self._read(self._wide(scores.detach(), mask), mask)
         return self._with_pairs(chain.sample(n), scores, exists)
+
+    def _wide(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Scores in float64, those of items less their largest, because all vertices have k items."""
+        n = (scores.shape[-1] + 1) // 2
+        items, pairs = scores.double().split([n, n - 1], -1)
+        largest = torch.where(self.parts(scores, mask)[..., :n], items.detach(), -torch.inf).amax(-1, keepdim=True)
+        return torch.cat([items - torch.where(largest.isfinite(), largest, 0.0), pairs], -1)
 
     def _moments(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         chain, _, exists = self._read(scores, mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ class Ctc(Derivations):
         ValueError: from every oracle, for an even number of states; or (eager CPU code) if an
             example has no path because it has fewer frames than labels and forced blanks.
     """
+
+    #: One part in every frame.
+    constant_size: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.layout = Layout("frames, states and moves", ("T", "S", "3"))

@@ -187,7 +187,9 @@ class DynamicProgram(Gibbs, abc.ABC):
         """One exact Gibbs sample an example, drawn back through the program: ``[*batch, *parts]``,
         0/1, no gradient.
         """
-        return self._choose(repeated(scores, n), mask, draw)
+        self.check(scores, mask)
+        drawn = self._choose(repeated(self._wide(scores.detach(), mask), n), mask, draw)
+        return drawn.to(scores.dtype)
 
     def _checked(self, scores: Tensor, exists: Tensor, plus: Aggregation) -> Tensor:
         total = self._total(torch.where(exists, scores, IMPOSSIBLE), exists, plus)

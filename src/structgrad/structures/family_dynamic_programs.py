@@ -70,10 +70,12 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         """One exact Gibbs sample an example: ``[*batch, *parts]``, 0/1, no gradient."""
         if not _compiled(scores, mask):
             return super().sample(scores, mask, n)
+        self.check(scores, mask)
         batch, parts = self._split(scores)
         shape = (repeated(scores, 1 if n is None else n).shape[0], batch.numel(), self._graph(parts)[1])
         uniform = torch.rand(shape, dtype=torch.float64, device=scores.device)
-        value, vertex = hypergraph.sample(*self._read(scores.detach(), mask), uniform)
+        wide = self._wide(scores.detach(), mask)
+        value, vertex = hypergraph.sample(*self._read(wide, mask), uniform)
         self._known(value, scores)
         drawn: Tensor = vertex.reshape(scores.shape if n is None else (n, *scores.shape)).to(scores.dtype)
         return drawn
