@@ -63,7 +63,7 @@ CASES: dict[str, Case] = {
     "arborescence": Case(Arborescence(), (4, 4), length_masks(4, 3)),
     "projective_tree": Case(ProjectiveTree(), (4, 4), length_masks(4, 3)),
     "labelled_arborescence": Case(
-        Labelled(Arborescence(), 2), (3, 3, 2), [m[..., None].expand(3, 3, 2) for m in length_masks(3, 2)]
+        Labelled(Arborescence(), 2), (2, 2, 2), [m[..., None].expand(2, 2, 2) for m in length_masks(2, 1)]
     ),
     # Sinkhorn's derivatives are exact up to the tolerance of its sums.
     "matching": Case(Matching(tolerance=1e-12), (3, 3), length_masks(3, 2)),

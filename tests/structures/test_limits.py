@@ -20,6 +20,7 @@ from structgrad.structures import (
     CorrelatedKSubset,
     DagPath,
     KSubset,
+    Labelled,
     LinearChain,
     Matching,
     OneHot,
@@ -281,13 +282,16 @@ def test_every_set_is_listed_or_too_large(name: str) -> None:
     """With its number of vertices, at a small and a large size."""
     structure = CASES[name][0]
     for n in (4, 40):
+        shape = structure.shape(n)
         try:
-            structure.enumerate(*structure.shape(n))
+            structure.enumerate(*shape)
         except ValueError as refusal:
+            if isinstance(structure, Labelled):  # refused by what is labelled, which has fewer vertices
+                structure, shape = structure.structure, shape[:-1]
             assert re.match(rf"{structure.name} has [\d,]+ vertices of shape", str(refusal))  # noqa: PT017
             count = int(str(refusal).split()[2].replace(",", ""))
             if "log_partition" in structure.oracles:
-                log_z = structure.log_partition(torch.zeros(structure.shape(n), dtype=torch.float64)).item()
+                log_z = structure.log_partition(torch.zeros(shape, dtype=torch.float64)).item()
                 assert log_z == pytest.approx(math.log(count), rel=1e-9)
             return
     assert structure.enumerate(*structure.shape(40)).numel() <= 2**26

@@ -276,7 +276,7 @@ def test_the_bound_is_the_likelihood_where_the_posterior_is_exact(data: Parenthe
     nll = task.decoder(trees.level_order(tokens[:2], parents), torch.tensor([2, 2])).detach()
     posterior = (-nll).log_softmax(0)
     scores = posterior.expand(64, 2)
-    estimate, metrics = task._latent(tokens, scores, torch.zeros(64, 16))
+    estimate, _, metrics = task._latent(tokens, scores, torch.zeros(64, 16))
     torch.testing.assert_close(estimate.objective, -(-nll).logsumexp(0).expand(64))
     assert 0 < metrics["smart_parents"][0] < metrics["smart_parents"][1] == 128
     torch.testing.assert_close(task._log_q(tokens[:2], parents, scores[:2]), posterior)
@@ -299,7 +299,7 @@ def test_gradient_of_the_bound_for_encoder_and_decoder(data: ParenthesesData) ->
     draws = 50
     estimates: list[list[Tensor]] = []
     for _ in range(draws):
-        estimate, _ = task._latent(tokens.expand(48, 4), *(t.expand(48, -1) for t in task.encoder(tokens)))
+        estimate, *_ = task._latent(tokens.expand(48, 4), *(t.expand(48, -1) for t in task.encoder(tokens)))
         estimates.append([g.flatten() for g in torch.autograd.grad(estimate.surrogate.mean(), watched)])
     for index, true in enumerate(exact):
         sampled = torch.stack([e[index] for e in estimates])

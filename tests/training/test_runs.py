@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 
 from structgrad.commands.train import with_quoted_path
 from structgrad.data import MissingDataError, cache
+from structgrad.training import fit
 from structgrad.training.errors import ConfigurationError, RunError
-from structgrad.training.fit import test as tested
 from structgrad.training.folder import checkpoint_to_resume, held, is_sealed, seal
 from structgrad.training.loggers import MetricsFile, WandbSteps
 from structgrad.training.processes import is_first
@@ -371,11 +371,11 @@ def test_the_tested_checkpoint_is_checked(finished: Path, tmp_path: Path) -> Non
     shutil.copytree(finished, tmp_path / "copy")
     best = run_folder(tmp_path / "copy") / "checkpoints" / "best.ckpt"
     this = Run.compose(*composed(*OWN, *SHORT))
-    found = tested(assemble(this.config), this.config.trainer, 0, best)
+    found = fit.test(assemble(this.config), this.config.trainer, 0, best)
     assert found["test/loss"] == summary(finished)["metrics"]["test/loss"]
     flip_a_bit(best)
     with pytest.raises(RunError, match=r"best.ckpt is damaged .*; delete the folder"):
-        tested(assemble(this.config), this.config.trainer, 0, best)
+        fit.test(assemble(this.config), this.config.trainer, 0, best)
 
 
 # --- ranks in the environment ------------------------------------------------------------------------------------

@@ -6,20 +6,20 @@ x_f are the parts of factor f and Z_f the 0/1 vectors that it allows. With c = 0
 (Martins et al. 2015, equation 10), with c = 1 on the variables LP-SparseMAP (Niculae & Martins 2020, equation 8).
 
 **Steps.** The alternating directions method of multipliers (Martins et al. 2015, algorithm 1; Niculae & Martins 2020,
-algorithm 1): every factor has a copy of its parts, projected on its own polytope, and the copies are made to agree.
+algorithm 1). Every factor has a copy of its parts, projected on its own polytope, and the copies are made to agree.
 
-**The last step.** Once the faces on which the copies lie stay the same, what is left is linear: x moves in the affine
-space that these faces have in common, and the multipliers in the linear space across them. Both are found by conjugate
-gradients. The pair is then verified: x is the solution exactly if every copy is the projection of itself plus its
-multipliers. So the result is exact, and the steps need only find the faces.
+**The last step.** Once the faces on which the copies lie stay the same, the rest is linear. x moves in the affine
+space that these faces have in common, and the multipliers move in the linear space across them. Both are found by
+conjugate gradients. The pair is then verified: x is the solution exactly if every copy is the projection of itself plus
+its multipliers. So the result is exact, and the steps need only find the faces.
 
 **Gradients.** At the solution x moves in L, the directions that all faces have in common, as the minimum of the
-quadratic form along L; the Jacobian is symmetric, and applying it costs conjugate gradients again. Nothing is unrolled.
+quadratic form along L. The Jacobian is symmetric, and applying it costs conjugate gradients again. Nothing is unrolled.
 
 Of every factor only two things are needed: the projection on its polytope, and its Jacobian, which is the orthogonal
 projection on the directions of the face. Factors of one kind and size are a group. Logic factors and pairs also have
-compiled code (CPU) that does an example at a time; with other polytopes, which are any that have a differentiable
-projection, the batch goes through the steps together.
+compiled code (CPU) that does an example at a time. Other polytopes need a differentiable projection, and the batch
+goes through their steps together.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ _FAR = 1e4
 #: A direction of less curvature than this is one without.
 _FLAT = 1e-13
 
-# --- factors ----------------------------------------------------------------------------------------------------------
+# --- plain torch ------------------------------------------------------------------------------------------------------
+# Factors.
 
 #: ``[B, F, K] -> [B, F, K]``: the part of a vector across the faces on which the factors lie.
 Across = Callable[[Tensor], Tensor]
@@ -296,9 +297,10 @@ _OFFSET = np.array([0.0, 0.0, 0.0, 1.0])
 
 
 def _faces() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of every face (at most three constraints hold with equality): the nearest point ``J t + j`` of its hull, and four
-    numbers ``A t + a`` that are not negative exactly if that is the nearest point of the tetrahedron: multipliers of
-    the constraints that hold with equality, slack of the others.
+    """For every face, on which at most three constraints hold with equality: the nearest point ``J t + j`` of its hull.
+
+    With it come four numbers ``A t + a``. None is negative exactly if that point is the nearest of the tetrahedron.
+    They are the multipliers of the constraints that hold with equality, and the slack of the others.
     """
     points, shifts, fits, fit_shifts = [], [], [], []
     for count in range(4):
@@ -317,7 +319,7 @@ def _faces() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 _POINT, _POINT_SHIFT, _FIT, _FIT_SHIFT = _faces()
 
-# --- the graph --------------------------------------------------------------------------------------------------------
+# The graph.
 
 
 class Graph:
@@ -516,7 +518,7 @@ def _copies(graph: Graph, states: list[State]) -> Tensor:
     return torch.cat(taken, -1) & graph.valid
 
 
-# --- plain torch ------------------------------------------------------------------------------------------------------
+# The steps.
 
 
 class _Faces:
@@ -751,7 +753,7 @@ def _bound(graph: Graph, programme: Programme, target: Tensor, point: Tensor) ->
     return total
 
 
-# --- the best vertex -------------------------------------------------------------------------------------------------
+# The best vertex.
 
 #: A bound above the value by no more than this, relative to the sum of the scores (or 1), proves it.
 _PROOF = 1e-9
@@ -805,7 +807,7 @@ def best_vertices(
     return best, top, torch.maximum(top, given_up), (top > -torch.inf) & (given_up <= top + slack)
 
 
-# --- compiled, CPU ----------------------------------------------------------------------------------------------------
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
 # Of one example. ``x [P]`` are parts, ``e [E]`` copies; ``graph`` is (start of the copies of factor f [F + 1], part of
 # a copy [E], -1 if it is negated [E], kind [F], least and greatest count [F], tables of the tetrahedron). A face is
 # said by which copies are inside ``inside [E]`` and by a number ``face [F]``: whether the count binds; which of the

@@ -125,7 +125,7 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: 
     if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
         _, factors = _eliminate_operator(scores, exists, root)
         times = len(uniform) // max(len(scores), 1)
-        tree: Tensor = _sample_operator(*_repeated(times, scores, exists, root, factors), uniform)
+        tree: Tensor = _sample_operator(*repeated(times, scores, exists, root, factors), uniform)
         return tree
     if not on_host(scores):
         return torch_sample(scores, exists, root, uniform)
@@ -137,7 +137,7 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: 
     return out
 
 
-def _repeated(times: int, *tensors: Tensor) -> list[Tensor]:
+def repeated(times: int, *tensors: Tensor) -> list[Tensor]:
     """Each tensor repeated this many times along its rows: all rows, then all rows again."""
     return [t if times == 1 else t.repeat(times, *[1] * (t.dim() - 1)) for t in tensors]
 
@@ -204,7 +204,7 @@ def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) 
     rows = torch.arange(batch, device=scores.device)
     stages = eliminate(scores, exists, root)[1]
     times = batch // max(len(scores), 1)
-    scores, exists, root, *stages = _repeated(times, scores, exists, root, *stages)
+    scores, exists, root, *stages = repeated(times, scores, exists, root, *stages)
     # Node n is the root; above[x, y]: y is x or an ancestor of x. Only columns of nodes back in the tree matter.
     parent = torch.full((batch, n), n, device=scores.device)
     above = torch.eye(n + 1, dtype=torch.bool, device=scores.device).repeat(batch, 1, 1)

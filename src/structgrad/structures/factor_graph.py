@@ -298,9 +298,9 @@ class FactorGraph(Gibbs, KBest):
     Parts are a vector ``[P]``; a vertex is a 0/1 vector that every factor allows. Scores of pairs are parts of their
     own, so that a vertex is linear in its scores.
 
-    - :meth:`argmax` looks at all vertices where there are few. Elsewhere it is AD3: the linear programme over the
-      *local polytope*, which is the intersection of the factors' polytopes, and branch and bound where its solution is
-      fractional. :meth:`best_vertex` also returns the dual bound, and whether the vertex is proved to be a best one.
+    - :meth:`argmax` looks at all vertices where there are few. Elsewhere it is AD3, the linear programme over the
+      *local polytope*. That is the intersection of the factors' polytopes. Branch and bound follows where the solution
+      is fractional. :meth:`best_vertex` also returns the dual bound, and whether the vertex is proved to be a best one.
     - :meth:`project` is LP-SparseMAP, the Euclidean projection on the local polytope. **The local polytope is
       larger than conv(X)** wherever factors share parts in loops, and so is what the relaxations return.
     - Relaxations: ``euclidean`` (:meth:`project`), and ``lp`` (:meth:`lp_sparsemap`), which has no quadratic term of
@@ -390,8 +390,8 @@ class FactorGraph(Gibbs, KBest):
 
     @classmethod
     def agreement(cls, n: int, labels: int, **options: Any) -> FactorGraph:
-        """Two taggers that agree: parts are the labels ``n * C``, position by position, then the transitions
-        ``(n - 1) * C * C`` of the first :class:`LinearChain`, then those of the second. Transitions are additional.
+        """Two taggers that agree. Parts are first the labels ``n * C``, position by position. Then come the
+        transitions ``(n - 1) * C * C`` of the first :class:`LinearChain`, and those of the second. They are additional.
 
         Raises:
             ValueError: for fewer than two positions.
