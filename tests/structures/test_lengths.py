@@ -10,12 +10,22 @@ import torch
 from structgrad import losses
 from structgrad.algorithms import matrix_tree
 from structgrad.estimators import SST
-from structgrad.structures import Alignment, Arborescence, Ctc, DagPath, LinearChain, OneHot, Subset, UnsupportedError
+from structgrad.structures import (
+    Alignment,
+    Arborescence,
+    Ctc,
+    DagPath,
+    FactorGraph,
+    LinearChain,
+    OneHot,
+    Subset,
+    UnsupportedError,
+)
 from structgrad.testing import computing
 from tests.cases import CASES
 
 #: Structures of which lengths do not say all.
-WITHOUT = ("ctc", "dag_path")
+WITHOUT = ("ctc", "dag_path", "factor_graph")
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in WITHOUT])
@@ -59,7 +69,11 @@ def test_lengths_of_two_sequences() -> None:
 
 
 def test_what_takes_no_lengths_says_why() -> None:
-    for structure, shape in ((Ctc(), (4, 3, 3)), (DagPath([[0, 1], [0, 1]]), (2,))):
+    for structure, shape in (
+        (Ctc(), (4, 3, 3)),
+        (DagPath([[0, 1], [0, 1]]), (2,)),
+        (FactorGraph.ising_grid(1, 2), (3,)),
+    ):
         with pytest.raises(UnsupportedError, match="takes a mask, not lengths: "):
             structure.argmax(torch.randn(shape), lengths=torch.tensor(2))
 

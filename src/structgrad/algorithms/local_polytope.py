@@ -8,7 +8,7 @@ x_f are the parts of factor f and Z_f the 0/1 vectors that it allows. With c = 0
 **Steps.** The alternating directions method of multipliers (Martins et al. 2015, algorithm 1; Niculae & Martins 2020,
 algorithm 1). Every factor has a copy of its parts, projected on its own polytope, and the copies are made to agree.
 
-**The last step.** Once the faces on which the copies lie stay the same, the rest is linear. x moves in the affine
+**The last step.** The rest is linear once the faces on which the copies lie stay the same. Then x moves in the affine
 space that these faces have in common, and the multipliers move in the linear space across them. Both are found by
 conjugate gradients. The pair is then verified: x is the solution exactly if every copy is the projection of itself plus
 its multipliers. So the result is exact, and the steps need only find the faces.

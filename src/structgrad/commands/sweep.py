@@ -8,34 +8,34 @@ killed ones continue from their checkpoint. The same command continues a stopped
 is recorded with its reason, and the other runs continue.
 
 == Options ==
-  table=<name>          {tables}
-  search={key: range}   without a table: what is searched, as tables say it; docs/sweeps.md
-  metric=val/elbo       without a table: what selects; the task's monitor by default
-  rows=a,b              some rows of it; by default all rows that can be run
-  trials=20             draws of the hyper-parameters for each row, for tables that select among trials
-  seeds=0,1,2           for tables over seeds; trials and seeds are the table's own by default
-  budget=paper          paper, quick (minutes a run), smoke (seconds); the table's own by default
-  workers=1             processes on this machine; 0 only shows the progress
-  workers_per_gpu=1     instead of workers=: processes on each GPU of this machine
-  launcher=local        or slurm: workers are jobs, with slurm.<parameter>=<value> for submitit;
+    table=<name>          {tables}
+    search={key: range}   without a table: what is searched, as tables say it; docs/sweeps.md
+    metric=val/elbo       without a table: what selects; the task's monitor by default
+    rows=a,b              some rows of it; by default all rows that can be run
+    trials=20             draws of the hyper-parameters for each row, for tables that select among trials
+    seeds=0,1,2           for tables over seeds; trials and seeds are the table's own by default
+    budget=paper          paper, quick (minutes a run), smoke (seconds); the table's own by default
+    workers=1             processes on this machine; 0 only shows the progress
+    workers_per_gpu=1     instead of workers=: processes on each GPU of this machine
+    launcher=local        or slurm: workers are jobs, with slurm.<parameter>=<value> for submitit;
                           or submitit: the same without Slurm, on this machine
-  storage=<url>         the queue's database: by default SQLite beside the runs;
+    storage=<url>         the queue's database: by default SQLite beside the runs;
                           postgresql://user@host/name for several machines, its password in ~/.pgpass
-  sampler=random        or any Optuna sampler by name, e.g. tpe; trials then depend on earlier ones
-  halving=3             asynchronous successive halving: at each rung the best third of the trials
+    sampler=random        or any Optuna sampler by name, e.g. tpe; trials then depend on earlier ones
+    halving=3             asynchronous successive halving: at each rung the best third of the trials
                           continues and the rest stops; docs/sweeps.md says where the rungs are
-  results=runs/tables   finished runs leave their summary in <results>/<table>_<budget>
-  folder=runs/sweeps    the folder of the queue and of the runs' output
-  retry=false           true: try failed trials again
-  heartbeat=30          seconds between a worker's signs of life
-  grace=120             after this many seconds without one, another worker gets the trial
+    results=runs/tables   finished runs leave their summary in <results>/<table>_<budget>
+    folder=runs/sweeps    the folder of the queue and of the runs' output
+    retry=false           true: try failed trials again
+    heartbeat=30          seconds between a worker's signs of life
+    grace=120             after this many seconds without one, another worker gets the trial
 
 == Examples ==
-  {command} table=paulus_2 trials=20 workers=2 budget=quick     all rows of a table on two processes
-  {command} table=paulus_2 rows=lstm,arborescence trainer=cpu   some rows
-  {command} table=struminsky_3 seeds=0,1,2 logger=wandb         with dashboards, see docs/comparing_runs.md
-  {command} task=toy trials=20 'search={task.optimizer.lr: {distribution: log_uniform, low: 1e-4, high: 1e-2}}'
-  {command} table=paulus_1 storage=postgresql://me@host/name    machines that share it, see docs/sweeps.md
+    {command} table=paulus_2 trials=20 workers=2 budget=quick     all rows of a table on two processes
+    {command} table=paulus_2 rows=lstm,arborescence trainer=cpu   some rows
+    {command} table=struminsky_3 seeds=0,1,2 logger=wandb         with dashboards, see docs/comparing_runs.md
+    {command} task=toy trials=20 'search={task.optimizer.lr: {distribution: log_uniform, low: 1e-4, high: 1e-2}}'
+    {command} table=paulus_1 storage=postgresql://me@host/name    machines that share it, see docs/sweeps.md
 
 Exit codes: 0 all trials are finished or have failed; 1 an error, or all trials failed; 75 stopped by
 SIGTERM or Ctrl-C. After 75 the same command continues.

@@ -452,6 +452,12 @@ class FactorGraph(Gibbs, KBest):
             allowed = self.graph.allows(torch.where(binary[:, None], x, 0.0), exists) & binary
             refuse(~allowed.reshape(scores.shape[:-1]), f"is no vertex of {self.name}")
 
+    def length_mask(self, lengths: Tensor, scores: Tensor) -> Tensor:
+        """Refused: factors over parts that do not exist stay as they are, so the first parts are no smaller graph."""
+        raise UnsupportedError(
+            "FactorGraph takes a mask, not lengths: the first so many parts are no graph of their own"
+        )
+
     # --- the best vertex ------------------------------------------------------------------------------------------
 
     def argmax(self, utility: Tensor, mask: Tensor | None = None) -> Tensor:
