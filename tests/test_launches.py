@@ -14,7 +14,8 @@ GENERATED = {
     "graph_layout: spanning tree, SST": (240, 260),
     "graph_layout: spanning tree, T-REINFORCE": (250, 245),
     "l2x: k-subset, SST": (100, 55),
-    "l2x: correlated k-subset, SST": (115, 65),
+    # 15 of them subtract the largest score, without which the lowest finite scores lose their counts.
+    "l2x: correlated k-subset, SST": (125, 65),
     "l2x: k-subset, T-REINFORCE+": (120, 50),
 }
 FROM_FILES = {
