@@ -3,7 +3,7 @@
     max_x <s, x> - sum_p c_p x_p^2 / 2    such that  x_f in conv(Z_f) for every factor f
 
 x_f are the parts of factor f and Z_f the 0/1 vectors that it allows. With c = 0 this is the linear programme of AD3
-(Martins et al. 2015, equation 10), with c = 1 on the variables LP-SparseMAP (Niculae & Martins 2020, equation 8).
+(Martins et al. 2015, equation 10). With c = 1 on the variables it is LP-SparseMAP (Niculae & Martins 2020, equation 8).
 
 **Steps.** The alternating directions method of multipliers (Martins et al. 2015, algorithm 1; Niculae & Martins 2020,
 algorithm 1). Every factor has a copy of its parts, projected on its own polytope, and the copies are made to agree.
@@ -990,6 +990,20 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _conjugate_step(x, residual, direction, image, curvature, length):  # type: ignore[no-untyped-def]
+    """One step of conjugate gradients, in place. Returns the new squared length of the residual."""
+    step = length / curvature
+    for p in range(len(x)):
+        x[p] += step * direction[p]
+        residual[p] -= step * image[p]
+    new = _dot(residual, residual)
+    ratio = new / length
+    for p in range(len(x)):
+        direction[p] = residual[p] + ratio * direction[p]
+    return new
+
+
+@njit(cache=True, nogil=True)
 def _invert(graph, known, present, inside, face, right, floor, x):  # type: ignore[no-untyped-def]
     """Conjugate gradients: the smallest x with :func:`_across` of it the right side."""
     size, entries = len(right), len(graph[1])
@@ -1005,15 +1019,7 @@ def _invert(graph, known, present, inside, face, right, floor, x):  # type: igno
         curvature = _dot(direction, image)
         if not curvature > _FLAT * _dot(direction, direction):
             break
-        step = length / curvature
-        for p in range(size):
-            x[p] += step * direction[p]
-            residual[p] -= step * image[p]
-        new = _dot(residual, residual)
-        ratio = new / length
-        for p in range(size):
-            direction[p] = residual[p] + ratio * direction[p]
-        length = new
+        length = _conjugate_step(x, residual, direction, image, curvature, length)
 
 
 @njit(cache=True, nogil=True)
@@ -1052,15 +1058,7 @@ def _along(graph, known, present, inside, face, weight, v, out):  # type: ignore
         curvature = _dot(direction, image)
         if not curvature > _FLAT * _dot(direction, direction):
             break
-        step = length / curvature
-        for p in range(size):
-            out[p] += step * direction[p]
-            residual[p] -= step * image[p]
-        new = _dot(residual, residual)
-        ratio = new / length
-        for p in range(size):
-            direction[p] = residual[p] + ratio * direction[p]
-        length = new
+        length = _conjugate_step(out, residual, direction, image, curvature, length)
 
 
 @njit(cache=True, nogil=True)
