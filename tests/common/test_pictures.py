@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -72,3 +73,13 @@ def test_no_other_file_chooses_colours() -> None:
         "src/structgrad/experiments/figures.py",
         "scripts/structure_pictures.py",
     }
+
+
+def test_saving_prints_nothing_of_other_libraries(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A font within a PDF makes a hundred lines of logs where the level is INFO, as Hydra sets it."""
+    caplog.set_level(logging.INFO)
+    figure = Figure()
+    figure.suptitle("a title")
+    pictures.save(figure, tmp_path / "picture.png")
+    assert (tmp_path / "picture.pdf").is_file()
+    assert not caplog.records

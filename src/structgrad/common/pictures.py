@@ -6,6 +6,7 @@ points also differ in dashes and markers, for readers who see no colours.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ PALE, RULE, FAINT = "#DCEBF9", "#B8BDC6", "#6B7482"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, INK)
 MARKERS = "os^Dv*PX<>"
 LINES = ("-", "--", "-.", ":")
+# A font within a PDF makes a hundred lines of logs, which Hydra's level would show.
+logging.getLogger("fontTools").setLevel(logging.WARNING)
+
 #: The largest number of series that are distinguishable in one panel.
 MOST = 10
 
