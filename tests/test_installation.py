@@ -189,7 +189,7 @@ def test_train_report_and_diagnose_outside_the_checkout(installed: Path, tmp_pat
     (summary,) = (tmp_path / "runs").glob("**/summary.json")
     assert json.loads(summary.read_text())["commit"] is None
     shutil.copytree(ROOT / "results" / "listops_quick", tmp_path / "results" / "listops_quick")
-    assert "budget `quick`" in _run(installed / "structgrad-report", "results/listops_quick", folder=tmp_path)
+    assert "budget is `quick`" in _run(installed / "structgrad-report", "results/listops_quick", folder=tmp_path)
     options = ["structure=one_hot", "estimator=sst", "over=none", "samples=20"]
     assert "OneHot, (4,) scores" in _run(installed / "structgrad-diagnose", *options, folder=tmp_path)
 

@@ -15,6 +15,7 @@ def trainer(step: int) -> Any:
     return SimpleNamespace(
         global_step=step,
         max_steps=100,
+        accumulate_grad_batches=1,
         is_global_zero=True,
         progress_bar_metrics={"train/loss": 1.5},
         loggers=[],

@@ -266,9 +266,10 @@ def _services(run: Run) -> Iterator[list[Logger]]:
     try:
         for name, node in run.config.logger.items():
             try:
-                loggers.append(instantiate(node))
-                # For a remote service, the first call opens a connection.
-                loggers[-1].log_hyperparams(hyperparameters(run))
+                logger = instantiate(node)
+                # For a remote service, the first call opens a connection. One that does not open has none to release.
+                logger.log_hyperparams(hyperparameters(run))
+                loggers.append(logger)
             except OSError:
                 raise
             except Exception as error:  # every tracking service has its own errors
