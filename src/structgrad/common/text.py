@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -27,19 +28,46 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+class Configured:
+    """A base class that remembers the arguments of the constructor, which :func:`options` shows."""
+
+    _given: dict[str, Any]
+
+    def __new__(cls, *args: Any, **named: Any) -> Self:
+        """The object before its constructor. Copies and pickles are made without arguments; they bring the old ones."""
+        if cls.__init__ is object.__init__ and (args or named):  # which Python overlooks beside a __new__
+            raise TypeError(f"{cls.__name__}() takes no arguments")
+        made = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls).bind(*args, **named)
+        except TypeError:
+            return made  # a copy, or a mistake that the constructor names
+        bound.apply_defaults()
+        # An nn.Module refuses attributes before its constructor, whose children would come twice.
+        given = {name: value for name, value in bound.arguments.items() if not isinstance(value, Iterator)}
+        object.__setattr__(made, "_given", given)
+        return made
+
+
 def options(thing: object, without: Iterable[str] = ()) -> str:
-    """``temperature=0.5, n_samples=1``: constructor arguments that an object keeps under their
-    names.
+    """``temperature=0.5, n_samples=1``: the arguments of an object's constructor.
+
+    The value is the one that the object keeps under the argument's name. Otherwise it is the one
+    that was given, which only a :class:`Configured` object knows.
 
     Args:
         thing: the object.
         without: arguments to leave out.
     """
     parts = []
+    values = {**getattr(thing, "_given", {}), **vars(thing)}
     for name, parameter in inspect.signature(type(thing)).parameters.items():
         if name in without or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if name in (kept := vars(thing)):
-            value = kept[name]
-            parts.append(f"{name}={value.__name__ if inspect.isclass(value) else repr(value)}")
+        # Modules beside the object show themselves, as its children.
+        if name in values and name not in vars(thing).get("_modules", {}):
+            value = values[name]
+            parts.append(
+                f"{name}={value.__name__ if inspect.isroutine(value) or inspect.isclass(value) else repr(value)}"
+            )
     return ", ".join(parts)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from structgrad.algorithms.autocast import under_autocast_of, without_autocast
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.common.ranges import check_positive
-from structgrad.common.text import options
+from structgrad.common.text import Configured, options
 from structgrad.estimators.utilities import SumOfGamma, Utility
 from structgrad.structures.base import Structure, UnsupportedError
 
@@ -152,7 +152,7 @@ class Estimate:
         return out.index_add(0, self.rows, weighted)
 
 
-class Estimator(nn.Module, abc.ABC):
+class Estimator(Configured, nn.Module, abc.ABC):
     """Turns scores and an objective into a surrogate whose gradient estimates that of the expected
     objective.
 

@@ -35,9 +35,6 @@ class Alignment(Derivations):
     def __init__(self) -> None:
         self.layout = Matrix()
 
-    def __repr__(self) -> str:
-        return "Alignment()"
-
     def read(self, vertex: Tensor) -> Tensor:
         """The cells (i, j) of the path, in order: int64 ``[*batch, m, 2]``, -1 after the last one."""
         return super().read(vertex)

@@ -15,7 +15,7 @@ from torch import Tensor
 from structgrad.algorithms.autocast import without_autocast
 from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.noise import wide_exponentials
-from structgrad.common.text import options
+from structgrad.common.text import Configured, options
 from structgrad.structures import reading as readings
 from structgrad.structures.layout import Layout
 from structgrad.structures.lengths import mask_of, taking_lengths
@@ -140,7 +140,7 @@ class SparseDistribution:
     weights: Tensor
 
 
-class Structure:
+class Structure(Configured):
     """A finite set X of 0/1 vertices over parts, and the computations on it.
 
     **Shapes.** Scores, utilities, masks and vertices are ``[*batch, *parts]`` with an arbitrary

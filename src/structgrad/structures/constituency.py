@@ -46,9 +46,6 @@ class Constituency(Derivations):
         self.labels = labels
         self.layout = Layout("spans", ("n", "n", "C"))
 
-    def __repr__(self) -> str:
-        return f"Constituency(labels={self.labels})"
-
     def shape(self, n: int) -> tuple[int, ...]:
         """The shape for n positions."""
         return (n, n, self.labels)

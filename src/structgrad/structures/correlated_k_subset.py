@@ -45,9 +45,6 @@ class CorrelatedKSubset(Gibbs):
         self.k = k
         self.layout = Vector()
 
-    def __repr__(self) -> str:
-        return f"CorrelatedKSubset(k={self.k})"
-
     def shape(self, n: int) -> tuple[int, ...]:
         """The shape for n items and their pairs."""
         return (max(2 * n - 1, 1),)

@@ -51,9 +51,6 @@ class Ctc(Derivations):
     def __init__(self) -> None:
         self.layout = Layout("frames, states and moves", ("T", "S", "3"))
 
-    def __repr__(self) -> str:
-        return "Ctc()"
-
     def shape(self, n: int) -> tuple[int, ...]:
         """The shape for n frames and n // 2 labels."""
         return (n, 2 * (n // 2) + 1, _MOVES)

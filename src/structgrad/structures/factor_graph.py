@@ -27,6 +27,7 @@ from structgrad.algorithms.local_polytope import (
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import break_graph, is_batched_gradient, untraced
+from structgrad.common.text import options
 from structgrad.structures.base import Structure, UnsupportedError, repeated
 from structgrad.structures.derived import Gibbs, KBest
 from structgrad.structures.layout import Vector
@@ -352,7 +353,8 @@ class FactorGraph(Gibbs, KBest):
 
     def __repr__(self) -> str:
         counts = sum(group.parts.shape[0] for group in self.graph.groups)
-        return f"FactorGraph({self.size} parts, {counts} factors)"
+        rest = options(self, without=["size", "factors", "additional"])
+        return f"FactorGraph({self.size} parts, {counts} factors, {rest})"
 
     # --- presets --------------------------------------------------------------------------------------------------
 

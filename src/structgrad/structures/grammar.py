@@ -50,9 +50,6 @@ class Grammar(Derivations):
         self.nonterminals, self.preterminals = nonterminals, preterminals
         self.layout = Layout("anchored rules", ("n", "n", "R"))
 
-    def __repr__(self) -> str:
-        return f"Grammar(nonterminals={self.nonterminals}, preterminals={self.preterminals})"
-
     @property
     def symbols(self) -> int:
         """S, the number of symbols."""

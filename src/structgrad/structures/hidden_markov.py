@@ -51,9 +51,6 @@ class HiddenMarkov(Derivations):
         self.states = states
         self.layout = Layout("states", ("n", "C", "C"))
 
-    def __repr__(self) -> str:
-        return f"HiddenMarkov(states={self.states})"
-
     def shape(self, n: int) -> tuple[int, ...]:
         """The shape for n positions."""
         return (n, self.states, self.states)

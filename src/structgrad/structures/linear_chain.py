@@ -47,9 +47,6 @@ class LinearChain(Derivations):
         self.labels = labels
         self.layout = Layout("transitions", ("n - 1", "C", "C"))
 
-    def __repr__(self) -> str:
-        return f"LinearChain(labels={self.labels})"
-
     def shape(self, n: int) -> tuple[int, ...]:
         """The shape for n positions."""
         return (max(n - 1, 0), self.labels, self.labels)

@@ -56,9 +56,6 @@ class LowRankGrammar(Derivations):
         self.nonterminals, self.preterminals, self.rank = nonterminals, preterminals, rank
         self.layout = Layout("anchored factors", ("n", "n", "F"))
 
-    def __repr__(self) -> str:
-        return f"LowRankGrammar(nonterminals={self.nonterminals}, preterminals={self.preterminals}, rank={self.rank})"
-
     @property
     def symbols(self) -> int:
         """S, the number of symbols."""

@@ -48,9 +48,6 @@ class ProjectiveTree(Derivations):
         self._arborescences = Arborescence(root, single_root)
         self.layout = Directed()
 
-    def __repr__(self) -> str:
-        return f"ProjectiveTree(root={self.root}, single_root={self.single_root})"
-
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """The checks of every structure; graphs that are too small to have the root are refused
         too.

@@ -46,9 +46,6 @@ class SemiMarkov(Derivations):
         self.labels, self.longest = labels, longest
         self.layout = Layout("segments", ("n - 1", "K", "C", "C"))
 
-    def __repr__(self) -> str:
-        return f"SemiMarkov(labels={self.labels}, longest={self.longest})"
-
     def shape(self, n: int) -> tuple[int, ...]:
         """The shape for n positions."""
         return (max(n - 1, 0), self.longest, self.labels, self.labels)
