@@ -101,6 +101,38 @@ def test_optunas_dashboard_has_names_curves_and_an_attribute_a_metric(tmp_path: 
     assert trial.user_attrs.items() >= metrics.items()
 
 
+def test_all_rows_are_read_before_the_turn_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the workers of a large table start one after the other."""
+    plan = make(tmp_path, *(row(name, 1) for name in "abcd"))
+    queue, other = Queue(plan), Queue(plan)
+    read: list[str] = []  # within the turn
+    alone, trials = queue.storage.alone, queue.trials
+
+    def turn(what: str) -> Any:
+        read.clear()
+        return alone(what)
+
+    def reading(row: PlannedRow) -> Any:
+        read.append(row.name)
+        return trials(row)
+
+    monkeypatch.setattr(queue.storage, "alone", turn)
+    monkeypatch.setattr(queue, "trials", reading)
+    look = queue._look
+
+    def interrupted() -> None:
+        look()
+        taken = other.take()  # by another worker, between the look and the turn
+        assert taken is not None
+        assert taken.row.name == "a"
+
+    monkeypatch.setattr(queue, "_look", interrupted)
+    taken = queue.take()
+    assert taken is not None
+    assert taken.row.name == "b"  # nothing twice
+    assert read == ["a", "b"]
+
+
 def test_trials_do_not_depend_on_other_rows_or_their_number(tmp_path: Path) -> None:
     few, many = (
         make(tmp_path, row("a", 2, "x"), name="few"),

@@ -217,6 +217,9 @@ class Queue:
 
     def take(self) -> Taken | None:
         """Start the next trial of the plan, in any row; None if there is none to start now."""
+        # All rows are read before this worker's turn, so others need not wait. Its turn reads the chosen row again.
+        if time.monotonic() - self._looked > self.plan.heartbeat or not any(self._open.values()):
+            self._look()
         with self.storage.alone(self.plan.name):
             found = self._choose()
             if found is None:
@@ -236,10 +239,8 @@ class Queue:
         """The trial to start next: the lowest rung first, then the lowest index, then the first
         row.
 
-        It is read from the database, because others start trials too.
+        The row is read from the database again, because others start trials too.
         """
-        if time.monotonic() - self._looked > self.plan.heartbeat or not any(self._open.values()):
-            self._look()
         while True:
             waiting = [
                 (_rung(self._open[row.name][0][1]), self._open[row.name][0][0], position)
@@ -256,7 +257,10 @@ class Queue:
                 return row, index, until, trials.get(index)
 
     def _look(self) -> None:
-        """Mark the entries of dead workers as failed, and find the trials to start."""
+        """Mark the entries of dead workers as failed, and find the trials to start.
+
+        Several workers may do this at once: an entry that another one has ended stays as it is.
+        """
         for row in self.plan.rows:
             study = optuna.load_study(study_name=self.name(row), storage=self._studies)
             optuna.storages.fail_stale_trials(study)
