@@ -40,7 +40,7 @@ def test_an_option_has_its_present_value_or_the_given_one() -> None:
     class Thing(Configured):
         def __init__(self, kept: int, renamed: int, *rest: int, default: str = "a", **more: int) -> None:
             self.kept = kept + 1
-            self.other = renamed
+            self.other = str(renamed)
 
     class Plain(Configured):
         pass
@@ -48,6 +48,7 @@ def test_an_option_has_its_present_value_or_the_given_one() -> None:
     assert options(Thing(1, 2)) == "kept=2, renamed=2, default='a'"
     assert options(Thing(1, 2, 3, default="b", more=4), without=["kept"]) == "renamed=2, default='b'"
     assert options(copy.deepcopy(Thing(1, renamed=2))) == "kept=2, renamed=2, default='a'"
+    assert "renamed=..." in options(copy.deepcopy(Thing(1, (c for c in "ab"))))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="renamed"):
         Thing(1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"Plain\(\) takes no arguments"):

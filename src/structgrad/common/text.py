@@ -31,21 +31,18 @@ def duration(seconds: float) -> str:
 class Configured:
     """A base class that remembers the arguments of the constructor, which :func:`options` shows."""
 
-    _given: dict[str, Any]
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **named: Any) -> Self:
         """The object before its constructor. Copies and pickles are made without arguments; they bring the old ones."""
         if cls.__init__ is object.__init__ and (args or named):  # which Python overlooks beside a __new__
             raise TypeError(f"{cls.__name__}() takes no arguments")
         made = super().__new__(cls)
-        try:
-            bound = inspect.signature(cls).bind(*args, **named)
-        except TypeError:
-            return made  # a copy, or a mistake that the constructor names
-        bound.apply_defaults()
+        # As simple as this, so that torch.compile can trace it. An iterator is read once, and cannot be copied.
+        given = tuple([... if isinstance(value, Iterator) else value for value in args])
+        given_by_name = {name: ... if isinstance(value, Iterator) else value for name, value in named.items()}
         # An nn.Module refuses attributes before its constructor, whose children would come twice.
-        given = {name: value for name, value in bound.arguments.items() if not isinstance(value, Iterator)}
-        object.__setattr__(made, "_given", given)
+        object.__setattr__(made, "_given", (given, given_by_name))
         return made
 
 
@@ -60,14 +57,22 @@ def options(thing: object, without: Iterable[str] = ()) -> str:
         without: arguments to leave out.
     """
     parts = []
-    values = {**getattr(thing, "_given", {}), **vars(thing)}
-    for name, parameter in inspect.signature(type(thing)).parameters.items():
+    signature = inspect.signature(type(thing))
+    values = dict(vars(thing))
+    if isinstance(thing, Configured):
+        given, given_by_name = thing._given
+        bound = signature.bind(*given, **given_by_name)
+        bound.apply_defaults()
+        values = bound.arguments | values
+    for name, parameter in signature.parameters.items():
         if name in without or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         # Modules beside the object show themselves, as its children.
         if name in values and name not in vars(thing).get("_modules", {}):
             value = values[name]
-            parts.append(
-                f"{name}={value.__name__ if inspect.isroutine(value) or inspect.isclass(value) else repr(value)}"
-            )
+            if inspect.isroutine(value) or inspect.isclass(value):
+                text = value.__name__
+            else:
+                text = "..." if value is ... else repr(value)
+            parts.append(f"{name}={text}")
     return ", ".join(parts)

@@ -35,10 +35,6 @@ Mapping = Literal["marginal", "sparsemap", "entmax"]
 Evaluation = Literal["hard", "relaxed"]
 
 
-#: Made here, as a compiled step cannot trace the constructor of a structure.
-_ONE_HOT = OneHot()
-
-
 class ExponentialSchedule(nn.Module):
     """A temperature that falls with the number of training steps:
     ``max(minimum, start exp(-rate step))``.
@@ -398,7 +394,7 @@ class Deterministic(Estimator):
         assert self.alpha is not None
         alpha = self.alpha if self.logit is None else self.current_alpha()
         layout, exists = self.structure.layout, self.structure.parts(scores, mask)
-        point = _ONE_HOT.entmax(layout.flatten(scores), alpha, layout.flatten(exists))
+        point = OneHot().entmax(layout.flatten(scores), alpha, layout.flatten(exists))
         return layout.unflatten(point, scores.shape[-layout.ndim :])
 
 
