@@ -1,16 +1,21 @@
 """Decoder of the bit-vector VAE, forward and backward, at the paper's size: vertices evaluated in a
-second.
+second; and the importance samples of a test.
 
 Run from the root of the checkout: ``python -m benchmarks.bit_vector_vae_step``.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from benchmarks.harness import Row, matmul_rate, measure, report, settings
 from torch import Tensor
 from torch.nn import functional as F
 
+from structgrad.estimators import Reinforce
+from structgrad.structures import Subset
+from structgrad.tasks.bit_vector_vae import BitVectorVAE, ImageData
 from structgrad.tasks.bit_vector_vae.model import LEVELS, Decoder
 from structgrad.training.runtime import tune_allocator
 
@@ -30,6 +35,21 @@ def plain(decoder: Decoder, vertices: Tensor, images: Tensor, rows: Tensor) -> T
     logits = decoder.levels(features).flatten(0, 1)
     losses = F.cross_entropy(logits, images[rows].flatten().long(), reduction="none")
     return losses.reshape(len(vertices), -1).sum(1)
+
+
+def samples(bits: int = 32, number: int = 1024) -> Row:
+    """Losses of the importance samples of images whose bits have probabilities of 0.02 and 0.98."""
+    structure = Subset()
+    optimizer = partial(torch.optim.Adam, lr=1e-3)
+    data = ImageData("unused", "unused", "unused")
+    task = BitVectorVAE(structure=structure, estimator=Reinforce(structure), optimizer=optimizer, data=data, bits=bits)
+    images = torch.randint(0, LEVELS, (BATCH, PIXELS), dtype=torch.uint8)
+    scores = torch.randn(BATCH, bits).sign() * 4
+    vertices, rows, _ = (torch.cat(x) for x in zip(*task._posterior_samples(scores, number), strict=True))
+    with torch.no_grad():
+        mine = measure(lambda: task._losses_of(vertices, images, rows), repeats=3, warmup=1)
+        other = measure(lambda: task.decoder(vertices, images, rows), repeats=1, warmup=0)
+    return Row("importance samples", f"D={bits} {number}x{BATCH}", mine, "every sample decoded", other)
 
 
 def main() -> None:
@@ -58,6 +78,7 @@ def main() -> None:
             share = round(mine.rate(flops(bits) * len(rows)) / product, 2)
             row = Row("decoder, forward and backward", size, mine, "plain PyTorch", other, bound, share=share)
             rows_out.append(row)
+    rows_out.append(samples())
     report("bit_vector_vae_step", rows_out)
 
 

@@ -396,6 +396,34 @@ def test_importance_sampling_is_unbiased(name: str, prior: str) -> None:
     assert (error < 0.05).all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@torch.no_grad()
+def test_losses_of_all_pairs_are_those_of_each_pair(scale: float) -> None:
+    """Also where a decoder has logits of hundreds, and for more vertices than are decoded at once."""
+    task = make(Subset(), Reinforce(Subset()), bits=6)
+    task.decoder.outer.weight *= scale
+    vertices = torch.randint(0, 2, (150, 6)).float()
+    images = torch.randint(0, 256, (3, 16), dtype=torch.uint8)
+    rows = torch.arange(3).repeat(150)
+    expected = task.double().decoder(vertices.double().repeat_interleave(3, 0), images, rows)
+    pairs = task.float().decoder.of_all_pairs(vertices, images)
+    torch.testing.assert_close(pairs, expected.reshape(150, 3), rtol=1e-5, atol=1e-4)
+    assert not pairs.isclose(pairs[:1]).all()
+
+
+def test_equal_samples_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(Subset(), Reinforce(Subset()), bits=3)
+    vertices = torch.randint(0, 2, (90, 3)).float()
+    images = torch.randint(0, 256, (2, 16), dtype=torch.uint8)
+    rows = torch.arange(90) % 2
+    expected = task.decoder(vertices, images, rows)
+    decoded = []
+    decode = task.decoder.forward
+    monkeypatch.setattr(task.decoder, "forward", lambda v, *others: decoded.append(len(v)) or decode(v, *others))
+    torch.testing.assert_close(task._losses_of(vertices, images, rows).float(), expected)
+    assert sum(decoded) == 16  # two images, eight bit vectors
+
+
 def test_rate_counts_all_bit_vectors() -> None:
     structure = BudgetSubset(2)
     task = make(structure, Marginalize(structure, "sparsemap")).eval()

@@ -74,6 +74,29 @@ class Decoder(nn.Module):
         return cross_entropy(hidden, outer.weight, outer.bias, levels.weight, levels.bias, targets=images, rows=rows)
 
     @torch.no_grad()
+    def of_all_pairs(self, vertices: Tensor, images: Tensor) -> Tensor:
+        """``-log p(image | vertex)`` in nats of every vertex with every image: ``[N, batch]``.
+
+        Images differ only in the logits of their own grey levels, which are one product of matrices
+        for all pairs. Normalising constants are computed once a vertex.
+
+        Args:
+            vertices: ``[N, bits]``, hard or relaxed.
+            images: uint8 ``[batch, pixels]``.
+        """
+        black = torch.zeros_like(images[:1])
+        rows = torch.zeros(len(vertices), dtype=torch.int64, device=vertices.device)
+        # In float64: sums over all pixels whose difference is much smaller than they are.
+        maps = torch.cat([self.levels.weight, self.levels.bias[:, None]], 1).double()
+        excess = maps[0] - maps[images.long()]  # of black over an image's own levels: [batch, pixels, rank + 1]
+        slopes, offsets = excess[..., :-1].flatten(1), excess[..., -1].sum(1)
+        parts = []
+        for some, of in zip(vertices.split(CHUNK), rows.split(CHUNK), strict=True):
+            features = self.outer(self.inner(some).relu())
+            parts.append(self(some, black, of)[:, None] + features.double() @ slopes.T + offsets)
+        return torch.cat(parts)
+
+    @torch.no_grad()
     def mean(self, vertices: Tensor) -> Tensor:
         """The expected grey levels, 0 to 255: ``[N, pixels]``."""
         values = torch.arange(LEVELS, device=vertices.device, dtype=vertices.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -21,7 +22,7 @@ from structgrad.tasks.bit_vector_vae.model import Decoder, Encoder
 from structgrad.tasks.bit_vector_vae.pictures import draw_reconstructions
 from structgrad.tasks.pictures import draw_samples
 
-#: The number of vertices that the importance sampler decodes at once.
+#: The number of vertices that the importance sampler draws or decodes at once.
 _AT_ONCE = 1024
 
 
@@ -245,44 +246,58 @@ class BitVectorVAE(Task):
         """Estimate ``log p(x) = log sum_z p(z) p(x | z)``. The estimate of p(x) itself is unbiased.
 
         If ``estimate`` is a whole distribution, the sum over its support is exact. The rest of the
-        sum is estimated from bit vectors of the prior, where those of the support count 0.
-        Otherwise this is importance sampling from the Gibbs distribution of the scores (Burda et
-        al. 2016). If the structure does not contain all bit vectors, that misses the others and is
-        a lower bound.
+        sum is estimated from bit vectors of the prior, the same ones for all images, where those of
+        the support count 0. Otherwise this is importance sampling from the Gibbs distribution of
+        the scores (Burda et al. 2016), where equal samples of an image are decoded once. If the
+        structure does not contain all bit vectors, that misses the others and is a lower bound.
 
         Args:
             images: uint8 ``[batch, pixels]``.
             scores: ``[batch, bits]``.
             estimate: the estimate for these scores.
-            samples: number of samples an image, decoded in portions of bounded size.
+            samples: number of samples an image, drawn and decoded in portions of bounded size.
 
         Returns:
             ``[batch]``, in nats.
         """
         batch = len(images)
-        total = scores.new_full((batch,), -math.inf, dtype=torch.float64)
-        portion = max(1, _AT_ONCE // batch)
-        for start in range(0, samples, portion):
-            size = min(portion, samples - start)
-            expanded = scores.detach().expand(size, batch, self.bits)
-            if estimate.exact:
-                vertices = self.sample_prior(size, batch).to(scores)
-                ratio = torch.where(_contains(estimate, vertices), -math.inf, 0.0)
-            else:
-                vertices = self.structure.sample(expanded)
-                ratio = self.log_prior(vertices) - self.structure.log_prob(vertices, expanded)
-            rows = torch.arange(batch, device=scores.device).repeat(size)
-            losses = self.decoder(vertices.flatten(0, 1), images, rows).reshape(size, batch)
-            total = torch.logaddexp(total, (ratio - losses).double().logsumexp(0))
-        total = total - math.log(samples)
         if not estimate.exact:
-            return total
-        inside = total.new_empty(batch)
+            drawn = self._posterior_samples(scores.detach(), samples)
+            vertices, rows, ratios = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+            joint = ratios - self._losses_of(vertices, images, rows)
+            return joint.reshape(samples, batch).logsumexp(0) - math.log(samples)
+        vertices = self.sample_prior(samples).to(scores)
+        outside = (-self.decoder.of_all_pairs(vertices, images)).where(~_contains(estimate, vertices), -math.inf)
+        inside = outside.new_empty(batch)
         losses = self.decoder(estimate.vertices, images, estimate.rows)
         joint = self.log_prior(estimate.vertices).double() - losses.double()
         for row, mass in enumerate(joint.split(estimate.rows.bincount(minlength=batch).tolist())):
             inside[row] = mass.logsumexp(0)
-        return torch.logaddexp(total, inside)
+        return torch.logaddexp(outside.logsumexp(0) - math.log(samples), inside)
+
+    def _posterior_samples(self, scores: Tensor, samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Portions of the samples: bit vectors ``[N, bits]``, their rows, and ``log p(z) - log q(z)``."""
+        batch = len(scores)
+        portion = max(1, _AT_ONCE // batch)
+        for start in range(0, samples, portion):
+            expanded = scores.expand(min(portion, samples - start), batch, self.bits)
+            vertices = self.structure.sample(expanded)
+            ratio = self.log_prior(vertices) - self.structure.log_prob(vertices, expanded)
+            yield (
+                vertices.flatten(0, 1),
+                torch.arange(batch, device=scores.device).repeat(len(expanded)),
+                ratio.flatten(),
+            )
+
+    def _losses_of(self, vertices: Tensor, images: Tensor, rows: Tensor) -> Tensor:
+        """``-log p(images[rows] | vertices)``: ``[N]``, in float64. Each pair is decoded once, as a
+        trained encoder is sure of most bits and draws the same ones again and again.
+        """
+        pairs = torch.cat([rows[:, None], vertices.long()], 1)
+        pairs, places = pairs.to(torch.int32).unique(dim=0, return_inverse=True)
+        rows, bits = pairs[:, 0].long(), pairs[:, 1:].to(vertices)
+        parts = [self.decoder(v, images, r) for v, r in zip(bits.split(_AT_ONCE), rows.split(_AT_ONCE), strict=True)]
+        return torch.cat(parts).double()[places]
 
     @torch.no_grad()
     def generate(self, count: int) -> Tensor:
@@ -311,9 +326,8 @@ class BitVectorVAE(Task):
 
 
 def _contains(estimate: Estimate, vertices: Tensor) -> Tensor:
-    """Whether ``vertices`` ``[samples, batch, bits]`` are in the support of their row: bool ``[samples, batch]``."""
+    """Whether ``vertices`` ``[samples, bits]`` are in the support of each row: bool ``[samples, batch]``."""
     support, rows = estimate.vertices, estimate.rows
-    chosen = vertices[:, rows]
-    same = (chosen == support).all(-1)
-    counts = torch.zeros(vertices.shape[:2], dtype=torch.int64, device=rows.device)
+    same = (vertices[:, None] == support).all(-1)
+    counts = torch.zeros(len(vertices), estimate.objective.shape[0], dtype=torch.int64, device=rows.device)
     return counts.index_add(1, rows, same.long()) > 0
