@@ -124,7 +124,10 @@ def test_the_picture_has_a_point_a_row_with_both_errors(tmp_path: Path) -> None:
     (axes,), (legend,) = figure.axes, figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["small"]
     diagonal = next(line for line in axes.lines if list(line.get_xdata()) == list(line.get_ydata()))
-    assert tuple(diagonal.get_xdata()) == axes.get_xlim() == axes.get_ylim()
+    low, high = axes.get_xlim()
+    assert tuple(diagonal.get_xdata()) == (low, high) == axes.get_ylim()
+    assert low < point.published - point.published_error
+    assert high > point.published + point.published_error  # the whole bar is seen
     page = reproduction.document([report], "images/x.png")
     assert page.startswith("# Reproduction\n\n![Published numbers against ours](images/x.png)")
 

@@ -208,7 +208,8 @@ def figure(reports: Sequence[Report]) -> Figure:
                 capsize=2,
                 linewidth=1,
             )
-        ends = [value for p in group for value in (p.published, p.ours)] or [0.0, 100.0]
+        bars = [bar for p in group for bar in ((p.published, p.published_error), (p.ours, p.our_error))]
+        ends = [end for value, error in bars for end in (value - error, value + error)] or [0.0, 100.0]
         pad = 0.08 * ((max(ends) - min(ends)) or 1.0)
         span = (min(ends) - pad, max(ends) + pad)
         axes.plot(span, span, color="0.6", linewidth=1, zorder=0)
