@@ -187,7 +187,7 @@ def test_any_features_are_divided_within_each_concept(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", features=np.zeros((2, 2)))
     with pytest.raises(ValueError, match="lacks the arrays concept, names"):
         data.split("train")
-    with pytest.raises(MissingDataError, match=r"image_features\.py"):
+    with pytest.raises(MissingDataError, match="data=image_folder needs no file"):
         FeatureFile("g.npz", tmp_path, features=5).prepare()
     with pytest.raises(ValueError, match="shares"):
         FeatureFile("f.npz", tmp_path, features=5, val=0.5, test=0.5)

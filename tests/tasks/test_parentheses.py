@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,22 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
+from structgrad.data import DamagedDataError, DataError, MissingDataError
 from structgrad.estimators import RELAX, SST, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import Arborescence, BinaryTree, GroundTruth, NoStructure
 from structgrad.structures.base import Structure
 from structgrad.tasks.parentheses import Parentheses, ParenthesesData, trees
-from structgrad.tasks.parentheses.data import completions, count, draw, generate, keys_of, shape_of, to_text
+from structgrad.tasks.parentheses.data import (
+    completions,
+    count,
+    draw,
+    generate,
+    keys_of,
+    read_brackets,
+    shape_of,
+    to_text,
+)
 from structgrad.tasks.parentheses.model import TokenEncoder, TreeDecoder
 from structgrad.tasks.parentheses.task import Generation
 from tests.tasks.trainers import quiet_trainer
@@ -98,6 +109,46 @@ def test_every_sequence_that_exists_can_be_asked_for(tmp_path: Path) -> None:
 def test_impossible_data_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(tmp_path, **changes)
+
+
+def test_own_sequences(tmp_path: Path) -> None:
+    lines = ["( [ ] )", "", "(2 )2 {}", "()", "([()])"]
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    with gzip.open(tmp_path / "test.txt.gz", "wt") as file:
+        file.write("\r\n".join(lines))
+    data = small(tmp_path / "cache", files=tmp_path, types=4, pairs=(2, 3), train=None, val=2, test=3)
+    data.prepare()
+    found = [{" ".join(to_text(row, 4)) for row in data.split(name)} for name in ("train", "val", "test")]
+    first_two = {"(0 (1 )1 )0", "(2 )2 (2 )2"}  # "()" has one pair only
+    assert found == [first_two | {"(0 (1 (0 )0 )1 )0"}, first_two, first_two | {"(0 (1 (0 )0 )1 )0"}]
+    assert data.split("val").shape == (2, 6)
+    with pytest.raises(DataError, match=r"val\.txt has 3 sequences of 2 to 3 pairs .*task\.data\.val is 4"):
+        small(tmp_path / "cache", files=tmp_path, types=4, pairs=(2, 3), train=None, val=4, test=3).prepare()
+    with pytest.raises(ValueError, match="null takes all sequences of a file"):
+        small(tmp_path, val=None)
+    (tmp_path / "val.txt").unlink()
+    with pytest.raises(MissingDataError, match=r"no .*val\.txt: .* a sequence a line"):
+        small(tmp_path / "cache", files=tmp_path).prepare()
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("( a )", "'a' is no bracket"),
+        ("(]", r"\] closes no bracket"),
+        ("())", r"\) closes no bracket"),
+        ("(2 (0 )2 )0", r"\)2 closes no bracket"),
+        ("([]", "1 brackets are not closed"),
+        ("(3 )3", r"\(3 is of type 3; task\.data\.types=3"),
+        ("[3 ]3", "'33' is no bracket"),
+    ],
+)
+def test_damaged_lines_are_refused(tmp_path: Path, line: str, reason: str) -> None:
+    file = tmp_path / "train.txt"
+    file.write_text(f"()\n{line}\n")
+    with pytest.raises(DamagedDataError, match=rf"train\.txt:2: {reason}"):
+        read_brackets(file, 3)
 
 
 def test_text() -> None:

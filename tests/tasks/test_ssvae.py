@@ -76,7 +76,9 @@ def test_images_of_ones_own_are_divided_at_random(tmp_path: Path) -> None:
     quiet_trainer(max_steps=2, val_check_interval=1).fit(make(estimators()["dense"], data))
     shares = SemiSupervisedImages("animals", tmp_path, tmp_path / "cache", 0.25, None, 0.25, None)
     assert [len(shares.split(name)["labels"]) for name in sizes] == [9, 27, 12, 16]
-    task = make(estimators()["dense"], shares, warm_start=WarmStart(epochs=1, batch_size=9), batch_size=9)
+    counted = {"pixels": None, "classes": None}
+    task = make(estimators()["dense"], shares, warm_start=WarmStart(epochs=1, batch_size=9), batch_size=9, **counted)
+    assert (task.sizes["pixels"], task.sizes["classes"]) == (16, 4)
     quiet_trainer(max_steps=2, val_check_interval=1).fit(task)
     assert task.weight == 3
     with pytest.raises(ValueError, match=r"animals has 48 training images; data\.labelled=0\.01 is none"):
@@ -372,8 +374,8 @@ def test_refuses_what_is_not_one_class(data: SemiSupervisedImages) -> None:
 def test_other_images_are_refused_before_anything_is_trained(data: SemiSupervisedImages) -> None:
     dense = estimators()["dense"]
     for options, reason in (
-        ({"pixels": 15}, "pixels=15, but the images of unused have 16"),
-        ({"classes": 3}, "classes=3, but the labels of unused go from 0 to 3"),
+        ({"pixels": 15}, "pixels=15, but the images of unused have 16; null counts them"),
+        ({"classes": 3}, "classes=3, but the labels of unused go from 0 to 3; null counts them"),
     ):
         with pytest.raises(ValueError, match=reason):
             make(dense, data, **options).prepare_data()

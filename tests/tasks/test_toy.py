@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import initialize_config_dir
 from torch import Tensor
 
+from structgrad.data import DamagedDataError, MissingDataError
 from structgrad.estimators import RELAX, SST, Perturbed, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import (
@@ -175,6 +177,49 @@ def test_every_structure_has_an_objective(structure: Structure) -> None:
             task.step(one).loss.backward()
             optimizer.step()
         assert evaluate() < before - 0.05
+
+
+def test_an_objective_of_ones_own(tmp_path: Path) -> None:
+    """Costs of an assignment: training finds the cheapest one."""
+    file = tmp_path / "costs.npz"
+
+    def make(**changes: Any) -> Toy:
+        options: dict[str, Any] = {"objective": "quadratic", "coefficients": file, "size": 3}
+        matching = Matching()
+        return Toy(
+            structure=matching,
+            estimator=SST(matching, relaxation="sinkhorn", n_samples=8),
+            optimizer=ADAM,
+            **options | changes,
+        )
+
+    costs = np.array([[3, 1, 2], [1, 3, 3], [2, 3, 0]])
+    np.savez(file, linear=costs)
+    task = make()
+    vertex = torch.tensor([[[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]])
+    assert task.objective(vertex).tolist() == [2.0]
+    optimizer = task.configure_optimizers()
+    for _ in range(60):
+        (batch,) = task.batches("train")
+        optimizer.zero_grad()
+        task.step(batch).loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(task.structure.argmax(task.scores.detach()[None]), vertex)
+    np.savez(file, linear=costs, square=np.stack([np.eye(3), np.ones((3, 3))]))
+    assert make().objective(vertex).tolist() == [2.0 + (1 + 9) / 2]
+    for arrays, reason in (
+        ({"linear": costs[:2]}, r"linear must be \[3, 3\] like a vertex; got \[2, 3\]"),
+        ({"linear": costs, "square": costs}, r"square must be \[3, 3, 3\] like a vertex; got \[3, 3\]"),
+        ({"linear": costs * np.nan}, "linear must be finite"),
+        ({"square": costs}, "with the array linear"),
+    ):
+        np.savez(file, **arrays)
+        with pytest.raises(DamagedDataError, match=reason):
+            make()
+    with pytest.raises(MissingDataError, match=r"docs/tasks/toy\.md"):
+        make(coefficients=tmp_path / "none.npz")
+    with pytest.raises(ValueError, match="coefficients are those of objective=quadratic"):
+        make(objective="ours")
 
 
 STRUCTURES: dict[str, Structure] = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -44,6 +46,17 @@ def test_every_task_has_every_budget_and_assembles(task: str, budget: str) -> No
     assert config.budget.name == budget
     assemble(config)
     assert len(identity(portable(config))) == 10
+
+
+@pytest.mark.parametrize("task", choices("task"))
+def test_every_task_says_what_a_user_brings(task: str) -> None:
+    """Its page has the section, with a command that composes."""
+    page = (CONFIGS.parent / "docs" / "tasks" / f"{task}.md").read_text()
+    (section,) = re.findall(r"^## Your own data\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+    commands = re.findall(r"^    python train\.py (.*)$", section, re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert composed(*shlex.split(command)).task._target_
 
 
 @pytest.mark.parametrize("structure", choices("structure"))

@@ -121,10 +121,19 @@ def _idx(local: Path, split: str, kind: str) -> list[Path]:
     return sorted(local.glob(f"{_IDX[split]}-{kind}?idx[13]-ubyte*"))
 
 
+def label_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, one for each label, in the order of their names; none if it does not exist."""
+    return sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder, in the order of their names."""
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in _IMAGE_FILES]
+
+
 def _labelled_files(folder: Path) -> list[tuple[int, Path]]:
     """The image files of a folder that has one folder for each label."""
-    names = sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
-    return [(n, f) for n, name in enumerate(names) for f in sorted(name.iterdir()) if f.suffix.lower() in _IMAGE_FILES]
+    return [(label, file) for label, own in enumerate(label_folders(folder)) for file in image_files(own)]
 
 
 def _fetch(source: str, local: Path, split: str) -> tuple[Iterable[PIL.Image.Image | None], Iterable[Any]]:
@@ -272,8 +281,7 @@ def _decode(images: Iterable[PIL.Image.Image | None], given: Iterable[Any], colo
 def _array(image: PIL.Image.Image | None, colour: Colour) -> NDArray[np.uint8]:
     if image is None:
         raise ValueError("an image is missing")
-    if image.mode.startswith(("I", "F")):  # Pillow would clip them at 255
-        raise ValueError(f"they must have 8 bits a channel; got Pillow's mode {image.mode}")
+    check_depth(image)
     if colour == "channels":
         return np.asarray(image.convert("RGB"), dtype=np.uint8).reshape(image.height, -1)
     if colour == "refused" and image.mode not in ("1", "L", "LA"):
@@ -282,6 +290,12 @@ def _array(image: PIL.Image.Image | None, colour: Colour) -> NDArray[np.uint8]:
             "channels all three values of a pixel"
         )
     return np.asarray(image.convert("L"), dtype=np.uint8)
+
+
+def check_depth(image: PIL.Image.Image) -> None:
+    """Refuse an image with more than 8 bits a channel, by a ValueError: Pillow would clip it at 255."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"they must have 8 bits a channel; got Pillow's mode {image.mode}")
 
 
 def _whole(label: Any) -> int:

@@ -32,6 +32,7 @@ NEUTRAL: dict[str, Any] = {
     "task.schedule": None,
     "task.centre_inputs": False,
     "task.objective": "ours",
+    "task.coefficients": None,
     "task.prior": "uniform",
     "task.data.files": None,
     "task.data.columns": None,

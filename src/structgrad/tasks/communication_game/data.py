@@ -181,9 +181,9 @@ class FeatureFile(ConceptData):
 
     Args:
         file: an archive with ``features`` ``[n, size]``, ``concept`` ``[n]`` and ``names`` (or
-            ``concept_names``), into which these are indices, as ``scripts/image_features.py``
-            writes it; absolute or within ``data``. Optional arrays are ``test``, bool ``[n]``, and
-            ``images``, uint8 ``[n, height, width]`` or ``[n, height, width, 3]``, for display.
+            ``concept_names``), into which these are indices; absolute or within ``data``. Optional
+            arrays are ``test``, bool ``[n]``, and ``images``, uint8 ``[n, height, width]`` or
+            ``[n, height, width, 3]``, for display.
         data: folder of data sets, ``paths.data``.
         features: number of features of an image.
         val: fraction of every concept's images for validation.
@@ -221,8 +221,8 @@ class FeatureFile(ConceptData):
         if not (Path(self.data) / self.file).is_file():
             raise MissingDataError(
                 f"There is no {Path(self.data) / self.file}. "
-                "python scripts/image_features.py FOLDER OUT.npz makes one, with a folder of images for each concept; "
-                "docs/tasks/communication_game.md says which arrays such a file has."
+                "docs/tasks/communication_game.md says which arrays such a file has; data=image_folder needs no file, "
+                "but a folder of images for each concept."
             )
         if self.images is not None and not (Path(self.data) / self.images).is_dir():
             raise MissingDataError(
@@ -277,27 +277,49 @@ class FeatureFile(ConceptData):
                 f"{file}: {len(concept)} labels go with features [{len(concept)}, size]; "
                 f"got {list(arrays['features'].shape)}"
             )
-        sizes = concept.bincount(minlength=len(arrays["names"]))
-        if self.test is None:
-            given = torch.from_numpy(arrays["test"])
-            if given.dtype != torch.bool or given.shape != concept.shape:
-                raise ValueError(f"{file}: test must be bool [{len(concept)}]; got {given.dtype} {list(given.shape)}")
-            test = concept[given].bincount(minlength=len(sizes))
-            order = (2 * concept + given).argsort(stable=True)  # a concept's test images come after its others
-        else:
-            test = (sizes * self.test).long().clamp_min(1)
-            order = concept.argsort(stable=True)
-        val = (sizes * self.val).long().clamp_min(1)
-        for index in ((sizes > 0) & ((test < 1) | (sizes - val - test < 1))).nonzero()[:1, 0].tolist():
-            raise ValueError(
-                f"{file}: concept {arrays['names'].flat[index]} has fewer than 3 images, one for each split: "
-                f"{int(sizes[index])}, of which {int(test[index])} are for the test"
-            )
-        start = {"train": 0 * sizes, "val": sizes - val - test, "test": sizes - test}[split]
-        end = {"train": sizes - val - test, "val": sizes - test, "test": sizes}[split]
-        grouped = concept[order]
-        place = torch.arange(len(grouped)) - (sizes.cumsum(0) - sizes)[grouped]
-        return arrays, order[(start[grouped] <= place) & (place < end[grouped])]
+        test: float | Tensor | None = self.test
+        if test is None:
+            test = torch.from_numpy(arrays["test"])
+            if test.dtype != torch.bool or test.shape != concept.shape:
+                raise ValueError(f"{file}: test must be bool [{len(concept)}]; got {test.dtype} {list(test.shape)}")
+        names = [str(name) for name in arrays["names"].flat]
+        return arrays, divided(file, concept, names, split, self.val, test)
+
+
+def divided(where: Path, concept: Tensor, names: list[str], split: Split, val: float, test: float | Tensor) -> Tensor:
+    """The images of a split: indices, int64, concept by concept.
+
+    Every concept's images are divided in their order: for training, validation and the test.
+
+    Args:
+        where: the file or folder, for messages.
+        concept: int64 ``[n]``.
+        names: names of the concepts.
+        split: the split.
+        val: share of every concept's images for validation, at least one image.
+        test: likewise for the test; or bool ``[n]``, which images are for the test.
+
+    Raises:
+        ValueError: if a concept has no image for one of the splits.
+    """
+    sizes = concept.bincount(minlength=len(names))
+    if isinstance(test, Tensor):
+        tested = concept[test].bincount(minlength=len(sizes))
+        order = (2 * concept + test).argsort(stable=True)  # a concept's test images come after its others
+    else:
+        tested = (sizes * test).long().clamp_min(1)
+        order = concept.argsort(stable=True)
+    validated = (sizes * val).long().clamp_min(1)
+    for index in ((sizes > 0) & ((tested < 1) | (sizes - validated - tested < 1))).nonzero()[:1, 0].tolist():
+        raise ValueError(
+            f"{where}: concept {names[index]} has fewer than 3 images, one for each split: "
+            f"{int(sizes[index])}, of which {int(tested[index])} are for the test"
+        )
+    start = {"train": 0 * sizes, "val": sizes - validated - tested, "test": sizes - tested}[split]
+    end = {"train": sizes - validated - tested, "val": sizes - tested, "test": sizes}[split]
+    grouped = concept[order]
+    place = torch.arange(len(grouped)) - (sizes.cumsum(0) - sizes)[grouped]
+    return order[(start[grouped] <= place) & (place < end[grouped])]
 
 
 @dataclass

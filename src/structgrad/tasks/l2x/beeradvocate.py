@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from structgrad.common.ranges import check_choice
 from structgrad.data import DamagedDataError
-from structgrad.tasks.l2x.data import ReviewData, Text, Vocabulary, fingerprints, lines_of
+from structgrad.data.lines import lines_of
+from structgrad.tasks.l2x.data import ReviewData, Text, Vocabulary, fingerprints
 
 #: In the order of the ratings and of the annotations. A fifth rating, overall, has no file.
 ASPECTS = ("appearance", "aroma", "palate", "taste")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import abc
-import gzip
 import hashlib
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -289,23 +287,3 @@ def fingerprints(files: Mapping[str, Path], title: str, how: str) -> dict[str, s
         with path.open("rb") as file:
             prints[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return prints
-
-
-def lines_of(file: Path) -> Iterator[tuple[str, str]]:
-    """The lines that are not empty, each together with ``<file>:<line>``.
-
-    Raises:
-        DamagedDataError: if the file is no (gzip) text in UTF-8.
-    """
-    number = 0
-    try:
-        with (
-            gzip.open(file, "rt", encoding="utf-8", newline="\n")
-            if file.suffix == ".gz"
-            else file.open(encoding="utf-8", newline="\n") as text
-        ):
-            for number, line in enumerate(text, 1):
-                if line.strip():
-                    yield f"{file}:{number}", line.rstrip("\r\n")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DamagedDataError(f"{file}:{number + 1}: {error}") from error

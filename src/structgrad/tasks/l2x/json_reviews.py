@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from structgrad.data import DamagedDataError
+from structgrad.data.lines import lines_of
 from structgrad.tasks.l2x.beeradvocate import read_embeddings
-from structgrad.tasks.l2x.data import ReviewData, Text, Vocabulary, fingerprints, lines_of
+from structgrad.tasks.l2x.data import ReviewData, Text, Vocabulary, fingerprints
 
 _PARTS = {"train": "train", "val": "dev", "test": "test"}
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from structgrad.data import DamagedDataError
-from structgrad.tasks.l2x.data import ReviewData, Text, Vocabulary, fingerprints, lines_of
+from structgrad.data.lines import lines_of
+from structgrad.tasks.l2x.data import ReviewData, Text, Vocabulary, fingerprints
 
 _NEUTRAL, _HIGHEST = 2, 4
 

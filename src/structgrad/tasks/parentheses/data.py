@@ -1,8 +1,12 @@
-"""Balanced sequences of brackets of several types: sampled with exactly uniform shapes, and cached."""
+"""Balanced sequences of brackets of several types: sampled with exactly uniform shapes, or read from
+files, and cached.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from structgrad.data import cache
+from structgrad.data import DamagedDataError, DataError, MissingDataError, cache
+from structgrad.data.lines import lines_of
 
 SPLITS = ("train", "val", "test")
 #: Token ids. 0 is padding, and "no child" in trees. An opening bracket of type k is 1 + k, a
@@ -27,6 +32,9 @@ _GENERATOR_VERSION = 1
 _BLOCK = 10_000
 #: The largest number of pairs for which the number of shapes fits into 64 bits.
 _MOST_PAIRS = 35
+#: A bracket in a file: ``(3`` and ``)3`` have a type, the others are of types 0 to 3.
+_BRACKET = re.compile(r"([()])(\d+)|([()\[\]{}<>])")
+_OPENING, _CLOSING = "([{<", ")]}>"
 
 
 def vocabulary_size(types: int) -> int:
@@ -118,9 +126,9 @@ def draw(rng: np.random.Generator, pairs: NDArray[np.int64], types: int, length:
 
 @dataclass
 class ParenthesesData:
-    """The sequences of an experiment: generated once, then read from the cache.
+    """The sequences of an experiment: generated or read from files once, then from the cache.
 
-    Sizes and types are drawn uniformly, shapes uniformly among the balanced ones of the size. A
+    Without files, sizes and types are drawn uniformly, shapes uniformly among the balanced ones of the size. A
     sequence that was drawn before is drawn again. So sizes with few sequences have less than their
     share. Splits are random parts of the drawn sequences.
 
@@ -131,7 +139,11 @@ class ParenthesesData:
         train: number of training sequences.
         val: number of validation sequences.
         test: number of test sequences.
-        seed: seed of the generator.
+        seed: seed of the generator, and of the order of the sequences of files.
+        files: a folder with ``train.txt``, ``val.txt`` and ``test.txt``, or ``.txt.gz``, that
+            replace the generator, see :func:`read_brackets`. The first ``train``, ``val`` or
+            ``test`` sequences of each file within the range of ``pairs`` are used; None: all of
+            them.
 
     Raises:
         ValueError: for an impossible range, or for more sequences than exist.
@@ -140,29 +152,42 @@ class ParenthesesData:
     cache: str | Path
     types: int = 10
     pairs: Sequence[int] = (2, 10)
-    train: int = 20_000
-    val: int = 2_500
-    test: int = 2_500
+    train: int | None = 20_000
+    val: int | None = 2_500
+    test: int | None = 2_500
     seed: int = 0
+    files: str | Path | None = None
     _loaded: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the configuration."""
-        bounds = tuple(self.pairs)
-        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= _MOST_PAIRS:
-            raise ValueError(
-                f"data.pairs must be [least, most] with 1 <= least <= most <= {_MOST_PAIRS}; got {list(bounds)}"
-            )
+        bounds, most = tuple(self.pairs), _MOST_PAIRS if self.files is None else math.inf
+        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1] <= most:
+            raise ValueError(f"data.pairs must be [least, most] with 1 <= least <= most <= {most}; got {list(bounds)}")
         if not 1 <= self.types <= 10_000:
             raise ValueError(f"data.types must lie between 1 and 10,000; got {self.types}")
-        if min(self.train, self.val, self.test) < 1:
-            raise ValueError(f"data.train, val, test must be positive; got {self.train}, {self.val}, {self.test}")
-        wanted, exist = self.train + self.val + self.test, count(self.types, bounds[0], bounds[1])
-        if wanted > exist:
-            raise ValueError(
-                f"there are {exist:,} sequences of {bounds[0]} to {bounds[1]} pairs and {self.types} types; "
-                f"data.train, val, test are {wanted:,} together"
-            )
+        if any(size is not None and size < 1 for size in self.sizes.values()):
+            raise ValueError(f"data.train, val, test must be positive; got {', '.join(map(str, self.sizes.values()))}")
+        if self.files is None:
+            exist = count(self.types, bounds[0], bounds[1])
+            if self._wanted > exist:
+                raise ValueError(
+                    f"there are {exist:,} sequences of {bounds[0]} to {bounds[1]} pairs and {self.types} types; "
+                    f"data.train, val, test are {self._wanted:,} together"
+                )
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """Split -> number of sequences; None: all of a file."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
+    def _wanted(self) -> int:
+        """The number of sequences to generate."""
+        given = [size for size in self.sizes.values() if size is not None]
+        if len(given) < len(SPLITS):
+            raise ValueError("null takes all sequences of a file (data.files); generated ones need a number")
+        return sum(given)
 
     @property
     def max_length(self) -> int:
@@ -172,8 +197,10 @@ class ParenthesesData:
     @property
     def key(self) -> dict[str, object]:
         """Everything on which the sequences depend."""
-        content: dict[str, object] = {name: getattr(self, name) for name in ("types", "train", "val", "test", "seed")}
-        return content | {"pairs": list(self.pairs), "generator": _GENERATOR_VERSION}
+        content: dict[str, object] = {"types": self.types, **self.sizes, "seed": self.seed, "pairs": list(self.pairs)}
+        if self.files is None:
+            return content | {"generator": _GENERATOR_VERSION}
+        return content | {"files": {name: hashlib.sha256(self._file(name).read_bytes()).hexdigest() for name in SPLITS}}
 
     @property
     def folder(self) -> Path:
@@ -181,14 +208,45 @@ class ParenthesesData:
         return cache.folder_of(self.cache, "parentheses", self.key)
 
     def prepare(self) -> None:
-        """Generate and store the sequences unless an intact cache exists. It is safe in several processes at once."""
+        """Generate or read and store the sequences unless an intact cache exists. It is safe in several processes at
+        once.
+        """
+        make = generate if self.files is None else ParenthesesData._read
         cache.ensure(
             self.folder,
             self.key,
             lambda: {
-                name: pa.table({"tokens": cache.column_of(tokens.numpy())}) for name, tokens in generate(self).items()
+                name: pa.table({"tokens": cache.column_of(tokens.numpy())}) for name, tokens in make(self).items()
             },
         )
+
+    def _file(self, name: str) -> Path:
+        plain = Path(str(self.files)) / f"{name}.txt"
+        packed = plain.with_suffix(".txt.gz")
+        file = packed if packed.is_file() and not plain.is_file() else plain
+        if not file.is_file():
+            raise MissingDataError(
+                f"There is no {file}: data.files has train, val and test, each .txt or .txt.gz, a sequence a line; "
+                "docs/tasks/parentheses.md says more"
+            )
+        return file
+
+    def _read(self) -> dict[str, Tensor]:
+        rng, out = np.random.default_rng(self.seed), {}
+        for name, size in self.sizes.items():
+            file, (least, most) = self._file(name), self.pairs
+            chosen = [row for row in read_brackets(file, self.types) if least <= len(row) // 2 <= most][:size]
+            if len(chosen) < (size or 1):
+                wanted = "needs some" if size is None else f"is {size}"
+                raise DataError(
+                    f"{file} has {len(chosen)} sequences of {least} to {most} pairs (task.data.pairs); "
+                    f"task.data.{name} {wanted}"
+                )
+            tokens = np.zeros((len(chosen), self.max_length), np.int16)
+            for place, row in enumerate(rng.permutation(len(chosen))):  # files may be sorted
+                tokens[place, : len(chosen[row])] = chosen[row]
+            out[name] = torch.from_numpy(tokens)
+        return out
 
     def split(self, name: str) -> Tensor:
         """The sequences of a split, from the cache (see :meth:`prepare`): int16 ``[n, length]``, padded with 0."""
@@ -214,7 +272,7 @@ def generate(data: ParenthesesData, *, progress: bool = True) -> dict[str, Tenso
         split name -> int16 ``[n, length]``, in random order.
     """
     rng = np.random.default_rng(data.seed)
-    wanted = data.train + data.val + data.test
+    wanted = data._wanted
     found: dict[bytes, None] = {}
     with tqdm(total=wanted, desc="Generating parentheses", unit="seq", disable=not progress) as bar:
         while len(found) < wanted:
@@ -225,7 +283,7 @@ def generate(data: ParenthesesData, *, progress: bool = True) -> dict[str, Tenso
     # random.
     rows = np.frombuffer(b"".join(list(found)[:wanted]), np.int16).reshape(wanted, data.max_length)
     shuffled = torch.from_numpy(rows[rng.permutation(wanted)])
-    return dict(zip(SPLITS, shuffled.split([data.train, data.val, data.test]), strict=True))
+    return dict(zip(SPLITS, shuffled.split([size or 0 for size in data.sizes.values()]), strict=True))
 
 
 def keys_of(tokens: NDArray[np.int16]) -> list[bytes]:
@@ -233,3 +291,44 @@ def keys_of(tokens: NDArray[np.int16]) -> list[bytes]:
     content = np.ascontiguousarray(tokens)
     keys: list[bytes] = content.view(f"V{content.shape[1] * content.itemsize}").reshape(-1).tolist()
     return keys
+
+
+def read_brackets(file: Path, types: int) -> list[list[int]]:
+    """Read balanced sequences, one a line; white space between brackets is optional.
+
+    Args:
+        file: text in UTF-8, gzip if its name ends in ``.gz``. ``(3`` opens a bracket of type 3 and
+            ``)3`` closes it. Without numbers ``()``, ``[]``, ``{}`` and ``<>`` are of types 0 to 3.
+        types: number of types, at most.
+
+    Returns:
+        the tokens of each sequence.
+
+    Raises:
+        DamagedDataError: with file and line, for other characters, a type that does not exist, or a
+            sequence that is not balanced.
+    """
+    sequences = []
+    for where, line in lines_of(file):
+        tokens: list[int] = []
+        still_open: list[int] = []
+        text = "".join(line.split())
+        if rest := _BRACKET.sub("", text):
+            raise DamagedDataError(f"{where}: {rest[:20]!r} is no bracket; those are ( ) [ ] {{ }} < > (3 )3")
+        for numbered, number, plain in _BRACKET.findall(text):
+            shape = numbered or plain
+            opens = shape in _OPENING
+            kind = int(number) if numbered else (_OPENING if opens else _CLOSING).index(shape)
+            if kind >= types:
+                raise DamagedDataError(
+                    f"{where}: {shape}{number} is of type {kind}; task.data.types={types} ends before"
+                )
+            if not opens and (not still_open or still_open.pop() != kind):
+                raise DamagedDataError(f"{where}: {shape}{number} closes no bracket that was opened last")
+            if opens:
+                still_open.append(kind)
+            tokens.append(1 + kind + (0 if opens else types))
+        if still_open:
+            raise DamagedDataError(f"{where}: {len(still_open)} brackets are not closed")
+        sequences.append(tokens)
+    return sequences

@@ -81,6 +81,16 @@ class SemiSupervisedImages:
         """Decode the images, unless they are cached."""
         prepare_images(self.source, self.data, self.cache)
 
+    @property
+    def pixels(self) -> int:
+        """The number of pixels of an image, which is decoded for that."""
+        return self.split("labelled")["images"].shape[1]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes: one more than the largest label of any image."""
+        return 1 + max(int(self.split(part)["labels"].max()) for part in ("labelled", "unlabelled", "val", "test"))
+
     def split(self, split: Split | str) -> Batch:
         """``images`` uint8 ``[n, pixels]`` and ``labels`` int64 ``[n]``.
 

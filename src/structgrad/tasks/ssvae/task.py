@@ -52,8 +52,8 @@ class SemiSupervisedVAE(CallsOverTime):
             sparsemax.
         weight: weight of the unlabelled images' loss; None is their number divided by that of the
             labelled images.
-        pixels: number of pixels of an image.
-        classes: K, the number of classes.
+        pixels: number of pixels of an image; None counts them, for which the images are decoded.
+        classes: K, the number of classes; None counts them likewise.
         style: size of h.
         hidden: number of units of the classifier's layers.
         vae_hidden: number of units of the encoder's and the decoder's layers.
@@ -84,8 +84,8 @@ class SemiSupervisedVAE(CallsOverTime):
         prior: Prior = "uniform",
         classification_loss: str = "cross_entropy",
         weight: float | None = None,
-        pixels: int = 784,
-        classes: int = 10,
+        pixels: int | None = 784,
+        classes: int | None = 10,
         style: int = 8,
         hidden: int = 256,
         vae_hidden: int = 128,
@@ -104,6 +104,8 @@ class SemiSupervisedVAE(CallsOverTime):
             )
         check_choice("prior", prior, get_args(Prior))
         check_choice("classification_loss", classification_loss, CLASSIFICATION_LOSSES)
+        pixels = data.pixels if pixels is None else pixels
+        classes = data.classes if classes is None else classes
         self.sizes = {
             "pixels": pixels,
             "classes": classes,
@@ -138,12 +140,14 @@ class SemiSupervisedVAE(CallsOverTime):
             images, labels = self.source.split(split).values()
             if images.shape[1] != self.sizes["pixels"]:
                 raise ValueError(
-                    f"pixels={self.sizes['pixels']}, but the images of {self.source.source} have {images.shape[1]}"
+                    f"pixels={self.sizes['pixels']}, but the images of {self.source.source} have {images.shape[1]}; "
+                    "null counts them"
                 )
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= self.sizes["classes"]:
                 raise ValueError(
-                    f"classes={self.sizes['classes']}, but the labels of {self.source.source} go from {low} to {high}"
+                    f"classes={self.sizes['classes']}, but the labels of {self.source.source} go from {low} to {high}; "
+                    "null counts them"
                 )
         if self.warm_start.epochs and self.evaluation is None:
             self._warm_start()

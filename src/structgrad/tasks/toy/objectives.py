@@ -8,11 +8,15 @@ any structure.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from structgrad.data import DamagedDataError, MissingDataError
 from structgrad.structures import (
     Alignment,
     Arborescence,
@@ -129,28 +133,59 @@ def off_diagonal(vertices: Tensor) -> Tensor:
 
 
 class Quadratic(nn.Module):
-    """``(<a, x> + |B x|^2 / r) / sqrt(P)`` of a vertex with P entries.
+    """``<a, x> + |B x|^2 / r`` of a vertex, with a number in a and a column of B for each entry.
 
-    a is standard normal and so is B, which has r = 4 rows. They are the same for all runs.
+    Without a file a is standard normal and so is B, which has r = 4 rows, and the sum is divided by
+    the square root of the number of entries. They are the same for all runs.
 
     Args:
         shape: shape of a vertex.
+        file: ``.npz`` with ``linear`` ``[*shape]`` and, optional, ``square`` ``[r, *shape]``, which
+            are a and B.
+
+    Raises:
+        MissingDataError: if there is no such file.
+        DamagedDataError: if it has no such arrays, of finite real numbers.
     """
 
     linear: Tensor
     square: Tensor
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], file: str | Path | None = None) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(23)
-        size = torch.Size(shape).numel()
-        self.register_buffer("linear", torch.randn(size, generator=generator) / size**0.5, persistent=False)
-        self.register_buffer("square", torch.randn(size, 4, generator=generator) / size**0.25, persistent=False)
+        if file is None:
+            generator = torch.Generator().manual_seed(23)
+            size = torch.Size(shape).numel()
+            linear = torch.randn(size, generator=generator) / size**0.5
+            square = torch.randn(size, 4, generator=generator) / size**0.25
+        else:
+            linear, square = _coefficients(Path(file), shape)
+        self.register_buffer("linear", linear, persistent=False)
+        self.register_buffer("square", square, persistent=False)
 
     def forward(self, vertices: Tensor) -> Tensor:
         """``[N, *shape] -> [N]``."""
         flat = vertices.flatten(1)
         return flat @ self.linear + (flat @ self.square).square().mean(-1)
+
+
+def _coefficients(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """``[P]`` and ``[P, r]``, r > 0, of the P entries of a vertex."""
+    if not file.is_file():
+        raise MissingDataError(f"There is no {file}. docs/tasks/toy.md says which arrays it has.")
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            linear = np.asarray(content["linear"])
+            square = np.asarray(content["square"]) if "square" in content else np.zeros((1, *shape))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise DamagedDataError(f"{file} is no .npz file with the array linear: {error}") from error
+    for name, array, wanted in (("linear", linear, shape), ("square", square, (*square.shape[:1], *shape))):
+        if array.shape != wanted or not array.size:
+            raise DamagedDataError(f"{file}: {name} must be {list(wanted)} like a vertex; got {list(array.shape)}")
+        if array.dtype.kind not in "fiub" or not np.isfinite(array.astype(np.float32)).all():
+            raise DamagedDataError(f"{file}: {name} must be finite real numbers in float32")
+    flat = torch.from_numpy(square.astype(np.float32)).reshape(len(square), -1)
+    return torch.from_numpy(linear.astype(np.float32)).flatten(), flat.T.contiguous()
 
 
 #: Objectives that are not defined on relaxed vertices.

@@ -37,6 +37,8 @@ class Toy(Task):
         size: number of nodes, tokens, positions or rows; DagPath ignores it.
         eval_samples: number of vertices whose mean objective is reported.
         objective: see above.
+        coefficients: with ``quadratic``, an ``.npz`` file with those of your own, see
+            :class:`~structgrad.tasks.toy.objectives.Quadratic`.
 
     Raises:
         ValueError: for a structure without that objective, without an estimator, for an objective
@@ -57,6 +59,7 @@ class Toy(Task):
         size: int = 10,
         eval_samples: int = 1000,
         objective: Objectives = "ours",
+        coefficients: str | Path | None = None,
     ) -> None:
         super().__init__(structure=structure, estimator=estimator, optimizer=optimizer)
         if estimator is None:
@@ -72,7 +75,10 @@ class Toy(Task):
         if known is None and objective == "released":
             names = ", ".join(kind.__name__ for kind in RELEASED)
             raise ValueError(f"the released code has the structures {names}; got {structure.name}")
-        self.objective = known or Quadratic(tuple(structure.argmax(torch.zeros(1, *shape)).shape[1:]))
+        if coefficients is not None and objective != "quadratic":
+            raise ValueError(f"coefficients are those of objective=quadratic; got objective={objective}")
+        vertex = structure.argmax(torch.zeros(1, *shape)).shape[1:]
+        self.objective = known or Quadratic(tuple(vertex), coefficients)
         if estimator.needs_differentiable_objective and self.objective in HARD_ONLY:
             raise ValueError(
                 f"toy minimises the height of a binary tree, which {type(estimator).__name__} cannot differentiate"
