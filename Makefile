@@ -78,7 +78,7 @@ wheels: .venv/installed-dev
 	$(PY) scripts/wheels.py --python 3.12 --platforms $(PLATFORM)
 
 bench: .venv/installed-bench
-	@for benchmark in trees subsets dynamic_programs sequences structures_other listops_step graph_layout_step \
+	@for benchmark in trees subsets dynamic_programs sequences factor_graphs structures_other listops_step graph_layout_step \
 		bit_vector_vae_step ssvae_step communication_game_step l2x_step parentheses_step; do \
 		echo "== $$benchmark"; RECORD=$(RECORD) $(PY) -m benchmarks.$$benchmark || exit 1; done
 

@@ -1,8 +1,8 @@
 """Factor graphs against a loop over a solver: ``python -m benchmarks.factor_graphs``.
 
-The opponent is OSQP where it is installed, set up for every example, and set up once with new scores only; else SLSQP
-of scipy. Of best vertices it is HiGHS in scipy. All solve the same programmes, of batch 64, one example after the
-other, and results are compared.
+Of projections the opponents are SLSQP of scipy and, where it is installed, OSQP, set up for every example, and set up
+once with new scores only. Of best vertices it is HiGHS in scipy. All solve the same programmes, of batch 64, one
+example after the other, and results are compared.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ def quadratic_loops(graph: FactorGraph, scores: np.ndarray) -> dict[str, Loop]:
     """Projections, by whatever solver is there."""
     rows, low, high = constraints(graph)
     size = graph.size
+    loops = {"scipy SLSQP, loop": scipy_loop(graph, scores)}
     if importlib.util.find_spec("osqp"):
         osqp: Any = importlib.import_module("osqp")
         both = sparse.vstack([rows, sparse.identity(size)], format="csc")
@@ -80,28 +81,28 @@ def quadratic_loops(graph: FactorGraph, scores: np.ndarray) -> dict[str, Loop]:
                 points.append(kept.solve().x)
             return points
 
-        return {
-            "OSQP, loop": lambda: [ready(s).solve().x for s in scores],
-            "OSQP, loop, set up once": once,
-        }
+        loops["OSQP, loop"] = lambda: [ready(s).solve().x for s in scores]
+        loops["OSQP, loop, set up once"] = once
+    return loops
+
+
+def scipy_loop(graph: FactorGraph, scores: np.ndarray) -> Loop:
+    """Projections, by scipy's sequential quadratic programming."""
+    rows, low, high = constraints(graph)
     constraint = optimize.LinearConstraint(rows.toarray(), low, high)
     minimize: Any = optimize.minimize
-
-    def by_scipy() -> list[np.ndarray]:
-        return [
-            minimize(
-                lambda x, s=s: 0.5 * x @ x - s @ x,
-                np.full(size, 0.5),
-                jac=lambda x, s=s: x - s,
-                bounds=[(0, 1)] * size,
-                constraints=constraint,
-                method="SLSQP",
-                options={"ftol": 1e-15, "maxiter": 1000},
-            ).x
-            for s in scores
-        ]
-
-    return {"scipy SLSQP, loop": by_scipy}
+    return lambda: [
+        minimize(
+            lambda x, s=s: 0.5 * x @ x - s @ x,
+            np.full(graph.size, 0.5),
+            jac=lambda x, s=s: x - s,
+            bounds=[(0, 1)] * graph.size,
+            constraints=constraint,
+            method="SLSQP",
+            options={"ftol": 1e-15, "maxiter": 1000},
+        ).x
+        for s in scores
+    ]
 
 
 def linear_loop(graph: FactorGraph, scores: np.ndarray) -> Loop:

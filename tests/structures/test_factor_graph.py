@@ -247,6 +247,20 @@ def test_gradients_of_loopy_graphs(name: str, relaxation: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", LOOPS)
+def test_the_jacobian_is_a_projection(name: str) -> None:
+    """Of what moves along the faces already, only rounding is across them, and conjugate gradients leave it alone."""
+    graph = LOOPS[name]
+    torch.manual_seed(3)
+    scores = torch.randn(2, graph.size, dtype=torch.float64, requires_grad=True)
+    for path in ("native", "plain"):
+        with computing(path):
+            point = graph.project(scores)
+            (once,) = torch.autograd.grad(point, scores, point.detach(), retain_graph=True)
+            (twice,) = torch.autograd.grad(point, scores, once)
+        torch.testing.assert_close(twice, once, rtol=1e-9, atol=1e-9)
+
+
 def test_a_structure_with_budgets() -> None:
     """A tree whose nodes have at most one child: paths from the root; both are enumerated."""
     n = 4

@@ -42,15 +42,17 @@ from structgrad.algorithms.threads import run
 _RELAXATION = 1.6
 #: The penalty is balanced after so many steps, and after twice as many, and so on: in the end it stays.
 _BALANCED = 10
-#: The last step is tried when the faces have stayed the same for so many steps, and every now and then.
-_SETTLED, _PATIENCE = 4, 16
+#: The last step is tried when the faces have stayed the same for so many steps, and every now and then. Compiled, it
+#: costs as much as ten others, so it is not tried at once.
+_SETTLED, _PATIENCE = 4, 8
 #: A pair is a solution if its parts and multipliers are that exact, relative to the scores (or 1).
 _EXACT = 1e-9
 #: Conjugate gradients end when the residual has become that small, a bit before where each step is one as well; much
 #: further, and they would go into directions that are nothing but rounding.
 _SOLVED, _SOLVED_AROUND = 1e-12, 1e-10
-#: A residual (squared) below this, relative to the scores, is what the conjugate gradients before left.
-_ROUNDING = 1e-22
+#: A residual (squared) below this, relative to the scores, is what the conjugate gradients before left; where there
+#: were none before, it is rounding.
+_ROUNDING, _ROUNDING_ALONE = 1e-22, 1e-28
 #: A solution that is so much longer (squared) than the right side is none: the faces are wrong.
 _FAR = 1e4
 #: A direction of less curvature than this is one without.
@@ -401,7 +403,8 @@ class Graph:
             high += [group.high if isinstance(group, Counts) else 0] * factors
         sign = torch.cat([*signs, torch.zeros(0)]).double()
         bounds = [torch.tensor(b, dtype=torch.float64) for b in (low, high)]
-        return torch.tensor(start), self.part, sign, torch.tensor(kinds, dtype=torch.int64), *bounds
+        tables = [torch.from_numpy(table) for table in (_POINT, _POINT_SHIFT, _FIT, _FIT_SHIFT)]
+        return torch.tensor(start), self.part, sign, torch.tensor(kinds, dtype=torch.int64), *bounds, *tables
 
 
 @dataclass(frozen=True)
@@ -458,15 +461,13 @@ def solve(graph: Graph, programme: Programme, max_iterations: int) -> Solution:
         max_iterations: steps at most.
     """
     with torch.no_grad():
+        if graph.compiled is not None and values_can_be_read(programme.scores):
+            return _solve_compiled(graph, programme, max_iterations)
         states = graph.states(programme.exists, programme.known, programme.value)
         impossible = torch.zeros(len(programme.scores), dtype=torch.bool, device=programme.scores.device)
         for group, state in zip(graph.groups, states, strict=True):
             impossible |= (group.impossible(state) & state.present).any(-1)
-        programme = _solve_lone(programme, _is_lone(graph, programme, states))
-        if graph.compiled is not None and values_can_be_read(programme.scores):
-            found = _solve_compiled(graph, programme, states, max_iterations)
-        else:
-            found = _solve_in_torch(graph, programme, max_iterations)
+        found = _solve_in_torch(graph, _solve_lone(programme, _is_lone(graph, programme, states)), max_iterations)
         error = found.error.masked_fill(impossible, torch.inf)
         return Solution(found.point, found.target, error, found.bound.masked_fill(impossible, -torch.inf))
 
@@ -481,17 +482,16 @@ def along(graph: Graph, programme: Programme, target: Tensor, vector: Tensor) ->
         vector: anything.
     """
     with torch.no_grad():
+        if graph.compiled is not None and values_can_be_read(programme.scores):
+            return _along_compiled(graph, programme, target, vector)
         states = graph.states(programme.exists, programme.known, programme.value)
         lone = _is_lone(graph, programme, states)
         inside = lone & (programme.scores > 0) & (programme.scores < 1) & (programme.weight > 0)
         moving = torch.where(inside, vector, 0.0)
         programme = _solve_lone(programme, lone)
-        if graph.compiled is not None and values_can_be_read(programme.scores):
-            together = _along_compiled(graph, programme, states, target, vector)
-        elif len(graph.part):
+        together = torch.zeros_like(vector)
+        if len(graph.part):
             together = _Faces.at(graph, programme, target)[1].along(vector)
-        else:
-            together = torch.zeros_like(vector)
         return torch.where(programme.known, moving, together)
 
 
@@ -553,7 +553,9 @@ class _Faces:
     def into(self, v: Tensor) -> Tensor:
         """The orthogonal projection on L: ``[B, P]``."""
         v = self.free(v)
-        return v - _conjugate_gradients(self.across, self.across(v))
+        # Of a vector that lies in L, only rounding is across.
+        floor = _ROUNDING_ALONE * v.square().sum(-1, keepdim=True)
+        return v - _conjugate_gradients(self.across, self.across(v), floor=floor)
 
     def along(self, v: Tensor) -> Tensor:
         """Where ``<v, d> - sum c d^2 / 2`` is largest in L: ``[B, P]``."""
@@ -818,30 +820,73 @@ _COUNTS, _PAIR = 0, 1
 _NEWTON_STEPS = 100
 
 
-def _kernel_arguments(graph: Graph, programme: Programme, states: list[State]) -> tuple[Tensor, ...]:
+def _kernel_arguments(graph: Graph, programme: Programme) -> tuple[Tensor, ...]:
     arrays = graph.compiled
     assert arrays is not None
-    present = torch.cat([state.present for state in states], -1) if states else programme.exists[:, :0]
-    here = (programme.scores, programme.known, programme.value, present)
-    tables = (torch.from_numpy(table) for table in (_POINT, _POINT_SHIFT, _FIT, _FIT_SHIFT))
-    return *arrays, *tables, programme.weight.contiguous(), *(part.contiguous() for part in here)
+    here = (programme.scores, programme.exists, programme.known, programme.value)
+    return *arrays, programme.weight.contiguous(), *(part.contiguous() for part in here)
 
 
-def _solve_compiled(graph: Graph, programme: Programme, states: list[State], max_iterations: int) -> Solution:
+def _solve_compiled(graph: Graph, programme: Programme, max_iterations: int) -> Solution:
     batch, entries = len(programme.scores), len(graph.part)
-    point, target = programme.value.clone(), programme.scores.new_zeros(batch, entries)
-    error, bound = programme.scores.new_zeros(batch), programme.scores.new_full((batch,), torch.inf)
-    linear = not bool(programme.weight.any())
-    arguments = _kernel_arguments(graph, programme, states)
-    run(_solve_rows, 3000 * batch * entries, *arguments, max_iterations, linear, point, target, error, bound)
+    point, target = torch.empty_like(programme.scores), programme.scores.new_empty(batch, entries)
+    error, bound = programme.scores.new_empty(batch), programme.scores.new_empty(batch)
+    arguments = _kernel_arguments(graph, programme)
+    run(_solve_rows, 3000 * batch * entries, *arguments, max_iterations, point, target, error, bound)
     return Solution(point, target, error, bound)
 
 
-def _along_compiled(graph: Graph, programme: Programme, states: list[State], target: Tensor, vector: Tensor) -> Tensor:
-    moves = torch.zeros_like(programme.scores)
-    arguments = _kernel_arguments(graph, programme, states)
+def _along_compiled(graph: Graph, programme: Programme, target: Tensor, vector: Tensor) -> Tensor:
+    moves = torch.empty_like(programme.scores)
+    arguments = _kernel_arguments(graph, programme)
     run(_along_rows, 300 * target.numel(), *arguments, target.contiguous(), vector.contiguous(), moves)
     return moves
+
+
+@njit(cache=True, nogil=True)
+def _begin(graph, weight, scores, exists, known, value, present, copied, degree):  # type: ignore[no-untyped-def]
+    """Which factors are there, what is a copy, and of how many a part has one; parts without any are solved, and known.
+
+    Returns whether no factor is seen to have no vertex.
+    """
+    start, part, sign, kind, low, high = graph[:6]
+    possible = True
+    for f in range(len(kind)):
+        first, last = start[f], start[f + 1]
+        if kind[f] == _PAIR:
+            present[f] = exists[part[last - 1]]
+        else:
+            plain, some_plain, some_negated, on, free = False, False, False, 0.0, 0
+            for e in range(first, last):
+                p = part[e]
+                if p < 0:
+                    continue
+                if sign[e] > 0:
+                    plain = True
+                    some_plain |= exists[p]
+                else:
+                    some_negated |= exists[p]
+                if known[p]:
+                    on += value[p] if sign[e] > 0 else 1.0 - value[p]
+                else:
+                    free += 1
+            present[f] = some_plain if plain else some_negated
+            if present[f] and (on > high[f] or on + free < low[f]):
+                possible = False
+        if present[f]:
+            for e in range(first, last):
+                p = part[e]
+                if p >= 0 and not (known[p] and kind[f] == _COUNTS):
+                    copied[e] = True
+                    degree[p] += 1.0
+    for p in range(len(scores)):
+        if not known[p] and degree[p] == 0.0:
+            known[p] = True
+            if weight[p] > 0.0:
+                value[p] = min(max(scores[p], 0.0), 1.0)
+            else:
+                value[p] = 1.0 if scores[p] > 0.0 else 0.0
+    return possible
 
 
 @njit(cache=True, nogil=True)
@@ -1028,7 +1073,8 @@ def _into(graph, known, present, inside, face, v, out):  # type: ignore[no-untyp
     size, entries = len(v), len(graph[1])
     right, one, other = np.empty(size), np.empty(entries), np.empty(entries)
     _across(graph, known, present, inside, face, v, one, other, right)
-    _invert(graph, known, present, inside, face, right, 0.0, out)
+    # Of a vector that lies there, only rounding is across.
+    _invert(graph, known, present, inside, face, right, _ROUNDING_ALONE * _dot(v, v), out)
     for p in range(size):
         out[p] = 0.0 if known[p] else v[p] - out[p]
 
@@ -1059,6 +1105,71 @@ def _along(graph, known, present, inside, face, weight, v, out):  # type: ignore
         if not curvature > _FLAT * _dot(direction, direction):
             break
         length = _conjugate_step(out, residual, direction, image, curvature, length)
+
+
+@njit(cache=True, nogil=True)
+def _finish_euclidean(  # type: ignore[no-untyped-def]
+    graph, known, value, present, copied, scores, z, inside, face, multipliers, x, target
+):
+    """:func:`_last_step` where all weights are 1, by one system in place of three; returns the error.
+
+    Parts are then the scores less the sums of multipliers. What lies across the faces of copies less z is 0; that is a
+    system in the multipliers, whose operator has the same eigenvalues as :func:`_across`.
+    """
+    part = graph[1]
+    size, entries = len(scores), len(part)
+    residual, direction, image = np.zeros(entries), np.zeros(entries), np.empty(entries)
+    moves, gathered = np.empty(size), np.zeros(entries)
+    length = 1.0
+    _sum_free(graph, known, multipliers, moves)
+    for p in range(size):
+        x[p] = value[p] if known[p] else scores[p] - moves[p]
+        length += scores[p] * scores[p]
+    for e in range(entries):
+        if copied[e]:
+            gathered[e] = x[part[e]] - z[e]
+    _entries_across(graph, known, present, inside, face, gathered, residual)
+    direction[:] = residual
+    square = _dot(residual, residual)
+    enough = _ROUNDING_ALONE * length
+    for _ in range(3 * size + 20):
+        if not square > enough:
+            break
+        _sum_free(graph, known, direction, moves)
+        for e in range(entries):
+            gathered[e] = moves[part[e]] if copied[e] else 0.0
+        _entries_across(graph, known, present, inside, face, gathered, image)
+        curvature = _dot(moves, moves)
+        if not curvature > _FLAT * _dot(direction, direction):
+            break
+        step = square / curvature
+        for p in range(size):
+            x[p] -= step * moves[p]
+        for e in range(entries):
+            multipliers[e] += step * direction[e]
+            residual[e] -= step * image[e]
+        new = _dot(residual, residual)
+        ratio = new / square
+        for e in range(entries):
+            direction[e] = residual[e] + ratio * direction[e]
+        square = new
+    for e in range(entries):
+        target[e] = x[part[e]] + multipliers[e] if copied[e] else 0.0
+    return _how_far(graph, known, value, present, copied, inside, face, x, target)
+
+
+@njit(cache=True, nogil=True)
+def _how_far(graph, known, value, present, copied, inside, face, x, target):  # type: ignore[no-untyped-def]
+    """The largest difference of parts and the projections of a target: inf where it is no number."""
+    part = graph[1]
+    z = np.empty(len(part))
+    _project(graph, known, value, present, target, z, inside.copy(), face.copy())
+    error = 0.0
+    for e in range(len(part)):
+        if copied[e]:
+            apart = abs(z[e] - x[part[e]])
+            error = max(error, apart) if apart == apart else np.inf
+    return error
 
 
 @njit(cache=True, nogil=True)
@@ -1106,11 +1217,7 @@ def _finish(  # type: ignore[no-untyped-def]
     for e in range(entries):
         multipliers[e] += other[e]
         target[e] = x[part[e]] + multipliers[e] if copied[e] else 0.0
-    again_inside, again_face = inside.copy(), face.copy()
-    _project(graph, known, value, present, target, other, again_inside, again_face)
-    for e in range(entries):
-        if copied[e]:
-            error = max(error, abs(other[e] - x[part[e]]))
+    error = max(error, _how_far(graph, known, value, present, copied, inside, face, x, target))
     return error if error == error else np.inf
 
 
@@ -1164,20 +1271,30 @@ def _dual_bound(graph, known, value, present, copied, degree, scores, x, target)
 @njit(cache=True, nogil=True)
 def _solve_rows(  # type: ignore[no-untyped-def]
     first, stride, start, part, sign, kind, low, high, points, point_shift, fit, fit_shift,
-    weight, scores, known, value, present, max_iterations, linear, point, target, error, bound,
+    weight, scores, exists, known, value, max_iterations, point, target, error, bound,
 ):  # fmt: skip
     graph = (start, part, sign, kind, low, high, points, point_shift, fit, fit_shift)
+    linear, euclidean = True, True
+    for p in range(len(weight)):
+        linear &= weight[p] == 0.0
+        euclidean &= weight[p] == 1.0
     for b in range(first, len(scores), stride):
         _solve_one(
-            graph, weight, scores[b], known[b], value[b], present[b], max_iterations, linear,
+            graph, weight, scores[b], exists[b], known[b].copy(), value[b].copy(), max_iterations, linear, euclidean,
             point[b], target[b], error[b : b + 1], bound[b : b + 1],
         )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _solve_one(graph, weight, s, known, value, present, max_iterations, linear, point, target, error, bound):  # type: ignore[no-untyped-def]
-    start, part, _, kind = graph[:4]
+def _solve_one(  # type: ignore[no-untyped-def]
+    graph, weight, s, exists, known, value, max_iterations, linear, euclidean, point, target, error, bound
+):
+    part, kind = graph[1], graph[3]
     size, entries = len(s), len(part)
+    present, copied, degree = np.empty(len(kind), np.bool_), np.zeros(entries, np.bool_), np.zeros(size)
+    if not _begin(graph, weight, s, exists, known, value, present, copied, degree):
+        point[:], target[:], error[0], bound[0] = value, 0.0, np.inf, -np.inf
+        return
     scale, square, free, size_of_all, lowest = 1.0, 0.0, 0, 0.0, 0.0
     for p in range(size):
         scale = max(scale, abs(s[p]))
@@ -1194,14 +1311,6 @@ def _solve_one(graph, weight, s, known, value, present, max_iterations, linear, 
         penalty = max(penalty, 1.0)
     elif penalty == 0.0:
         penalty = 1.0
-    copied, degree = np.zeros(entries, np.bool_), np.zeros(size)
-    for f in range(len(kind)):
-        if present[f]:
-            for e in range(start[f], start[f + 1]):
-                p = part[e]
-                if p >= 0 and not (known[p] and kind[f] == _COUNTS):
-                    copied[e] = True
-                    degree[p] += 1.0
     x, u, total = np.empty(size), np.zeros(entries), np.empty(size)
     for p in range(size):
         if known[p]:
@@ -1212,8 +1321,8 @@ def _solve_one(graph, weight, s, known, value, present, max_iterations, linear, 
             x[p] = 1.0 if s[p] > 0.0 else 0.0
     trial, z, multipliers = np.zeros(entries), np.zeros(entries), np.zeros(entries)
     inside, face = np.zeros(entries, np.bool_), np.zeros(len(kind), np.int64)
-    settled, wait, tried, balancing, moved = _SETTLED, _SETTLED, 1, _BALANCED, np.inf
-    error[0] = np.inf
+    settled, wait, tried, balancing, moved = _SETTLED, _SETTLED, _PATIENCE, _BALANCED, np.inf
+    error[0], bound[0] = np.inf, np.inf
     for count in range(1, max_iterations + 1):
         for e in range(entries):
             if part[e] >= 0:
@@ -1228,10 +1337,15 @@ def _solve_one(graph, weight, s, known, value, present, max_iterations, linear, 
                 tried = max(tried + _PATIENCE, tried * 5 // 4)
             for e in range(entries):
                 multipliers[e] = penalty * (trial[e] - z[e]) if copied[e] else 0.0
-            error[0] = _finish(
-                graph, known, value, present, copied, degree, s, weight, linear, z, inside, face, multipliers, point,
-                target,
-            )  # fmt: skip
+            if euclidean:
+                error[0] = _finish_euclidean(
+                    graph, known, value, present, copied, s, z, inside, face, multipliers, point, target
+                )
+            else:
+                error[0] = _finish(
+                    graph, known, value, present, copied, degree, s, weight, linear, z, inside, face, multipliers,
+                    point, target,
+                )  # fmt: skip
             if linear:
                 bound[0] = _dual_bound(graph, known, value, present, copied, degree, s, point, target)
             if error[0] <= _EXACT or bound[0] < lowest:
@@ -1274,29 +1388,21 @@ def _solve_one(graph, weight, s, known, value, present, max_iterations, linear, 
 
 @njit(cache=True, nogil=True)
 def _along_rows(  # type: ignore[no-untyped-def]
-    first,
-    stride,
-    start,
-    part,
-    sign,
-    kind,
-    low,
-    high,
-    points,
-    point_shift,
-    fit,
-    fit_shift,
-    weight,
-    scores,
-    known,
-    value,
-    present,
-    target,
-    vector,
-    moves,
-):
+    first, stride, start, part, sign, kind, low, high, points, point_shift, fit, fit_shift,
+    weight, scores, exists, known, value, target, vector, moves,
+):  # fmt: skip
     graph = (start, part, sign, kind, low, high, points, point_shift, fit, fit_shift)
+    size, entries = len(weight), len(part)
+    inside, face, z = np.zeros(entries, np.bool_), np.zeros(len(kind), np.int64), np.zeros(entries)
+    present, copied, degree = np.empty(len(kind), np.bool_), np.empty(entries, np.bool_), np.empty(size)
     for b in range(first, len(scores), stride):
-        inside, face, z = np.zeros(len(part), np.bool_), np.zeros(len(kind), np.int64), np.zeros(len(part))
-        _project(graph, known[b], value[b], present[b], target[b], z, inside, face)
-        _along(graph, known[b], present[b], inside, face, weight, vector[b], moves[b])
+        inside[:], copied[:], degree[:] = False, False, 0.0
+        given, point = known[b].copy(), value[b].copy()
+        _begin(graph, weight, scores[b], exists[b], given, point, present, copied, degree)
+        _project(graph, given, point, present, target[b], z, inside, face)
+        _along(graph, given, present, inside, face, weight, vector[b], moves[b])
+        for p in range(size):
+            if given[p]:
+                # A part without a factor moves by itself, between 0 and 1.
+                lone = not known[b, p] and weight[p] > 0.0 and 0.0 < scores[b, p] < 1.0
+                moves[b, p] = vector[b, p] if lone else 0.0
