@@ -93,6 +93,12 @@ docs: .venv/installed-dev
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@echo "see site/index.html"
 
+# Pictures of the documentation that come from runs, commands and pages: quick runs, half an hour of two cores; GALLERY chooses.
+.PHONY: gallery
+GALLERY :=
+gallery: .venv/installed
+	$(PY) scripts/gallery.py $(GALLERY)
+
 # Quick-budget tables of docs/results.md: several seeds of every row, then the table from the summaries.
 SEEDS := 0,1,2
 TABLE = $(PY) train.py -m budget=quick trainer=cpu logger=csv seed=$(SEEDS)

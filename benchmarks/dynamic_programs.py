@@ -155,7 +155,7 @@ def plot(out: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="length n", ylabel="milliseconds of the processor", xticks=lengths)
     axes.set_xticklabels([str(n) for n in lengths])
     axes.minorticks_off()
-    axes.set_title(f"Marginals, batch {batch}, {torch.get_num_threads()} threads", fontsize="medium")
+    axes.set_title(f"Marginals, batch {batch}", fontsize="medium")
     pictures.legend(figure, columns=2)
     pictures.grid(axes)
     pictures.save(figure, out)

@@ -58,7 +58,7 @@ def measured(samples: int) -> dict[str, list[Diagnosis]]:
 
 def draw(found: dict[str, list[Diagnosis]]) -> Figure:
     """Draw a marker for each family, joined in the order of its option. A bias within chance is drawn as 0."""
-    figure = Figure(figsize=(8.5, 3.8), layout="constrained")
+    figure = Figure(figsize=(6, 4.4), layout="constrained")
     axes = figure.subplots()
     for index, (family, members) in enumerate(found.items()):
         x = [max(m.scores.variance, NONE) for m in members]
@@ -77,7 +77,7 @@ def draw(found: dict[str, list[Diagnosis]]) -> Figure:
         axis.set_ticks(shown, ["none" if t == NONE else f"{t:g}" for t in shown])
         axis.set_ticks([], minor=True)
     pictures.grid(axes)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=8, markerscale=0.7)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, markerscale=0.7)
     return figure
 
 

@@ -44,10 +44,11 @@ def draw(report: Report) -> Figure:
     axes.margins(0.12)
     left, right, bottom, top = *axes.get_xlim(), *axes.get_ylim()
     for loss in np.linspace(left + bottom, right + top, 8)[1:-1]:
-        axes.axline((left, loss - left), slope=-1, color="0.85", linestyle="--", linewidth=0.8, zorder=0)
+        axes.axline((left, loss - left), slope=-1, color="0.85", linestyle="--", linewidth=0.8, zorder=0,
+                    label="equal ELBO")  # fmt: skip
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.set(xlabel="rate (nats an image)", ylabel="distortion (nats an image)")
-    pictures.legend(figure)
+    pictures.legend(figure, columns=3)
     return figure
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     if page.file.src_uri in ("index.md", "gallery.md"):
         page.meta["hide"] = ["navigation"]  # they are alone in their tabs
-
-    if page.file.src_uri in ("structures/README.md", "estimators/table.md"):
-        page.meta["hide"] = ["toc"]  # room for their tables
+    if page.file.src_uri == "structures/README.md":
+        page.meta["hide"] = ["toc"]  # room for its tables
+    if page.file.src_uri == "estimators/table.md":
+        page.meta["hide"] = ["navigation", "toc"]  # it has a column a structure
+    markdown = re.sub(r"\A(<!--.*?-->\n)+", "", markdown)  # the title must come first to be one
 
     def follow(match: re.Match[str]) -> str:
         text, target, anchor = match.groups()
@@ -80,6 +83,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{text}({os.path.relpath(uri, os.path.dirname(page.file.src_uri) or '.')}{anchor or ''})"
 
     return LINK.sub(follow, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let a picture of its own lead to its file, which a phone can enlarge."""
+    return re.sub(r'<p>(<img [^>]*src="([^"]+)"[^>]*>)', r'<p><a href="\2">\1</a>', html)
 
 
 def _expand(entry: str, pages: list[str], named: set[str]) -> Any:
@@ -113,8 +121,24 @@ def _reference() -> Iterator[tuple[str, str]]:
         page = inside.with_name("README.md") if package else inside.with_suffix(".md")
         own = [kind for kind in classes(file) if kind in oracles] if inside.parts[0] == "structures" else []
         lists = "".join(f"`{kind}` has the oracles {', '.join(f'`{o}`' for o in oracles[kind])}.\n\n" for kind in own)
-        index = f"\n{_index(file.parent, oracles)}" if package and inside.parent.parts else ""
-        yield f"reference/{page}", f"# `{name}`\n\n{lists}::: {name}{options}\n{index}"
+        index = (_index(file.parent, oracles) if inside.parent.parts else _rooms()) if package else ""
+        yield f"reference/{page}", f"# `{name}`\n\n{lists}::: {name}{options}\n\n{index}"
+
+
+def _rooms() -> str:
+    """The table of the modules and packages of the library, with the first sentence about each."""
+    rows = []
+    for file in sorted((*PACKAGE.glob("*.py"), *PACKAGE.glob("*/__init__.py"))):
+        inside = file.relative_to(PACKAGE)
+        if inside.name == "__init__.py" and inside.parent.parts:
+            name, link = inside.parts[0], f"{inside.parts[0]}/README.md"
+        elif inside.name.startswith("_"):
+            continue
+        else:
+            name, link = inside.stem, f"{inside.stem}.md"
+        about = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0].split())
+        rows.append(f"| [`structgrad.{name}`]({link}) | {about.replace('``', '`')} |")
+    return "\n".join(["| module | |", "|---|---|", *rows]) + "\n"
 
 
 def classes(file: Path) -> dict[str, str]:
@@ -153,28 +177,51 @@ def _index(folder: Path, oracles: dict[str, list[str]]) -> str:
             if "__all__" in exported and f'"{kind}"' not in exported:
                 continue  # the class is internal to the package
             rows.append(f"| [`{kind}`]({link}#{name}.{kind}) | {summary} | {', '.join(built.get(kind, []))} |")
+    rows.sort(key=lambda row: row.endswith("|  |"))  # those that a configuration builds come first
     return "\n".join(["| class | | preset |", "|---|---|---|", *rows]) + "\n" if rows else ""
 
 
+#: Sections of the gallery, and the folders of pages or beginnings of names that are theirs.
+SECTIONS = {
+    "Tasks": ("tasks/",),
+    "Pages in the browser": ("comparing_runs.md", "tables.md"),
+    "Structures": ("structures/", "choose_structure.md"),
+    "Estimators": ("estimators/", "choose_estimator.md"),
+    "Tutorials": ("tutorials/",),
+}
+
+
 def _gallery() -> str:
-    """Every picture of the documentation, with its caption and its page."""
-    sources = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    shown: dict[str, tuple[str, Path]] = {}
-    for source in sources:
+    """Every picture of the documentation in a card, with its caption, which leads to its page."""
+    shown: dict[str, tuple[str, str]] = {}
+    pages = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
+    # A picture belongs to the page of its section, not to another one that shows it too, or to a table of contents.
+    pages.sort(key=lambda page: (_section_of(os.path.relpath(page, ROOT / "docs")) is None, page.name == "README.md"))
+    for source in pages:
+        page = FROM_THE_CHECKOUT.get(source.name) if source.parent == ROOT else str(source.relative_to(ROOT / "docs"))
         for text, target, _ in LINK.findall(source.read_text()):
-            if text.startswith("!"):
-                path = os.path.relpath(source.parent / target, ROOT / "docs")
-                shown.setdefault(path, (text[2:-1], source))
-    parts = ["# Gallery\n\nEvery picture of the documentation. Each leads to the page that says how it is made."]
-    pictures = [path for kind in ("png", "gif") for path in (ROOT / "docs").rglob(f"*.{kind}")]
-    for picture in sorted(str(path.relative_to(ROOT / "docs")) for path in pictures):
-        if picture in shown:
-            caption, source = shown[picture]
-            page = (
-                FROM_THE_CHECKOUT.get(source.name) if source.parent == ROOT else str(source.relative_to(ROOT / "docs"))
+            if text.startswith("!") and page is not None:
+                shown.setdefault(os.path.relpath(source.parent / target, ROOT / "docs"), (text[2:-1], page))
+    existing = {
+        str(path.relative_to(ROOT / "docs")) for kind in ("png", "gif") for path in (ROOT / "docs").rglob(f"*.{kind}")
+    }
+    cards: dict[str, list[str]] = {section: [] for section in (*SECTIONS, "Results and cost")}
+    for picture, (caption, page) in sorted(shown.items()):
+        if picture in existing:
+            caption = escape(caption) or Path(picture).stem.replace("_", " ")
+            target = re.sub(r"(^|/)README\.md$", r"\1index.md", page).removesuffix(".md") + ".html"
+            cards[_section_of(page) or "Results and cost"].append(
+                f'<figure><a href="{target}"><img src="{picture}" alt="{caption}" loading="lazy"></a>'
+                f"<figcaption>{caption}</figcaption></figure>"
             )
-            parts.append(f"## {caption}\n\n[![{caption}]({picture})]({page})")
-    return "\n\n".join(parts) + "\n"
+    intro = "Every picture that the product draws. Each leads to its page, which says how to make it."
+    parts = [f'## {section}\n\n<div class="gallery">\n{"".join(found)}\n</div>' for section, found in cards.items()]
+    return "\n\n".join([f"# Gallery\n\n{intro}", *parts]) + "\n"
+
+
+def _section_of(page: str) -> str | None:
+    """The section of the gallery for the pictures of a page."""
+    return next((section for section, begins in SECTIONS.items() if page.startswith(begins)), None)
 
 
 class Roles(griffe.Extension):

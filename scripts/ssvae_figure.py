@@ -43,7 +43,7 @@ def draw(report: Report) -> Figure:
     shown = []
     for title, (steps, values) in curves(report).items():
         look, mean = pictures.line(places[title]), values.mean(0)
-        learning.plot(steps / 1000, mean, **look)
+        learning.plot(steps / 1000, mean, label=title, **look)
         learning.fill_between(steps / 1000, values.min(0), values.max(0), color=look["color"], alpha=0.2, linewidth=0)
         shown.append(mean[len(mean) // 10 :])
     if shown:  # the first tenth of training is off the scale
@@ -56,16 +56,15 @@ def draw(report: Report) -> Figure:
             100 * accuracy.value,
             place,
             xerr=None if accuracy.standard_error is None else 100 * accuracy.standard_error,
-            label=line.row.title,
             **style(place),
         )
-    calls = [f"{line.cells['calls'].value:.3g}" for line in lines]
-    tested.set_yticks(range(len(lines)), labels=calls)
+    calls = [f"{line.row.title}: {line.cells['calls'].value:.3g}" for line in lines]
+    tested.set_yticks(range(len(lines)), labels=calls, fontsize=9)
     tested.invert_yaxis()
-    tested.set(title="test", xlabel="accuracy (%)", ylabel="decoder calls an image in training")
+    tested.set(title="test", xlabel="accuracy (%)", ylabel="estimator: decoder calls in training")
     for axes in (learning, tested):
-        axes.grid(alpha=0.3)
-    pictures.legend(figure)
+        pictures.grid(axes)
+    pictures.legend(figure, columns=4)
     return figure
 
 

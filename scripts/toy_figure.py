@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from omegaconf import open_dict
 
 from structgrad.common import pictures
@@ -104,10 +105,11 @@ def finals(folder: Path) -> Figure:
         order = sorted(values, key=lambda estimator: -values[estimator])
         for place, estimator in enumerate(order):
             panel.plot([values[estimator]], [place], linestyle="none", **pictures.mark(0))
-            panel.annotate(f"{values[estimator]:.4g}", (values[estimator], place), (7, 0), textcoords="offset points",
+            panel.annotate(f"{values[estimator]:.4f}", (values[estimator], place), (7, 0), textcoords="offset points",
                            va="center", fontsize=8)  # fmt: skip
         panel.set_yticks(range(len(order)), order)
-        panel.margins(x=0.25, y=0.15)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.margins(x=0.3, y=0.15)
         panel.set_title(STRUCTURES[structure][0], fontsize=9)
         pictures.grid(panel)
     figure.supxlabel("objective of fresh hard vertices after training", fontsize=9)

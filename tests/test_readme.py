@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from structgrad.commands import diagnose
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -38,6 +40,25 @@ def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([a-z0-9-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_diagnosis_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (options,) = re.findall(r"python diagnose\.py ([^`]*)`", README)
+    assert diagnose.main([*options.split(), "over=none", "samples=20"]) == 0, capsys.readouterr().err
+
+
+def test_the_commands_name_what_there_is() -> None:
+    """Tables, tasks, structures and estimators of the README's commands are choices of the configuration."""
+    block = README.split("## Run an experiment")[1].split("![")[0]
+    options = [word for line in block.splitlines() for word in line.split("#")[0].split() if "=" in word]
+    named = [(group, name) for group, _, names in (o.partition("=") for o in options) for name in names.split(",")]
+    configured = [(group, name) for group, name in named if (ROOT / "configs" / group).is_dir()]
+    assert len(configured) >= 5
+    for group, name in configured:
+        assert (ROOT / "configs" / group / f"{name}.yaml").exists(), (group, name)
 
 
 def test_it_fits_two_screens() -> None:

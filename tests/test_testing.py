@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -51,3 +53,12 @@ def test_the_estimator_of_the_page_has_no_bias(root: Path) -> None:
 def test_scores_of_the_wrong_shape_are_refused_with_the_right_one() -> None:
     with pytest.raises(ValueError, match=r"\[batch, n - 1, C, C\], with exactly one batch dimension"):
         Reinforce(LinearChain(2))(torch.zeros(3, 2, 2), lambda x, rows: x.sum((1, 2, 3)))
+
+
+def test_without_pytest_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    spec = importlib.util.spec_from_file_location("a_copy_of_testing", testing.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(ImportError, match=r"needs pytest: pip install '\.\[testing\]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

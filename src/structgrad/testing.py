@@ -34,15 +34,20 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, cast
 from unittest import mock
 
-import pytest
 import torch
-from scipy import optimize, stats
 from torch import Tensor
 
 from structgrad.algorithms import eager, gpu
+from structgrad.common.installing import install
 from structgrad.diagnose import Distribution, Problem
 from structgrad.estimators.base import Estimate, Estimator, Objective
 from structgrad.structures.base import ORACLES, Structure, Trace, UnsupportedError
+
+try:
+    import pytest
+    from scipy import optimize, stats
+except ModuleNotFoundError as error:
+    raise ImportError(f"structgrad.testing needs {error.name}: {install('testing')}") from None
 
 __all__ = [
     "DEVICE",

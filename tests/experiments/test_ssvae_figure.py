@@ -45,7 +45,7 @@ def test_draws_a_curve_and_a_point_a_row(tmp_path: Path, monkeypatch: pytest.Mon
 
     learning, tested = draw(report).axes
     assert [line.get_color() for line in learning.lines] == [colour(0), colour(2)]
-    assert tested.get_legend_handles_labels()[1] == ["SFE", "NVIL", "Dense"]
+    assert [label.get_text() for label in tested.get_yticklabels()] == ["SFE: 1", "NVIL: 1", "Dense: 10"]
 
     output = tmp_path / "images" / "figure.png"
     done = figure("ssvae_figure", tmp_path, output)

@@ -38,6 +38,20 @@ def test_lines_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ]
 
 
+def test_a_slow_first_step_says_nothing_about_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It compiles kernels: 100 seconds, and ten for each of the others."""
+    clock = [0.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: clock[0])
+    lines = ProgressLines(every=30)
+    lines.on_train_start(trainer(0), None)  # type: ignore[arg-type]
+    for step in range(1, 5):
+        clock[0] += 100 if step == 1 else 10
+        lines.on_train_batch_end(trainer(step), None, None, {}, 0)  # type: ignore[arg-type]
+    assert capsys.readouterr().out.splitlines() == ["step 1/100  loss 1.5", "step 4/100  loss 1.5  16.0 min left"]
+
+
 def test_the_bar_of_a_resumed_run_knows_its_total(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar()
     bar._trainer = trainer(40)

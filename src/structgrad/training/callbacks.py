@@ -60,22 +60,26 @@ class ProgressLines(pl.Callback):
         self._start = self._next = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The time left is estimated from the steps of this process."""
-        self._first, self._start = trainer.global_step, time.monotonic()
-        self._next = self._start + self.every
+        """The time left is estimated from the steps of this process without the first, which compiles kernels."""
+        self._first, self._start = trainer.global_step + 1, 0.0
+        self._next = time.monotonic() + self.every
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Print if it is time."""
         now = time.monotonic()
+        step, steps = trainer.global_step, trainer.max_steps
+        if step == self._first and not self._start:
+            self._start = now
         if now < self._next or not trainer.is_global_zero:
             return
         self._next = now + self.every
-        step, steps = trainer.global_step, trainer.max_steps
-        left = (now - self._start) / max(1, step - self._first) * (steps - step)
-        metrics = "  ".join(f"{k.removeprefix('train/')} {v:.4g}" for k, v in trainer.progress_bar_metrics.items())
-        print(f"step {step}/{steps}  {metrics}  {duration(left)} left", flush=True)
+        parts = [f"step {step}/{steps}"]
+        parts += [f"{k.removeprefix('train/')} {v:.4g}" for k, v in trainer.progress_bar_metrics.items()]
+        if step > self._first:
+            parts.append(f"{duration((now - self._start) / (step - self._first) * (steps - step))} left")
+        print("  ".join(parts), flush=True)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Announce the test, which can take longer than a validation."""

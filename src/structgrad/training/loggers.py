@@ -48,6 +48,11 @@ def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]
             yield name, value if isinstance(value, bool | int | float | str) else str(value)
 
 
+def _own(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics without the epoch, which Lightning adds. It is that of a loader without end, and says nothing."""
+    return {name: value for name, value in metrics.items() if name != "epoch"}
+
+
 class MetricsFile(Logger):
     """Appends every metric to ``metrics.csv``, one line ``step,metric,value`` each.
 
@@ -101,7 +106,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append the metrics."""
-        rows: list[list[Any]] = [[step or 0, name, float(value)] for name, value in metrics.items() if name != "epoch"]
+        rows: list[list[Any]] = [[step or 0, name, float(value)] for name, value in _own(metrics).items()]
         if not self.file.exists():
             rows.insert(0, _HEAD)
         self._write("a", rows)
@@ -118,6 +123,11 @@ class TensorBoard(TensorBoardLogger):
     """Lightning's logger without its first summary, by which the first run would decide all columns
     in *HParams*.
     """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log under that step."""
+        super().log_metrics(_own(metrics), step)
 
     @rank_zero_only
     def log_hyperparams(  # type: ignore[override]
@@ -152,7 +162,7 @@ class WandbSteps(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log under that step."""
         extra = {} if step is None else {"trainer/global_step": step}
-        self.experiment.log({**metrics, **extra}, step=step)
+        self.experiment.log({**_own(metrics), **extra}, step=step)
 
 
 class MLflow(MLFlowLogger):
@@ -199,6 +209,11 @@ class MLflow(MLFlowLogger):
         """
         known = self.experiment.get_run(self.run_id).data.params
         super().log_hyperparams({name: value for name, value in params.items() if name not in known})
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log under that step."""
+        super().log_metrics(_own(metrics), step)
 
 
 class Comet(CometLogger):
@@ -266,7 +281,7 @@ class Trackio(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log under that step."""
-        self._trackio.log(dict(metrics), step=step)
+        self._trackio.log(_own(metrics), step=step)
 
     @rank_zero_only
     def log_picture(self, picture: Path, step: int) -> None:

@@ -29,7 +29,7 @@ def draw_symbols(used: Tensor, concepts: Concepts, pixels: Tensor | None, file: 
     """
     counts = used.bincount()
     order = counts.argsort(descending=True, stable=True)[: min(SYMBOLS, int((counts > 0).sum()))]
-    figure = Figure(figsize=(1.1 + 0.75 * IMAGES, 0.75 * len(order) + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.4 + 0.75 * IMAGES, 0.75 * len(order) + 0.5), layout="constrained")
     grid = figure.subplots(len(order), IMAGES, squeeze=False)
     for symbol, row in zip(order.tolist(), grid, strict=True):
         images = (used == symbol).nonzero()[:, 0]
@@ -48,7 +48,8 @@ def draw_symbols(used: Tensor, concepts: Concepts, pixels: Tensor | None, file: 
             else:
                 name = concepts.names[concept][:14]
                 axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=6, parse_math=False)
-        row[0].set_ylabel(f"{symbol}\n{len(images)} / {len(present)}", rotation=0, ha="right", va="center", fontsize=8)
+        label = f"symbol {symbol}\n{len(images)} images,\n{len(present)} concepts"
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
     total = int(torch.unique(used).numel())
-    figure.suptitle(f"symbol, images / concepts it is used for; {total} symbols in use", fontsize=9)
+    figure.suptitle(f"one image of each concept that a symbol names; {total} symbols are in use", fontsize=9)
     return save(figure, file)

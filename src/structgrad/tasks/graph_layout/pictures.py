@@ -70,7 +70,7 @@ def draw_graphs(positions: Tensor, true: Tensor, found: Tensor, path: Path) -> P
         ``path``.
     """
     columns = (len(positions) + 1) // 2
-    figure = Figure(figsize=(1.9 * columns, 1.9 * 2 + 0.5), dpi=150)
+    figure = Figure(figsize=(1.9 * columns, 1.9 * 2 + 0.8), dpi=150)
     FigureCanvasAgg(figure)
     for axis, frame, t, f in zip(figure.subplots(2, columns).flat, positions, true, found, strict=False):
         _draw(axis, frame.cpu(), _compare(t.cpu(), f.cpu()))

@@ -23,7 +23,7 @@ _MARKS = {
 _ANNOTATED, _HIT, _MISS = _MARKS.values()
 #: Layout of the picture: characters in a line, the largest number of lines, and inches of a
 #: character and of a line.
-_WIDTH, _LINES, _CHARACTER, _LINE = 76, 60, 0.0736, 0.2
+_WIDTH, _LINES, _CHARACTER, _LINE = 66, 48, 0.0736, 0.2
 
 
 @dataclass
@@ -161,6 +161,8 @@ def _article(model: str, explanation: Explanation) -> str:
 def draw(columns: Columns, path: Path) -> Path:
     """The same as :func:`write_page` in a picture, for as many reviews as are legible.
 
+    Models are one below the other, so that a phone shows words of a legible size.
+
     Args:
         columns: explanations of the same reviews.
         path: path of the picture; its folder is created.
@@ -171,19 +173,19 @@ def draw(columns: Columns, path: Path) -> Path:
     check_same(columns)
     shown, total = 0, 2
     for explanation in next(iter(columns.values())):
-        lines = _lines(_layout(explanation.words)) + 3
+        lines = len(columns) * (_lines(_layout(explanation.words)) + 3)
         if shown and total + lines > _LINES:
             break
         shown, total = shown + 1, total + lines
-    width = len(columns) * (_WIDTH + 4)
+    width, left, top = _WIDTH + 4, 2, 0
     figure = Figure(figsize=(width * _CHARACTER, total * _LINE))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
     axes.set_ylim(total, 0)
     axes.axis("off")
-    for column, (model, explanations) in enumerate(columns.items()):
-        left, top = column * (_WIDTH + 4) + 2, 0
-        for explanation in explanations[:shown]:
+    for review in range(shown):
+        for model, explanations in columns.items():
+            explanation = explanations[review]
             axes.text(left, top + 0.6, model, fontsize=9, weight="bold", color=INK, va="center")
             axes.text(left, top + 1.6, explanation.describe(), fontsize=8.5, color=FAINT, va="center")
             places = _layout(explanation.words)

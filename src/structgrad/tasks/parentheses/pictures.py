@@ -34,7 +34,7 @@ class Growth:
 
 
 def draw(growths: list[Growth], balanced: list[bool], types: int, path: Path) -> Path:
-    """Draw trees, one a panel. The small number at a node is its rank in the generation.
+    """Draw trees, one below the other. The small number at a node is its rank in the generation.
 
     Args:
         growths: the trees.
@@ -48,19 +48,14 @@ def draw(growths: list[Growth], balanced: list[bool], types: int, path: Path) ->
     longest = max(int((g.tokens != NO_CHILD).sum()) for g in growths)
     nodes = [_nodes(g) for g in growths]
     heights = [1 + max(depth for _, depth, _ in each) for each in nodes]
-    columns = min(2, len(growths))
-    rows = [heights[i : i + columns] for i in range(0, len(growths), columns)]
-    size = (columns * (0.5 * longest + 0.5), sum(0.42 * max(row) + 0.6 for row in rows))
+    size = (max(0.42 * longest + 0.3, 4.6), sum(0.32 * height + 0.5 for height in heights) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=[max(row) + 1 for row in rows])
-    panels = list(grid.flat)
-    for axes in panels:
+    panels = figure.subplots(len(growths), squeeze=False, height_ratios=[height + 1 for height in heights])[:, 0]
+    for axes, growth, each, right in zip(panels, growths, nodes, balanced, strict=True):
         axes.axis("off")
-    for axes, growth, each, right in zip(panels, growths, nodes, balanced, strict=False):
         words = to_text(growth.tokens, types)
-        axes.set_title(
-            f"{' '.join(words)}   {'balanced' if right else 'unbalanced'}", fontsize=9, loc="left", color=INK
-        )
+        title = f"{' '.join(words)}   {'balanced' if right else 'unbalanced'}"
+        axes.set_title(title, fontsize=8, loc="left", color=INK)
         axes.set_xlim(-0.6, longest - 0.4)
         axes.set_ylim(-max(depth for _, depth, _ in each) - 0.55, 0.6)
         for order, (position, depth, parent) in enumerate(each):
@@ -86,7 +81,7 @@ def _node(axes: Any, x: float, y: float, word: str, order: int) -> None:
     ground = _OPENING if word.startswith("(") else _CLOSING
     box = {"boxstyle": "round,pad=0.25", "facecolor": ground, "edgecolor": BLUE, "linewidth": 0.9}
     axes.text(x, y, word, ha="center", va="center", fontsize=8, family="monospace", color=INK, bbox=box, zorder=2)
-    corner = (2.6 * len(word) + 4.5, 6.5)  # of the box, in points
+    corner = (2.6 * len(word) + 3.0 + 1.9 * len(str(order)), 6.5)  # of the box, in points
     axes.annotate(
         str(order),
         (x, y),
