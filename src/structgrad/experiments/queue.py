@@ -187,6 +187,7 @@ class Queue:
         #: since.
         self._open: dict[str, list[tuple[int, int | None]]] = {}
         self._looked = -math.inf
+        self._loaded: dict[str, optuna.Study] = {}
 
     def _id(self, row: PlannedRow) -> int:
         with suppress(KeyError):
@@ -198,6 +199,12 @@ class Queue:
             )
             study.set_metric_names([metric])
         return self._studies.get_study_id_from_name(self.name(row))
+
+    def _study(self, row: PlannedRow) -> optuna.Study:
+        """The study of a row, loaded once."""
+        if row.name not in self._loaded:
+            self._loaded[row.name] = optuna.load_study(study_name=self.name(row), storage=self._studies)
+        return self._loaded[row.name]
 
     def name(self, row: PlannedRow) -> str:
         """The name of the study of a row."""
@@ -262,14 +269,19 @@ class Queue:
         Several workers may do this at once: an entry that another one has ended stays as it is.
         """
         for row in self.plan.rows:
-            study = optuna.load_study(study_name=self.name(row), storage=self._studies)
-            optuna.storages.fail_stale_trials(study)
-            running = [trial for trial in self.entries(row) if trial.state == TrialState.RUNNING]
-            for trial in running:
-                # Its worker was killed before the first heartbeat, so Optuna never calls it stale.
-                if "worker" not in trial.user_attrs and _older(trial, self.plan.grace):
-                    self._end(self._studies.get_trial_id_from_study_id_trial_number(self._ids[row.name], trial.number))
-            self._open[row.name] = self._to_begin(row, self.trials(row))
+            optuna.storages.fail_stale_trials(self._study(row))
+            entries = self.entries(row)
+            # Its worker was killed before the first heartbeat, so Optuna never calls it stale.
+            unheard = [
+                trial.number
+                for trial in entries
+                if trial.state == TrialState.RUNNING
+                and "worker" not in trial.user_attrs
+                and _older(trial, self.plan.grace)
+            ]
+            for number in unheard:
+                self._end(self._studies.get_trial_id_from_study_id_trial_number(self._ids[row.name], number))
+            self._open[row.name] = self._to_begin(row, _counting(self.entries(row) if unheard else entries))
         self._looked = time.monotonic()
 
     def _to_begin(self, row: PlannedRow, trials: Mapping[int, FrozenTrial]) -> list[tuple[int, int | None]]:
