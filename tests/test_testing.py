@@ -13,7 +13,7 @@ import torch
 
 from structgrad import testing
 from structgrad.estimators import Reinforce
-from structgrad.structures import KSubset, LinearChain, OneHot
+from structgrad.structures import CorrelatedKSubset, KSubset, LinearChain, OneHot
 from structgrad.testing import DEVICE, Case, Problem
 
 
@@ -43,11 +43,35 @@ def test_a_problem_moves() -> None:
 
 def test_the_estimator_of_the_page_has_no_bias(root: Path) -> None:
     page = (root / "docs" / "your_own.md").read_text()
-    (block,) = re.findall(r"((?:    .*\n|\n)*    class Mine\(Estimator\):\n(?:    .*\n|\n)*)", page)
+    mine = class_of(page, "Mine")
+    for structure in (OneHot(), KSubset(2)):
+        testing.assert_unbiased(mine(structure), Problem.make(structure, (4,)), "gibbs")
+
+
+def class_of(page: str, name: str) -> type:
+    """A class of a page, in a block with its imports."""
+    (block,) = re.findall(rf"((?:    .*\n|\n)*    class {name}\(Estimator\):\n(?:    .*\n|\n)*)", page)
     names: dict[str, type] = {}
     exec(textwrap.dedent(block), names)
-    for structure in (OneHot(), KSubset(2)):
-        testing.assert_unbiased(names["Mine"](structure), Problem.make(structure, (4,)), "gibbs")
+    return names[name]
+
+
+def test_the_noisy_estimator_of_the_page(root: Path) -> None:
+    """Its samples have the distribution that it names: 4,000 draws, each share within 5 standard errors (> 99.99 %)."""
+    noisy = class_of((root / "docs" / "your_own.md").read_text(), "Noisy")
+    torch.manual_seed(0)
+    scores = torch.tensor([0.0, 1.0, -1.0]).expand(4000, 3).clone().requires_grad_()
+    estimate = noisy(OneHot())(scores, lambda x, rows: x @ torch.tensor([1.0, 2.0, 4.0]))
+    share, expected = estimate.vertices.detach().mean(0), scores[0].detach().softmax(0)
+    assert ((share - expected).abs() < 5 * (expected * (1 - expected) / 4000).sqrt()).all()
+    estimate.surrogate.sum().backward()
+    torch.testing.assert_close(scores.grad, torch.tensor([1.0, 2.0, 4.0]).expand(4000, 3))
+    pairs = CorrelatedKSubset(1)
+    scores = torch.tensor([[0.0, 0, 0, 9, -9]]).expand(50, 5)
+    mask = torch.tensor([True, True, False, True, False]).expand(50, 5)
+    estimate = noisy(pairs)(scores, lambda x, rows: x.sum(1), mask=mask)
+    assert not estimate.vertices[:, [2, 4]].any()
+    assert estimate.kl.shape == (50,)
 
 
 def test_scores_of_the_wrong_shape_are_refused_with_the_right_one() -> None:
