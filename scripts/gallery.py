@@ -86,15 +86,14 @@ def diagnosis() -> None:
 
 def pages() -> None:
     """Pages of all runs, of a table and of a comparison."""
-    for name in ("toy", "ssvae", "graph_layout"):
-        train(name)
-    for estimator in ("sst", "relax"):
-        train("toy", f"estimator={estimator}", *(["estimator.relaxation=sinkhorn"] if estimator == "sst" else []))
+    folder = RUNS / "pages"
+    jobs = ["structure=matching", "estimator=t_reinforce_plus,t_reinforce", "seed=0,1,2", "budget=quick"]
+    command("train.py", "-m", "task=toy", *jobs, "trainer=cpu", "logger=csv", f"paths.runs={folder}")
     with tempfile.TemporaryDirectory() as place:
         for name, height, options in (
-            ("page_runs", 900, ["runs", "--runs", str(RUNS)]),
+            ("page_runs", 760, ["runs", "--runs", str(folder)]),
             ("page_table", 1100, ["table=ssvae_quick", "results/ssvae_quick"]),
-            ("page_comparison", 900, [str(RUNS), "--by", "estimator", "--where", "task=toy", "--runs", str(RUNS)]),
+            ("page_comparison", 900, [str(folder / "toy"), "--by", "estimator", "--runs", str(folder)]),
         ):
             command("report.py", *options, "--html", f"{place}/{name}.html")
             photograph(Path(place) / f"{name}.html", name, height)

@@ -64,8 +64,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     if page.file.src_uri in ("index.md", "gallery.md"):
         page.meta["hide"] = ["navigation"]  # they are alone in their tabs
-    if page.file.src_uri == "structures/README.md":
-        page.meta["hide"] = ["toc"]  # room for its tables
+    if page.file.src_uri in ("structures/README.md", "architecture.md"):
+        page.meta["hide"] = ["toc"]  # room for its tables, or its drawing
     if page.file.src_uri == "estimators/table.md":
         page.meta["hide"] = ["navigation", "toc"]  # it has a column a structure
     markdown = re.sub(r"\A(<!--.*?-->\n)+", "", markdown)  # the title must come first to be one

@@ -16,7 +16,7 @@ from matplotlib.patches import Arc, FancyArrowPatch, FancyBboxPatch, Rectangle
 from torch import Tensor
 
 from structgrad import structures as s
-from structgrad.common.pictures import BLUE, COLOURS, INK, ORANGE, save
+from structgrad.common.pictures import BLUE, COLOURS, INK, ORANGE, line, save
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 GREY = "#d5d8dd"
@@ -60,12 +60,12 @@ def graph(axes: Axes, edges: list[list[int]], directed: bool) -> None:
     axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))
 
 
-def arcs(axes: Axes, edges: list[list[int]]) -> None:
-    """Positions in a line, an arc for every edge."""
+def arcs(axes: Axes, edges: list[list[int]], labels: int = 1) -> None:
+    """Positions in a line, an arc for every edge, in the colour and the dashes of its label."""
     n = len(edges) + 1
-    for i, j in edges:
-        width = abs(i - j)
-        axes.add_patch(Arc(((i + j) / 2, 0), width, width * 0.9, theta1=0, theta2=180, color=BLUE, linewidth=1.6))
+    for k, (i, j) in enumerate(edges):
+        width, look = abs(i - j), line(k % labels) | {"linewidth": 1.6}
+        axes.add_patch(Arc(((i + j) / 2, 0), width, width * 0.9, theta1=0, theta2=180, **look))
     nodes(axes, [(i, 0.0) for i in range(n)], first=ORANGE)
     axes.set(xlim=(-0.5, n - 0.5), ylim=(-0.5, n / 2))
 
@@ -85,6 +85,20 @@ def segments(axes: Axes, found: list[list[int]]) -> None:
         look = {"facecolor": COLOURS[label], "hatch": ("", "//", "..")[label], "edgecolor": "white", "linewidth": 0}
         axes.add_patch(Rectangle((first + 0.06, 0), width - 0.12, 1, **look))
     axes.set(xlim=(-0.2, found[-1][1] + 1.2), ylim=(-0.6, 1.6))
+
+
+def factors(axes: Axes, vertex: list[int]) -> None:
+    """Parts as circles, the chosen ones filled; factors as squares with a line to each of their parts."""
+    for k, members in enumerate([(0, 1, 2), (1, 3), (2, 3, 4)]):
+        x = sum(members) / len(members)
+        for part in members:
+            axes.plot([part, x], [0, -1.3], color=INK, linewidth=0.8, zorder=1)
+        axes.add_patch(
+            Rectangle((x - 0.16, -1.46), 0.32, 0.32, facecolor="white", edgecolor=INK, linewidth=0.8, zorder=k + 4)
+        )
+    nodes(axes, [(part, 0.0) for part in range(5)], colour="white")
+    nodes(axes, [(part, 0.0) for part in vertex], colour=BLUE)
+    axes.set(xlim=(-0.5, 4.5), ylim=(-1.7, 0.5))
 
 
 def brackets(axes: Axes, spans: list[list[int]]) -> None:
@@ -185,6 +199,8 @@ def drawings() -> dict[str, Callable[[Axes], None]]:
         "arborescence": lambda axes: graph(axes, directed, directed=True),
         "matching": lambda axes: pairs(axes, matching),
         "projective_tree": lambda axes: arcs(axes, projective),
+        "labelled": lambda axes: arcs(axes, projective, labels=2),
+        "factor_graph": lambda axes: factors(axes, [0, 3]),
         "linear_chain": lambda axes: trellis(axes, tags, 3),
         "semi_markov": lambda axes: segments(axes, parts),
         "constituency": lambda axes: brackets(axes, spans),

@@ -289,7 +289,7 @@ _STYLE = """
 body { max-width: 100rem }
 .tools { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; margin: .5rem 0 }
 .tools input[type=search] { flex: 1 1 14rem; font: inherit; padding: .3rem .5rem }
-.runs td, .runs th { text-align: left; overflow-wrap: normal } .runs td:nth-child(10) { overflow-wrap: anywhere }
+.runs td, .runs th { text-align: left; overflow-wrap: normal } .runs td:nth-child(10) { min-width: 13rem; overflow-wrap: anywhere }
 .runs button { font: inherit; font-weight: 600; background: none; border: 0; padding: 0; color: inherit }
 .runs button { cursor: pointer }
 .runs button[data-order]::after { content: " " attr(data-order) }
@@ -299,6 +299,12 @@ body { max-width: 100rem }
 .state.running { color: #0969da } .state.finished { color: var(--good) }
 .state.failed { color: var(--bad) } .state.interrupted { color: var(--open) }
 @media (prefers-color-scheme: dark) { .state.running { color: #6cb6ff } }
+@media (max-width: 82rem) {
+  .runs td, .runs th { padding: .3rem .35rem }
+  .runs td:nth-child(n+3):nth-child(-n+5) { min-width: 5rem; overflow-wrap: anywhere }
+  .runs td:nth-child(10) { min-width: 11rem }
+  .runs img { max-width: 5rem } .spark { width: 5rem }
+}
 @media (max-width: 640px) {
   .runs td:first-child { display: inline-block } .runs td:nth-child(2) { display: block }
   .runs td:nth-child(2)::before { content: none } .runs td:nth-child(10) { display: block }
