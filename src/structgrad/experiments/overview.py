@@ -289,7 +289,8 @@ _STYLE = """
 body { max-width: 100rem }
 .tools { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; margin: .5rem 0 }
 .tools input[type=search] { flex: 1 1 14rem; font: inherit; padding: .3rem .5rem }
-.runs td, .runs th { text-align: left; overflow-wrap: normal } .runs td:nth-child(10) { min-width: 13rem; overflow-wrap: anywhere }
+.runs td, .runs th { text-align: left; overflow-wrap: normal }
+.runs td:nth-child(10) { min-width: 13rem; overflow-wrap: anywhere }
 .runs button { font: inherit; font-weight: 600; background: none; border: 0; padding: 0; color: inherit }
 .runs button { cursor: pointer }
 .runs button[data-order]::after { content: " " attr(data-order) }
