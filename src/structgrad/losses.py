@@ -39,6 +39,7 @@ from structgrad.estimators.relaxation import mean_argmax
 from structgrad.estimators.utilities import Utility, UtilityName, make_utility
 from structgrad.structures import OneHot
 from structgrad.structures.base import Structure
+from structgrad.structures.far_scores import brought_near
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -150,14 +151,16 @@ def fenchel_young_loss(
     exists = structure.parts(scores, mask)
     # In float64. Otherwise a constant that the scores share, times the rounding of a mean, would
     # dominate the loss.
-    finite = torch.where(exists, scores, 0.0).double()
+    near = brought_near(structure, scores, mask)
+    finite = torch.where(exists, near.scores, 0.0).double()
 
     def maximiser(s: Tensor) -> Tensor:
         return torch.where(exists, structure.relax(relaxation, s, mask), 0.0)
 
     def value(best: Tensor) -> Tensor:
         # One difference for all parts: large scores times equal parts cancel before they are summed.
-        return _sum(structure, finite.detach() * (best - target) + f(target) - f(best), exists)
+        apart = best - target
+        return near.corrected(_sum(structure, finite.detach() * apart + f(target) - f(best), exists), apart)
 
     conjugate: Tensor = _Conjugate.apply(finite, maximiser, value)
     # Its value is 0; it has the gradient of -<s, y>.
@@ -223,7 +226,8 @@ def perturbed_loss(
         raise ValueError(f"sigma must be positive and finite, n_samples at least 1; got {sigma} and {n_samples}")
     exists = structure.parts(scores, mask)
     # In float64, where large scores leave something of the noise.
-    finite = torch.where(exists, scores, 0.0).double()
+    near = brought_near(structure, scores, mask, margin=100 * sigma)
+    finite = torch.where(exists, near.scores, 0.0).double()
     drawn = noise.sample(torch.zeros_like(scores), n_samples).double()
     vertices = structure.argmax(finite.detach() + sigma * drawn, mask)
 
@@ -232,7 +236,8 @@ def perturbed_loss(
 
     def value(best: Tensor) -> Tensor:
         noisy = _sum(structure, vertices * (sigma * drawn), exists).mean(0)
-        return _sum(structure, finite.detach() * (best - target), exists) + noisy
+        apart = best - target
+        return near.corrected(_sum(structure, finite.detach() * apart, exists), apart) + noisy
 
     conjugate: Tensor = _Conjugate.apply(finite, maximiser, value)
     return (conjugate - _sum(structure, (finite - finite.detach()) * target, exists)).to(scores.dtype)
@@ -272,11 +277,14 @@ def structured_hinge_loss(
         raise ValueError(f"cost must not be negative; got {cost}")
     target = _check(structure, scores, target, mask, "structured_hinge_loss")
     exists = structure.parts(scores, mask)
-    finite = torch.where(exists, scores, 0.0)
+    # In float64, where large scores leave something of the cost.
+    near = brought_near(structure, scores, mask, margin=cost)
+    finite = torch.where(exists, near.scores, 0.0).double()
     # On 0/1 vertices |x - y| is linear in x.
     worst = structure.argmax(finite.detach() + cost * (1 - 2 * target), mask)
     difference = worst - target
-    return _sum(structure, finite * difference + cost * difference.abs(), exists)
+    loss = _sum(structure, finite * difference + cost * difference.abs(), exists)
+    return near.corrected(loss, difference).to(scores.dtype)
 
 
 def _are_classes(scores: Tensor, target: Tensor) -> bool:

@@ -75,6 +75,37 @@ def test_a_bare_decorator_keeps_the_function() -> None:
     assert solve(scores).dtype == torch.float32
 
 
+@pytest.mark.parametrize("decorate", [imle, perturbed(n_samples=4)])
+def test_masks_and_lengths_belong_to_examples(
+    decorate: Callable[[Callable[..., Tensor]], Callable[..., Tensor]],
+) -> None:
+    """Every sample of an example has the example's own, and missing parts have no gradient."""
+    structure, seen = KSubset(2), []
+
+    def solve(scores: Tensor, **missing: Tensor) -> Tensor:
+        seen.append(missing)
+        return structure.argmax(scores, **missing)
+
+    lengths = torch.tensor([2, 3, 4])
+    scores = torch.randn(3, 4, requires_grad=True)
+    mask = structure.length_mask(lengths, scores)
+    found = []
+    for missing in ({"mask": mask}, {"lengths": lengths}):
+        torch.manual_seed(1)
+        vertices = decorate(solve)(scores, **missing)
+        (gradient,) = torch.autograd.grad((vertices * torch.arange(4.0)).sum(), scores)
+        assert not vertices[~mask].any()
+        found.append((vertices, gradient))
+    torch.testing.assert_close(*(vertices for vertices, _ in found))
+    assert not found[0][1][~mask].any()
+    assert found[0][1][2].any()
+    times = len(seen[0]["mask"]) // 3
+    assert seen[-1]["lengths"].tolist() == lengths.repeat(times).tolist()
+    assert (seen[0]["mask"] == mask.repeat(times, 1)).all()
+    with pytest.raises(ValueError, match=r"lengths \[2\] do not belong to the 3 examples"):
+        decorate(solve)(scores, lengths=lengths[:2])
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"the solver returns \[2\] for scores \[2, 3\]"):
         imle(lambda scores: scores.argmax(-1))(torch.zeros(2, 3))

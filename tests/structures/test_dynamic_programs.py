@@ -13,6 +13,7 @@ from torch import Tensor
 
 from structgrad.algorithms import hypergraph
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder
+from structgrad.common.private import is_functorch_tensor
 from structgrad.structures import (
     Alignment,
     Arborescence,
@@ -389,3 +390,12 @@ def test_a_graph_that_branches_and_has_gaps() -> None:
     arguments = scores, torch.ones_like(scores, dtype=torch.bool), torch.tensor([1]), graph.number
     torch.testing.assert_close(hypergraph.moments(*arguments, False)[0][0], expected)
     np.testing.assert_allclose(hypergraph.top_k(*arguments, 3)[0][0, 2], -np.inf)
+
+
+def test_graphs_that_are_made_under_torch_func_serve_other_calls() -> None:
+    """What a transform wraps ends with it, and torch.compile refused such graphs ever after."""
+    scores = torch.randn(2, 3, 7)  # of a size that no other test has
+    torch.func.vmap(Alignment().marginals)(scores)
+    goals = Alignment()._hypergraph(scores.shape[1:])._on(scores.device)[0]
+    assert not is_functorch_tensor(goals)
+    torch.testing.assert_close(torch.func.vmap(Alignment().marginals)(scores), Alignment().marginals(scores))

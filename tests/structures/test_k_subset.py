@@ -85,6 +85,14 @@ class TestEntropyRelaxations:
         torch.testing.assert_close(sharp, structure.argmax(utility), rtol=0, atol=1e-3)
 
 
+def test_a_temperature_an_example() -> None:
+    """In relaxations that are no function of the quotient alone."""
+    utility, temperature = torch.randn(3, 5), torch.tensor([0.5, 1.0, 2.0])
+    together = KSubset(2).relax("softsub", utility, temperature=temperature)
+    for row, alone in enumerate(temperature):
+        torch.testing.assert_close(together[row], KSubset(2).relax("softsub", utility[row], temperature=float(alone)))
+
+
 def test_softsub_is_the_published_recursion() -> None:
     """Xie and Ermon's loop, written with 1 - p, where that is accurate."""
     temperature = 0.7

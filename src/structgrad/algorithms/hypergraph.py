@@ -44,6 +44,7 @@ from torch import Tensor
 from structgrad.algorithms.active_set import FULL, GOING, Pricing, Slots, residual_of, step
 from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients, twin_needed
+from structgrad.algorithms.eager import transformed
 from structgrad.algorithms.gradients import value_and_gradient
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, log_sum
 from structgrad.algorithms.threads import run
@@ -86,10 +87,10 @@ class Hypergraph:
     """
 
     levels: tuple[Level, ...]
-    goals: Tensor
+    goals: Index
 
     @cached_property
-    def compiled(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def compiled(self) -> tuple[npt.NDArray[Any], ...]:
         """The graph as arrays for the kernels: ``first [nodes + 1]`` and ``left``, ``right``,
         ``part`` ``[edges]``.
 
@@ -105,7 +106,7 @@ class Hypergraph:
         ]
         # Compiled code uses an unsigned index as it is; a signed one might count from the end.
         kinds = (np.uint32, np.uint32, np.uint32, np.int32)
-        first, left, right, part = (torch.from_numpy(a.astype(t)) for a, t in zip((ends, *columns), kinds, strict=True))
+        first, left, right, part = (a.astype(t) for a, t in zip((ends, *columns), kinds, strict=True))
         return first, left, right, part
 
     @cached_property
@@ -139,11 +140,14 @@ class Hypergraph:
 
     def _on(self, device: torch.device) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """The goals, and ``left``, ``right`` and ``part`` of every level, copied to a device once."""
-        if device not in self._copies:
-            arrays = ((level.left, level.right, level.part) for level in self.levels)
-            copies = [tuple(torch.from_numpy(a).to(device) for a in level) for level in arrays]
-            self._copies[device] = self.goals.to(device), copies
-        return self._copies[device]
+        if device in self._copies:
+            return self._copies[device]
+        arrays = ((level.left, level.right, level.part) for level in self.levels)
+        copies = [tuple(torch.from_numpy(a).to(device) for a in level) for level in arrays]
+        goals = torch.from_numpy(self.goals).to(device)
+        if not transformed(goals):  # what is made under torch.func belongs to that call
+            self._copies[device] = goals, copies
+        return goals, copies
 
     @cached_property
     def _copies(self) -> dict[torch.device, tuple[Tensor, list[tuple[Tensor, ...]]]]:
@@ -224,7 +228,7 @@ class Builder:
 
     def build(self, goals: Sequence[int] | Index) -> Hypergraph:
         """The graph; ``goals[size]`` is the node that stands for all vertices of that size."""
-        return Hypergraph(tuple(self._levels), torch.as_tensor(np.asarray(goals, np.int64)))
+        return Hypergraph(tuple(self._levels), np.asarray(goals, np.int64))
 
 
 def filled(scores: Tensor, exists: Tensor) -> Tensor:

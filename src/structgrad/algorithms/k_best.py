@@ -129,7 +129,7 @@ def best_of_cardinality(
     if k < 1:
         raise ValueError(f"k must be at least 1; got {k}")
     n = scores.shape[-1]
-    ordered, origin = torch.where(exists, scores.detach(), -math.inf).sort(dim=-1, descending=True)
+    ordered, origin = torch.where(exists, scores.detach().double(), -math.inf).sort(dim=-1, descending=True)
     if not n:
         first = torch.arange(k, device=scores.device) == 0  # the empty set, and no other
         return scores.new_zeros(*scores.shape[:-1], k, 0, dtype=torch.bool), first.expand(*scores.shape[:-1], k)
@@ -140,7 +140,7 @@ def best_of_cardinality(
     gains = torch.where(is_open, ordered.gather(-1, index), -math.inf)
     settled = (size - k).clamp(min=0)
     rows = min(2 * k, most, n) + 1
-    best = scores.new_full((*scores.shape[:-1], rows, k), -math.inf)
+    best = ordered.new_full((*scores.shape[:-1], rows, k), -math.inf)
     best[..., 0, 0] = 0
     taken = torch.zeros(*best.shape, 2 * k, dtype=torch.bool, device=scores.device)
     for step in range(2 * k):

@@ -24,11 +24,11 @@ from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import second_gradients
 from structgrad.algorithms.eager import on_host
 from structgrad.algorithms.gpu import tl
+from structgrad.algorithms.semirings import IMPOSSIBLE
 from structgrad.algorithms.threads import run
 from structgrad.algorithms.transforms import over_batch
 
-_LOG_ZERO = -1e30  # finite: see matrix_tree
-_NO_RATE = gpu.constant(_LOG_ZERO)
+_NO_RATE = gpu.constant(IMPOSSIBLE)  # finite: see matrix_tree
 #: The largest graph for one GPU program; plain torch handles larger ones.
 LARGEST = 128
 
@@ -147,10 +147,10 @@ def torch_log_running(log_rates: Tensor, exists: Tensor, joined: Tensor) -> Tens
     steps = max(n - 1, 0)
     step = torch.where(exists, joined, steps).flatten(1)  # the last column takes entries that are no part
     rates = torch.where(exists, log_rates, 0).double().flatten(1)
-    top = rates.new_full((batch, steps + 1), _LOG_ZERO).scatter_reduce(1, step, rates.detach(), "amax")
+    top = rates.new_full((batch, steps + 1), IMPOSSIBLE).scatter_reduce(1, step, rates.detach(), "amax")
     total = torch.zeros_like(top).scatter_add(1, step, torch.exp(rates - top.gather(1, step)))
     happened = total[:, :steps] > 0
-    joining = torch.where(happened, top[:, :steps] + torch.where(happened, total[:, :steps], 1).log(), _LOG_ZERO)
+    joining = torch.where(happened, top[:, :steps] + torch.where(happened, total[:, :steps], 1).log(), IMPOSSIBLE)
     return joining.flip(1).logcumsumexp(1).flip(1)
 
 

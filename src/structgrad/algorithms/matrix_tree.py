@@ -50,7 +50,7 @@ from structgrad.common.private import untraced
 
 #: Stands for log 0 in the kernels, as ``IMPOSSIBLE`` does in plain torch. It is finite, so sums and
 #: differences of it are not NaN; exp of it plus any score is 0.
-_NO_WEIGHT = gpu.constant(-1e30)
+_NO_WEIGHT = gpu.constant(IMPOSSIBLE)
 #: The largest graph for one GPU program. Samples beyond 64 nodes take 128 KiB of shared memory,
 #: which GPUs of data centres have.
 LARGEST = 128
@@ -750,7 +750,8 @@ def _log_add_exp(x: tl.tensor, y: tl.tensor) -> tl.tensor:
 def _load_block(
     scores_ptr: tl.tensor, exists_ptr: tl.tensor, root_ptr: tl.tensor, n: tl.tensor, SIZE: tl.constexpr
 ) -> tl.tensor:
-    """Log-weights, which entries are edges, their places, and the root.
+    """Log-weights relative to the largest that enters a node, which entries are edges, their places,
+    the root, and the sum of the largest.
 
     An absent node has an edge of weight 1 from the root.
     """
@@ -762,7 +763,11 @@ def _load_block(
     exists = (tl.load(exists_ptr + at, mask=within, other=0) != 0) & (k != j) & (j != r)
     w = tl.where(exists, tl.load(scores_ptr + at, mask=within & exists, other=0.0).to(tl.float64), _NO_WEIGHT)
     absent = tl.max(exists.to(tl.int32), 0) + tl.max(exists.to(tl.int32), 1) == 0
-    return tl.where((k == r) & absent[None, :], 0.0, w), exists, at, r
+    # Sums of very low weights would lose the others.
+    tops = tl.max(w, 0)
+    tops = tl.where(tops > 0.5 * _NO_WEIGHT, tops, 0.0)
+    w = tl.where(exists, w - tops[None, :], w)
+    return tl.where((k == r) & absent[None, :], 0.0, w), exists, at, r, tl.sum(tops, 0)
 
 
 @gpu.jit
@@ -847,7 +852,7 @@ def _differentiate_block(
 @gpu.jit
 def _reached(total: tl.tensor) -> tl.tensor:
     """Whether an arborescence exists."""
-    return tl.min(total, 0) > -1e29
+    return tl.min(total, 0) > 0.5 * _NO_WEIGHT
 
 
 @gpu.jit
@@ -860,11 +865,11 @@ def _gpu_eliminate(
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    w, _, at, r = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
+    w, _, at, r, tops = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
     w, total, _, _ = _eliminate_block(w, w, r, n, False, SIZE)
     ends = tl.arange(0, SIZE)
     tl.store(factors_ptr + at, w, mask=(ends < n)[:, None] & (ends < n)[None, :])
-    tl.store(logz_ptr + tl.program_id(0), tl.where(_reached(total), tl.sum(total, 0), -float("inf")))
+    tl.store(logz_ptr + tl.program_id(0), tl.where(_reached(total), tl.sum(total, 0) + tops, -float("inf")))
 
 
 @gpu.jit
@@ -876,7 +881,7 @@ def _gpu_marginals(
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    start, exists, at, r = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
+    start, exists, at, r, _ = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
     w, total, t, moved = _eliminate_block(start, start, r, n, False, SIZE)
     g, _ = _differentiate_block(w, total, t, moved, r, n, False, SIZE)
     within = tl.arange(0, SIZE) < n
@@ -899,7 +904,7 @@ def _gpu_covariance(
     n: tl.tensor,
     SIZE: tl.constexpr,
 ) -> None:
-    start, exists, at, r = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
+    start, exists, at, r, _ = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
     within = tl.arange(0, SIZE) < n
     within = within[:, None] & within[None, :]
     along = tl.where(exists, tl.load(direction_ptr + at, mask=within, other=0.0).to(tl.float64), 0.0)
@@ -921,7 +926,7 @@ def _gpu_sample(
     SIZE: tl.constexpr,
 ) -> None:
     """Like :func:`torch_sample`, which explains the names. Here the root is a node like the others."""
-    start, exists, at, r = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
+    start, exists, at, r, _ = _load_block(scores_ptr, exists_ptr, root_ptr, n, SIZE)
     first = tl.program_id(0).to(tl.int64) * n * n
     ends = tl.arange(0, SIZE)
     k, j = ends[:, None], ends[None, :]

@@ -52,6 +52,19 @@ class _Interpolated(torch.autograd.Function):
         return first_order_only(moved, "a surrogate gradient", gradients[0], utility), None, None
 
 
+def _named(
+    options: dict[str, Any], scores: Tensor, mask: Tensor | None, lengths: Tensor | None, n: int
+) -> dict[str, Any]:
+    """Keyword arguments of the solver; what belongs to examples is repeated n times."""
+    if mask is not None:
+        options = options | {"mask": mask.expand(scores.shape).repeat(n, *[1] * (scores.dim() - 1))}
+    if lengths is not None:
+        if lengths.shape[:1] != scores.shape[:1]:
+            raise ValueError(f"lengths {list(lengths.shape)} do not belong to the {len(scores)} examples of the scores")
+        options = options | {"lengths": lengths.repeat(n, *[1] * (lengths.dim() - 1))}
+    return options
+
+
 def _solver(function: Callable[..., Tensor], options: dict[str, Any]) -> Solver:
     """The function without a gradient, in the precision of the scores."""
 
@@ -87,7 +100,8 @@ def imle(
 
     Args:
         function: the solver, ``scores [batch, *parts] -> vertices [batch, *parts]``, 0/1. Keyword
-            arguments of a call are passed to it.
+            arguments of a call are passed to it. It must not use parts that ``mask`` or ``lengths``
+            excludes; their gradient is then 0.
         step: lambda in the papers.
         utility: the noise, by name or as an object.
 
@@ -104,9 +118,12 @@ def imle(
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(function)
-        def differentiable(scores: Tensor, **options: Any) -> Tensor:
+        def differentiable(
+            scores: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, **options: Any
+        ) -> Tensor:
             perturbed = scores if noise is None else noise.sample(scores)
-            vertex: Tensor = _Interpolated.apply(perturbed, _solver(function, options), step)
+            solver = _solver(function, _named(options, scores, mask, lengths, 1))
+            vertex: Tensor = _Interpolated.apply(perturbed, solver, step)
             return vertex
 
         return differentiable
@@ -139,7 +156,10 @@ def perturbed(
 
     Args:
         function: the solver, ``scores [batch, *parts] -> vertices [batch, *vertex]``. Keyword
-            arguments of a call are passed to it.
+            arguments of a call are passed to it. ``mask`` (broadcastable to the scores; the gradient
+            of missing parts is 0) and ``lengths`` (``[batch, ...]``) are repeated for the samples.
+            Which parts lengths exclude is known to the solver alone, so the gradient there is not 0
+            but noise of mean 0. Other arguments are passed as they are and must fit every example.
         sigma: scale of the noise.
         n_samples: number of samples an example.
         utility: the noise Z: gumbel, gaussian or logistic.
@@ -159,11 +179,14 @@ def perturbed(
 
     def decorate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(function)
-        def differentiable(scores: Tensor, **options: Any) -> Tensor:
+        def differentiable(
+            scores: Tensor, *, mask: Tensor | None = None, lengths: Tensor | None = None, **options: Any
+        ) -> Tensor:
             drawn = noise.sample(torch.zeros_like(scores), n_samples)
-            vertices = _solver(function, options)((scores.detach() + sigma * drawn).flatten(0, 1))
-            vertices = vertices.unflatten(0, (n_samples, len(scores)))
+            solver = _solver(function, _named(options, scores, mask, lengths, n_samples))
+            vertices = solver((scores.detach() + sigma * drawn).flatten(0, 1)).unflatten(0, (n_samples, len(scores)))
             exists = torch.ones_like(scores, dtype=torch.bool)
+            exists = exists if mask is None else exists & mask
             return mean_argmax(scores, vertices, drawn, noise, exists, sigma)
 
         return differentiable

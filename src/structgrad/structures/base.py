@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.autocast import without_autocast
-from structgrad.algorithms.eager import refuse, values_can_be_read
+from structgrad.algorithms.eager import magnitude, refuse, values_can_be_read
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.common.text import Configured, options
 from structgrad.structures import reading as readings
+from structgrad.structures.far_scores import keeping_digits
 from structgrad.structures.layout import Layout
 from structgrad.structures.lengths import mask_of, taking_lengths
 from structgrad.structures.relaxation import Relaxation, half_square
@@ -169,7 +170,9 @@ class Structure(Configured):
     **Precision.** Scores are float32 or float64; :meth:`check` refuses other types by name, and
     estimators widen half precision. Oracles are exempt from autocast. Scores of +-100, masks, ties
     and lengths 0, 1 and 2 are right, and no value is clamped silently. Derivatives are right to
-    second order, or raise.
+    second order, or raise. In eager CPU code this is also so if parts have the lowest or the highest
+    number of the format, as models mask; far scores of several sizes are refused if all vertices
+    need one (see :mod:`.far_scores`). Elsewhere use a mask, as sums with such numbers lose digits.
 
     Everything is batched, differentiable where that makes sense, and runs on the device of the
     scores. Shapes are always checked. Values (NaN, empty sets) are checked where reading them is
@@ -231,7 +234,7 @@ class Structure(Configured):
         for name, method in list(vars(cls).items()):
             if name in ORACLES:
                 method = drawing_several(method) if name == "sample" else method
-                setattr(cls, name, without_autocast(taking_lengths(method)))
+                setattr(cls, name, without_autocast(taking_lengths(keeping_digits(name, method))))
             elif inspect.isfunction(method) and not (name.startswith("_") or hasattr(Structure, name)):
                 setattr(cls, name, taking_lengths(method))
 
@@ -362,8 +365,8 @@ class Structure(Configured):
             utility: ``[*batch, *parts]``, already divided by the temperature. For relaxations of
                 several utilities it is ``[draws, *batch, *parts]``.
             mask: which parts exist.
-            temperature: the divisor of the utility. A few relaxations need it because they are not
-                a function of the quotient alone.
+            temperature: the divisor of the utility, a number or one an example, ``[*batch]``. A few
+                relaxations need it because they are not a function of the quotient alone.
             lengths: in the place of a mask, see :meth:`length_mask`.
 
         Raises:
@@ -371,6 +374,10 @@ class Structure(Configured):
         """
         mask = self.mask_from(mask, lengths, utility)
         found = self.relaxations.get(relaxation) or self.require_relaxation(relaxation, by="relax")
+        if isinstance(temperature, Tensor) and temperature.dim() == utility.dim() - self.layout.ndim - bool(
+            found.draws
+        ):
+            temperature = temperature.reshape(*temperature.shape, *[1] * self.layout.ndim)
         options = {"temperature": temperature} if found.takes_temperature else {}
         relaxed: Tensor = getattr(self, found.method)(utility, mask, **options)
         return relaxed
@@ -450,13 +457,11 @@ class Structure(Configured):
                 raise TypeError(f"mask must be bool; got {mask.dtype}")
             if not _broadcasts(mask.shape, scores.shape):
                 raise ValueError(f"mask {list(mask.shape)} does not broadcast to scores {list(scores.shape)}")
-        if values_can_be_read(scores):
-            finite = scores.isfinite()
-            if not bool(finite.all()):
-                bad = ~finite & self.parts(scores, mask)
-                if bool(bad.any()):
-                    where = bad.nonzero()[0].tolist()
-                    raise ValueError(f"scores must be finite; the entry at {where} is {scores[tuple(where)].item()}")
+        if values_can_be_read(scores) and not magnitude(scores) < math.inf:
+            bad = ~scores.isfinite() & self.parts(scores, mask)
+            if bool(bad.any()):
+                where = bad.nonzero()[0].tolist()
+                raise ValueError(f"scores must be finite; the entry at {where} is {scores[tuple(where)].item()}")
 
     def check_vertex(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> None:
         """Refuse a tensor that is not a vertex, where reading values is free.

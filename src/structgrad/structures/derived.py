@@ -28,6 +28,7 @@ from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, best, draw,
 from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import break_graph, untraced
 from structgrad.structures.base import SparseDistribution, Structure, derived_from, repeated
+from structgrad.structures.far_scores import near_scores
 
 # --- the Gibbs distribution -------------------------------------------------------------------------------------------
 
@@ -317,7 +318,7 @@ def sparsemap(
             "transforms; it takes leading batch dimensions, and torch.autograd gives its gradients"
         )
     structure.check(scores, mask)
-    target, argmax, show = _flat(structure, scores, mask)
+    target, argmax, show = _flat(structure, near_scores(structure, scores, mask), mask)
     first = None if start is None else structure.layout.flatten(start).reshape(target.shape).double()
     vertices, rows, weights = active_set.sparse_distribution(
         target,
@@ -345,6 +346,8 @@ def project(
     :func:`sparsemap`.
     """
     structure.check(scores, mask)
+    if not (torch.compiler.is_compiling() or transformed(scores)):
+        scores = near_scores(structure, scores, mask)
     batch = scores.shape[: -structure.layout.ndim]
     with_face = transformed(scores) or (scores.requires_grad and torch.is_grad_enabled())
 

@@ -30,6 +30,7 @@ from structgrad.common.private import break_graph, is_batched_gradient, untraced
 from structgrad.common.text import options
 from structgrad.structures.base import Structure, UnsupportedError, repeated
 from structgrad.structures.derived import Gibbs, KBest
+from structgrad.structures.far_scores import near_scores
 from structgrad.structures.layout import Vector
 from structgrad.structures.relaxation import Relaxation
 
@@ -560,6 +561,8 @@ class FactorGraph(Gibbs, KBest):
         exists, weight = self.parts(scores, mask), weight.to(scores.device)
         if torch.compiler.is_compiling():
             break_graph(f"the projection of {self.name} looks at values in every step")
+        elif not transformed(scores):
+            scores = near_scores(self, scores, mask)
         point, target, error = _relaxed(self, scores.detach(), exists, weight)
         if values_can_be_read(error) and bool((error > _TOLERANCE).any()):
             nothing = torch.zeros_like(point)
