@@ -25,7 +25,7 @@ from pathlib import Path
 import psycopg
 from benchmarks.postgresql import NoServerError, server
 
-from structgrad.experiments.queue import Plan, PlannedRow, Queue
+from structgrad.experiments.queue import REST, Plan, PlannedRow, Queue
 
 
 def make_plan(folder: Path, url: str, rows: int, trials: int) -> Plan:
@@ -52,9 +52,12 @@ def work(plan: Plan, sleep: float, folder: str) -> None:
     log = Path(folder) / f"{os.getpid()}.log"
     queue = Queue(plan)
     with log.open("w") as lines:
-        while (taken := queue.take()) is not None or not queue.settled():
-            if taken is None:
-                time.sleep(0.1)
+        while True:
+            looked = time.monotonic()
+            if (taken := queue.take()) is None:
+                if queue.settled():
+                    break
+                time.sleep(max(2.0, REST * (time.monotonic() - looked)))  # as workers do
                 continue
             began = time.time()
             with queue.alive(taken):

@@ -13,7 +13,7 @@ import pytest
 from structgrad.experiments import comparison
 from structgrad.experiments.comparison import compare, matching, what_differs
 from structgrad.experiments.html import comparison_page
-from structgrad.experiments.runs import Summary, of_content
+from structgrad.experiments.runs import Summary, load, of_content
 from tests.experiments.test_tables import put, report
 
 
@@ -174,9 +174,15 @@ def test_the_command(tmp_path: Path) -> None:
     assert report("a", "b", "--metric", "test/accuracy", cwd=tmp_path).stdout == done.stdout  # by what differs
     one = report("a", "b", "--where", "estimator=mine", "--csv", cwd=tmp_path)
     assert one.stdout.splitlines()[0] == "task,metric,runs,mean,standard_error,low,high"
+    for run in load(tmp_path / "a"):  # the folders of runs, below the folder that is named
+        (tmp_path / "a" / run.folder).mkdir(parents=True)
+        rows = [f"{step},{run.monitor},{step / 10}" for step in range(3)]
+        (tmp_path / "a" / run.folder / "metrics.csv").write_text("\n".join(["step,metric,value", *rows]))
     page = report("a", "b", "--html", "page.html", cwd=tmp_path)
     assert page.returncode == 0, page.stderr
-    assert "<title>structgrad: comparison</title>" in (tmp_path / "page.html").read_text()
+    written = (tmp_path / "page.html").read_text()
+    assert "<title>structgrad: comparison</title>" in written
+    assert "Learning curves" in written
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,29 @@ def test_all_rows_are_read_before_the_turn_of_a_worker(tmp_path: Path, monkeypat
     assert read == ["a", "b"]
 
 
+def test_a_slow_server_is_not_read_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    queue = Queue(make(tmp_path, row("a", 9), row("b", 9)))
+    looks, entries, look = [], queue.entries, queue._look
+
+    def reading(row: PlannedRow) -> Any:
+        clock[0] += 10
+        return entries(row)
+
+    def counted() -> None:
+        monkeypatch.setattr(queue, "entries", reading)
+        look()
+        monkeypatch.setattr(queue, "entries", entries)
+        looks.append(clock[0])
+
+    monkeypatch.setattr(queue, "_look", counted)
+    for at in (0, 100, 400, 421, 422):
+        clock[0] = max(clock[0], at)
+        assert queue.take() is not None
+    assert looks == [20, 441]
+
+
 def test_trials_do_not_depend_on_other_rows_or_their_number(tmp_path: Path) -> None:
     few, many = (
         make(tmp_path, row("a", 2, "x"), name="few"),

@@ -279,7 +279,7 @@ def test_a_report_builds_nothing_and_its_pages_escape(folder: Path, tmp_path: Pa
         (place / "summary.json").write_text(json.dumps(summary))
     blocks = comparison.compare(load(tmp_path), ["task._target_", "task.command", "estimator"], [], {})
     assert evil in comparison.text(blocks)
-    for page in (comparison_page(blocks, tmp_path), overview.page(overview.states(tmp_path), tmp_path)):
+    for page in (comparison_page(blocks, [tmp_path]), overview.page(overview.states(tmp_path), tmp_path)):
         assert evil not in page
         assert "<b>a" not in page
     assert not calls

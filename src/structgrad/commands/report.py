@@ -190,7 +190,9 @@ def _compare(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> N
     if arguments.html:
         from structgrad.experiments.html import comparison_page  # matplotlib takes a second to import
 
-        arguments.html.write_text(comparison_page(blocks, arguments.runs))
+        # The folder of a run lies in one of the runs of its task, and these in one of all runs.
+        places = [place for path in paths for place in (path, path.parent, path.parent.parent)]
+        arguments.html.write_text(comparison_page(blocks, [arguments.runs, *places]))
         print(f"page: {arguments.html}", file=sys.stderr)
 
 

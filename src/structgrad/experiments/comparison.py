@@ -566,9 +566,14 @@ def comma_separated(blocks: Sequence[Block]) -> str:
     return grids.comma_separated(["task", *keys, "metric", "runs", "mean", "standard_error", "low", "high"], lines)
 
 
-def curves(group: Group, folder: Path) -> list[list[tuple[int, float]]]:
+def curves(group: Group, folders: Iterable[Path]) -> list[list[tuple[int, float]]]:
     """The selecting metric over the steps of every run that has it, from its sweep or from its
-    folder.
+    folder in one of ``folders``.
     """
-    found = [run.sweep.get("curve") or runs.curve(folder / run.folder, run.monitor) for run in group.runs]
+    places = list(folders)
+    found = [
+        run.sweep.get("curve")
+        or next(filter(None, (runs.curve(place / run.folder, run.monitor) for place in places)), [])
+        for run in group.runs
+    ]
     return [curve for curve in found if len(curve) > 1]

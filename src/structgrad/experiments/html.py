@@ -232,14 +232,15 @@ def _pictures(report: Report, runs: Path) -> Iterable[tuple[str, str]]:
             yield f"{line.row.title}: {file.stem.replace('_', ' ')}", figures.uri("image/png", file.read_bytes())
 
 
-def comparison_page(blocks: Sequence[Block], runs: Path = Path("runs")) -> str:
+def comparison_page(blocks: Sequence[Block], runs: Iterable[Path] = (Path("runs"),)) -> str:
     """The page of a comparison: a section for each task, with learning curves of the runs whose
-    curves can be found.
+    curves can be found in one of the folders ``runs``.
     """
+    places = list(runs)
     sections = [_aggregate(found)] if (found := comparison.aggregate(blocks)) else []
     for block in blocks:
         grid = comparison.grid(block)
-        curves = {group.title: comparison.curves(group, runs) for group in block.groups}
+        curves = {group.title: comparison.curves(group, places) for group in block.groups}
         curves = {title: found for title, found in curves.items() if found}
         drawn = []
         for start in range(0, len(curves), pictures.MOST):

@@ -48,6 +48,11 @@ from structgrad.experiments.tables import Direction
 __all__ = ["Plan", "PlannedRow", "Progress", "Queue", "SweepError", "Taken", "make_sampler", "record"]
 
 
+#: A worker that has read all rows does not do it again for this many times as long as it took. Many workers would
+#: otherwise keep a slow server busy with nothing else.
+REST = 20
+
+
 @dataclass(frozen=True)
 class PlannedRow:
     """A row's trials.
@@ -186,7 +191,7 @@ class Queue:
         #: The trials that could be started at the last look, by row; others may have started them
         #: since.
         self._open: dict[str, list[tuple[int, int | None]]] = {}
-        self._looked = -math.inf
+        self._look_again = -math.inf
         self._loaded: dict[str, optuna.Study] = {}
 
     def _id(self, row: PlannedRow) -> int:
@@ -225,7 +230,7 @@ class Queue:
     def take(self) -> Taken | None:
         """Start the next trial of the plan, in any row; None if there is none to start now."""
         # All rows are read before this worker's turn, so others need not wait. Its turn reads the chosen row again.
-        if time.monotonic() - self._looked > self.plan.heartbeat or not any(self._open.values()):
+        if time.monotonic() > self._look_again or not any(self._open.values()):
             self._look()
         with self.storage.alone(self.plan.name):
             found = self._choose()
@@ -268,6 +273,7 @@ class Queue:
 
         Several workers may do this at once: an entry that another one has ended stays as it is.
         """
+        began = time.monotonic()
         for row in self.plan.rows:
             optuna.storages.fail_stale_trials(self._study(row))
             entries = self.entries(row)
@@ -282,7 +288,8 @@ class Queue:
             for number in unheard:
                 self._end(self._studies.get_trial_id_from_study_id_trial_number(self._ids[row.name], number))
             self._open[row.name] = self._to_begin(row, _counting(self.entries(row) if unheard else entries))
-        self._looked = time.monotonic()
+        ended = time.monotonic()
+        self._look_again = ended + max(self.plan.heartbeat, REST * (ended - began))
 
     def _to_begin(self, row: PlannedRow, trials: Mapping[int, FrozenTrial]) -> list[tuple[int, int | None]]:
         """Index and rung of trials that were never started, were given back, or have lost their

@@ -25,7 +25,7 @@ from optuna.exceptions import StorageInternalError
 
 from structgrad.common.text import first_line
 from structgrad.experiments import runs
-from structgrad.experiments.queue import Plan, Queue, SweepError, Taken, record
+from structgrad.experiments.queue import REST, Plan, Queue, SweepError, Taken, record
 from structgrad.experiments.storage import PASSWORD, masked
 from structgrad.training.contract import EXIT_AGAIN, EXIT_INTERRUPTED
 
@@ -50,6 +50,7 @@ class Worker:
         plan = Plan.load(self.file)
         queue = Queue(plan)
         while not self.stopped:
+            began = time.monotonic()
             taken = queue.take()
             if taken is not None:
                 with queue.alive(taken):
@@ -57,7 +58,10 @@ class Worker:
             elif queue.settled():
                 return 0
             else:
-                time.sleep(self.pause)
+                ended = time.monotonic()
+                rest = ended + max(self.pause, REST * (ended - began))
+                while not self.stopped and time.monotonic() < rest:
+                    time.sleep(min(self.pause, max(rest - time.monotonic(), 0.0)))
         return EXIT_AGAIN
 
     def checkpoint(self, *arguments: Any, **keywords: Any) -> Any:
