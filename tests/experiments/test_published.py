@@ -63,7 +63,7 @@ def test_learning_to_explain(name: str, source: str, start: str, end: str) -> No
     table = tables.load(name, FOLDER)
     text = paper(source)
     lines = [re.sub(r"^(Simple|Complex)?\t", "", line) for line in part(text, start, end)]
-    assert len(table.rows) == 42
+    assert sum(bool(row.published) for row in table.rows) == 42
     for key in ("l2x", "softsub", "euclidean", "categorical", "binary", "exp_family", "correlated"):
         title = table.row(f"simple_5_{key}").title
         printed = lines_with([line.replace("Top  k", "Top k") for line in lines], title)

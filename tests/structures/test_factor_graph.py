@@ -463,3 +463,19 @@ def test_estimators_that_need_more_are_refused(name: str, lacks: str) -> None:
         build(name, LOOPS["ising"])
     assert isinstance(refused.value.__cause__, UnsupportedError)
     assert "FactorGraph lacks" in str(refused.value.__cause__)
+
+
+def test_factors_of_one_structure_are_projected_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many factors and examples there are: a step calls the structure once."""
+    sizes: list[int] = []
+    project = LinearChain.project
+
+    def counting(self: LinearChain, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        sizes.append(len(scores))
+        return project(self, scores, mask)
+
+    monkeypatch.setattr(LinearChain, "project", counting)
+    graph = FactorGraph.agreement(3, 2, listed=0)
+    graph.project(torch.zeros(5, graph.size, dtype=torch.float64))
+    assert sizes
+    assert set(sizes) == {2 * 5}

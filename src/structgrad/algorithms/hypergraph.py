@@ -90,11 +90,12 @@ class Hypergraph:
     goals: Index
 
     @cached_property
-    def compiled(self) -> tuple[npt.NDArray[Any], ...]:
-        """The graph as arrays for the kernels: ``first [nodes + 1]`` and ``left``, ``right``,
-        ``part`` ``[edges]``.
+    def compiled(self) -> tuple[Any, ...]:
+        """The graph for the kernels: ``first [nodes + 1]`` and ``left``, ``right``, ``part``
+        ``[edges]``, and the number of nodes up to the last tail.
 
-        The edges of node v are ``first[v]``, ..., ``first[v + 1] - 1``.
+        The edges of node v are ``first[v]``, ..., ``first[v + 1] - 1``. No node needs those behind
+        the last tail; they are goals, of which an example has one.
         """
         counts = [np.zeros(2, np.int64), *((level.left != ZERO).sum(1) for level in self.levels)]
         ends = np.concatenate([[0], np.concatenate(counts).cumsum()])
@@ -107,7 +108,8 @@ class Hypergraph:
         # Compiled code uses an unsigned index as it is; a signed one might count from the end.
         kinds = (np.uint32, np.uint32, np.uint32, np.int32)
         first, left, right, part = (a.astype(t) for a, t in zip((ends, *columns), kinds, strict=True))
-        return first, left, right, part
+        tails = max(2, *(1 + int(column.max(initial=ONE)) for column in columns[:2]))
+        return first, left, right, part, tails
 
     @cached_property
     def nodes(self) -> int:
@@ -261,15 +263,16 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 # --- CPU kernels ------------------------------------------------------------------------------------------------------
 # Each kernel does the examples first, first + stride, ... and writes to its last arguments. It adds
 # to vertices, means and products. Arrays: start [nodes + 1], left, right, part [edges] of the
-# graph; scores [B, P]; goal [B].
+# graph; scores [B, P]; goal [B]. Of the nodes from ``tails`` on an example needs its goal only.
 
 
 @njit(nogil=True, cache=True)
-def _inside(start, left, right, part, scores, goal, value, share):  # type: ignore[no-untyped-def]
+def _inside(start, left, right, part, tails, scores, goal, value, share):  # type: ignore[no-untyped-def]
     """Upwards through the graph of one example: values [nodes], and the shares [edges] of edges in their nodes."""
     value[ONE] = 0.0
     value[ZERO] = IMPOSSIBLE
-    for v in range(2, goal + 1):
+    for i in range(2, min(goal, tails) + 1):
+        v = i if i < tails else goal
         top = IMPOSSIBLE
         for e in range(start[v], start[v + 1]):
             term = value[left[e]] + value[right[e]]
@@ -283,7 +286,8 @@ def _inside(start, left, right, part, scores, goal, value, share):  # type: igno
             continue
         total = 0.0
         for e in range(start[v], start[v + 1]):
-            share[e] = np.exp(share[e] - top)
+            # The exponential is most of the work, and one of them is known.
+            share[e] = 1.0 if share[e] == top else np.exp(share[e] - top)
             total += share[e]
         value[v] = top + np.log(total)
         inverse = 1.0 / total
@@ -292,22 +296,22 @@ def _inside(start, left, right, part, scores, goal, value, share):  # type: igno
 
 
 @njit(nogil=True, cache=True)
-def _log_partition_pass(first, stride, start, left, right, part, scores, goal, log_z):  # type: ignore[no-untyped-def]
+def _log_partition_pass(first, stride, start, left, right, part, tails, scores, goal, log_z):  # type: ignore[no-untyped-def]
     """One pass upwards."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
     for b in range(first, len(scores), stride):
-        _inside(start, left, right, part, scores[b], goal[b], value, share)
+        _inside(start, left, right, part, tails, scores[b], goal[b], value, share)
         log_z[b] = value[goal[b]]
 
 
 @njit(nogil=True, cache=True)
-def _moments_pass(first, stride, start, left, right, part, scores, goal, log_z, mean):  # type: ignore[no-untyped-def]
+def _moments_pass(first, stride, start, left, right, part, tails, scores, goal, log_z, mean):  # type: ignore[no-untyped-def]
     """One pass upwards; then downwards the probabilities of edges, added up for each part."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
     probability = np.empty(len(start) - 1)
     for b in range(first, len(scores), stride):
         into = mean[b]
-        _inside(start, left, right, part, scores[b], goal[b], value, share)
+        _inside(start, left, right, part, tails, scores[b], goal[b], value, share)
         log_z[b] = value[goal[b]]
         probability[: goal[b]] = 0.0
         probability[goal[b]] = 1.0
@@ -324,7 +328,7 @@ def _moments_pass(first, stride, start, left, right, part, scores, goal, log_z, 
 
 
 @njit(nogil=True, cache=True)
-def _covariance_pass(first, stride, start, left, right, part, scores, goal, direction, product):  # type: ignore[no-untyped-def]
+def _covariance_pass(first, stride, start, left, right, part, tails, scores, goal, direction, product):  # type: ignore[no-untyped-def]
     """Both passes and their derivatives in a direction."""
     nodes = len(start) - 1
     value, share, change = np.empty(nodes), np.empty(len(left)), np.empty(len(left))
@@ -332,8 +336,9 @@ def _covariance_pass(first, stride, start, left, right, part, scores, goal, dire
     probability, slope = np.empty(nodes), np.empty(nodes)
     for b in range(first, len(scores), stride):
         along, into = direction[b], product[b]
-        _inside(start, left, right, part, scores[b], goal[b], value, share)
-        for v in range(2, goal[b] + 1):
+        _inside(start, left, right, part, tails, scores[b], goal[b], value, share)
+        for i in range(2, min(goal[b], tails) + 1):
+            v = i if i < tails else goal[b]
             expected = 0.0
             for e in range(start[v], start[v + 1]):
                 step = moved[left[e]] + moved[right[e]]
@@ -361,13 +366,14 @@ def _covariance_pass(first, stride, start, left, right, part, scores, goal, dire
 
 
 @njit(nogil=True, cache=True)
-def _best(start, left, right, part, scores, goal, value, choice, used, found):  # type: ignore[no-untyped-def]
+def _best(start, left, right, part, tails, scores, goal, value, choice, used, found):  # type: ignore[no-untyped-def]
     """The highest value of one example, and the number of parts (``found``) of its vertex.
 
     The pass upwards computes maxima, the pass downwards follows the edges that attain them.
     """
     value[ONE], value[ZERO] = 0.0, IMPOSSIBLE
-    for v in range(2, goal + 1):
+    for i in range(2, min(goal, tails) + 1):
+        v = i if i < tails else goal
         top = IMPOSSIBLE
         pick = start[v]
         for e in range(start[v], start[v + 1]):
@@ -394,13 +400,13 @@ def _best(start, left, right, part, scores, goal, value, choice, used, found):  
 
 
 @njit(nogil=True, cache=True)
-def _argmax_pass(first, stride, start, left, right, part, scores, goal, best, vertex):  # type: ignore[no-untyped-def]
+def _argmax_pass(first, stride, start, left, right, part, tails, scores, goal, best, vertex):  # type: ignore[no-untyped-def]
     """Best vertices."""
     nodes = len(start) - 1
     value, choice, used = np.empty(nodes), np.empty(nodes, np.int32), np.empty(nodes, np.bool_)
     found = np.empty(nodes, np.int32)
     for b in range(first, len(scores), stride):
-        best[b], count = _best(start, left, right, part, scores[b], goal[b], value, choice, used, found)
+        best[b], count = _best(start, left, right, part, tails, scores[b], goal[b], value, choice, used, found)
         for t in range(count):
             vertex[b, found[t]] = 1.0
 
@@ -413,6 +419,7 @@ def _active_set_pass(  # type: ignore[no-untyped-def]
     left,
     right,
     part,
+    tails,
     target,
     exists,
     goal,
@@ -438,7 +445,7 @@ def _active_set_pass(  # type: ignore[no-untyped-def]
             residual_of(target[b], ones[b], count[b], weights[b], residual)
             for p in range(size):
                 scores[p] = residual[p] if exists[b, p] else IMPOSSIBLE
-            _, parts = _best(start, left, right, part, scores, goal[b], value, choice, used, found)
+            _, parts = _best(start, left, right, part, tails, scores, goal[b], value, choice, used, found)
             vertex[:parts] = found[:parts]
             vertex[parts:] = size
             arrays = ones[b], count[b : b + 1], weights[b], system[b], factor[b]
@@ -447,12 +454,12 @@ def _active_set_pass(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform, log_z, vertex):  # type: ignore[no-untyped-def]
+def _sample_pass(first, stride, start, left, right, part, tails, scores, goal, uniform, log_z, vertex):  # type: ignore[no-untyped-def]
     """One pass upwards; then one downwards for each sample, one edge of every node that is used."""
     value, share = np.empty(len(start) - 1), np.empty(len(left))
     used = np.empty(len(start) - 1, np.bool_)
     for b in range(first, len(scores), stride):
-        _inside(start, left, right, part, scores[b], goal[b], value, share)
+        _inside(start, left, right, part, tails, scores[b], goal[b], value, share)
         log_z[b] = value[goal[b]]
         for draw in range(len(uniform)):
             used[: goal[b] + 1] = False
@@ -477,7 +484,7 @@ def _sample_pass(first, stride, start, left, right, part, scores, goal, uniform,
 
 
 @njit(nogil=True, cache=True)
-def _top_k_pass(first, stride, start, left, right, part, scores, goal, k, best, vertex):  # type: ignore[no-untyped-def]
+def _top_k_pass(first, stride, start, left, right, part, tails, scores, goal, k, best, vertex):  # type: ignore[no-untyped-def]
     """The k best edges of every node upwards, with the ranks of their tails; then downwards along
     them.
 
@@ -492,7 +499,8 @@ def _top_k_pass(first, stride, start, left, right, part, scores, goal, k, best, 
     value[ONE, 0] = 0.0
     for b in range(first, len(scores), stride):
         own = scores[b]
-        for v in range(2, goal[b] + 1):
+        for i in range(2, min(goal[b], tails) + 1):
+            v = i if i < tails else goal[b]
             kept = 0
             for e in range(start[v], start[v + 1]):
                 u, w = left[e], right[e]

@@ -148,7 +148,9 @@ class Ctc(Derivations):
         return _graph(shape[0], shape[1])
 
     def _size(self, exists: Tensor) -> Tensor:
-        frames, states = last(exists.any(-1).any(-1)), last(exists.any(-1).any(-2))
+        stay, step, skip = exists.unbind(-1)
+        shown = stay | step | skip
+        frames, states = last(shown.any(-1)), last(shown.any(-2))
         return frames * (exists.shape[-2] // 2 + 1) + states // 2
 
     def enumerate(self, *shape: int) -> Tensor:

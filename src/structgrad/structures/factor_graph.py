@@ -406,9 +406,8 @@ class FactorGraph(Gibbs, KBest):
         label = torch.arange(n * labels).reshape(n, labels)
         steps = torch.arange((n - 1) * labels**2).reshape(n - 1, labels, labels)
         chains = [label.numel() + steps, label.numel() + steps.numel() + steps]
-        factors: list[Factor] = [Xor(label)]
+        factors: list[Factor] = [Xor(label), StructureFactor(LinearChain(labels), torch.stack(chains))]
         for chain in chains:
-            factors.append(StructureFactor(LinearChain(labels), chain))
             for whole, parts in ((label[0], chain[0]), (label[1:].flatten(), chain.transpose(1, 2).flatten(0, 1))):
                 index = torch.cat([whole[:, None], parts], 1)
                 factors.append(Xor(index, negated=(torch.arange(labels + 1) == 0)))
