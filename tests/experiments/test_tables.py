@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from structgrad.experiments import markdown, tables
-from structgrad.experiments.report import Report, build
+from structgrad.experiments.report import Report, _grouped, build
 from structgrad.experiments.runs import Summary, load
 from structgrad.experiments.tables import TableError
 from structgrad.tasks.base import Task
@@ -188,6 +189,15 @@ def test_runs_with_other_settings_are_not_averaged(tmp_path: Path) -> None:
     assert "| LSTM | 3 |" in markdown.table(build(searching, drawn))
     changed = configured("lstm", 3, 0.9, lr=3, same=3, epochs=9, sweep=swept("lstm", 3, **{"task.lr": 3}))
     assert "(other settings than above: task.epochs=9) | 1 |" in markdown.table(build(searching, [*drawn, changed]))
+
+
+def test_each_task_of_a_table_has_its_own_data(tmp_path: Path) -> None:
+    lstm = [replace(configured("lstm", seed, 0.8), task="toy") for seed in range(3)]
+    tree = [replace(configured("tree", seed, 0.9, data={"train": 7}), task="l2x") for seed in range(3)]
+    other = replace(configured("tree", 3, 0.1, data={"train": 8}), task="l2x")
+    groups = _grouped(small(tmp_path), {"lstm": lstm, "tree": [*tree, other]})
+    data = {name: [(condition.data, len(runs)) for condition, runs in found.items()] for name, found in groups.items()}
+    assert data == {"lstm": [(frozenset(), 3)], "tree": [(frozenset(), 3), (frozenset({("task.data.train", "8")}), 1)]}
 
 
 def test_rows_on_other_data_are_not_compared(tmp_path: Path) -> None:

@@ -240,7 +240,26 @@ def _grouped(table: Table, rows: Mapping[str, list[Summary]]) -> dict[str, dict[
                 run.budget != table.budget or table.row(name).admits(run.settings),
             )
             groups[name].setdefault(condition, []).append(run)
-    return groups
+    return _by_task(groups) if len({run.task for found in rows.values() for run in found}) > 1 else groups
+
+
+def _by_task(groups: dict[str, dict[Condition, list[Summary]]]) -> dict[str, dict[Condition, list[Summary]]]:
+    """The same for rows of several tasks, each with data of its own: data are those that most runs
+    of the task have, or others.
+    """
+    usual: dict[str, Counter[frozenset[tuple[str, str]]]] = {}
+    for found in groups.values():
+        for condition, runs in found.items():
+            usual.setdefault(runs[0].task, Counter())[condition.data] += len(runs)
+    return {
+        name: {
+            replace(condition, data=frozenset())
+            if condition.data == usual[runs[0].task].most_common(1)[0][0]
+            else condition: runs
+            for condition, runs in found.items()
+        }
+        for name, found in groups.items()
+    }
 
 
 def _following(settings: Sequence[Mapping[str, str]], varied: set[str]) -> set[str]:
