@@ -16,7 +16,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
-from structgrad.commands import CONFIGS, sweep
+from structgrad.commands import CONFIGS, group, report, sweep
 from structgrad.experiments import tables
 from structgrad.experiments.launching import places
 from structgrad.experiments.queue import Plan, Progress
@@ -113,6 +113,16 @@ def test_a_wrong_metric_of_a_table_is_found_before_training(
     assert (code, error.count("\n")) == (1, 1)
     assert message in error
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_of_a_row_finds_a_table_of_the_user_s(tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "own.yaml").write_text(OWN)
+    searchpath = f"hydra.searchpath=[file://{tmp_path}]"
+    (found,) = report.find(["table=own"], group("table", [searchpath]), searchpath)
+    assert found.command(found.table.rows[0]).endswith(f" {searchpath}")
+    (ours,) = report.find(["table=paulus_1"], group("table", [searchpath]), searchpath)
+    assert "searchpath" not in ours.command(ours.table.rows[0])
 
 
 def test_another_sampler_makes_a_sweep_of_its_own() -> None:

@@ -24,6 +24,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import NoReturn
@@ -35,7 +36,7 @@ from structgrad.common.text import first_line, nearest
 from structgrad.experiments import comparison, markdown, tables
 from structgrad.experiments.report import Report, build
 from structgrad.experiments.runs import Summary, load, of_sweeps
-from structgrad.experiments.tables import Direction
+from structgrad.experiments.tables import Direction, Table
 from structgrad.training.contract import BUDGETS
 
 #: Folders in which sweeps leave finished runs.
@@ -72,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         given = parser.parse_args(arguments)
-        folders = group("table", [item for item in given.what if item.startswith(_SEARCHPATH)])
+        searchpath = [item for item in given.what if item.startswith(_SEARCHPATH)]
+        folders = group("table", searchpath)
         given.what = [item for item in given.what if not item.startswith(_SEARCHPATH)]
         _check(given)
         if _compares(given, folders):
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif given.what == ["runs"]:
             _overview(given)
         else:
-            _tables(given, folders)
+            _tables(given, folders, *searchpath[-1:])
     except HydraException as error:
         print(f"error: {_SEARCHPATH}: {first_line(error)}; type '{_SEARCHPATH}[pkg://mylab.configs]'", file=sys.stderr)
         return 1
@@ -219,8 +221,8 @@ def _overview(arguments: argparse.Namespace) -> None:
         print(f"page: {arguments.html}")
 
 
-def _tables(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> None:
-    reports = find(arguments.what, folders)
+def _tables(arguments: argparse.Namespace, folders: Sequence[Traversable], searchpath: str = "") -> None:
+    reports = find(arguments.what, folders, searchpath)
     for report in reports:
         if arguments.csv:
             print(markdown.comma_separated(report), end="\n\n")
@@ -238,8 +240,13 @@ def _tables(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> No
         print(f"page: {arguments.html}")
 
 
-def find(what: list[str], folders: Sequence[Traversable]) -> list[Report]:
+def find(what: list[str], folders: Sequence[Traversable], searchpath: str = "") -> list[Report]:
     """The reports that the arguments request, of tables in some folders.
+
+    Args:
+        what: arguments of the command.
+        folders: of tables, ours first.
+        searchpath: the argument that names the other folders.
 
     Raises:
         ValueError: unknown table, budget or key.
@@ -255,12 +262,12 @@ def find(what: list[str], folders: Sequence[Traversable]) -> list[Report]:
         if "table" not in settings and (folder / tables.OF_SWEEP).is_file():  # of a sweep without a table
             table = tables.read(folder / tables.OF_SWEEP, folder.resolve().name.partition("-")[0])
         else:
-            table = tables.load(settings.get("table") or _table_of(folder, known), *folders)
+            table = _load(settings.get("table") or _table_of(folder, known), folders, searchpath)
         reports.append(build(table, load(folder), budget))
     if reports:
         return reports
     asked = settings.get("table")
-    for table in [tables.load(name, *folders) for name in ([asked] if asked else known)]:
+    for table in [_load(name, folders, searchpath) for name in ([asked] if asked else known)]:
         for choice in [budget] if budget else BUDGETS:
             summaries = [run for root in ROOTS for run in of_sweeps(root, table.folder(choice))]
             if summaries or (asked and choice == (budget or table.budget)):
@@ -268,6 +275,12 @@ def find(what: list[str], folders: Sequence[Traversable]) -> list[Report]:
     if not reports:
         raise FileNotFoundError("no table has finished runs in results/ or runs/tables/; python sweep.py makes them")
     return reports
+
+
+def _load(name: str, folders: Sequence[Traversable], searchpath: str) -> Table:
+    """A table, which knows how it is found if it is not in the first folder, ours."""
+    table = tables.load(name, *folders)
+    return table if (folders[0] / f"{name}.yaml").is_file() else replace(table, searchpath=searchpath)
 
 
 def _table_of(folder: Path, known: Sequence[str]) -> str:

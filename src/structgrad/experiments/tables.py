@@ -204,6 +204,8 @@ class Table:
         claims: claims of the paper.
         notes: facts that a reader of the table needs.
         command: of a sweep without a table, which makes its runs; None: ``sweep.py table=<name>``.
+        searchpath: the argument with which the commands find it, ``hydra.searchpath=[...]``; empty for
+            ours.
     """
 
     name: str
@@ -221,6 +223,7 @@ class Table:
     claims: tuple[Claim, ...] = ()
     notes: str = ""
     command: str | None = None
+    searchpath: str = ""
 
     def folder(self, budget: str) -> str:
         """Name of the folder of its runs on a budget; on its own budget it is the table's name."""
