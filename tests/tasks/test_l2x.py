@@ -521,7 +521,9 @@ def test_script_puts_runs_side_by_side(tmp_path: Path) -> None:
     subprocess.run([*command, *runs], check=True, cwd=ROOT, capture_output=True)
     text = output.with_suffix(".html").read_text()
     assert text.index("k_subset, sst, k = 3, seed 0") < text.index("correlated_k_subset, sst, k = 3, seed 0")
-    assert Image.open(output.with_suffix(".png")).width > 1000
+    subprocess.run([*command, "--output", str(tmp_path / "one")], check=True, cwd=ROOT, capture_output=True)
+    both, one = (Image.open(path.with_suffix(".png")) for path in (output, tmp_path / "one"))
+    assert both.height > 1.5 * one.height  # one below the other
     done = subprocess.run([*command, str(tmp_path / "nothing")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'nothing'} is no finished run of task=l2x")

@@ -154,21 +154,9 @@ def test_a_killed_run_continues_to_the_same_metrics(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_the_batches(tmp_path: Path) -> None:
-    short = ["trainer.max_steps=4", "trainer.val_every_n_steps=4", "trainer.strategy=ddp", "trainer.devices=2"]
-    command = [sys.executable, "train.py", *OWN, *short, f"paths.runs={tmp_path}"]
-    for _ in range(3):  # processes that do not meet at a port wait for half an hour
-        variables = environment() | {"MASTER_PORT": port()}
-        with subprocess.Popen(
-            command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True, start_new_session=True
-        ) as process:
-            try:
-                _, errors = process.communicate(timeout=120)
-                break
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-    else:
-        pytest.fail("the processes met at none of three ports")
-    assert process.returncode == 0, errors
+    short = ["trainer.max_steps=4", "trainer.val_every_n_steps=4"]
+    result = launch(tmp_path, *short, "trainer.strategy=ddp", "trainer.devices=2", MASTER_PORT=port())
+    assert result.returncode == 0, result.stderr
     (file,) = tmp_path.glob("find_window/*/summary.json")
     assert json.loads(file.read_text())["metrics"]["test/overlap"] > 0
 

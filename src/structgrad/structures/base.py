@@ -233,8 +233,9 @@ class Structure(Configured):
         super().__init_subclass__(**options)
         for name, method in list(vars(cls).items()):
             if name in ORACLES:
+                method = keeping_digits(name, method)
                 method = drawing_several(method) if name == "sample" else method
-                setattr(cls, name, without_autocast(taking_lengths(keeping_digits(name, method))))
+                setattr(cls, name, without_autocast(taking_lengths(method)))
             elif inspect.isfunction(method) and not (name.startswith("_") or hasattr(Structure, name)):
                 setattr(cls, name, taking_lengths(method))
 
