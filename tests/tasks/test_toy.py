@@ -179,6 +179,15 @@ def test_every_structure_has_an_objective(structure: Structure) -> None:
         assert evaluate() < before - 0.05
 
 
+def fit(task: Toy, steps: int) -> None:
+    optimizer = task.configure_optimizers()
+    for _ in range(steps):
+        (batch,) = task.batches("train")
+        optimizer.zero_grad()
+        task.step(batch).loss.backward()
+        optimizer.step()
+
+
 def test_an_objective_of_ones_own(tmp_path: Path) -> None:
     """Costs of an assignment: training finds the cheapest one."""
     file = tmp_path / "costs.npz"
@@ -198,12 +207,7 @@ def test_an_objective_of_ones_own(tmp_path: Path) -> None:
     task = make()
     vertex = torch.tensor([[[0.0, 1, 0], [1, 0, 0], [0, 0, 1]]])
     assert task.objective(vertex).tolist() == [2.0]
-    optimizer = task.configure_optimizers()
-    for _ in range(60):
-        (batch,) = task.batches("train")
-        optimizer.zero_grad()
-        task.step(batch).loss.backward()
-        optimizer.step()
+    fit(task, 60)
     torch.testing.assert_close(task.structure.argmax(task.scores.detach()[None]), vertex)
     np.savez(file, linear=costs, square=np.stack([np.eye(3), np.ones((3, 3))]))
     assert make().objective(vertex).tolist() == [2.0 + (1 + 9) / 2]
@@ -266,12 +270,7 @@ def test_the_objective_falls(name: str, kind: str) -> None:
         return value.item()
 
     before = evaluate()
-    optimizer = task.configure_optimizers()
-    for _ in range(150):
-        (batch,) = task.batches("train")
-        optimizer.zero_grad()
-        task.step(batch).loss.backward()
-        optimizer.step()
+    fit(task, 150)
     assert evaluate() < before - 0.05 * abs(before)
 
 

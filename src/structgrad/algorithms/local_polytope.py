@@ -1145,14 +1145,7 @@ def _finish_euclidean(  # type: ignore[no-untyped-def]
         step = square / curvature
         for p in range(size):
             x[p] -= step * moves[p]
-        for e in range(entries):
-            multipliers[e] += step * direction[e]
-            residual[e] -= step * image[e]
-        new = _dot(residual, residual)
-        ratio = new / square
-        for e in range(entries):
-            direction[e] = residual[e] + ratio * direction[e]
-        square = new
+        square = _conjugate_step(multipliers, residual, direction, image, curvature, square)
     for e in range(entries):
         target[e] = x[part[e]] + multipliers[e] if copied[e] else 0.0
     return _how_far(graph, known, value, present, copied, inside, face, x, target)

@@ -166,7 +166,7 @@ class Report:
         if self.table.command is not None:
             return self.table.command
         parts = [f"table={self.table.name}", f"rows={row.name}", f"budget={self.budget}", *self.extra]
-        return " ".join(["python sweep.py", *parts, *([self.table.searchpath] if self.table.searchpath else [])])
+        return " ".join(["python sweep.py", *parts, self.table.searchpath]).rstrip()
 
 
 def build(table: Table, summaries: Iterable[Summary], budget: str | None = None) -> Report:

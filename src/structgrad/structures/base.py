@@ -171,8 +171,8 @@ class Structure(Configured):
     estimators widen half precision. Oracles are exempt from autocast. Scores of +-100, masks, ties
     and lengths 0, 1 and 2 are right, and no value is clamped silently. Derivatives are right to
     second order, or raise. In eager CPU code this is also so if parts have the lowest or the highest
-    number of the format, as models mask; far scores of several sizes are refused if all vertices
-    need one (see :mod:`.far_scores`). Elsewhere use a mask, as sums with such numbers lose digits.
+    number of the format. Far scores of several sizes are refused there if all vertices need one
+    (see :mod:`.far_scores`). Elsewhere use a mask, as sums with such numbers lose digits.
 
     Everything is batched, differentiable where that makes sense, and runs on the device of the
     scores. Shapes are always checked. Values (NaN, empty sets) are checked where reading them is

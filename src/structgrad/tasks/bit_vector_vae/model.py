@@ -85,15 +85,15 @@ class Decoder(nn.Module):
             images: uint8 ``[batch, pixels]``.
         """
         black = torch.zeros_like(images[:1])
-        rows = torch.zeros(len(vertices), dtype=torch.int64, device=vertices.device)
         # In float64: sums over all pixels whose difference is much smaller than they are.
         maps = torch.cat([self.levels.weight, self.levels.bias[:, None]], 1).double()
         excess = maps[0] - maps[images.long()]  # of black over an image's own levels: [batch, pixels, rank + 1]
         slopes, offsets = excess[..., :-1].flatten(1), excess[..., -1].sum(1)
         parts = []
-        for some, of in zip(vertices.split(CHUNK), rows.split(CHUNK), strict=True):
+        for some in vertices.split(CHUNK):
             features = self.outer(self.inner(some).relu())
-            parts.append(self(some, black, of)[:, None] + features.double() @ slopes.T + offsets)
+            rows = torch.zeros(len(some), dtype=torch.int64, device=some.device)
+            parts.append(self(some, black, rows)[:, None] + features.double() @ slopes.T + offsets)
         return torch.cat(parts)
 
     @torch.no_grad()

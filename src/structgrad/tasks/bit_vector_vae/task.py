@@ -268,11 +268,11 @@ class BitVectorVAE(Task):
             return joint.reshape(samples, batch).logsumexp(0) - math.log(samples)
         vertices = self.sample_prior(samples).to(scores)
         outside = (-self.decoder.of_all_pairs(vertices, images)).where(~_contains(estimate, vertices), -math.inf)
-        inside = outside.new_empty(batch)
         losses = self.decoder(estimate.vertices, images, estimate.rows)
         joint = self.log_prior(estimate.vertices).double() - losses.double()
-        for row, mass in enumerate(joint.split(estimate.rows.bincount(minlength=batch).tolist())):
-            inside[row] = mass.logsumexp(0)
+        top = joint.new_full((batch,), -math.inf).scatter_reduce(0, estimate.rows, joint, "amax")
+        shares = (joint - top[estimate.rows]).exp()
+        inside = top + torch.zeros_like(top).index_add(0, estimate.rows, shares).log()
         return torch.logaddexp(outside.logsumexp(0) - math.log(samples), inside)
 
     def _posterior_samples(self, scores: Tensor, samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -293,8 +293,7 @@ class BitVectorVAE(Task):
         """``-log p(images[rows] | vertices)``: ``[N]``, in float64. Each pair is decoded once, as a
         trained encoder is sure of most bits and draws the same ones again and again.
         """
-        pairs = torch.cat([rows[:, None], vertices.long()], 1)
-        pairs, places = pairs.to(torch.int32).unique(dim=0, return_inverse=True)
+        pairs, places = torch.cat([rows[:, None].int(), vertices.int()], 1).unique(dim=0, return_inverse=True)
         rows, bits = pairs[:, 0].long(), pairs[:, 1:].to(vertices)
         parts = [self.decoder(v, images, r) for v, r in zip(bits.split(_AT_ONCE), rows.split(_AT_ONCE), strict=True)]
         return torch.cat(parts).double()[places]

@@ -104,7 +104,7 @@ class ImageFolder(ConceptData):
     @property
     def key(self) -> dict[str, Any]:
         """Everything on which the features depend."""
-        files = [file for concept in self._concepts for file in image_files(concept)]
+        files = [file for concept in label_folders(self._path) for file in image_files(concept)]
         stamps = [[str(f.relative_to(self._path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
         own = {"version": _VERSION, "files": stamps, "network": self.network, "features": self.features}
         if self.weights is not None:
@@ -113,12 +113,19 @@ class ImageFolder(ConceptData):
 
     def prepare(self) -> None:
         """Make the features, unless they are cached."""
-        if not self._concepts:
+        self._made()
+
+    def _made(self) -> Path:
+        """The folder of the cached features; the files are listed once for it."""
+        key = self.key
+        if not key["files"]:
             raise MissingDataError(
                 f"There are no images in {self._path}. It needs one folder for each concept, with image files, e.g. "
                 f"{self._path / 'owl' / '1.png'}."
             )
-        cache.ensure(self._cached, self.key, self._make)
+        folder = cache.folder_of(self.cache, "image_folder", key)
+        cache.ensure(folder, key, self._make)
+        return folder
 
     def split(self, split: Split) -> Concepts:
         """The images of a split."""
@@ -135,14 +142,10 @@ class ImageFolder(ConceptData):
         _, shown, concept, names = self._read()
         return shown[divided(self._path, concept, names, split, self.val, self.test)]
 
-    @property
-    def _cached(self) -> Path:
-        return cache.folder_of(self.cache, "image_folder", self.key)
-
     def _read(self) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         """Features ``[n, size]``, images ``[n, side, side, 3]``, concepts ``[n]`` and their names."""
-        self.prepare()
-        table, names = cache.load(self._cached, "images"), cache.load(self._cached, "names")
+        folder = self._made()
+        table, names = cache.load(folder, "images"), cache.load(folder, "names")
         features, shown, concept = (
             torch.from_numpy(cache.array_of(table, name, shape))
             for name, shape in (("features", (self.features,)), ("shown", (_SHOWN, _SHOWN, 3)), ("concept", ()))

@@ -24,7 +24,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from structgrad.algorithms.compiled import njit
-from structgrad.data import MissingDataError, cache
+from structgrad.data import cache
+from structgrad.data.lines import file_of_split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -291,15 +292,7 @@ class ListOpsData:
         cache.ensure(self.folder, self.key, lambda: {name: _to_arrow(e) for name, e in make(self).items()})
 
     def _file(self, name: str) -> Path:
-        plain = Path(str(self.files)) / f"{name}.tsv"
-        packed = plain.with_suffix(".tsv.gz")
-        file = packed if packed.is_file() and not plain.is_file() else plain
-        if not file.is_file():
-            raise MissingDataError(
-                f"There is no {file}: data.files has train, val and test, each .tsv or .tsv.gz, a label and an "
-                "expression a line"
-            )
-        return file
+        return file_of_split(str(self.files), name, ".tsv", "a label and an expression a line")
 
     def _read(self) -> dict[str, Expressions]:
         out = {}

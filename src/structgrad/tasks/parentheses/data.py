@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from structgrad.data import DamagedDataError, DataError, MissingDataError, cache
-from structgrad.data.lines import lines_of
+from structgrad.data import DamagedDataError, DataError, cache
+from structgrad.data.lines import file_of_split, lines_of
 
 SPLITS = ("train", "val", "test")
 #: Token ids. 0 is padding, and "no child" in trees. An opening bracket of type k is 1 + k, a
@@ -128,9 +128,9 @@ def draw(rng: np.random.Generator, pairs: NDArray[np.int64], types: int, length:
 class ParenthesesData:
     """The sequences of an experiment: generated or read from files once, then from the cache.
 
-    Without files, sizes and types are drawn uniformly, shapes uniformly among the balanced ones of the size. A
-    sequence that was drawn before is drawn again. So sizes with few sequences have less than their
-    share. Splits are random parts of the drawn sequences.
+    Without files, sizes and types are drawn uniformly, shapes uniformly among the balanced ones of
+    the size. A sequence that was drawn before is drawn again. So sizes with few sequences have less
+    than their share. Splits are random parts of the drawn sequences.
 
     Args:
         cache: folder of generated data; each configuration gets a folder of its own in it.
@@ -221,15 +221,8 @@ class ParenthesesData:
         )
 
     def _file(self, name: str) -> Path:
-        plain = Path(str(self.files)) / f"{name}.txt"
-        packed = plain.with_suffix(".txt.gz")
-        file = packed if packed.is_file() and not plain.is_file() else plain
-        if not file.is_file():
-            raise MissingDataError(
-                f"There is no {file}: data.files has train, val and test, each .txt or .txt.gz, a sequence a line; "
-                "docs/tasks/parentheses.md says more"
-            )
-        return file
+        content = "a sequence a line; docs/tasks/parentheses.md says more"
+        return file_of_split(str(self.files), name, ".txt", content)
 
     def _read(self) -> dict[str, Tensor]:
         rng, out = np.random.default_rng(self.seed), {}

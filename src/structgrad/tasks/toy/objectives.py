@@ -135,8 +135,8 @@ def off_diagonal(vertices: Tensor) -> Tensor:
 class Quadratic(nn.Module):
     """``<a, x> + |B x|^2 / r`` of a vertex, with a number in a and a column of B for each entry.
 
-    Without a file a is standard normal and so is B, which has r = 4 rows, and the sum is divided by
-    the square root of the number of entries. They are the same for all runs.
+    Without a file a is standard normal and so is B, which has r = 4 rows. The sum is then divided
+    by the square root of the number of entries. They are the same for all runs.
 
     Args:
         shape: shape of a vertex.
