@@ -33,8 +33,9 @@ from structgrad.training.errors import ConfigurationError
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "gpu_estimate.md"
 
-#: NVIDIA H100 SXM5 data sheet: float32 without tensor cores (torch's default for float32 products), HBM3 bandwidth.
-FLOPS, BANDWIDTH = 67e12, 3.35e12
+#: NVIDIA H100 SXM5 data sheet: float32 without tensor cores (torch's default for float32 products), TF32 with tensor
+#: cores and without sparsity (``trainer.matmul_precision=medium``), HBM3 bandwidth.
+FLOPS, TF32, BANDWIDTH = 67e12, 494e12, 3.35e12
 #: Seconds, assumed: a launch by eager PyTorch with autograd; the shortest kernel; a step of cuDNN's LSTM, or of a
 #: recursion within one kernel; a wait of the host; Lightning's loop, the batch and its copy to the device, the update.
 LAUNCH, KERNEL, SEQUENTIAL, WAIT, LOOP = 7e-6, 2.5e-6, 3e-6, 20e-6, 500e-6
@@ -56,12 +57,12 @@ STAND_INS = {
 
 
 class Cost(Launches):
-    """Also counts bytes, operations and seconds on the device."""
+    """Also counts bytes, operations and seconds on the device, with float32 and with TF32 products."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = self.flops = 0
-        self.seconds = 0.0
+        self.seconds = self.medium = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count ``func``."""
@@ -83,7 +84,9 @@ class Cost(Launches):
         """A kernel."""
         self.bytes += moved
         self.flops += flops
-        self.seconds += max(KERNEL, least, moved / BANDWIDTH, flops / FLOPS)
+        others = max(KERNEL, least, moved / BANDWIDTH)
+        self.seconds += max(others, flops / FLOPS)
+        self.medium += max(others, flops / TF32)
 
 
 class _CostOfLSTMs(LSTMs):
@@ -108,7 +111,9 @@ class _CostOfLSTMs(LSTMs):
 
 @dataclass
 class Estimate:
-    """A run: its steps, and what one of them costs, in seconds on host and device."""
+    """A run: its steps, and what one of them costs, in seconds on host and device (``medium``: with
+    TF32 products).
+    """
 
     steps: int
     launches: int
@@ -116,6 +121,7 @@ class Estimate:
     gflop: float
     megabytes: float
     device: float
+    medium: float
 
     @property
     def host(self) -> float:
@@ -156,7 +162,15 @@ def estimate(overrides: list[str]) -> Estimate:
         loss = task.step(batch).loss
     with cost:
         loss.backward()  # type: ignore[no-untyped-call]
-    return Estimate(steps, cost.launches.total(), cost.waits.total(), cost.flops / 1e9, cost.bytes / 1e6, cost.seconds)
+    return Estimate(
+        steps,
+        cost.launches.total(),
+        cost.waits.total(),
+        cost.flops / 1e9,
+        cost.bytes / 1e6,
+        cost.seconds,
+        cost.medium,
+    )
 
 
 def line(table: Table, row: Row) -> str:
@@ -179,6 +193,7 @@ def line(table: Table, row: Row) -> str:
         f"{found.gflop:.2f}",
         f"{found.megabytes:,.0f}",
         f"{1e3 * found.device:.2f}",
+        f"{1e3 * found.medium:.2f}",
         f"{1e3 * found.step:.2f}",
         "-" if captured is None else f"{1e3 * captured:.2f}",
         f"{hours * found.step:.2f}",
@@ -214,8 +229,8 @@ def main() -> None:
 _ALIKE = ("paulus_4", "paulus_5", "paulus_6", "bit_vector_vae_mnist")
 
 _COLUMNS = (
-    "| row | steps | launches | waits | GFLOP | MB | device ms | step ms | captured ms | alone h | captured h "
-    f"| {TOGETHER} together h |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    "| row | steps | launches | waits | GFLOP | MB | device ms | medium ms | step ms | captured ms | alone h "
+    f"| captured h | {TOGETHER} together h |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
 
 _K, _S, _L, _W = (f"{1e6 * seconds:g} µs" for seconds in (KERNEL, SEQUENTIAL, LAUNCH, WAIT))
@@ -224,12 +239,14 @@ _HEAD = f"""# Estimate for an H100
 
 Made by `RECORD=1 python -m benchmarks.estimate`; do not edit. Nothing here is measured. The training
 steps of every row at the paper's budget are counted on the `meta` device. Times follow from the data
-sheet of an NVIDIA H100 SXM5 ({FLOPS / 1e12:g} TFLOP/s in float32 without tensor cores, {BANDWIDTH / 1e12:g} TB/s).
+sheet of an NVIDIA H100 SXM5: {FLOPS / 1e12:g} TFLOP/s in float32 without tensor cores, {TF32 / 1e12:g} in TF32
+with them, {BANDWIDTH / 1e12:g} TB/s.
 `make bench-gpu` measures some of them.
 
 - *device*: a sum over launches. A launch takes the longest of {_K}, bytes over bandwidth, and operations
   over peak. Every step of an LSTM, or of a recursion within a kernel, adds {_S}.
-- *step*: the longer of that and the host's time: {_L} a launch, {_W} a wait, {_O} for the loop around the
+- *medium*: the same with products in TF32 (`trainer.matmul_precision=medium`, see `precision.md`).
+- *step*: the longer of *device* and the host's time: {_L} a launch, {_W} a wait, {_O} for the loop around the
   step.
 - *captured*: with CUDA graphs (`trainer.compile=reduce-overhead`), if no step waits.
 - *alone*, *captured*, *{TOGETHER} together*: hours of a run of all steps. The last is for {TOGETHER} runs on one
