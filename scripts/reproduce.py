@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> int:
     """The command. Returns the exit code: 0, 1 if a sweep failed as a whole, 75 if it was stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", type=float, help="leave out rows of more hours on two cores (24 without a GPU)")
+    parser.add_argument("--hours", type=float, help="leave out rows of more hours of one core (24 without a GPU)")
     parser.add_argument("--list", action="store_true", help="print the rows in their order, and stop")
     parser.add_argument("--only-page", action="store_true", help="write the page from the existing runs, and stop")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reproduction.md")

@@ -20,7 +20,7 @@ from structgrad.experiments.tables import Row, Table
 
 @dataclass(frozen=True)
 class Entry:
-    """A row to make: the table, the row, and the hours of all its trials on two CPU cores, if
+    """A row to make: the table, the row, and the hours of all its trials on one CPU core, if
     known.
     """
 
@@ -230,5 +230,5 @@ than a day; on a GPU it does all (`python scripts/reproduce.py --help`).
 A row is *matched* if the 95 % interval of every difference between our number and the published one lies
 within the column's margin ([tables](tables.md)). It *differs* if one interval excludes 0 and is not within
 its margin. Otherwise it is *open*: more runs are needed. Standard deviations over an unknown number of
-seeds count as standard errors. A trial's time is an estimate for two CPU cores, from the time of a
-training step."""
+seeds count as standard errors. A trial's time is an estimate for one CPU core, from the time of a
+training step and of a validation (`python -m benchmarks.hours`)."""

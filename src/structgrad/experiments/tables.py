@@ -113,8 +113,8 @@ class Row:
             has published. They replace all searched ones. A row without a range has one trial, and
             only runs with these settings count.
         unavailable: the reason why the row cannot be run (missing data); empty if it can.
-        hours: hours of one run at the paper's budget on two CPU cores, estimated from the time of a
-            step; None if unknown.
+        hours: hours of training and validation of one run at the paper's budget on one CPU core
+            (``benchmarks/hours.py`` measures them); None if unknown.
     """
 
     name: str
