@@ -34,6 +34,7 @@ from structgrad.tasks.parentheses.data import (
 )
 from structgrad.tasks.parentheses.model import TokenEncoder, TreeDecoder
 from structgrad.tasks.parentheses.task import Generation
+from structgrad.testing import computing
 from tests.tasks.trainers import quiet_trainer
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -181,16 +182,33 @@ def step_by_step(model: TreeDecoder, places: list[int]) -> Tensor:
     return total
 
 
-def test_losses_of_unequal_trees_are_those_one_place_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["native", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_losses_of_unequal_trees_are_those_one_place_at_a_time(path: str, dtype: torch.dtype) -> None:
     model = decoder()
     tokens = torch.tensor([[1, 3, 0, 0], [1, 2, 4, 3], [2, 0, 0, 0], [2, 4, 1, 0]])
     parents = torch.tensor([[0, 0, -1, -1], [3, 0, 1, 3], [0, -1, -1, -1], [1, 1, 1, -1]])
     lengths = (tokens > 0).sum(1)
     places = trees.level_order(tokens, parents)
     expected = torch.stack([step_by_step(model, p[: 2 * n + 1].tolist()) for p, n in zip(places, lengths, strict=True)])
-    for least in (1, 3, 16):
-        monkeypatch.setattr("structgrad.tasks.parentheses.model._LEAST", least)
-        torch.testing.assert_close(model(places, lengths), expected)
+    with computing(path):
+        torch.testing.assert_close(model.to(dtype)(places, lengths), expected.to(dtype))
+
+
+def test_encoder_packs_and_pads_alike() -> None:
+    torch.manual_seed(0)
+    model = TokenEncoder(2, 6, 8)
+    tokens = torch.tensor([[1, 3, 0, 0], [1, 2, 4, 3], [0, 0, 0, 0], [2, 4, 0, 0]])
+    results = []
+    for path in ("native", "plain"):
+        with computing(path):
+            scores, summary = model(tokens)
+            scores = scores.where(tokens > 0, 0.0)
+            known = summary[[0, 1, 3]]  # there is no summary of nothing
+            total = scores.square().sum() + known.square().sum()
+            results.append((scores, known, *torch.autograd.grad(total, list(model.parameters()))))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_generated_trees_follow_their_likelihood() -> None:
@@ -327,7 +345,7 @@ def test_the_bound_is_the_likelihood_where_the_posterior_is_exact(data: Parenthe
     nll = task.decoder(trees.level_order(tokens[:2], parents), torch.tensor([2, 2])).detach()
     posterior = (-nll).log_softmax(0)
     scores = posterior.expand(64, 2)
-    estimate, _, metrics = task._latent(tokens, scores, torch.zeros(64, 16))
+    estimate, _, _, metrics = task._latent(tokens, scores, torch.zeros(64, 16), tokens[:0], tokens[:0])
     torch.testing.assert_close(estimate.objective, -(-nll).logsumexp(0).expand(64))
     assert 0 < metrics["smart_parents"][0] < metrics["smart_parents"][1] == 128
     torch.testing.assert_close(task._log_q(tokens[:2], parents, scores[:2]), posterior)
@@ -350,7 +368,8 @@ def test_gradient_of_the_bound_for_encoder_and_decoder(data: ParenthesesData) ->
     draws = 50
     estimates: list[list[Tensor]] = []
     for _ in range(draws):
-        estimate, *_ = task._latent(tokens.expand(48, 4), *(t.expand(48, -1) for t in task.encoder(tokens)))
+        encoded = (t.expand(48, -1) for t in task.encoder(tokens))
+        estimate, *_ = task._latent(tokens.expand(48, 4), *encoded, tokens[:0], tokens[:0])
         estimates.append([g.flatten() for g in torch.autograd.grad(estimate.surrogate.mean(), watched)])
     for index, true in enumerate(exact):
         sampled = torch.stack([e[index] for e in estimates])

@@ -63,15 +63,22 @@ def reason_of_break(error: Exception) -> str | None:
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """Like ``torch.compiler.disable``, but the compiler, whose import takes a second, is imported
-    when called.
+    """Like ``torch.compiler.disable``, but calls outside the compiler cost nothing, and its import,
+    which takes a second, waits for a call inside.
     """
+    import torch
     from torch._compile import _disable_dynamo
 
     def call(*positional: P.args, **named: P.kwargs) -> R:
         return function(*positional, **named)
 
-    return functools.wraps(function)(_disable_dynamo(call))
+    disabled = _disable_dynamo(call)
+
+    @functools.wraps(function)
+    def dispatch(*positional: P.args, **named: P.kwargs) -> R:
+        return (disabled if torch.compiler.is_compiling() else function)(*positional, **named)
+
+    return dispatch
 
 
 def standard_gamma(concentration: Tensor) -> Tensor:

@@ -51,10 +51,8 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
     """Whether a shape broadcasts to the shape ``to``."""
-    try:
-        return tuple(torch.broadcast_shapes(shape, to)) == tuple(to)
-    except RuntimeError:
-        return False
+    fits = (size in (1, other) for size, other in zip(reversed(shape), reversed(to), strict=False))
+    return len(shape) <= len(to) and all(fits)
 
 
 def repeated(scores: Tensor, n: int | None) -> Tensor:

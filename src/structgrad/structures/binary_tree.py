@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.cartesian_tree import descendants, parents
 from structgrad.structures import reading as readings
 from structgrad.structures.family_item_recursions import ItemRecursion
 from structgrad.structures.layout import Directed, Layout, Vector
@@ -38,40 +39,15 @@ class BinaryTree(ItemRecursion):
     vertex_layout: ClassVar[Layout] = Directed()
 
     def _recurse(self, keys: Tensor, exists: Tensor) -> Tensor:
-        # The parent of a token is the deeper, that is larger, of the nearest smaller tokens on both sides.
-        n = keys.shape[-1]
-        if not n:
-            return torch.zeros_like(keys, dtype=torch.int64)
-        token = torch.arange(n, device=keys.device)
-        before = token.unsqueeze(-1) > token
-        own, other = keys.unsqueeze(-1), keys.unsqueeze(-2)
-        smaller = exists.unsqueeze(-2) & torch.where(before, other <= own, other < own)
-        left = torch.where(smaller & before, token, -1).amax(-1)
-        right = torch.where(smaller & ~before, token, n).amin(-1)
-        above_left = torch.where(left >= 0, keys.gather(-1, left.clamp_min(0)), -torch.inf)
-        above_right = torch.where(right < n, keys.gather(-1, right.clamp_max(n - 1)), -torch.inf)
-        parent = torch.where(above_right >= above_left, right, left)
-        parent = torch.where((left < 0) & (right == n), token, parent)
-        return torch.where(exists, parent, -1)
+        return parents(keys, exists) if keys.shape[-1] else torch.zeros_like(keys, dtype=torch.int64)
 
     def _show(self, choices: Tensor) -> Tensor:
         token = torch.arange(choices.shape[-1], device=choices.device)
         return (choices.unsqueeze(-2) == token.unsqueeze(-1)) & (token.unsqueeze(-1) != token)
 
     def _within(self, vertex: Tensor) -> Tensor:
-        # S(v) is the subtree of v, a stretch of the sequence. It goes from the end of the path of
-        # left children to the end of the path of right children. Pointer doubling finds both: after
-        # k rounds those up to distance 2^k are known.
-        n = vertex.shape[-1]
-        if not n:
-            return vertex > 0
-        token = torch.arange(n, device=vertex.device)
-        children = torch.where(vertex.detach() > 0, token, token.unsqueeze(-1))
-        ends = torch.stack([children.amin(-1), children.amax(-1)], -2)
-        for _ in range((n - 1).bit_length()):
-            ends = ends.gather(-1, ends)
-        first, last = ends.unsqueeze(-1).unbind(-3)
-        return (first <= token) & (token <= last)
+        # S(v) is the subtree of v.
+        return descendants(vertex) if vertex.shape[-1] else vertex > 0
 
     def read(self, vertex: Tensor) -> Tensor:
         """The parent of every token: int64 ``[*batch, n]``, -1 for the root and for missing tokens."""

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.tasks.listops.data import PAD, VOCABULARY
+from structgrad.tasks.listops.gru import gru_step
 from structgrad.tasks.listops.messages import Pairs, sum_messages
+from structgrad.tasks.lstm import padded_outputs
 
 #: Expressions evaluate to a digit.
 CLASSES = 10
@@ -53,11 +55,10 @@ class EdgeEncoder(nn.Module):
         scores ``[batch, n, n]`` (``[i, j]`` for i -> j; arbitrary at padding), and a summary
             ``[batch, hidden]``: the modifier LSTM's output at the last token.
         """
-        embedded = self.embedding(tokens)
-        head, _ = self.head(embedded)
-        modifier, _ = self.modifier(embedded)
-        last = (tokens != PAD).sum(1) - 1
-        summary = modifier[torch.arange(len(tokens), device=tokens.device), last]
+        lengths = (tokens != PAD).sum(1)
+        head = padded_outputs(self.head, self.embedding, tokens, lengths)
+        modifier = padded_outputs(self.modifier, self.embedding, tokens, lengths)
+        summary = modifier[torch.arange(len(tokens), device=tokens.device), lengths - 1]
         return self.dropout(head) @ self.dropout(modifier).transpose(1, 2), summary
 
 
@@ -180,7 +181,7 @@ class GraphNetwork(nn.Module):
             at_receiver, at_sender = keep_receivers * self.receive(hearing), keep_senders * self.send(sending)
             pairs = Pairs(receivers, senders)
             heard = sum_messages(at_receiver, at_sender, self.message.weight, self.message.bias, edges, pairs)
-            state = self.update(heard, hearing)
+            state = gru_step(self.update, heard, hearing)
         logits: Tensor = self.classify(state)
         return logits
 
@@ -234,8 +235,9 @@ class LSTMClassifier(nn.Module):
             raise ValueError(
                 f"structure=none takes expressions of at most {self.max_length} tokens; got {tokens.shape[1]}"
             )
-        outputs, _ = self.lstm(self.embedding(tokens))
-        outputs = self.dropout(outputs) * (tokens != PAD)[..., None]
+        exist = tokens != PAD
+        outputs = padded_outputs(self.lstm, self.embedding, tokens, exist.sum(1))
+        outputs = self.dropout(outputs) * exist[..., None]
         outputs = F.pad(outputs, (0, 0, 0, self.max_length - tokens.shape[1]))
         logits: Tensor = self.classify(self.flat(outputs.flatten(1)))
         return logits

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from structgrad.algorithms.eager import values_can_be_read
+from structgrad.tasks.lstm import lstm_over, padded_outputs
 from structgrad.tasks.parentheses.data import NO_CHILD, PAD, vocabulary_size
-
-#: On a CPU, sequences run in this many groups of similar length, of at least this many sequences
-#: each.
-_GROUPS, _LEAST = 4, 16
 
 
 class TreeDecoder(nn.Module):
@@ -48,27 +46,35 @@ class TreeDecoder(nn.Module):
         Returns:
             ``[N]``, in nats.
         """
-        if not values_can_be_read(lengths):
-            return self._groupwise(places, lengths)
-        # Sequences of similar length are put together, so that short ones are not padded to the
-        # longest.
-        order = lengths.argsort(stable=True)
-        losses = []
-        for group in order.split(max(_LEAST, -(-len(order) // _GROUPS))):
-            longest = 2 * int(lengths[group[-1]]) + 1
-            losses.append(self._groupwise(places[group, :longest], lengths[group]))
-        return torch.cat(losses)[order.argsort()]
+        if values_can_be_read(lengths):
+            return self._packed(places, lengths)
+        return self._padded(places, lengths)  # on other devices, reading lengths would wait for the device
 
-    def _groupwise(self, places: Tensor, lengths: Tensor) -> Tensor:
+    def _packed(self, places: Tensor, lengths: Tensor) -> Tensor:
+        trees, most = places.shape
+        every = torch.arange(places.numel()).view_as(places)
+        existing = pack_padded_sequence(every, 2 * lengths + 1, batch_first=True, enforce_sorted=False)
+        previous = F.pad(places[:, :-1], (1, 0), value=self.vocabulary).take(existing.data)
+        states = lstm_over(self.lstm, self.embedding, PackedSequence(previous, *existing[1:])).data
+        scores = self._scores(states)
+        losses = F.cross_entropy(scores, places.take(existing.data), reduction="none")
+        tree = existing.data // most
+        # All roots come first.
+        summands, of_trees = torch.cat([losses, self._no_root(scores[:trees])]), torch.cat([tree, tree[:trees]])
+        return losses.new_zeros(trees).index_add(0, of_trees, summands)
+
+    def _padded(self, places: Tensor, lengths: Tensor) -> Tensor:
         targets = places.T
         previous = F.pad(targets[:-1], (0, 0, 1, 0), value=self.vocabulary)
         states, _ = self.lstm(self.embedding(previous))
         counted = torch.arange(len(targets), device=places.device)[:, None] <= 2 * lengths
         scores = self._scores(states)
         losses = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-        # The root cannot be "no child".
-        no_root = F.softplus(scores[0, :, NO_CHILD] - scores[0, :, NO_CHILD + 1 :].logsumexp(1))
-        return torch.where(counted, losses, 0.0).sum(0) - no_root
+        return torch.where(counted, losses, 0.0).sum(0) + self._no_root(scores[0])
+
+    def _no_root(self, scores: Tensor) -> Tensor:
+        """What is added to a tree's loss because its root cannot be "no child"."""
+        return -F.softplus(scores[:, NO_CHILD] - scores[:, NO_CHILD + 1 :].logsumexp(1))
 
     def _scores(self, states: Tensor) -> Tensor:
         return F.linear(F.relu(self.project(states)), self.embedding.weight[: self.vocabulary], self.bias)
@@ -154,9 +160,8 @@ class TokenEncoder(nn.Module):
         position = torch.arange(n, device=tokens.device)
         # Reverse every sequence within its length; the reversal is its own inverse.
         mirrored = torch.where(position < lengths, lengths - 1 - position, position)
-        embedded = self.embedding(tokens)
-        ahead, _ = self.forwards(embedded)
-        back, _ = self.backwards(embedded.gather(1, mirrored[..., None].expand(embedded.shape)))
+        ahead = padded_outputs(self.forwards, self.embedding, tokens, lengths[:, 0])
+        back = padded_outputs(self.backwards, self.embedding, tokens.gather(1, mirrored), lengths[:, 0])
         last = (lengths - 1).clamp_min(0)[..., None].expand(-1, 1, ahead.shape[2])
         summary = torch.cat([ahead.gather(1, last), back.gather(1, last)], 2).squeeze(1)
         states = torch.cat([ahead, back.gather(1, mirrored[..., None].expand(back.shape))], 2)

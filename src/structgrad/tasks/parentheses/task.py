@@ -202,21 +202,21 @@ class Parentheses(Task):
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         first, size = len(labelled), len(labelled) + len(unlabelled)  # known without waiting for the device
         tokens = torch.cat([labelled, unlabelled])
-        losses, nlls = [], []
+        given = self._known_order(labelled)
         metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = {}
         if self.estimator is not None:
             scores, summary = self.encoder(tokens)
-        if len(labelled):
-            given = parents = self._known_order(labelled)
-            nlls.append(self._nll(labelled, given))
-            losses.append(nlls[0])
-            if self.estimator is not None:
-                losses.append(-self.label_weight * self._log_q(labelled, given, scores[:first]))
         if len(unlabelled):
-            estimate, parents, latent_metrics = self._latent(unlabelled, scores[first:], summary[first:])
-            nlls.append(estimate.objective)
-            losses.append(estimate.surrogate if self.training else estimate.objective)
-            metrics |= latent_metrics
+            estimate, parents, of_given, metrics = self._latent(
+                unlabelled, scores[first:], summary[first:], labelled, given
+            )
+            nlls = [of_given, estimate.objective]
+            losses = [of_given, estimate.surrogate if self.training else estimate.objective]
+        else:
+            parents = given
+            nlls = losses = [self._nll(labelled, given)]
+        if len(labelled) and self.estimator is not None:
+            losses = [*losses, -self.label_weight * self._log_q(labelled, given, scores[:first])]
         metrics["nll"] = (torch.cat(nlls).detach().sum(), (tokens != PAD).sum())
 
         def predictions() -> Predictions:  # of a batch that has one kind of sequences
@@ -254,26 +254,29 @@ class Parentheses(Task):
         return self.structure.log_prob(vertices.to(scores), scores, tokens != PAD)
 
     def _latent(
-        self, tokens: Tensor, scores: Tensor, summary: Tensor
-    ) -> tuple[Estimate, Tensor, dict[str, Tensor | tuple[Tensor, Tensor]]]:
-        """The estimate of the bound, the parents ``[N, n]`` in its trees, and metrics.
+        self, tokens: Tensor, scores: Tensor, summary: Tensor, labelled: Tensor, given: Tensor
+    ) -> tuple[Estimate, Tensor, Tensor, dict[str, Tensor | tuple[Tensor, Tensor]]]:
+        """The estimate of the bound, the parents ``[N, n]`` in its trees, the losses of labelled
+        sequences, and metrics.
 
-        It is for sequences whose tree is latent.
+        The bound is for sequences whose tree is latent. One call of the decoder serves both kinds,
+        because few sequences take almost as long as many.
         """
         assert self.estimator is not None
         exists = tokens != PAD
-        evaluated: list[tuple[Tensor, Tensor]] = []
+        evaluated: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def objective(vertices: Tensor, rows: Tensor) -> Tensor:
             parents = trees.parents_of(vertices, exists[rows])
             # Held fixed: the mean of the gradient of log q is 0, and the estimator handles all
             # other effects of the trees' distribution.
             log_q = self.structure.log_prob(vertices, scores.detach()[rows], exists[rows])
-            evaluated.append((parents, log_q))
-            return self._nll(tokens[rows], parents) + log_q
+            nll = self._nll(torch.cat([labelled, tokens[rows]]), torch.cat([given, parents]))
+            evaluated.append((parents, log_q, nll[: len(labelled)]))
+            return nll[len(labelled) :] + log_q
 
         estimate: Estimate = self.estimator(scores, objective, mask=exists, context=summary)
-        ((parents, log_q),) = evaluated
+        ((parents, log_q, of_given),) = evaluated
         with torch.no_grad():
             smart = trees.smart(tokens, self.data.types)[estimate.rows]
             found = ((parents == smart) & exists[estimate.rows]).sum(1).to(scores)
@@ -283,7 +286,7 @@ class Parentheses(Task):
             "smart_parents": (estimate.mean(found).sum(), count),
             **estimate.metrics,
         }
-        return estimate, parents, metrics
+        return estimate, parents, of_given, metrics
 
     # --- generation -----------------------------------------------------------------------------------------------
 
