@@ -35,6 +35,20 @@ def test_both_algorithms_agree_with_scipy(n: int) -> None:
                 assert math.isclose(values[b].item(), cost[row, column].sum(), rel_tol=1e-6, abs_tol=1e-5)
 
 
+def test_assignment_ends_although_duals_fall_in_tiny_steps() -> None:
+    """Rows that bid for the same two columns, nearly equal ones, 1e15 steps away from the third."""
+    utility = torch.tensor([[0.0, 1e-9, -1e6], [0.0, 1e-9, -1e6], [0.0, 1e-9, -1e6 + 1]], dtype=torch.float64)
+    utility = torch.stack([utility, utility.T, utility.flip(0)])
+    exists = torch.ones_like(utility, dtype=torch.bool)
+    vertex, duals, feasible = assign_compiled(utility, exists)
+    assert feasible.all()
+    torch.testing.assert_close((vertex * utility).sum((-1, -2)), torch.full((3,), 1e-9 - 1e6 + 1, dtype=torch.float64))
+    f, g = duals.unbind(1)
+    reduced = utility + f[:, :, None] + g[:, None]
+    assert reduced.max() <= 1e-9
+    assert reduced[vertex > 0].abs().max() <= 1e-9
+
+
 @needs_triton
 @quiet
 @pytest.mark.parametrize("n", [0, 1, 2, 5])
@@ -43,7 +57,8 @@ def test_gpu_kernels_agree_with_the_cpu(n: int) -> None:
     exists |= torch.stack([torch.eye(n, dtype=torch.bool)[torch.randperm(n)] for _ in range(3)])
     if n > 1:
         exists[0, 0] = exists[0, :, 0] = False  # smaller than the others, or without a matching
-    for utility in (100 * torch.randn(3, n, n), torch.randint(-2, 3, (3, n, n)).double()):
+    tiny = torch.tensor([0.0, 1e-9, *[-1e6] * 3])[:n] + torch.zeros(3, n, n)
+    for utility in (100 * torch.randn(3, n, n), tiny.double(), torch.randint(-2, 3, (3, n, n)).double()):
         vertex, duals, feasible = assign_compiled(utility, exists)
         ours, ours_duals = by_operators(assign, utility, exists)
         assert torch.equal(ours[feasible], vertex[feasible])

@@ -1,12 +1,17 @@
 """Matchings of a batch: exact linear assignment by shortest augmenting paths, and the greedy
 algorithm.
 
-Assignment is the algorithm of Jonker and Volgenant (1987) without its heuristic start. Rows are
-added one at a time. Each is joined to a free column by a shortest path in reduced costs (Dijkstra);
-then the dual variables are updated. It costs O(n^3) an example. There is a compiled version for the
-CPU, a GPU kernel with one program an example, and a version in plain torch. The two compiled
-versions do the same arithmetic in the same order, so they return the same matching, also among
-ties.
+Assignment is the algorithm of Jonker and Volgenant (1987). Rows are joined to free columns one at a
+time by a shortest path in reduced costs (Dijkstra); then the dual variables are updated. It costs
+O(n^3) an example. There is a compiled version for the CPU, a GPU kernel with one program an
+example, and a version in plain torch.
+
+The compiled versions have the start of that paper, so that few rows need a path. They subtract the
+least cost of every row, then of every column, and match rows with their nearest columns. Each row
+that is left takes its nearest column (augmenting row reduction). The dual variable of that column
+falls until the second choice of the row is as near, and the row that owned the column goes on. The
+two compiled versions do the same arithmetic in the same order, so they return the same matching,
+also among ties.
 """
 
 from __future__ import annotations
@@ -134,43 +139,105 @@ def greedy(costs: Tensor) -> tuple[Tensor, Tensor]:
 # --- CPU kernels ------------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True)
-def _assign(utility: Any, exists: Any, row_of: Any, u: Any, v: Any, distance: Any, before: Any, done: Any) -> bool:
-    """Assign the rows of one example that have an existing entry.
+# The scans select instead of branching, as no processor guesses which of two random numbers is less.
+# Functions have one end and call none: otherwise numba counts references, which takes as long.
 
-    Returns False if not all of these rows, or not all columns, can be assigned.
+
+@njit(cache=True)
+def _reduce(cost: Any, row_of: Any, column_of: Any, u: Any, v: Any) -> bool:
+    """Subtract the least of each row, then of each column, and give columns to rows nearest to them.
+
+    It writes the duals ``u, v [n]``, ``row_of [n]`` (-1 for a free column) and ``column_of [n]`` (-1
+    for a row that waits; rows without an entry do not). It returns whether there are as many rows as
+    columns with an entry.
     """
-    n = utility.shape[0]
-    assigned = 0
-    for j in range(n):
-        row_of[j], u[j], v[j] = -1, 0.0, 0.0
+    n = len(cost)
     for i in range(n):
-        absent = True
+        best, nearest = math.inf, -1
         for j in range(n):
-            before[j], done[j], distance[j] = -1, False, math.inf
-            absent = absent and not exists[i, j]
-        if absent:
-            continue
-        assigned += 1
-        row, last, reached = i, -1, 0.0
-        while True:
-            best, nearest = math.inf, -1
-            for j in range(n):
-                if not done[j]:
-                    if exists[row, j]:
-                        length = reached - utility[row, j] - u[row] - v[j]
-                        if length < distance[j]:
-                            distance[j], before[j] = length, last
-                    if distance[j] < best:
-                        best, nearest = distance[j], j
-            if nearest < 0:
-                return False
-            reached = best
-            if row_of[nearest] < 0:
-                break
+            length = cost[i, j]
+            less = length < best
+            best = length if less else best
+            nearest = j if less else nearest
+        u[i], column_of[i] = best, nearest
+        v[i], row_of[i] = math.inf, -1
+    for i in range(n):
+        least = u[i]
+        for j in range(n):
+            length, best = cost[i, j] - least, v[j]
+            v[j] = length if length < best else best
+    more = 0
+    for i in range(n):
+        nearest = column_of[i]
+        if nearest < 0:
+            u[i], column_of[i] = 0.0, n
+        elif row_of[nearest] < 0:
+            row_of[nearest] = i
+        else:
+            column_of[i] = -1
+        more += nearest >= 0
+        if v[i] == math.inf:
+            v[i] = 0.0
+        else:
+            more -= 1
+    return more == 0
+
+
+@njit(cache=True)
+def _take_nearest(cost: Any, row: int, row_of: Any, u: Any, v: Any) -> int:
+    """Augmenting row reduction: ``row`` takes its nearest column, whose owner takes another.
+
+    Returns the row that is left where the second choice is as near as the first, or after 4 n moves
+    (the duals may fall in tiny steps); -1 if none is left.
+    """
+    n = len(cost)
+    moves = 4 * n
+    while moves and row >= 0:
+        best, second, nearest = math.inf, math.inf, -1
+        for j in range(n):
+            length = cost[row, j] - v[j]
+            less = length < best
+            loser = best if less else length
+            second = loser if loser < second else second
+            best = length if less else best
+            nearest = j if less else nearest
+        if second == math.inf:  # the row has one entry
+            second = best
+        owner = row_of[nearest]
+        if owner < 0 or best < second:
+            u[row] = second
+            v[nearest] -= second - best
+            row_of[nearest] = row
+            row = owner
+            moves -= 1
+        else:
+            u[row] = best
+            moves = 0
+    return row
+
+
+@njit(cache=True)
+def _augment(cost: Any, root: int, row_of: Any, u: Any, v: Any, distance: Any, before: Any, done: Any) -> bool:
+    """Join the row ``root`` to a free column by a shortest path; False if there is no path."""
+    n = len(cost)
+    for j in range(n):
+        before[j], done[j], distance[j] = -1, False, math.inf
+    row, last, reached, nearest = root, -1, 0.0, -1
+    while row >= 0:
+        best, nearest = math.inf, -1
+        for j in range(n):
+            if not done[j]:
+                length = reached + cost[row, j] - u[row] - v[j]
+                if length < distance[j]:
+                    distance[j], before[j] = length, last
+                if distance[j] < best:
+                    best, nearest = distance[j], j
+        reached, last = best, nearest
+        row = row_of[nearest] if nearest >= 0 else -1
+        if row >= 0:
             done[nearest] = True
-            row, last = row_of[nearest], nearest
-        u[i] += reached
+    if nearest >= 0:
+        u[root] += reached
         for j in range(n):
             if done[j]:
                 u[row_of[j]] += reached - distance[j]
@@ -178,24 +245,29 @@ def _assign(utility: Any, exists: Any, row_of: Any, u: Any, v: Any, distance: An
         while before[nearest] >= 0:
             row_of[nearest] = row_of[before[nearest]]
             nearest = before[nearest]
-        row_of[nearest] = i
-    columns = 0
-    for j in range(n):
-        for i in range(n):
-            if exists[i, j]:
-                columns += 1
-                break
-    return columns == assigned
+        row_of[nearest] = root
+    return nearest >= 0
 
 
 @njit(cache=True, nogil=True)
 def _assign_all(first: int, stride: int, utility: Any, exists: Any, vertex: Any, duals: Any, feasible: Any) -> None:
+    """Write ``vertex [B, n, n]`` (zeroed by the caller), ``duals [B, 2, n]`` and ``feasible [B]``."""
     n = utility.shape[1]
-    row_of, before, done = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_)
-    distance = np.empty(n)
+    cost, distance, done = np.empty((n, n)), np.empty(n), np.empty(n, np.bool_)
+    row_of, column_of, before = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    entries = cost.reshape(n * n)
     for b in range(first, len(utility), stride):
-        feasible[b] = _assign(utility[b], exists[b], row_of, duals[b, 0], duals[b, 1], distance, before, done)
-        if feasible[b]:
+        values, present = utility[b].reshape(n * n), exists[b].reshape(n * n)
+        for e in range(n * n):
+            entries[e] = -values[e] if present[e] else math.inf
+        u, v = duals[b, 0], duals[b, 1]
+        possible = _reduce(cost, row_of, column_of, u, v)
+        for i in range(n):
+            if possible and column_of[i] < 0:
+                left = _take_nearest(cost, i, row_of, u, v)
+                possible = left < 0 or _augment(cost, left, row_of, u, v, distance, before, done)
+        feasible[b] = possible
+        if possible:
             for j in range(n):
                 if row_of[j] >= 0:
                     vertex[b, row_of[j], j] = 1
@@ -206,26 +278,69 @@ def _assign_all(first: int, stride: int, utility: Any, exists: Any, vertex: Any,
 
 
 @gpu.jit
+def _gpu_costs(utility_ptr, exists_ptr, place, within):  # type: ignore[no-untyped-def]
+    exists = tl.load(exists_ptr + place, mask=within, other=0) != 0
+    return tl.where(exists, -tl.load(utility_ptr + place, mask=within, other=0.0).to(tl.float64), float("inf"))
+
+
+@gpu.jit
 def _gpu_assign(utility_ptr, exists_ptr, vertex_ptr, duals_ptr, n, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One lane works on one column. ``u`` is the dual variable of the row matched with a column."""
+    """One lane works on one column, and on the row of that number.
+
+    ``u`` is the dual variable of the row matched with a column, ``least`` that of a row before.
+    """
     b = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
     within = column < n
-    row_of = tl.full([SIZE], -1, tl.int32)
-    u, v = tl.zeros([SIZE], tl.float64), tl.zeros([SIZE], tl.float64)
+    at = b * n * n + column
+    row_of, waits = tl.full([SIZE], -1, tl.int32), tl.full([SIZE], 0, tl.int32)
+    u, least = tl.zeros([SIZE], tl.float64), tl.zeros([SIZE], tl.float64)
+    v = tl.full([SIZE], float("inf"), tl.float64)
     for i in range(n):
+        cost = _gpu_costs(utility_ptr, exists_ptr, at + i * n, within)
+        best, nearest = tl.min(cost, 0), tl.argmin(cost, 0)
+        present = best < float("inf")
+        best = tl.where(present, best, 0.0)
+        v = tl.minimum(v, cost - best)
+        free = gpu.entry(row_of, nearest) < 0
+        here = column == tl.where(present & free, nearest, -1)
+        row_of, u = tl.where(here, i, row_of), tl.where(here, best, u)
+        least = tl.where(column == i, best, least)
+        waits = tl.where(column == tl.where(present & (free == 0), i, -1), 1, waits)
+    v = tl.where(v < float("inf"), v, 0.0)
+    for i in range(n):
+        none = tl.full([], -1, tl.int32)
+        row = tl.where(gpu.entry(waits, i) > 0, i, none)
+        u_row, steps = gpu.entry(least, i), none + 1
+        bids = row >= 0
+        while bids:
+            length = _gpu_costs(utility_ptr, exists_ptr, at + row * n, within) - v
+            best, nearest = tl.min(length, 0), tl.argmin(length, 0)
+            second = tl.min(tl.where(column == nearest, float("inf"), length), 0)
+            second = tl.where(second < float("inf"), second, best)
+            owner = gpu.entry(row_of, nearest)
+            takes = (owner < 0) | (best < second)
+            u_row = tl.where(takes, gpu.entry(u, nearest), best)
+            here = column == tl.where(takes, nearest, -1)
+            u, v, row_of = (
+                tl.where(here, second, u),
+                tl.where(here, v - (second - best), v),
+                tl.where(here, row, row_of),
+            )
+            row = tl.where(takes, owner, row)
+            steps += 1
+            bids = takes & (owner >= 0) & (steps < 4 * n)
+        root, root_u = row, u_row
         distance = tl.full([SIZE], float("inf"), tl.float64)
         before = tl.full([SIZE], -1, tl.int32)
         done = column < 0
-        row, last, sink = i + 0 * tl.sum(before, 0), tl.max(before, 0), tl.max(before, 0)
-        reached = tl.sum(tl.zeros([SIZE], tl.float64), 0)
-        u_row = reached
-        searching = sink < 0
+        last, sink = none, none
+        reached = tl.full([], 0.0, tl.float64)
+        searching = row >= 0
         while searching:
-            place = b * n * n + row * n + column
-            exists = tl.load(exists_ptr + place, mask=within, other=0) != 0
-            length = reached - tl.load(utility_ptr + place, mask=within, other=0.0).to(tl.float64) - u_row - v
-            shorter = exists & (length < distance) & (done == 0)
+            cost = _gpu_costs(utility_ptr, exists_ptr, at + row * n, within)
+            length = reached + cost - u_row - v
+            shorter = (length < distance) & (done == 0)
             distance = tl.where(shorter, length, distance)
             before = tl.where(shorter, last, before)
             open_ = tl.where(done, float("inf"), distance)
@@ -244,8 +359,8 @@ def _gpu_assign(utility_ptr, exists_ptr, vertex_ptr, duals_ptr, n, SIZE: tl.cons
         while sink >= 0:
             previous = gpu.entry(before, sink)
             here = column == sink
-            row_of = tl.where(here, tl.where(previous >= 0, gpu.entry(row_of, previous), i), row_of)
-            u = tl.where(here, tl.where(previous >= 0, gpu.entry(u, previous), reached), u)
+            row_of = tl.where(here, tl.where(previous >= 0, gpu.entry(row_of, previous), root), row_of)
+            u = tl.where(here, tl.where(previous >= 0, gpu.entry(u, previous), root_u + reached), u)
             sink = previous
     for i in range(n):
         here = row_of == i
