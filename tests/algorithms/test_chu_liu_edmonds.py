@@ -42,6 +42,51 @@ def graphs(root: int) -> tuple[Tensor, Tensor]:
     return scores.masked_fill(~exists, torch.nan), exists
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1000.0])
+def test_sums_of_rates_agree_with_plain_torch(dtype: torch.dtype, scale: float) -> None:
+    """Whether rates can be added as they are, or only as logarithms, to second order."""
+    scores, exists = graphs(0)
+    scores = scores.to(dtype)
+    scores[3:5] /= scale  # one batch has examples of both kinds
+    _, choices, _ = chu_liu_edmonds.minimum_arborescence(scores, exists, 0)
+    scores, exists, choices = scale * scores[:8], exists[:8], choices[:8]
+    assert (choices[:8, 6:, 0] >= 0).any()
+    spread = (scores.nan_to_num(-torch.inf).amax((1, 2)) - scores.nan_to_num(torch.inf).amin((1, 2))).max()
+    assert (spread > chu_liu_edmonds._SPREAD) == (scale > 1)
+    rates = scores.nan_to_num().requires_grad_()
+    upstream, direction = torch.randn(choices.shape[:2], dtype=torch.float64), torch.randn_like(rates)
+    found = []
+    for function in (chu_liu_edmonds.log_entering, chu_liu_edmonds.torch_log_entering):
+        total = function(rates, exists, choices)
+        (plain,) = torch.autograd.grad(total, rates, upstream, retain_graph=True)
+        (first,) = torch.autograd.grad(total, rates, upstream, create_graph=True)
+        (second,) = torch.autograd.grad(first, rates, direction)
+        found.append((total.detach(), plain, first.detach(), second))
+    torch.testing.assert_close(*found)
+
+
+def test_waiting_and_entering() -> None:
+    """They are transposes of each other, agree with plain torch, and have all derivatives."""
+    scores, exists = graphs(0)
+    _, choices, _ = chu_liu_edmonds.minimum_arborescence(scores[:8], exists[:8], 0)
+    minima = torch.randn(choices.shape[:2], dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(8, 6, 6, dtype=torch.float64, requires_grad=True)
+    waited, sums = chu_liu_edmonds.waiting(minima, choices, 6), chu_liu_edmonds.entering(weights, choices)
+    torch.testing.assert_close(waited, chu_liu_edmonds.torch_waiting(minima, choices, 6))
+    torch.testing.assert_close(sums, chu_liu_edmonds.torch_entering(weights, choices))
+    torch.testing.assert_close((waited * weights).sum(), (sums * minima).sum())
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda m: chu_liu_edmonds.waiting(m, choices, 6), minima)
+        assert check(lambda w: chu_liu_edmonds.entering(w, choices), weights)
+    batched = torch.func.vmap(lambda m, c: chu_liu_edmonds.waiting(m[None], c[None], 6)[0])(minima, choices)
+    torch.testing.assert_close(batched, waited)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda m: chu_liu_edmonds.waiting(m, choices, 6).sum(0), minima, vectorize=True
+    )
+    assert jacobian.shape == (6, 6, 8, choices.shape[1])
+
+
 @needs_triton
 @quiet
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -33,14 +33,20 @@ from torch import Tensor
 from structgrad.algorithms import gpu
 from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients, second_gradients, twin_needed
-from structgrad.algorithms.eager import on_host, transformed
+from structgrad.algorithms.eager import on_host, transformed, values_can_be_read
 from structgrad.algorithms.gpu import tl
+from structgrad.algorithms.products import product
 from structgrad.algorithms.semirings import IMPOSSIBLE
 from structgrad.algorithms.threads import run
 from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import untraced
 
 _DONE, _GONE, _FRESH = -2, -3, -1
+#: Rates of one example are summed as they are, relative to the largest, if their logs differ by no
+#: more than this. Reciprocals of sums then leave most of the range of float64 to their factors.
+_SPREAD = 300.0
+#: The flags allow reassociation and fused multiply-add only: infinities and NaN keep their meaning.
+_FAST = {"reassoc", "contract"}
 _GPU_DONE, _GPU_GONE, _GPU_FRESH = (gpu.constant(name) for name in (_DONE, _GONE, _FRESH))
 _NO_RATE = gpu.constant(IMPOSSIBLE)  # finite: see matrix_tree
 #: The largest graph for one GPU program; plain torch handles larger ones.
@@ -104,6 +110,33 @@ def log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
         out = _compiled_log_entering(log_rates, exists, choices)
         return out
     return torch_log_entering(log_rates, exists, choices)
+
+
+def waiting(minima: Tensor, choices: Tensor, n: int) -> Tensor:
+    """The sum of ``minima [B, E]`` over the events that an edge could have been picked in, for each edge.
+
+    That is, for u -> v, over the events whose set contains v but not u. It is linear and
+    differentiable to any order.
+
+    Returns:
+        ``[B, n, n]`` in the dtype of the minima.
+    """
+    if values_can_be_read(minima, choices):
+        waited: Tensor = _compiled_waiting(minima, choices, n)
+        return waited
+    return torch_waiting(minima, choices, n)
+
+
+def entering(weights: Tensor, choices: Tensor) -> Tensor:
+    """The transpose of :func:`waiting`: sums of ``weights [B, n, n]`` over the edges that enter the
+    set of each event.
+
+    They are 0 where an event did not happen, ``[B, E]``.
+    """
+    if values_can_be_read(weights, choices):
+        sums: Tensor = _compiled_entering(weights, choices)
+        return sums
+    return torch_entering(weights, choices)
 
 
 # --- plain torch ------------------------------------------------------------------------------------------------------
@@ -207,7 +240,24 @@ def torch_log_entering(log_rates: Tensor, exists: Tensor, choices: Tensor) -> Te
     return torch.stack(totals, 1) if totals else log_rates.new_zeros(choices.shape[:2], dtype=torch.float64)
 
 
+def torch_waiting(minima: Tensor, choices: Tensor, n: int) -> Tensor:
+    """:func:`waiting` for any device."""
+    members = inside(choices, n).to(minima.dtype)
+    happened = torch.where(choices[..., 0] >= 0, minima, 0.0)
+    return product((1 - members).transpose(1, 2), happened[:, :, None] * members)
+
+
+def torch_entering(weights: Tensor, choices: Tensor) -> Tensor:
+    """:func:`entering` for any device."""
+    members = inside(choices, weights.shape[-1]).to(weights.dtype)
+    sums = (product(1 - members, weights) * members).sum(-1)
+    return torch.where(choices[..., 0] >= 0, sums, 0.0)
+
+
 # --- CPU kernels ------------------------------------------------------------------------------------------------------
+# The set of a contracted node is the union of the sets that it contracts. So what enters it from u
+# is a sum of theirs, and the events that an edge waits for are those of the larger set and one more.
+# Either takes O(n) an event.
 
 
 def _compiled_inside(choices: Tensor, n: int) -> Tensor:
@@ -221,23 +271,75 @@ def _compiled_inside(choices: Tensor, n: int) -> Tensor:
 class _LogEntering(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_rates: Tensor, exists: Tensor, choices: Tensor) -> Tensor:
-        out = torch.empty(choices.shape[:2], dtype=torch.float64)
-        run(_entering_kernel, 20 * log_rates.numel(), log_rates, exists, choices, out)
-        ctx.save_for_backward(log_rates, exists, choices, out)
+        out, weights, tops = _sum_rates(log_rates, exists, choices)
+        ctx.save_for_backward(log_rates, exists, choices, out, weights, tops)
         return out
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        log_rates, exists, choices, value = ctx.saved_tensors
+        log_rates, exists, choices, *sums = ctx.saved_tensors
         if twin_needed(upstream):
             return *gradients(lambda r: torch_log_entering(r, exists, choices), [log_rates], [upstream]), None, None
-        out = torch.zeros_like(log_rates)
-        arguments = (log_rates, exists, choices, value, upstream.contiguous(), out)
-        run(_entering_backward_kernel, 20 * log_rates.numel(), *arguments)
-        return out, None, None
+        return _shares(log_rates, exists, choices, *sums, upstream), None, None
+
+
+def _sum_rates(log_rates: Tensor, exists: Tensor, choices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`log_entering`, the rates ``[B, n, n]`` relative to the largest, and its log ``[B]``.
+
+    The log is infinite, and the rates are not computed, for examples whose rates spread too far.
+    """
+    batch = len(log_rates)
+    out = torch.empty(choices.shape[:2], dtype=torch.float64)
+    weights, tops = torch.empty(log_rates.shape, dtype=torch.float64), torch.empty(batch, dtype=torch.float64)
+    run(_log_entering_kernel, 10 * log_rates.numel(), log_rates, exists, choices, out, weights, tops)
+    return out, weights, tops
+
+
+def _shares(
+    log_rates: Tensor,
+    exists: Tensor,
+    choices: Tensor,
+    value: Tensor,
+    weights: Tensor,
+    tops: Tensor,
+    upstream: Tensor,
+) -> Tensor:
+    """The vector-Jacobian product of :func:`log_entering`, from the results of :func:`_sum_rates`."""
+    out = torch.zeros_like(log_rates, memory_format=torch.contiguous_format)
+    arguments = log_rates, exists, choices, value, weights, tops, upstream.contiguous(), out
+    run(_log_entering_backward_kernel, 5 * log_rates.numel(), *arguments)
+    return out
+
+
+class _Waiting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, minima: Tensor, choices: Tensor, n: int) -> Tensor:
+        ctx.save_for_backward(choices)
+        out = minima.new_empty(len(minima), n, n)
+        run(_waiting_kernel, 5 * out.numel(), minima.contiguous(), choices.contiguous(), out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return entering(upstream, *ctx.saved_tensors), None, None
+
+
+class _Entering(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, choices: Tensor) -> Tensor:
+        ctx.save_for_backward(choices)
+        ctx.n = weights.shape[-1]
+        out = weights.new_empty(choices.shape[:2])
+        run(_entering_kernel, 5 * weights.numel(), weights.contiguous(), choices.contiguous(), out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return waiting(upstream, *ctx.saved_tensors, ctx.n), None
 
 
 _compiled_log_entering = untraced(_LogEntering.apply)
+_compiled_waiting, _compiled_entering = untraced(_Waiting.apply), untraced(_Entering.apply)
 
 
 @njit(cache=True)
@@ -372,45 +474,138 @@ def _inside_kernel(first: int, stride: int, choices: Any, out: Any) -> None:
         _inside(choices[b], out.shape[2], out[b])
 
 
-@njit(cache=True, nogil=True)
-def _entering_kernel(first: int, stride: int, log_rates: Any, exists: Any, choices: Any, out: Any) -> None:
-    """``out [B, E]``: log of the total rate of the edges that enter the set of an event, 0 if it
-    did not happen.
+@njit(cache=True, fastmath=_FAST)
+def _sum_entering(weights: Any, choices: Any, members: Any, sums: Any, out: Any) -> None:
+    """:func:`entering` for one example. ``sums [E, n]``: what enters the set of an event from each node."""
+    n = weights.shape[0]
+    limit = choices.shape[0]
+    for u in range(n):
+        for v in range(n):
+            sums[v, u] = weights[u, v]
+    sums[n:] = 0.0
+    for e in range(limit):
+        total = 0.0
+        if choices[e, 0] >= 0:
+            for u in range(n):
+                total += 0.0 if members[e, u] else sums[e, u]
+            larger = choices[e, 1]
+            if larger >= 0:
+                for u in range(n):
+                    sums[larger, u] += sums[e, u]
+        out[e] = total
+
+
+@njit(cache=True)
+def _sum_waiting(minima: Any, choices: Any, members: Any, sums: Any) -> None:
+    """:func:`waiting` for one example, transposed, into ``sums [:n]``. ``sums [E, n]``: up to the
+    set of an event, from the outside.
     """
-    n = log_rates.shape[1]
-    limit = choices.shape[1]
-    members = np.empty((limit, n), np.bool_)
-    for b in range(first, log_rates.shape[0], stride):
-        _inside(choices[b], n, members)
-        for e in range(limit):
-            out[b, e] = 0.0
-            if choices[b, e, 0] < 0:
-                continue
-            top = -math.inf
-            for u in range(n):
-                if not members[e, u]:
-                    for v in range(n):
-                        if members[e, v] and exists[b, u, v]:
-                            top = max(top, log_rates[b, u, v])
-            total = 0.0
-            for u in range(n):
-                if not members[e, u]:
-                    for v in range(n):
-                        if members[e, v] and exists[b, u, v]:
-                            total += math.exp(log_rates[b, u, v] - top)
-            out[b, e] = top + math.log(total)
+    n = members.shape[1]
+    for e in range(choices.shape[0] - 1, -1, -1):
+        own = minima[e] if choices[e, 0] >= 0 else 0.0
+        larger = choices[e, 1]
+        for u in range(n):
+            before = sums[larger, u] if larger >= 0 else 0.0
+            sums[e, u] = 0.0 if members[e, u] else before + own
 
 
 @njit(cache=True, nogil=True)
-def _entering_backward_kernel(
-    first: int, stride: int, log_rates: Any, exists: Any, choices: Any, value: Any, upstream: Any, out: Any
+def _entering_kernel(first: int, stride: int, weights: Any, choices: Any, out: Any) -> None:
+    """``out [B, E]``: :func:`entering`."""
+    n, limit = weights.shape[1], choices.shape[1]
+    members, sums = np.empty((limit, n), np.bool_), np.empty((limit, n))
+    for b in range(first, weights.shape[0], stride):
+        _inside(choices[b], n, members)
+        _sum_entering(weights[b], choices[b], members, sums, out[b])
+
+
+@njit(cache=True, nogil=True)
+def _waiting_kernel(first: int, stride: int, minima: Any, choices: Any, out: Any) -> None:
+    """``out [B, n, n]``: :func:`waiting`."""
+    n, limit = out.shape[1], choices.shape[1]
+    members, sums = np.empty((limit, n), np.bool_), np.empty((limit, n))
+    for b in range(first, minima.shape[0], stride):
+        _inside(choices[b], n, members)
+        _sum_waiting(minima[b], choices[b], members, sums)
+        for u in range(n):
+            for v in range(n):
+                out[b, u, v] = sums[v, u]
+
+
+@njit(cache=True, nogil=True)
+def _log_entering_kernel(
+    first: int, stride: int, log_rates: Any, exists: Any, choices: Any, out: Any, weights: Any, tops: Any
+) -> None:
+    """Write what :func:`_sum_rates` returns: ``out [B, E]``, ``weights [B, n, n]`` and ``tops [B]``."""
+    n, limit = log_rates.shape[1], choices.shape[1]
+    members, sums = np.empty((limit, n), np.bool_), np.empty((limit, n))
+    for b in range(first, log_rates.shape[0], stride):
+        top, least = -math.inf, math.inf
+        for u in range(n):
+            for v in range(n):
+                if exists[b, u, v]:
+                    top, least = max(top, log_rates[b, u, v]), min(least, log_rates[b, u, v])
+        _inside(choices[b], n, members)
+        if top - least > _SPREAD:
+            tops[b] = math.inf
+            for e in range(limit):
+                out[b, e] = _log_entering_one(log_rates[b], exists[b], members[e]) if choices[b, e, 0] >= 0 else 0.0
+            continue
+        tops[b] = top
+        for u in range(n):
+            for v in range(n):
+                weights[b, u, v] = math.exp(log_rates[b, u, v] - top) if exists[b, u, v] else 0.0
+        _sum_entering(weights[b], choices[b], members, sums, out[b])
+        for e in range(limit):
+            if choices[b, e, 0] >= 0:
+                out[b, e] = top + math.log(out[b, e])
+
+
+@njit(cache=True)
+def _log_entering_one(log_rates: Any, exists: Any, members: Any) -> float:
+    """Log of the total rate of the edges of an example that enter one set ``members [n]``, for any rates."""
+    n = log_rates.shape[0]
+    top = -math.inf
+    for u in range(n):
+        if not members[u]:
+            for v in range(n):
+                if members[v] and exists[u, v]:
+                    top = max(top, log_rates[u, v])
+    total = 0.0
+    for u in range(n):
+        if not members[u]:
+            for v in range(n):
+                if members[v] and exists[u, v]:
+                    total += math.exp(log_rates[u, v] - top)
+    return top + math.log(total)
+
+
+@njit(cache=True, nogil=True)
+def _log_entering_backward_kernel(
+    first: int,
+    stride: int,
+    log_rates: Any,
+    exists: Any,
+    choices: Any,
+    value: Any,
+    weights: Any,
+    tops: Any,
+    upstream: Any,
+    out: Any,
 ) -> None:
     """The vector-Jacobian product of :func:`log_entering` into ``out [B, n, n]`` (zeroed by the caller)."""
-    n = log_rates.shape[1]
-    limit = choices.shape[1]
-    members = np.empty((limit, n), np.bool_)
+    n, limit = log_rates.shape[1], choices.shape[1]
+    members, sums, shares = np.empty((limit, n), np.bool_), np.empty((limit, n)), np.empty(limit)
     for b in range(first, log_rates.shape[0], stride):
         _inside(choices[b], n, members)
+        if tops[b] < math.inf:
+            for e in range(limit):
+                shares[e] = upstream[b, e] * math.exp(tops[b] - value[b, e]) if choices[b, e, 0] >= 0 else 0.0
+            _sum_waiting(shares, choices[b], members, sums)
+            for u in range(n):
+                for v in range(n):
+                    out[b, u, v] = weights[b, u, v] * sums[v, u]
+            continue
         for e in range(limit):
             if choices[b, e, 0] < 0 or upstream[b, e] == 0.0:
                 continue
@@ -628,10 +823,9 @@ def _inside_fake(choices: Tensor, n: int) -> Tensor:
 
 @torch.library.custom_op("structgrad::chu_liu_edmonds_log_entering", mutates_args=())
 def _log_entering_operator(log_rates: Tensor, exists: Tensor, choices: Tensor, members: Tensor) -> Tensor:
-    total = log_rates.new_empty(choices.shape[:2], dtype=torch.float64)
     if not gpu.launches(log_rates):
-        run(_entering_kernel, 20 * log_rates.numel(), *(t.contiguous() for t in (log_rates, exists, choices)), total)
-        return total
+        return _sum_rates(*(t.contiguous() for t in (log_rates, exists, choices)))[0]
+    total = log_rates.new_empty(choices.shape[:2], dtype=torch.float64)
     arguments = log_rates, exists, choices, members, total
     _launch(_gpu_log_entering, total.numel(), log_rates.shape[-1], *arguments)
     return total
@@ -647,10 +841,8 @@ def _entering_shares_operator(
     log_rates: Tensor, exists: Tensor, choices: Tensor, members: Tensor, total: Tensor, upstream: Tensor
 ) -> Tensor:
     if not gpu.launches(log_rates):
-        out = torch.zeros_like(log_rates, memory_format=torch.contiguous_format)
-        arguments = tuple(t.contiguous() for t in (log_rates, exists, choices, total, upstream))
-        run(_entering_backward_kernel, 20 * log_rates.numel(), *arguments, out)
-        return out
+        arguments = tuple(t.contiguous() for t in (log_rates, exists, choices))
+        return _shares(*arguments, *_sum_rates(*arguments), upstream)
     out = log_rates.new_empty(log_rates.shape)
     arguments = log_rates, exists, choices, members, total, upstream, out
     _launch(_gpu_log_entering_backward, len(log_rates), log_rates.shape[-1], *arguments)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from structgrad.algorithms import chu_liu_edmonds, matrix_tree
 from structgrad.algorithms.eager import refuse, values_can_be_read
-from structgrad.algorithms.products import product
 from structgrad.structures import reading as readings
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.family_trees import Tree
@@ -131,14 +130,11 @@ class Arborescence(Tree):
         log_total = chu_liu_edmonds.log_entering(flat, exists, choices)
         steps, parts = noise or self.conditional_noise(trace, log_rates)
         minimum = torch.where(happened, steps.reshape(log_total.shape) * torch.exp(-log_total), 0.0)
-        inside = chu_liu_edmonds.inside(choices, n).double()
-        waited = product((1 - inside).transpose(1, 2), minimum[:, :, None] * inside)
-        rates = torch.where(exists, flat, 0).double()
-        picked = torch.zeros(len(flat), n * n + 1, dtype=torch.bool, device=flat.device)
-        picked.scatter_(1, torch.where(happened, choices[..., 0], n * n), True)
-        fresh = parts.reshape(rates.shape) * torch.exp(-rates)
-        fresh = torch.where(picked[:, :-1].reshape(rates.shape), 0.0, fresh)
-        return torch.where(exists, waited + fresh, 1.0).reshape(log_rates.shape)
+        waited = chu_liu_edmonds.waiting(minimum, choices, n)
+        rates = torch.where(exists, flat, 0.0)
+        # Nothing is added where an event picked. Entry 0 stands for no event: it is no edge.
+        added = parts.reshape(len(flat), n * n).scatter(1, choices[..., 0].clamp_min(0), 0.0).reshape(rates.shape)
+        return torch.where(exists, waited + added * torch.exp(-rates), 1.0).reshape(log_rates.shape)
 
     # --- vertices as integers -------------------------------------------------------------------------------------
 
