@@ -277,10 +277,10 @@ class _LogEntering(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        log_rates, exists, choices, *sums = ctx.saved_tensors
+        log_rates, exists, choices, value, weights, tops = ctx.saved_tensors
         if twin_needed(upstream):
             return *gradients(lambda r: torch_log_entering(r, exists, choices), [log_rates], [upstream]), None, None
-        return _shares(log_rates, exists, choices, *sums, upstream), None, None
+        return _shares(log_rates, exists, choices, value, weights, tops, upstream), None, None
 
 
 def _sum_rates(log_rates: Tensor, exists: Tensor, choices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -335,7 +335,8 @@ class _Entering(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return waiting(upstream, *ctx.saved_tensors, ctx.n), None
+        (choices,) = ctx.saved_tensors
+        return waiting(upstream, choices, ctx.n), None
 
 
 _compiled_log_entering = untraced(_LogEntering.apply)
@@ -841,8 +842,8 @@ def _entering_shares_operator(
     log_rates: Tensor, exists: Tensor, choices: Tensor, members: Tensor, total: Tensor, upstream: Tensor
 ) -> Tensor:
     if not gpu.launches(log_rates):
-        arguments = tuple(t.contiguous() for t in (log_rates, exists, choices))
-        return _shares(*arguments, *_sum_rates(*arguments), upstream)
+        log_rates, exists, choices = log_rates.contiguous(), exists.contiguous(), choices.contiguous()
+        return _shares(log_rates, exists, choices, *_sum_rates(log_rates, exists, choices), upstream)
     out = log_rates.new_empty(log_rates.shape)
     arguments = log_rates, exists, choices, members, total, upstream, out
     _launch(_gpu_log_entering_backward, len(log_rates), log_rates.shape[-1], *arguments)
