@@ -113,19 +113,20 @@ class _Messages(torch.autograd.Function):
         pairs: Pairs,
         keep: bool,
     ) -> Tensor:
-        into, out_of, second, offset, edges = _padded(receivers, senders, weight, bias, adjacency)
+        padded = _padded(receivers, senders, weight, bias, adjacency)
+        into, out_of, second, offset, edges = padded
         width = second.shape[0]
         first = into.new_empty(pairs.largest_chunk, width)
         products = into.new_empty(pairs.chunks[-1][3] if keep and pairs.chunks else pairs.largest_chunk, width)
         heard = torch.empty_like(into)
-        nodes, sums = _arrays(into, out_of, pairs.begin), _arrays(offset, edges, pairs.begin, heard)
+        nodes, sums = _arrays(into, out_of, pairs.begin, first), _arrays(offset, edges, pairs.begin, heard, products)
         for start, stop, begin, end in pairs.chunks:
-            x, y = first[: end - begin], products[begin:end] if keep else products[: end - begin]
-            run(_first_layer, x.numel(), start, stop, *nodes, x)
-            torch.mm(x, second, out=y)
-            run(_sum, y.numel(), start, stop, *sums, y)
+            count, kept = end - begin, begin if keep else 0
+            run(_first_layer, count * width, start, stop, *nodes)
+            torch.mm(first[:count], second, out=products[kept : kept + count])
+            run(_sum, count * width, start, stop, kept, *sums)
         ctx.save_for_backward(receivers, senders, weight, bias, adjacency, products)
-        ctx.pairs = pairs
+        ctx.padded, ctx.pairs = padded, pairs
         return heard[:, : len(bias)]
 
     @staticmethod
@@ -134,27 +135,31 @@ class _Messages(torch.autograd.Function):
         pairs: Pairs = ctx.pairs
         if torch.is_grad_enabled():  # second derivatives are wanted
             return *gradients(partial(_in_torch, pairs=pairs), inputs, [grad]), None, None
-        into, out_of, second, offset, edges = _padded(*inputs)
+        into, out_of, second, offset, edges = ctx.padded
         width, hidden = second.shape[0], grad.shape[1]
         upstream = F.pad(grad, (0, width - hidden))
         first, d_products, d_first = into.new_empty(3, pairs.largest_chunk, width)
         d_into, d_out_of, d_second = torch.zeros_like(into), torch.zeros_like(out_of), torch.zeros_like(second)
-        d_offset = offset.new_zeros(len(pairs.chunks), torch.get_num_threads(), width)
+        d_offset = offset.new_zeros(torch.get_num_threads(), width)
         d_edges = torch.zeros_like(edges)
-        nodes, d_nodes = _arrays(into, out_of, pairs.begin), _arrays(d_into, d_out_of, pairs.begin)
-        sums = _arrays(offset, edges, upstream, pairs.begin, d_edges)
-        for (start, stop, begin, end), d_offset_here in zip(pairs.chunks, d_offset, strict=True):
-            x, dx, dy = first[: end - begin], d_first[: end - begin], d_products[: end - begin]
-            run(_sum_backward, 2 * dy.numel(), start, stop, *sums, products[begin:end], dy, d_offset_here)
+        nodes, d_nodes = (
+            _arrays(into, out_of, pairs.begin, first),
+            _arrays(d_into, d_out_of, pairs.begin, first, d_first),
+        )
+        sums = _arrays(offset, edges, upstream, pairs.begin, d_edges, products, d_products, d_offset)
+        for start, stop, begin, end in pairs.chunks:
+            count = end - begin
+            x, dx, dy = first[:count], d_first[:count], d_products[:count]
+            run(_sum_backward, 2 * count * width, start, stop, begin, *sums)
             torch.mm(dy, second.T, out=dx)
-            run(_first_layer, x.numel(), start, stop, *nodes, x)
+            run(_first_layer, count * width, start, stop, *nodes)
             d_second.addmm_(x.T, dy)
-            run(_first_layer_backward, 2 * x.numel(), start, stop, *d_nodes, x, dx)
+            run(_first_layer_backward, 2 * count * width, start, stop, *d_nodes)
         return (
             d_into[:, :hidden],
             d_out_of[:, :hidden],
             d_second[:hidden, :hidden].T,
-            d_offset.sum((0, 1))[:hidden],
+            d_offset.sum(0)[:hidden],
             d_edges,
             None,
             None,
@@ -179,7 +184,7 @@ def _arrays(*tensors: Tensor) -> list[Array]:
 
 # Below, as in torch, `0 if x <= 0 else x`: a NaN counts as positive, so it is visible in the
 # result. Kernels take `begin` of `Pairs`, and the pairs from those of graph `start` to those before
-# graph `stop`.
+# graph `stop`. Those of `products` begin at row `kept`, those of other tensors at 0.
 @njit(nogil=True, cache=True, fastmath=FAST)
 def _first_layer(
     first: int, stride: int, start: int, stop: int, into: Array, out_of: Array, begin: Array, result: Array
@@ -226,6 +231,7 @@ def _sum(
     stride: int,
     start: int,
     stop: int,
+    kept: int,
     offset: Array,
     edges: Array,
     begin: Array,
@@ -235,7 +241,7 @@ def _sum(
     """``sum_j edges[i, j] relu(products[i, j] + offset)``."""
     zero = products.dtype.type(0)
     for g in range(start + first, stop, stride):
-        pair = begin[2, g] - begin[2, start]
+        pair = kept + begin[2, g] - begin[2, start]
         for i in range(begin[0, g + 1] - begin[0, g]):
             total = heard[begin[0, g] + i]
             total[:] = zero
@@ -253,6 +259,7 @@ def _sum_backward(
     stride: int,
     start: int,
     stop: int,
+    kept: int,
     offset: Array,
     edges: Array,
     upstream: Array,
@@ -272,7 +279,7 @@ def _sum_backward(
                 edge = edges[g, i, j]
                 d_edge = zero
                 for c in range(products.shape[1]):
-                    value = products[pair, c] + offset[c]
+                    value = products[kept + pair, c] + offset[c]
                     d_message = zero if value <= zero else at_receiver[c]
                     d_edge += value * d_message
                     d_products[pair, c] = edge * d_message
