@@ -299,6 +299,7 @@ def test_a_step_has_no_loop_over_reviews_and_no_vocabulary_for_every_word(row: s
     train = planted.split("train").tensors
     modes = []
     for size in (4, 40):
+        task.zero_grad()
         with Largest() as mode:
             task.step({name: tensor[:size] for name, tensor in train.items()}).loss.backward()
         modes.append(mode)
@@ -528,3 +529,20 @@ def test_script_puts_runs_side_by_side(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path / 'nothing'} is no finished run of task=l2x")
     assert done.stderr.count("\n") == 1
+
+
+def test_convolutions_over_words_are_torchs() -> None:
+    """Two dimensions in the place of one change no number, derivative or name."""
+    torch.manual_seed(0)
+    ours = Decoder(5, 4, 3, 0.0).features
+    plain = nn.Sequential(nn.Conv1d(5, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, 4, 3, padding=1), nn.ReLU())
+    plain.load_state_dict(ours.state_dict())
+    words = torch.randn(2, 7, 5, requires_grad=True)
+    results = []
+    for network in (ours, plain):
+        features = network(words.transpose(1, 2))
+        gradients = torch.autograd.grad(features.square().sum(), [words, *network.parameters()], create_graph=True)
+        total = torch.stack([g.square().sum() for g in gradients]).sum()
+        results.append((features, *gradients, *torch.autograd.grad(total, [words, *network.parameters()])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)

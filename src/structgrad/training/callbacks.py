@@ -4,6 +4,7 @@ survives a restart.
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import time
@@ -16,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 from torch import Tensor, nn
 
+from structgrad.algorithms.eager import magnitude, values_can_be_read
 from structgrad.common.files import write_json
 from structgrad.common.text import duration
 from structgrad.data import Batch, Steps
@@ -182,6 +184,8 @@ class StopOnNonFiniteLoss(pl.Callback):
             )
 
     def _remember(self, values: Tensor, step: int) -> None:
+        if values_can_be_read(values) and magnitude(values) < math.inf:
+            return
         never = torch.full((), torch.iinfo(torch.int64).max, dtype=torch.int64, device=values.device)
         now = torch.where(values.isfinite().all(), never, step)
         self.first = now if self.first is None else torch.minimum(self.first, now)

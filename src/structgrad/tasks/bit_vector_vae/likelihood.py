@@ -22,6 +22,7 @@ from torch import Tensor
 from structgrad.algorithms import gpu
 from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients as vector_jacobian
+from structgrad.algorithms.elementary import exp
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 
@@ -187,29 +188,6 @@ def _compiled(features: Tensor) -> bool:
 
 
 @njit(inline="always")
-def _exp(x: np.float32) -> np.float32:
-    """``exp(x)`` to float32 accuracy, written for vectorisation; 0 below -87, and constant above
-    87.
-
-    ``2^k exp(r)`` with ``|r| <= ln(2) / 2`` and the Taylor polynomial of degree 7, whose remainder
-    is below 6e-9.
-    """
-    x = min(max(x, np.float32(-87.0)), np.float32(87.0))
-    k = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    r = (x - k * np.float32(0.693145752)) - k * np.float32(1.42860677e-6)
-    p = np.float32(1 / 5040)
-    p = p * r + np.float32(1 / 720)
-    p = p * r + np.float32(1 / 120)
-    p = p * r + np.float32(1 / 24)
-    p = p * r + np.float32(1 / 6)
-    p = p * r + np.float32(0.5)
-    p = p * r + np.float32(1.0)
-    p = p * r + np.float32(1.0)
-    result: np.float32 = p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return result
-
-
-@njit(inline="always")
 def _added(
     start: np.float32,
     f0: np.float32,
@@ -246,7 +224,7 @@ def _pixel(
     for again in range(2):
         total = np.float32(0.0)
         for c in range(len(offsets)):
-            share = _exp(_added(offsets[c] - shift, f0, f1, f2, f3, f4, classes, c))
+            share = exp(_added(offsets[c] - shift, f0, f1, f2, f3, f4, classes, c))
             if shares is not None:
                 shares[c] = share
             total += share

@@ -184,8 +184,22 @@ class Decoder(nn.Module):
         return rating[:, 0]
 
 
+class _OverWords(nn.Conv1d):
+    """A convolution three words wide, padded: ``[N, size, n]`` -> ``[N, filters, n]``.
+
+    Features of a word lie side by side in memory. On a CPU torch takes them as they are in two
+    dimensions only, and copies them in one.
+    """
+
+    def __init__(self, size: int, filters: int) -> None:
+        super().__init__(size, filters, 3, padding=1)
+
+    def forward(self, words: Tensor) -> Tensor:
+        if words.device.type != "cpu":
+            return super().forward(words)
+        return F.conv2d(words.unsqueeze(2), self.weight.unsqueeze(2), self.bias, padding=(0, 1)).squeeze(2)
+
+
 def _convolutions(size: int, filters: int) -> nn.Sequential:
     """``[N, size, n]`` -> ``[N, filters, n]``."""
-    return nn.Sequential(
-        nn.Conv1d(size, filters, 3, padding=1), nn.ReLU(), nn.Conv1d(filters, filters, 3, padding=1), nn.ReLU()
-    )
+    return nn.Sequential(_OverWords(size, filters), nn.ReLU(), _OverWords(filters, filters), nn.ReLU())

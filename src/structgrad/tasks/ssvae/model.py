@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from structgrad import losses
+from structgrad.tasks.ssvae.likelihood import negative_log_likelihood
 
 
 class Classifier(nn.Sequential):
@@ -123,9 +124,7 @@ class Networks(nn.Module):
         moments = torch.addcmul(mean.square(), deviation, deviation)
         twice_kl = torch.sub(moments, log_deviation, alpha=2).sum(-1) - mean.shape[-1]
         logits = self.decoder(torch.addcmul(mean, deviation, torch.randn_like(mean)), vertices)
-        # -log p of a Bernoulli pixel is softplus(logit) - x logit.
-        nll = torch.addcmul(F.softplus(logits), images[rows], logits, value=-1).sum(-1)
-        return torch.add(nll, twice_kl, alpha=0.5)
+        return torch.add(negative_log_likelihood(logits, images, rows), twice_kl, alpha=0.5)
 
     def labelled_loss(self, images: Tensor, features: Tensor, scores: Tensor, labels: Tensor, loss: str) -> Tensor:
         """Negative ELBO at the true class plus the loss of the classifier: ``[batch]``.
