@@ -3,51 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from structgrad.common.ranges import check_choice
+from structgrad.tasks.communication_game.scalars import network_of_numbers
 
 SymbolMap = Literal["embedding", "linear"]
 
-#: The number of values whose hidden units are in memory at once: 256 x 512 float32 are 512 kB.
-_CHUNK = 256
 #: Gathering a game's candidates for one symbol costs about as much as a product of them with this
 #: many symbols.
 _GATHERED = 40
-
-
-class _Scalars(torch.autograd.Function):
-    """``sum_k outward_k sigmoid(inward_k x)`` for every number x, without the hidden units in memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, inward: Tensor, outward: Tensor) -> Tensor:
-        ctx.save_for_backward(x, inward, outward)
-        return torch.cat([torch.outer(part, inward).sigmoid_() @ outward for part in x.split(_chunk(x))])
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, inward, outward = ctx.saved_tensors
-        d_x, d_inward, d_outward = torch.empty_like(x), torch.zeros_like(inward), torch.zeros_like(outward)
-        for start in range(0, len(x), _chunk(x)):
-            part = slice(start, start + _chunk(x))
-            hidden = torch.outer(x[part], inward).sigmoid_()
-            gradient = gradients[0][part]
-            d_outward += gradient @ hidden
-            # d sigmoid = sigmoid (1 - sigmoid)
-            slope = hidden.addcmul_(hidden, hidden, value=-1)
-            d_x[part] = (slope @ (inward * outward)) * gradient
-            d_inward += (gradient * x[part]) @ slope
-        return d_x, d_inward * outward, d_outward
-
-
-def _chunk(x: Tensor) -> int:
-    """The number of values at a time. Other devices than the CPU take all at once."""
-    return _CHUNK if x.device.type == "cpu" else max(1, len(x))
 
 
 class Sender(nn.Module):
@@ -77,7 +45,7 @@ class Sender(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """``[batch, features]`` -> ``[batch, symbols]``."""
         numbers = self.embed(features)
-        values: Tensor = _Scalars.apply(numbers.flatten(), self.inward, self.outward)
+        values = network_of_numbers(numbers.flatten(), self.inward, self.outward)
         scores: Tensor = self.score(values.reshape(numbers.shape).sigmoid())
         return scores / self.temperature
 
