@@ -240,6 +240,24 @@ def torch_sample(scores: Tensor, exists: Tensor, root: Tensor, uniform: Tensor) 
 # holds the D.
 
 
+@njit(cache=True, nogil=True)
+def _weights_kernel(first: int, stride: int, scores: Any, exists: Any, weights: Any, tops: Any) -> None:
+    """Write the ``tops`` of :func:`_weights` and the logs of its ``weights``."""
+    n = scores.shape[1]
+    for b in range(first, scores.shape[0], stride):
+        tops[b] = -math.inf
+        for k in range(n):
+            for j in range(n):
+                score = scores[b, k, j] if exists[b, k, j] else -math.inf
+                weights[b, k, j] = score
+                tops[b, j] = max(tops[b, j], score)
+        for j in range(n):
+            tops[b, j] = tops[b, j] if tops[b, j] > -math.inf else 0.0
+        for k in range(n):
+            for j in range(n):
+                weights[b, k, j] -= tops[b, j]
+
+
 @njit(cache=True)
 def _load(weights: Any, exists: Any, root: int, nodes: Any, w: Any) -> tuple[int, bool]:
     """Load one example, and return m and whether an existing edge has a weight near underflow.
@@ -643,12 +661,9 @@ def _weights(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
 
     The logs are 0 where no edge enters. Both are float64.
     """
-    if scores.numel() == 0:
-        return scores.detach().double(), scores.new_zeros(scores.shape[:2], dtype=torch.float64)
-    wide = scores.detach().double().masked_fill(~exists, -torch.inf)
-    tops = wide.amax(1)
-    tops = torch.where(tops > -torch.inf, tops, 0.0)
-    return torch.exp(wide - tops[:, None]), tops
+    weights, tops = (torch.empty(shape, dtype=torch.float64) for shape in (scores.shape, scores.shape[:2]))
+    run(_weights_kernel, 6 * scores.numel(), scores, exists, weights, tops)
+    return weights.exp_(), tops
 
 
 def _run(kernel: Any, weights: Tensor, *rest: Any) -> None:
