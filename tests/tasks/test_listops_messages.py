@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from structgrad.algorithms import bfloat16
 from structgrad.tasks.listops import messages
 from structgrad.tasks.listops.data import PAD
 from structgrad.tasks.listops.messages import Pairs, sum_messages
@@ -51,6 +52,30 @@ def test_derivatives() -> None:
 
     assert torch.autograd.gradcheck(of, arguments)
     assert torch.autograd.gradgradcheck(of, arguments)
+
+
+@pytest.mark.usefixtures("chunks")
+def test_products_in_bfloat16_differ_by_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bfloat16, "has_bfloat16_units", lambda: True)
+    lengths = LENGTHS.repeat(10)
+    arguments, pairs = inputs(lengths, lengths, 60, torch.float32), Pairs(lengths, lengths)
+    results = []
+    before = torch.get_float32_matmul_precision()
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            heard = sum_messages(*arguments, pairs)
+            upstream = torch.linspace(-1, 1, heard.numel()).view_as(heard)
+            results.append((heard.detach(), *torch.autograd.grad(heard, arguments, upstream)))
+        finally:
+            torch.set_float32_matmul_precision(before)
+    exact, rounded = results
+    assert {t.dtype for t in rounded} == {torch.float32}
+    value, *gradients = (float((a - b).norm() / b.norm()) for a, b in zip(rounded, exact, strict=True))
+    assert 1e-4 < value < 1e-2  # bfloat16 has 8 bits; 0 would mean that it was not used
+    # A relu near 0 switches: of gradients a share is lost whose root is what this norm sees.
+    assert min(gradients) > 1e-4
+    assert max(gradients) < 0.1
 
 
 def test_what_lies_beyond_a_graph_is_not_looked_at() -> None:

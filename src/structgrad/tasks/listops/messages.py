@@ -4,7 +4,8 @@
 A training step spends its time here. The library computes the matrix products. Everything between
 them is compiled, so that the output of one product is read once more, from the cache, before the
 next product. Graphs lie one after another without padding. Only the results of the products with
-``W`` are kept for the backward pass, which computes the rest again.
+``W`` are kept for the backward pass, which computes the rest again. If torch's precision of products is ``medium``,
+inputs and outputs of products are bfloat16; sums and gradients of parameters are float32.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from structgrad.algorithms.bfloat16 import as_array, narrow, products_in, widen
 from structgrad.algorithms.compiled import FAST, njit
 from structgrad.algorithms.derivatives import gradients
 from structgrad.algorithms.threads import run
@@ -116,8 +118,8 @@ class _Messages(torch.autograd.Function):
         padded = _padded(receivers, senders, weight, bias, adjacency)
         into, out_of, second, offset, edges = padded
         width = second.shape[0]
-        first = into.new_empty(pairs.largest_chunk, width)
-        products = into.new_empty(pairs.chunks[-1][3] if keep and pairs.chunks else pairs.largest_chunk, width)
+        first = second.new_empty(pairs.largest_chunk, width)
+        products = second.new_empty(pairs.chunks[-1][3] if keep and pairs.chunks else pairs.largest_chunk, width)
         heard = torch.empty_like(into)
         nodes, sums = _arrays(into, out_of, pairs.begin, first), _arrays(offset, edges, pairs.begin, heard, products)
         for start, stop, begin, end in pairs.chunks:
@@ -138,8 +140,9 @@ class _Messages(torch.autograd.Function):
         into, out_of, second, offset, edges = ctx.padded
         width, hidden = second.shape[0], grad.shape[1]
         upstream = F.pad(grad, (0, width - hidden))
-        first, d_products, d_first = into.new_empty(3, pairs.largest_chunk, width)
-        d_into, d_out_of, d_second = torch.zeros_like(into), torch.zeros_like(out_of), torch.zeros_like(second)
+        first, d_products, d_first = second.new_empty(3, pairs.largest_chunk, width)
+        d_into, d_out_of = torch.zeros_like(into), torch.zeros_like(out_of)
+        d_second = into.new_zeros(second.shape)
         d_offset = offset.new_zeros(torch.get_num_threads(), width)
         d_edges = torch.zeros_like(edges)
         nodes, d_nodes = (
@@ -153,7 +156,10 @@ class _Messages(torch.autograd.Function):
             run(_sum_backward, 2 * count * width, start, stop, begin, *sums)
             torch.mm(dy, second.T, out=dx)
             run(_first_layer, count * width, start, stop, *nodes)
-            d_second.addmm_(x.T, dy)
+            if x.dtype == d_second.dtype:
+                d_second.addmm_(x.T, dy)
+            else:
+                d_second += x.T @ dy
             run(_first_layer_backward, 2 * count * width, start, stop, *d_nodes)
         return (
             d_into[:, :hidden],
@@ -167,19 +173,19 @@ class _Messages(torch.autograd.Function):
 
 
 def _padded(receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor) -> list[Tensor]:
-    """The arguments of :func:`sum_messages` in the form of the kernels."""
+    """The arguments of :func:`sum_messages` in the form of the kernels; the weight in the type of products."""
     more = -len(bias) % _LANES
     return [
         F.pad(receivers, (0, more)),
         F.pad(senders, (0, more)),
-        F.pad(weight.T, (0, more, 0, more)),
+        F.pad(weight.T, (0, more, 0, more)).to(products_in(receivers)),
         F.pad(bias, (0, more)),
         adjacency.contiguous(),
     ]
 
 
 def _arrays(*tensors: Tensor) -> list[Array]:
-    return [t.detach().numpy() for t in tensors]
+    return [as_array(t) for t in tensors]
 
 
 # Below, as in torch, `0 if x <= 0 else x`: a NaN counts as positive, so it is visible in the
@@ -197,7 +203,7 @@ def _first_layer(
             for j in range(begin[1, g], begin[1, g + 1]):
                 for c in range(into.shape[1]):
                     value = into[i, c] + out_of[j, c]
-                    result[pair, c] = zero if value <= zero else value
+                    result[pair, c] = narrow(zero if value <= zero else value, result)
                 pair += 1
 
 
@@ -213,13 +219,13 @@ def _first_layer_backward(
     result: Array,
     upstream: Array,
 ) -> None:
-    zero = result.dtype.type(0)
+    zero = d_into.dtype.type(0)
     for g in range(start + first, stop, stride):
         pair = begin[2, g] - begin[2, start]
         for i in range(begin[0, g], begin[0, g + 1]):
             for j in range(begin[1, g], begin[1, g + 1]):
                 for c in range(result.shape[1]):
-                    value = zero if result[pair, c] <= zero else upstream[pair, c]
+                    value = zero if widen(result[pair, c]) <= zero else widen(upstream[pair, c])
                     d_into[i, c] += value
                     d_out_of[j, c] += value
                 pair += 1
@@ -239,7 +245,7 @@ def _sum(
     products: Array,
 ) -> None:
     """``sum_j edges[i, j] relu(products[i, j] + offset)``."""
-    zero = products.dtype.type(0)
+    zero = offset.dtype.type(0)
     for g in range(start + first, stop, stride):
         pair = kept + begin[2, g] - begin[2, start]
         for i in range(begin[0, g + 1] - begin[0, g]):
@@ -248,7 +254,7 @@ def _sum(
             for j in range(begin[1, g + 1] - begin[1, g]):
                 edge = edges[g, i, j]
                 for c in range(products.shape[1]):
-                    value = products[pair, c] + offset[c]
+                    value = widen(products[pair, c]) + offset[c]
                     total[c] += edge * (zero if value <= zero else value)
                 pair += 1
 
@@ -269,7 +275,7 @@ def _sum_backward(
     d_products: Array,
     d_offset: Array,
 ) -> None:
-    zero = products.dtype.type(0)
+    zero = offset.dtype.type(0)
     d_offset_here = d_offset[first]
     for g in range(start + first, stop, stride):
         pair = begin[2, g] - begin[2, start]
@@ -279,10 +285,10 @@ def _sum_backward(
                 edge = edges[g, i, j]
                 d_edge = zero
                 for c in range(products.shape[1]):
-                    value = products[kept + pair, c] + offset[c]
+                    value = widen(products[kept + pair, c]) + offset[c]
                     d_message = zero if value <= zero else at_receiver[c]
                     d_edge += value * d_message
-                    d_products[pair, c] = edge * d_message
+                    d_products[pair, c] = narrow(edge * d_message, d_products)
                     d_offset_here[c] += edge * d_message
                 d_edges[g, i, j] = d_edge
                 pair += 1
