@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from structgrad.tasks.lstm import lstm_over
+from structgrad.tasks.lstm import lstm_over, padded_outputs
 from structgrad.testing import computing
 
 TOKENS, FEATURES, HIDDEN = 7, 5, 20
@@ -87,3 +87,18 @@ def test_far_numbers() -> None:
             embedding.weight[3, 0] = bad
         ours, expected = lstm_over(lstm, embedding, tokens).data, theirs(lstm, embedding, tokens)
         torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+def test_dropout_draws_the_mask_that_it_draws_for_torchs_outputs() -> None:
+    torch.manual_seed(0)
+    lstm, embedding = nn.LSTM(FEATURES, HIDDEN, batch_first=True), nn.Embedding(TOKENS, FEATURES)
+    lengths = torch.tensor([2, 5, 0, 3])
+    tokens = torch.randint(TOKENS, (4, 6))
+    exist = (torch.arange(6) < lengths[:, None])[..., None]
+    results = []
+    for path in ("native", "plain"):
+        with computing(path):
+            outputs = padded_outputs(lstm, embedding, tokens, lengths)
+        torch.manual_seed(1)
+        results.append(torch.nn.functional.dropout(outputs, 0.5) * exist)
+    torch.testing.assert_close(*results)

@@ -66,7 +66,8 @@ def padded_outputs(lstm: nn.LSTM, embedding: nn.Embedding, tokens: Tensor, lengt
         return lstm(embedding(tokens))[0]  # type: ignore[no-any-return]
     packed = pack_padded_sequence(tokens, lengths.clamp_min(1), batch_first=True, enforce_sorted=False)
     outputs = lstm_over(lstm, embedding, packed)
-    return pad_packed_sequence(outputs, batch_first=True, total_length=tokens.shape[1])[0]
+    # Places first in memory, as from `lstm`: dropout draws its mask in that order.
+    return pad_packed_sequence(outputs, total_length=tokens.shape[1])[0].transpose(0, 1)
 
 
 # --- plain torch ------------------------------------------------------------------------------------------------------

@@ -73,7 +73,8 @@ class LearntEncoder(WordEncoder):
     def forward(self, tokens: Tensor, embedded: Tensor) -> Tensor:
         """See :class:`WordEncoder`."""
         if self.features is not None:
-            embedded = self.features(embedded.transpose(1, 2)).transpose(1, 2)
+            # Words last in memory: dropout draws its mask in that order, whatever the convolutions' own.
+            embedded = self.features(embedded.transpose(1, 2)).contiguous().transpose(1, 2)
         terms: Tensor = self.scores(self.dropout(embedded))
         if not self.pairs:
             return terms[..., 0]
