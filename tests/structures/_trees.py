@@ -145,6 +145,17 @@ class TreeContract(StructureContract):
         for i, j in self.structure.parts(fresh)[0].nonzero():
             assert stats.ks_2samp(fresh[:, i, j].numpy(), exponentials[kept, i, j].numpy()).pvalue > 1e-5
 
+    def test_conditional_of_an_improbable_edge(self) -> None:
+        """It adds no time of its own, so that exp(800), which is infinite, is not needed."""
+        trace = self.structure.trace(torch.rand(10, 4, 4, dtype=torch.float64))
+        vertex = trace.vertex > 0
+        edge = torch.zeros(10, 16).scatter(1, vertex.flatten(1).int().argmax(1)[:, None], 1.0).reshape(10, 4, 4) > 0
+        edge = edge | (edge.mT & vertex)  # an undirected one has two entries
+        log_rates = torch.where(edge, -800.0, torch.zeros(10, 4, 4)).requires_grad_()
+        times = self.structure.conditional(trace, log_rates)
+        assert times.isfinite().all()
+        assert torch.autograd.grad(times.log().sum(), log_rates)[0].isfinite().all()
+
     def test_trace_gradients(self) -> None:
         scores, exists = cases_for_both_paths(self.structure)
         exponentials = torch.empty_like(scores).exponential_()

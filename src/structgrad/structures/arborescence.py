@@ -131,10 +131,10 @@ class Arborescence(Tree):
         steps, parts = noise or self.conditional_noise(trace, log_rates)
         minimum = torch.where(happened, steps.reshape(log_total.shape) * torch.exp(-log_total), 0.0)
         waited = chu_liu_edmonds.waiting(minimum, choices, n)
-        rates = torch.where(exists, flat, 0.0)
+        log_means = torch.where(exists, -flat, 0.0).flatten(1)
         # Nothing is added where an event picked. Entry 0 stands for no event: it is no edge.
-        added = parts.reshape(len(flat), n * n).scatter(1, choices[..., 0].clamp_min(0), 0.0).reshape(rates.shape)
-        return torch.where(exists, waited + added * torch.exp(-rates), 1.0).reshape(log_rates.shape)
+        means = torch.exp(log_means.scatter(1, choices[..., 0].clamp_min(0), -torch.inf)).reshape(flat.shape)
+        return torch.where(exists, waited + parts.reshape(flat.shape) * means, 1.0).reshape(log_rates.shape)
 
     # --- vertices as integers -------------------------------------------------------------------------------------
 

@@ -87,9 +87,8 @@ class SpanningTree(Tree):
         steps, parts = noise or self.conditional_noise(trace, log_rates)
         gaps = steps.reshape(log_total.shape) * torch.exp(-log_total)
         times = torch.where(choices >= 0, gaps, 0.0).cumsum(1)
-        rates = torch.where(exists, flat, 0).double()
-        fresh = parts.reshape(rates.shape) * torch.exp(-rates)
-        fresh = fresh.masked_fill(trace.vertex.reshape(flat.shape) > 0, 0.0)
+        log_means = torch.where(exists, -flat, 0.0).masked_fill(trace.vertex.reshape(flat.shape) > 0, -torch.inf)
+        fresh = parts.reshape(flat.shape) * torch.exp(log_means)
         # The first column exists for n < 2 as well. Pairs that are never joined are no parts.
         times = torch.cat([times.new_zeros(len(flat), 1), times], 1)
         waited = times.gather(1, (joined + 1).flatten(1)).reshape(flat.shape)
