@@ -55,3 +55,12 @@ def test_what_is_not_a_number_is_seen() -> None:
     assert values.isnan().nonzero().tolist() == [[3]]
     gradients = torch.autograd.grad(values.sum(), inputs)
     assert all(g.isnan().any() for g in gradients)
+
+
+def test_vectorised_jacobian() -> None:
+    found = []
+    for function in (network_of_numbers, plainly):
+        inputs = arguments(torch.float32)
+        upstream = torch.linspace(-1, 1, 2 * len(inputs[0])).view(2, -1)
+        found.append(torch.autograd.grad(function(*inputs), inputs, upstream, is_grads_batched=True))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)

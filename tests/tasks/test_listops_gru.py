@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,3 +58,45 @@ def test_far_numbers() -> None:
         inputs.mul_(1e4)
         inputs[2, 1], inputs[3, 0] = torch.nan, torch.inf
     torch.testing.assert_close(gru_step(cell, inputs, state), cell(inputs, state), equal_nan=True)
+
+
+def test_vectorised_jacobian() -> None:
+    cell, inputs, state = arguments()
+    everything, upstream = [inputs, state, *cell.parameters()], torch.randn(2, 7, 20)
+    found = [
+        torch.autograd.grad(function(cell, inputs, state), everything, upstream, is_grads_batched=True)
+        for function in (gru_step, nn.GRUCell.__call__)
+    ]
+    torch.testing.assert_close(*found)
+
+
+class Applied(nn.Module):
+    """A function of a cell, as a module."""
+
+    def __init__(self, cell: nn.GRUCell, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.cell, self.function = cell, function
+
+    def forward(self, inputs: Tensor, state: Tensor) -> Tensor:
+        return self.function(self.cell, inputs, state)
+
+
+def test_functional_transform_of_the_weights() -> None:
+    cell, *given = arguments()
+    inputs, state = (t.detach() for t in given)
+    weights = {f"cell.{name}": weight.detach() for name, weight in cell.named_parameters()}
+    found = []
+    for function in (gru_step, nn.GRUCell.__call__):
+        module = Applied(cell, function)
+
+        def loss(own: dict[str, Tensor], module: nn.Module = module) -> Tensor:
+            return torch.func.functional_call(module, own, (inputs, state)).square().sum()
+
+        found.append(torch.func.grad(loss)(weights))
+    torch.testing.assert_close(*found)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    cell, inputs, state = arguments()
+    with pytest.raises(RuntimeError, match="batch size"):
+        gru_step(cell, inputs, state[:3])

@@ -126,3 +126,12 @@ def test_packed_and_padded_networks_agree(threads: int, monkeypatch: pytest.Monk
         torch.set_num_threads(before)
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_vectorised_jacobian() -> None:
+    arguments, pairs = inputs(LENGTHS, LENGTHS, 3), Pairs(LENGTHS, LENGTHS)
+    found = []
+    for function in (sum_messages, messages._in_torch):
+        upstream = torch.linspace(-1, 1, 2 * 12 * 3, dtype=torch.float64).view(2, 12, 3)
+        found.append(torch.autograd.grad(function(*arguments, pairs), arguments, upstream, is_grads_batched=True))
+    torch.testing.assert_close(*found)

@@ -102,3 +102,29 @@ def test_dropout_draws_the_mask_that_it_draws_for_torchs_outputs() -> None:
         torch.manual_seed(1)
         results.append(torch.nn.functional.dropout(outputs, 0.5) * exist)
     torch.testing.assert_close(*results)
+
+
+def test_tokens_without_an_embedding_are_refused() -> None:
+    """Compiled code would read, and in the backward pass write, memory of others."""
+    lstm, embedding = networks()
+    for token in (-1, TOKENS):
+        tokens = pack_padded_sequence(torch.tensor([[1, token, 2]]), torch.tensor([3]), batch_first=True)
+        with pytest.raises(IndexError, match="numbers from 0 to 6"):
+            lstm_over(lstm, embedding, tokens)
+
+
+def test_vectorised_jacobian() -> None:
+    lstm, embedding = networks()
+    tokens = sequences([3, 1, 4])
+    inputs, upstream = [*lstm.parameters(), embedding.weight], torch.randn(2, 8, HIDDEN)
+    found = [
+        torch.autograd.grad(states, inputs, upstream, is_grads_batched=True)
+        for states in (lstm_over(lstm, embedding, tokens).data, theirs(lstm, embedding, tokens))
+    ]
+    torch.testing.assert_close(*found)
+
+
+def test_no_sequences() -> None:
+    _, embedding = networks()
+    lstm, none = nn.LSTM(FEATURES, HIDDEN, batch_first=True), torch.zeros(0, 4, dtype=torch.int64)
+    assert padded_outputs(lstm, embedding, none, none.sum(1)).shape == (0, 4, HIDDEN)

@@ -51,3 +51,21 @@ def test_what_is_not_a_number_is_seen() -> None:
     assert losses.isnan().tolist() == [False, True, False, False, False]
     (gradient,) = torch.autograd.grad(losses.sum(), logits)
     assert gradient.isnan().nonzero().tolist() == [[1, 7]]
+
+
+def test_images_can_have_a_gradient() -> None:
+    logits, images, rows = arguments()
+    images.requires_grad_()
+    found = torch.autograd.grad(negative_log_likelihood(logits, images, rows).sum(), [logits, images])
+    torch.testing.assert_close(found[1], torch.zeros_like(images).index_add(0, rows, -logits.detach()))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    """Compiled code would read memory of others."""
+    logits, images, rows = arguments()
+    for moved in (rows + 1, rows - 1):
+        with pytest.raises(IndexError, match="numbers from 0 to 2"):
+            negative_log_likelihood(logits, images, moved)
+    for some in ((logits, images[:, 1:], rows), (logits, images, rows[:4])):
+        with pytest.raises(ValueError, match="logits for"):
+            negative_log_likelihood(*some)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from structgrad.algorithms.compiled import FAST, njit
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.elementary import sigmoid, tanh
 from structgrad.algorithms.threads import run
@@ -37,13 +37,19 @@ def lstm_over(lstm: nn.LSTM, embedding: nn.Embedding, tokens: PackedSequence) ->
 
     Returns:
         the outputs, packed in the same way.
+
+    Raises:
+        IndexError: for a token without an embedding.
     """
     to_gates, recurrent, of_input, of_state = lstm.parameters()
     # Through the module's own lookup, which gives its padding no gradient.
     vocabulary = torch.arange(embedding.num_embeddings, device=tokens.data.device)
     by_token = F.linear(embedding(vocabulary), to_gates, of_input + of_state)
-    compiled = by_token.dtype == recurrent.dtype == torch.float32 and values_can_be_read(by_token, tokens.data)
-    if compiled:
+    narrow = by_token.dtype == recurrent.dtype == torch.float32
+    if narrow and values_can_be_read(by_token, recurrent, tokens.data):
+        low, high = (int(token) for token in tokens.data.aminmax())
+        if low < 0 or high >= embedding.num_embeddings:  # compiled code does not look
+            raise IndexError(f"tokens are numbers from 0 to {embedding.num_embeddings - 1}; got {low} to {high}")
         states: Tensor = _Lstm.apply(by_token, recurrent, tokens.data, tokens.batch_sizes, torch.is_grad_enabled())
     else:
         states = _in_torch(by_token, recurrent, tokens.data, tokens.batch_sizes)
@@ -62,7 +68,7 @@ def padded_outputs(lstm: nn.LSTM, embedding: nn.Embedding, tokens: Tensor, lengt
     Returns:
         ``[batch, n, hidden]``, arbitrary beyond the ends.
     """
-    if not values_can_be_read(tokens, lengths):  # to pack them would wait for the device
+    if not tokens.numel() or not values_can_be_read(tokens, lengths):  # packing would wait for the device
         return lstm(embedding(tokens))[0]  # type: ignore[no-any-return]
     packed = pack_padded_sequence(tokens, lengths.clamp_min(1), batch_first=True, enforce_sorted=False)
     outputs = lstm_over(lstm, embedding, packed)
@@ -112,7 +118,7 @@ class _Lstm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         by_token, recurrent, tokens, batch_sizes, gates, cells, states = ctx.saved_tensors
-        if torch.is_grad_enabled():  # second derivatives are wanted
+        if twin_needed(grad):
             twin = partial(_in_torch, tokens=tokens, batch_sizes=batch_sizes)
             return *gradients(twin, [by_token, recurrent], [grad]), None, None, None
         sizes, width = batch_sizes.tolist(), recurrent.shape[1]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from structgrad.algorithms.compiled import FAST, njit
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.elementary import sigmoid
 from structgrad.algorithms.threads import run
@@ -49,7 +49,7 @@ class _Network(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, inward, outward = ctx.saved_tensors
-        if torch.is_grad_enabled():  # second derivatives are wanted
+        if twin_needed(gradient):
             return tuple(gradients(_in_torch, [x, inward, outward], [gradient]))
         if not _compiled(x, inward, outward, gradient):
             return _backward_in_torch(x, inward, outward, gradient)

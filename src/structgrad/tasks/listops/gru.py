@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from structgrad.algorithms.compiled import FAST, njit
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.elementary import sigmoid, tanh
 from structgrad.algorithms.threads import run
@@ -29,7 +29,8 @@ def gru_step(cell: nn.GRUCell, inputs: Tensor, state: Tensor) -> Tensor:
     Returns:
         the next state ``[N, hidden]``.
     """
-    if not (inputs.dtype == state.dtype == torch.float32 and values_can_be_read(inputs, state)):
+    fit = inputs.dtype == state.dtype == torch.float32 and inputs.shape[:-1] == state.shape[:1]
+    if not (fit and values_can_be_read(inputs, state, *cell.parameters())):
         return cell(inputs, state)  # type: ignore[no-any-return]
     by_input = F.linear(inputs, cell.weight_ih, cell.bias_ih)
     by_state = F.linear(state, cell.weight_hh, cell.bias_hh)
@@ -62,7 +63,7 @@ class _Gates(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, gates = ctx.saved_tensors
-        if torch.is_grad_enabled():  # second derivatives are wanted
+        if twin_needed(grad):
             return tuple(gradients(_in_torch, inputs, [grad]))
         _, by_state, state = inputs
         d_input, d_from_state, d_state = torch.empty_like(gates), torch.empty_like(gates), torch.empty_like(grad)

@@ -4,8 +4,9 @@
 A training step spends its time here. The library computes the matrix products. Everything between
 them is compiled, so that the output of one product is read once more, from the cache, before the
 next product. Graphs lie one after another without padding. Only the results of the products with
-``W`` are kept for the backward pass, which computes the rest again. If torch's precision of products is ``medium``,
-inputs and outputs of products are bfloat16; sums and gradients of parameters are float32.
+``W`` are kept for the backward pass, which computes the rest again. If torch's precision of
+products is ``medium``, inputs and outputs of products are bfloat16; sums and gradients of
+parameters are float32.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from structgrad.algorithms.bfloat16 import as_array, narrow, products_in, widen
 from structgrad.algorithms.compiled import FAST, njit
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.threads import run
 
 #: The number of pairs of nodes whose messages are computed together, so that they fit into the
@@ -135,7 +136,7 @@ class _Messages(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, products = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
-        if torch.is_grad_enabled():  # second derivatives are wanted
+        if twin_needed(grad):
             return *gradients(partial(_in_torch, pairs=pairs), inputs, [grad]), None, None
         into, out_of, second, offset, edges = ctx.padded
         width, hidden = second.shape[0], grad.shape[1]

@@ -25,14 +25,25 @@ _FACTORS = 100
 def negative_log_likelihood(logits: Tensor, images: Tensor, rows: Tensor) -> Tensor:
     """``-log p(images[rows])`` of independent Bernoulli pixels, summed: ``[N]``, in nats.
 
-    It is differentiable in the logits, twice; a second derivative is in plain torch.
+    It is differentiable twice; a second derivative is in plain torch, and so is all of it for images
+    that need a gradient.
 
     Args:
         logits: ``[N, pixels]``.
         images: 0 or 1, ``[batch, pixels]``, in the same dtype.
         rows: int64 ``[N]``: the image of each row of logits.
+
+    Raises:
+        ValueError, IndexError: for shapes that do not fit, or a row that is no image.
     """
-    if logits.dtype == torch.float32 and values_can_be_read(logits, images, rows):
+    if logits.shape != (len(rows), images.shape[-1]):
+        raise ValueError(f"{list(logits.shape)} logits for {len(rows)} rows of {images.shape[-1]} pixels")
+    compiled = logits.dtype == torch.float32 and values_can_be_read(logits, images, rows)
+    if compiled and not images.requires_grad:
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(images):  # compiled code does not look
+            raise IndexError(
+                f"rows are numbers from 0 to {len(images) - 1}; got {int(rows.min())} to {int(rows.max())}"
+            )
         losses: Tensor = _Bernoulli.apply(logits, images, rows, torch.is_grad_enabled())
         return losses
     return _in_torch(logits, images, rows)
