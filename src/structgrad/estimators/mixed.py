@@ -332,7 +332,7 @@ class HardKuma(StretchAndRectify):
     def log_tails(self, logit: float, scores: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`StretchAndRectify`."""
         log_a, log_b = self._log_parameters(scores)
-        log_power = log_a + math.log(-float(F.logsigmoid(torch.tensor(logit, dtype=torch.float64))))  # log(-log s^a)
+        log_power = log_a + math.log(np.logaddexp(0.0, -logit))  # log(-log s^a)
         log_cost = log_b + _log_minus(_log1mexp(log_power), -log_power.exp())
         return _log1mexp(log_cost), -log_cost.exp()
 
