@@ -37,7 +37,7 @@ from structgrad.tasks.base import Task
 from structgrad.training.runtime import tune_allocator
 
 #: Seconds of training before a step is measured, and of each measurement.
-WARM_UP, MEASURED = 4.0, 3.0
+WARM_UP, MEASURED = 3.0, 1.5
 #: Of generated data only the sizes of an example count.
 FEW = {
     task: [f"task.data.{split}={n}" for split, n in (("train", 1000), ("val", 500), ("test", 500))]
