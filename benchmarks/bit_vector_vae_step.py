@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from benchmarks.harness import Row, matmul_rate, measure, report, settings
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, matmul_rate, measure, report, settings
 from structgrad.estimators import Reinforce
 from structgrad.structures import Subset
 from structgrad.tasks.bit_vector_vae import BitVectorVAE, ImageData

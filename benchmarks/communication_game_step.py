@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from benchmarks.harness import Row, matmul_rate, measure, report, settings, training_step
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, matmul_rate, measure, report, settings, training_step
 from structgrad.estimators import Marginalize, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import OneHot

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.harness import Row, measure, report, settings
 from torch import Tensor
 
-from benchmarks.harness import Row, measure, report, settings
 from structgrad.common import pictures
 from structgrad.structures import Alignment, Constituency, DagPath, LinearChain, ProjectiveTree, SemiMarkov
 

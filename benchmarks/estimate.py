@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.launches import Launches, LSTMs, built
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.launches import Launches, LSTMs, built
 from structgrad.commands import CONFIGS
 from structgrad.data import MissingDataError
 from structgrad.experiments import tables

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from benchmarks.harness import Row, measure, report, settings
 from scipy import optimize, sparse
 
-from benchmarks.harness import Row, measure, report, settings
 from structgrad.algorithms.local_polytope import Counts
 from structgrad.structures import FactorGraph
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-
 from benchmarks.harness import Row, Time, matmul_rate, measure, report, settings, training_step
+
 from structgrad.estimators import SST, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import KSubset, SpanningTree, Subset

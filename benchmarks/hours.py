@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.launches import built
 from hydra import compose, initialize_config_dir
 
-from benchmarks.launches import built
 from structgrad.commands import CONFIGS
 from structgrad.data import Batch, MissingDataError
 from structgrad.experiments import tables

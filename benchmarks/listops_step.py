@@ -12,9 +12,9 @@ import tempfile
 from functools import partial
 
 import torch
-
 from benchmarks.harness import Row, matmul_rate, measure, report, settings, training_step
 from benchmarks.stopwatch import Stopwatch
+
 from structgrad.data import Batch
 from structgrad.estimators import SST
 from structgrad.structures import Arborescence

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from benchmarks.harness import Row, Time, machine, measure, report
 from benchmarks.launches import ROWS, built
+from torch import Tensor
+
 from structgrad.data import MissingDataError
 from structgrad.structures import (
     Arborescence,

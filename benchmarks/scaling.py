@@ -18,10 +18,10 @@ from typing import Any
 import entmax
 import networkx as nx
 import torch
+from benchmarks.harness import measure, record
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmarks.harness import measure, record
 from structgrad.structures import (
     Arborescence,
     BinaryTree,

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from benchmarks.harness import Row, measure, report, settings
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, RelaxedBernoulli, kl_divergence
 from torch.nn import functional as F
 
-from benchmarks.harness import Row, measure, report, settings
 from structgrad.estimators import HardConcrete, HardKuma
 from structgrad.structures import Ctc, Grammar, HiddenMarkov, LinearChain, LowRankGrammar, OneHot, Subset
 

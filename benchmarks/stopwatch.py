@@ -6,9 +6,9 @@ import time
 from typing import Any
 
 import torch
+from benchmarks.harness import Time
 from torch import Tensor
 
-from benchmarks.harness import Time
 from structgrad.estimators.base import Estimate, Estimator, Objective
 
 

@@ -11,10 +11,10 @@ import itertools
 from collections.abc import Callable
 
 import torch
+from benchmarks.harness import Row, measure, report, settings
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from benchmarks.harness import Row, measure, report, settings
 from structgrad.structures import Arborescence, BinaryTree, Matching, Permutation, SpanningTree, Structure, Subset
 from structgrad.structures.derived import project, sparsemap
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import entmax
 import torch
+from benchmarks.harness import Row, measure, report, settings
 from torch import Tensor
 
-from benchmarks.harness import Row, measure, report, settings
 from structgrad.structures import BudgetSubset, CorrelatedKSubset, KSubset, OneHot, Subset
 from structgrad.structures.base import SparseDistribution
 

@@ -23,8 +23,8 @@ from collections import Counter
 from pathlib import Path
 
 import psycopg
-
 from benchmarks.postgresql import NoServerError, server
+
 from structgrad.experiments.queue import REST, Plan, PlannedRow, Queue
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import networkx as nx
 import torch
+from benchmarks.harness import Row, measure, report, settings
 from torch import Tensor
 
-from benchmarks.harness import Row, measure, report, settings
 from structgrad.structures import Arborescence, SpanningTree
 from structgrad.structures.base import Structure
 

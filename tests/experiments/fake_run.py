@@ -59,6 +59,10 @@ def main() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     checkpoint = folder / "checkpoint"
     step = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    done = folder / "steps.log"
+    if step and str(step) not in (done.read_text().split() if done.exists() else []):
+        with done.open("a") as log:  # killed between the checkpoint and the log
+            log.write(f"{step}\n")
     gate = Path(settings.get("gate", folder))
     if every:
         follow(progress, settings, step, every)
@@ -70,7 +74,7 @@ def main() -> None:
         partial = folder / "checkpoint.partial"
         partial.write_text(str(step))
         os.replace(partial, checkpoint)
-        with (folder / "steps.log").open("a") as log:
+        with done.open("a") as log:
             log.write(f"{step}\n")
         if every and step % every == 0:
             follow(progress, settings, step, every)

@@ -78,6 +78,9 @@ def descendants(edges: Tensor) -> Tensor:
     return (first <= place) & (place <= last)
 
 
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
+
+
 @njit(nogil=True, cache=True)
 def _parents(first: int, stride: int, keys: Numbers, exists: Booleans, parent: Integers) -> None:
     n = keys.shape[1]

@@ -1,9 +1,9 @@
 """Elementary functions of float32 numbers for compiled (numba) kernels on a CPU.
 
 They call no library, so that loops over them are vectorised, which makes them some ten times as
-fast. The constants of the hyperbolic tangent are those of Moshier's Cephes library. Kernels that
-divide are compiled with ``error_model="numpy"``, because a loop that may raise an error is not
-vectorised.
+fast. The constants of the hyperbolic tangent are those of the Cephes library (Moshier 1989).
+Kernels that divide are compiled with ``error_model="numpy"``, because a loop that may raise an
+error is not vectorised.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ _0, _1, _2 = np.float32(0), np.float32(1), np.float32(2)
 _T0, _T1, _T2 = np.float32(-3.33332819422e-1), np.float32(1.33314422036e-1), np.float32(-5.37397155531e-2)
 _T3, _T4 = np.float32(2.06390887954e-2), np.float32(-5.70498872745e-3)
 _SMALL = np.float32(0.625)
+
+
+# --- CPU kernels ------------------------------------------------------------------------------------------------------
 
 
 @njit(inline="always")

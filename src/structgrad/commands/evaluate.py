@@ -39,7 +39,7 @@ from omegaconf.errors import OmegaConfBaseException
 from structgrad.commands import CONFIGS, SearchPathError, group
 from structgrad.common.text import nearest
 from structgrad.training.errors import ConfigurationError, RunError, explain
-from structgrad.training.runtime import announce_compilation, let_threads_sleep, tune_allocator
+from structgrad.training.runtime import announce_compilation, tune_allocator
 
 _TRAINERS = ("auto", "cpu", "gpu")
 
@@ -50,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0 if arguments else 2
-    let_threads_sleep()
     tune_allocator()
     announce_compilation()
     try:

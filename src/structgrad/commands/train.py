@@ -33,7 +33,7 @@ from structgrad.training.errors import (
     RunError,
     explain,
 )
-from structgrad.training.runtime import announce_compilation, let_threads_sleep, tune_allocator
+from structgrad.training.runtime import announce_compilation, tune_allocator
 
 #: Jobs of this process (`-m`) without a result: overrides, reason, exit code.
 _unfinished: list[tuple[str, str, int]] = []
@@ -181,7 +181,6 @@ def main() -> None:
         sys.argv.append("task=listops")  # Hydra's help composes a configuration, and a task has no default
     sys.argv[1:] = [with_quoted_path(argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # this function shows errors itself
-    let_threads_sleep()
     tune_allocator()
     try:
         train()

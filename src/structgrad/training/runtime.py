@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import os
 import sys
 
 # malloc.h
@@ -37,25 +36,6 @@ def tune_allocator() -> bool:
         return False
     took = libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and libc.mallopt(_M_TRIM_THRESHOLD, _GIB)
     return bool(took)
-
-
-def let_threads_sleep() -> bool:
-    """Let torch's threads sleep while they wait for each other and for work: ``OMP_WAIT_POLICY=passive``.
-
-    By default GNU OpenMP waits in a busy loop for some milliseconds, at the start and the end of each
-    operation on 32,768 numbers or more. If another process has one of the cores, all threads of this
-    one wait for that core, again and again. On two cores that two other runs shared, trees with two
-    threads took three to ten times the processor time of one thread (``python -m benchmarks.trees``
-    with ``OMP_WAIT_POLICY=active``). The commands call it first; it does nothing if the variable is
-    set.
-
-    Returns:
-        True if it took effect; False if torch has been imported, so that it is too late.
-    """
-    if "torch" in sys.modules:
-        return False
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    return True
 
 
 def announce_compilation() -> None:

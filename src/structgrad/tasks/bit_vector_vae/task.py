@@ -74,7 +74,7 @@ class BitVectorVAE(Task):
 
     monitor: ClassVar[str] = "val/elbo"
     mode: ClassVar[Literal["min", "max"]] = "max"
-    test_metrics: ClassVar[tuple[str, ...]] = ("elbo", "bits_per_dim", "distortion", "rate")
+    test_metrics: ClassVar[tuple[str, ...]] = ("elbo", "bits_per_dim", "distortion", "rate", "varying_bits")
     needs_full_precision = "its likelihood of pixels is a kernel for float32 and float64"
     progress: ClassVar[tuple[str, ...]] = ("rate", "distortion")
 

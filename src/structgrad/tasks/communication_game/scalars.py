@@ -36,34 +36,6 @@ def network_of_numbers(x: Tensor, inward: Tensor, outward: Tensor) -> Tensor:
     return values
 
 
-class _Network(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, inward: Tensor, outward: Tensor) -> Tensor:
-        ctx.save_for_backward(x, inward, outward)
-        if not _compiled(x, inward, outward):
-            return _in_torch(x, inward, outward)
-        values = torch.empty_like(x)
-        run(_values, 10 * len(x) * len(inward), *(t.contiguous() for t in (x, inward, outward)), values)
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, inward, outward = ctx.saved_tensors
-        if twin_needed(gradient):
-            return tuple(gradients(_in_torch, [x, inward, outward], [gradient]))
-        if not _compiled(x, inward, outward, gradient):
-            return _backward_in_torch(x, inward, outward, gradient)
-        d_x = torch.empty_like(x)
-        d_inward, d_outward = x.new_zeros(2, torch.get_num_threads(), len(inward))
-        kernel_tensors = *(t.contiguous() for t in (x, inward, inward * outward, gradient)), d_x, d_inward, d_outward
-        run(_backward, 20 * len(x) * len(inward), *kernel_tensors)
-        return d_x, d_inward.sum(0) * outward, d_outward.sum(0)
-
-
-def _compiled(*tensors: Tensor) -> bool:
-    return all(t.dtype == torch.float32 for t in tensors) and values_can_be_read(*tensors)
-
-
 # --- plain torch ------------------------------------------------------------------------------------------------------
 
 
@@ -91,6 +63,34 @@ def _chunk(x: Tensor) -> int:
 
 
 # --- CPU kernels ------------------------------------------------------------------------------------------------------
+
+
+class _Network(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inward: Tensor, outward: Tensor) -> Tensor:
+        ctx.save_for_backward(x, inward, outward)
+        if not _compiled(x, inward, outward):
+            return _in_torch(x, inward, outward)
+        values = torch.empty_like(x)
+        run(_values, 10 * len(x) * len(inward), *(t.contiguous() for t in (x, inward, outward)), values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, inward, outward = ctx.saved_tensors
+        if twin_needed(gradient):
+            return tuple(gradients(_in_torch, [x, inward, outward], [gradient]))
+        if not _compiled(x, inward, outward, gradient):
+            return _backward_in_torch(x, inward, outward, gradient)
+        d_x = torch.empty_like(x)
+        d_inward, d_outward = x.new_zeros(2, torch.get_num_threads(), len(inward))
+        kernel_tensors = *(t.contiguous() for t in (x, inward, inward * outward, gradient)), d_x, d_inward, d_outward
+        run(_backward, 20 * len(x) * len(inward), *kernel_tensors)
+        return d_x, d_inward.sum(0) * outward, d_outward.sum(0)
+
+
+def _compiled(*tensors: Tensor) -> bool:
+    return all(t.dtype == torch.float32 for t in tensors) and values_can_be_read(*tensors)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
