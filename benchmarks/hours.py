@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,7 +114,7 @@ def _endless(task: Task, split: Any) -> Iterator[Batch]:
 
 def write(table: Table, hours: dict[str, float]) -> None:
     """Put the hours into the table's file."""
-    file = Path(CONFIGS) / "table" / f"{table.name}.yaml"
+    file = CONFIGS / "table" / f"{table.name}.yaml"
     text = file.read_text()
     for row, value in hours.items():
         block = re.search(rf"^  {row}:.*\n(?:    .*\n)*", text, re.MULTILINE)
@@ -135,13 +134,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="tables whose name contains this")
     only = parser.parse_args().only
+    every = [tables.load(name, CONFIGS / "table") for name in tables.names(CONFIGS / "table") if only in name]
+    chosen = [table for table in every if table.budget == "paper"]
+    if not chosen:
+        parser.error(f"--only {only}: no table at the paper's budget has this in its name")
     torch.set_num_threads(1)
     tune_allocator()
     print(f"{'table':22} {'row':34} {'hours':>7} {'validation':>10} {'test':>8}")
-    for name in tables.names(CONFIGS / "table"):
-        table = tables.load(name, CONFIGS / "table")
-        if table.budget != "paper" or only not in name:
-            continue
+    for table in chosen:
         found = {row.name: hours for row in table.rows if (hours := line(table, row)) is not None}
         if os.environ.get("RECORD", "") not in ("", "0"):
             write(table, found)

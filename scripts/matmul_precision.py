@@ -53,7 +53,7 @@ class Shown:
 
 
 ACCURACY, ELBO = Shown("test/accuracy", "accuracy (%)", 100), Shown("test/elbo", "ELBO")
-BITS = Shown("test/bits_per_dim", "bits/dim", digits=3)
+BITS, VARYING = Shown("test/bits_per_dim", "bits/dim", digits=3), Shown("test/varying_bits", "bits that vary (%)", 100)
 #: Row -> its title, what is trained, what is shown, the number of seeds. Where three seeds differ much, there are more.
 ROWS: dict[str, tuple[str, str, tuple[Shown, ...], int]] = {
     "graph_layout": (
@@ -71,7 +71,12 @@ ROWS: dict[str, tuple[str, str, tuple[Shown, ...], int]] = {
     "ssvae_sparsemax": ("SSVAE, sparsemax", "task=ssvae estimator=sparsemax", (ACCURACY, ELBO), 3),
     "ssvae_sfe": ("SSVAE, SFE", "task=ssvae estimator=sfe", (ACCURACY, ELBO), 3),
     "bit_vector_vae_sfe": ("bit vectors, SFE", "task=bit_vector_vae estimator=sfe", (BITS, ELBO), 3),
-    "bit_vector_vae_sparsemap": ("bit vectors, SparseMAP", "task=bit_vector_vae estimator=sparsemap", (BITS, ELBO), 10),
+    "bit_vector_vae_sparsemap": (
+        "bit vectors, SparseMAP",
+        "task=bit_vector_vae estimator=sparsemap",
+        (BITS, ELBO, VARYING),
+        10,
+    ),
 }
 
 

@@ -187,8 +187,8 @@ def _reduce(cost: Any, row_of: Any, column_of: Any, u: Any, v: Any) -> bool:
 def _take_nearest(cost: Any, row: int, row_of: Any, u: Any, v: Any) -> int:
     """Augmenting row reduction: ``row`` takes its nearest column, whose owner takes another.
 
-    Returns the row that is left where the second choice is as near as the first, or after 4 n moves
-    (the duals may fall in tiny steps); -1 if none is left.
+    It stops at a row whose second choice is as near as the first, and returns that row; -1 if no row
+    is left. It also stops after 4 n moves, because the duals may fall in tiny steps.
     """
     n = len(cost)
     moves = 4 * n
