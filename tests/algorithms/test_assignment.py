@@ -35,6 +35,20 @@ def test_both_algorithms_agree_with_scipy(n: int) -> None:
                 assert math.isclose(values[b].item(), cost[row, column].sum(), rel_tol=1e-6, abs_tol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [(), (0,), (4,), (2, 3)])
+@pytest.mark.parametrize("n", [0, 1, 5])
+def test_no_mask_is_a_mask_of_every_entry(batch: tuple[int, ...], n: int) -> None:
+    utility = torch.randn(*batch, n, n).mT  # of other strides
+    every = torch.ones((), dtype=torch.bool).expand(utility.shape)
+    for one, other in zip(assign_compiled(utility, None), assign_compiled(utility, every), strict=True):
+        assert torch.equal(one, other)
+    vertex, duals, feasible = assign_compiled(utility, None)
+    assert feasible.shape == batch
+    assert duals.shape == (*batch, 2, n)
+    assert torch.equal(vertex, Matching().argmax(utility))
+    assert torch.equal(vertex.sum(-1), torch.ones(*batch, n))
+
+
 def test_assignment_ends_although_duals_fall_in_tiny_steps() -> None:
     """Rows that bid for the same two columns, nearly equal ones, 1e15 steps away from the third."""
     utility = torch.tensor([[0.0, 1e-9, -1e6], [0.0, 1e-9, -1e6], [0.0, 1e-9, -1e6 + 1]], dtype=torch.float64)

@@ -30,26 +30,39 @@ from structgrad.algorithms.threads import run
 
 #: The most rows that one program of a GPU assigns, and takes greedily (it holds the whole matrix).
 LARGEST, LARGEST_GREEDY = 1024, 128
+#: For the compiled version, in the place of a mask.
+_NONE_MISSING = np.empty((0, 0, 0), np.bool_)
 
 
-def assign_compiled(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def assign_compiled(utility: Tensor, exists: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Best perfect matchings of the rows and columns that touch an existing entry, on the CPU.
 
     Args:
-        utility: ``[batch, n, n]``, finite where ``exists``.
-        exists: bool ``[batch, n, n]``.
+        utility: ``[*batch, n, n]``, finite where ``exists``.
+        exists: bool ``[*batch, n, n]``; None if every entry exists.
 
     Returns:
-        matchings ``[batch, n, n]`` in the dtype of ``utility``; optimal dual variables ``f, g``,
-        float64 ``[batch, 2, n]``; and whether a matching exists, bool ``[batch]``. The duals
+        matchings ``[*batch, n, n]`` in the dtype of ``utility``; optimal dual variables ``f, g``,
+        float64 ``[*batch, 2, n]``; and whether a matching exists, bool ``[*batch]``. The duals
         satisfy ``utility_ij + f_i + g_j <= 0``, with equality where i and j are matched.
     """
-    vertex = torch.zeros(utility.shape, dtype=utility.dtype)
-    duals = torch.zeros(len(utility), 2, utility.shape[-1], dtype=torch.float64)
-    feasible = torch.ones(len(utility), dtype=torch.bool)
-    if vertex.numel():
-        work = vertex.numel() * utility.shape[-1]
-        run(_assign_all, work, utility.contiguous(), exists.contiguous(), vertex, duals, feasible)
+    batch, n = utility.shape[:-2], utility.shape[-1]
+    vertex = torch.empty(utility.shape, dtype=utility.dtype)
+    duals = torch.empty(*batch, 2, n, dtype=torch.float64)
+    feasible = torch.ones(batch, dtype=torch.bool)
+    if size := vertex.numel():
+        # Views of arrays cost a quarter of views of tensors, which is seen for small matrices.
+        matrices = -1, n, n
+        present = _NONE_MISSING if exists is None else exists.contiguous().numpy().reshape(matrices)
+        run(
+            _assign_all,
+            size * n,
+            utility.detach().contiguous().numpy().reshape(matrices),
+            present,
+            vertex.numpy().reshape(matrices),
+            duals.numpy().reshape(-1, 2, n),
+            feasible.numpy().reshape(-1),
+        )
     return vertex, duals, feasible
 
 
@@ -251,15 +264,25 @@ def _augment(cost: Any, root: int, row_of: Any, u: Any, v: Any, distance: Any, b
 
 @njit(cache=True, nogil=True)
 def _assign_all(first: int, stride: int, utility: Any, exists: Any, vertex: Any, duals: Any, feasible: Any) -> None:
-    """Write ``vertex [B, n, n]`` (zeroed by the caller), ``duals [B, 2, n]`` and ``feasible [B]``."""
+    """Write ``vertex [B, n, n]``, ``duals [B, 2, n]`` and ``feasible [B]``.
+
+    ``exists`` is ``[B, n, n]``, or empty if every entry exists.
+    """
     n = utility.shape[1]
     cost, distance, done = np.empty((n, n)), np.empty(n), np.empty(n, np.bool_)
     row_of, column_of, before = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
     entries = cost.reshape(n * n)
     for b in range(first, len(utility), stride):
-        values, present = utility[b].reshape(n * n), exists[b].reshape(n * n)
+        values, ones = utility[b].reshape(n * n), vertex[b].reshape(n * n)
+        if len(exists) > 0:
+            present = exists[b].reshape(n * n)
+            for e in range(n * n):
+                entries[e] = -values[e] if present[e] else math.inf
+        else:
+            for e in range(n * n):
+                entries[e] = -values[e]
         for e in range(n * n):
-            entries[e] = -values[e] if present[e] else math.inf
+            ones[e] = 0
         u, v = duals[b, 0], duals[b, 1]
         possible = _reduce(cost, row_of, column_of, u, v)
         for i in range(n):
@@ -270,7 +293,7 @@ def _assign_all(first: int, stride: int, utility: Any, exists: Any, vertex: Any,
         if possible:
             for j in range(n):
                 if row_of[j] >= 0:
-                    vertex[b, row_of[j], j] = 1
+                    ones[row_of[j] * n + j] = 1
 
 
 # --- GPU kernels ------------------------------------------------------------------------------------------------------

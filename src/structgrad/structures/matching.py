@@ -89,23 +89,22 @@ class Matching(KBest, ActiveSetProjection):
         and batched torch elsewhere.
         """
         self.check(utility, mask)
-        vertex, _ = self._assign(utility.detach(), self.parts(utility, mask))
+        vertex, _ = self._assign(utility.detach(), mask)
         return vertex
 
-    @staticmethod
-    def _assign(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
+    def _assign(self, utility: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The best matching ``[*batch, n, n]`` and its dual variables ``[*batch, 2, n]``, float64."""
-        n = utility.shape[-1]
-        batch = utility.shape[:-2]
-        size = batch.numel()
-        flat, flat_exists = utility.reshape(size, n, n), exists.reshape(size, n, n)
         if values_can_be_read(utility):
-            vertex, duals, feasible = assign_compiled(flat, flat_exists)
+            exists = None if mask is None else mask.expand(utility.shape)
+            vertex, duals, feasible = assign_compiled(utility, exists)
             if not bool(feasible.all()):
-                raise ValueError(f"example {int((~feasible).nonzero()[0])} has no perfect matching under its mask")
-        else:
-            vertex, duals = assign(flat, flat_exists)
-        return vertex.reshape(utility.shape), duals.reshape(*batch, 2, n)
+                example = int((~feasible).flatten().nonzero()[0])
+                raise ValueError(f"example {example} has no perfect matching under its mask")
+            return vertex, duals
+        n = utility.shape[-1]
+        flat = utility.shape[:-2].numel(), n, n
+        vertex, duals = assign(utility.reshape(flat), self.parts(utility, mask).reshape(flat))
+        return vertex.reshape(utility.shape), duals.reshape(*utility.shape[:-2], 2, n)
 
     def _constrained_argmax(self, scores: Tensor, allowed: Tensor, forced: Tensor, mask: Tensor | None) -> Tensor:
         # A forced entry is the only one of its row and column.
@@ -139,7 +138,7 @@ class Matching(KBest, ActiveSetProjection):
         rows, columns = exists.any(-1), exists.any(-2)
         with torch.no_grad():
             finite = torch.where(exists, log_k, -torch.inf)
-            start = central_duals(finite, *self._assign(log_k, exists))
+            start = central_duals(finite, *self._assign(log_k, mask))
             f, g = potentials(start, finite, rows, columns, self.tolerance, self.max_iterations)
         point = torch.where(exists, (log_k + f.unsqueeze(-1) + g.unsqueeze(-2)).exp(), 0.0)
         off = torch.where(rows, (point.detach().sum(-1) - 1).abs(), 0.0).sum(-1)
