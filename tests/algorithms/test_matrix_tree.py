@@ -33,6 +33,39 @@ def test_plain_torch_agrees_with_the_compiled_code() -> None:
         torch.testing.assert_close(ours, other, rtol=1e-7, atol=1e-9)
 
 
+def far_scores(kind: str) -> torch.Tensor:
+    """Scores ``[8, 7, 7]`` of which some products are below the smallest float64."""
+    scores = torch.randn(8, 7, 7, dtype=torch.float64)
+    if kind == "cycles":  # others are near, so that the parts of many edges are strictly between 0 and 1
+        scores[:, 0] -= 900
+        scores[:, [1, 2, 3, 4], [2, 1, 4, 3]] += 900
+    elif kind == "one edge":  # an inverse is still right
+        scores[:, 1, 2] = -1e6
+    return scores * (1e13 if kind == "huge" else 1.0)
+
+
+@pytest.mark.parametrize("kind", ["cycles", "one edge", "huge"])
+def test_compiled_code_of_far_scores_agrees_with_plain_torch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = far_scores(kind).requires_grad_()
+    exists, root = STRUCTURE.parts(scores), torch.zeros(8, dtype=torch.int64)
+    exists[1, 3] = exists[1, :, 3] = False  # an absent node
+    exists[2, 3, 4:] = False
+    uniform = torch.rand(24, 7, 7, dtype=torch.float64)
+    with monkeypatch.context() as alone:
+        for name in ("torch_marginals", "torch_log_partition", "torch_sample"):
+            alone.delattr(matrix_tree, name)
+        mean, upstream = matrix_tree.marginals(scores, exists, root), torch.randn_like(scores)
+        (slope,) = torch.autograd.grad(mean, scores, upstream)
+        logz = matrix_tree.log_partition(scores.detach(), exists, root)
+        sample = matrix_tree.sample_arborescences(scores, exists, root, uniform)
+    expected = matrix_tree.torch_marginals(scores, exists, root)
+    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-11)
+    (other,) = torch.autograd.grad(expected, scores, upstream)
+    torch.testing.assert_close(slope, other, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(logz, matrix_tree.torch_log_partition(scores.detach(), exists, root))
+    torch.testing.assert_close(sample, matrix_tree.torch_sample(scores.detach(), exists, root, uniform))
+
+
 def test_plain_torch_samples_the_same_law() -> None:
     every = STRUCTURE.enumerate(4, 4)
     scores = torch.randn(4, 4, dtype=torch.float64)

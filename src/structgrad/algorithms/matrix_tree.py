@@ -24,9 +24,9 @@ example.
 On the CPU compiled kernels invert the Laplacian of an example, which is faster. They keep the
 result if residuals and a bound on the amplification of rounding certify it (:func:`_invert`); for
 most scores in training they do. Otherwise they do the elimination above in linear float64. If
-products come near underflow, a loop over nodes in plain torch works with logarithms, and autograd
-provides the derivatives. GPU kernels work with logarithms throughout, one program an example. The
-plain torch version serves larger graphs and other devices.
+products come near underflow, they do it with logarithms (:func:`_eliminate_logs`). GPU kernels work
+with logarithms throughout, one program an example. The plain torch version serves larger graphs and
+other devices.
 """
 
 from __future__ import annotations
@@ -59,9 +59,14 @@ _FAST = {"reassoc", "contract"}
 #: A product of weights below this may have lost digits to underflow. The example is then redone
 #: with logarithms.
 _TINY = 1e-280
+#: How the derivatives of an example are computed: not at all, because it has no tree; from an
+#: inverse; by elimination; by elimination of logarithms.
+_NOTHING, _INVERSE, _ELIMINATION, _LOGS = range(4)
 #: An inverse is used if its amplification of rounding is below the first and its residuals are
 #: below the second.
 _AMPLIFIED, _RESIDUAL = 1e3, 1e-10
+#: ``exp(-x)`` is 0 from here on in float64, and ``log1p(x) == x`` up to here.
+_FAR, _EPSILON = 746.0, 1e-16
 
 
 def present_nodes(exists: Tensor) -> Tensor:
@@ -129,11 +134,8 @@ def sample_arborescences(scores: Tensor, exists: Tensor, root: Tensor, uniform: 
         return tree
     if not on_host(scores):
         return torch_sample(scores, exists, root, uniform)
-    out, hard = scores.new_zeros(uniform.shape), torch.empty(len(scores), dtype=torch.bool)
-    _run(_sample_kernel, _weights(scores, exists)[0], exists, root, uniform, out, hard)
-    if bool(hard.any()):
-        rows = hard.repeat(len(uniform) // len(hard))
-        out[rows] = torch_sample(scores[hard], exists[hard], root[hard], uniform[rows])
+    out = scores.new_zeros(uniform.shape)
+    _run(_sample_kernel, *_weights(scores, exists), scores, exists, root, uniform, out)
     return out
 
 
@@ -303,6 +305,15 @@ def _store(m: int, nodes: Any, values: Any, out: Any) -> None:
             for j in range(1, m + 1):
                 if k != j:
                     out[nodes[k], nodes[j]] = values[k, j]
+
+
+@njit(cache=True)
+def _load_logs(m: int, scores: Any, exists: Any, tops: Any, nodes: Any, w: Any) -> None:
+    """Load the logs of the weights of one example, after :func:`_load`."""
+    for k in range(m + 1):
+        for j in range(1, m + 1):
+            edge = exists[nodes[k], nodes[j]] and k != j
+            w[k, j] = scores[nodes[k], nodes[j]] - tops[nodes[j]] if edge else -math.inf
 
 
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
@@ -505,18 +516,119 @@ def _tangent(m: int, w: Any, g: Any, dw: Any, dg: Any) -> None:
 
 
 @njit(cache=True)
-def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any) -> None:
-    """Undo an elimination on trees: write ``parent[1:m + 1]``. See :func:`sample_arborescences`."""
+def _eliminate_logs(m: int, w: Any, through: Any) -> float:
+    """The same as :func:`_eliminate`, of logarithms, for scores of any size.
+
+    ``through[i, k, j]`` is the part ``p[k] w[i, j] / w'[k, j]`` of a reduced edge that goes through i.
+    """
+    logz = 0.0
+    for i in range(m, 0, -1):
+        top, total = -math.inf, 0.0
+        for k in range(i):
+            top = max(top, w[k, i])
+        if top == -math.inf:
+            return -math.inf
+        for k in range(i):
+            total += math.exp(w[k, i] - top)
+        total = top + math.log(total)
+        logz += total
+        for k in range(i):
+            w[k, i] -= total
+            for j in range(1, i):
+                detour = w[k, i] + w[i, j]
+                share = 0.0
+                if detour > -math.inf and j != k:
+                    gap = detour - w[k, j]
+                    share, less = 1.0 if gap > 0.0 else 0.0, 0.0
+                    if abs(gap) < _FAR:  # else the exponential is 0
+                        less = math.exp(-abs(gap))
+                        share = max(share, less) / (1.0 + less)
+                    w[k, j] = max(w[k, j], detour) + (math.log1p(less) if less > _EPSILON else less)
+                through[i, k, j] = share
+    return logz
+
+
+@njit(cache=True, fastmath=_FAST)
+def _differentiate_logs(m: int, w: Any, through: Any, mean: Any) -> None:
+    """Write the marginals to ``mean``, from the result of :func:`_eliminate_logs`.
+
+    They are those of the reduced graphs, from the smallest on. A reduced edge k -> j through i
+    stands for the edges k -> i and i -> j. If no edge goes through i, then i has the parent k with
+    probability ``p[k]``. No number leaves [0, 1].
+    """
+    for i in range(1, m + 1):
+        mean[i, 1 : i + 1] = 0.0
+        children = 0.0
+        for k in range(i):
+            carried = 0.0
+            for j in range(1, i):
+                moved = through[i, k, j] * mean[k, j]
+                mean[k, j] -= moved
+                mean[i, j] += moved
+                carried += moved
+            mean[k, i] = carried
+            children += carried
+        for k in range(i):
+            mean[k, i] += math.exp(w[k, i]) * (1.0 - children)
+
+
+@njit(cache=True, fastmath=_FAST)
+def _tangent_logs(m: int, w: Any, through: Any, mean: Any, dw: Any, d_through: Any, d_mean: Any) -> None:
+    """Write to ``d_mean`` how ``mean`` moves if the scores move by ``dw`` (overwritten)."""
+    for i in range(m, 0, -1):
+        d_total = 0.0
+        for k in range(i):
+            d_total += math.exp(w[k, i]) * dw[k, i]
+        for k in range(i):
+            dw[k, i] -= d_total
+            for j in range(1, i):
+                share = through[i, k, j]
+                gap = dw[k, i] + dw[i, j] - dw[k, j]
+                dw[k, j] += share * gap
+                d_through[i, k, j] = share * (1.0 - share) * gap
+    for i in range(1, m + 1):
+        mean[i, 1 : i + 1] = 0.0
+        d_mean[i, 1 : i + 1] = 0.0
+        children, d_children = 0.0, 0.0
+        for k in range(i):
+            carried, d_carried = 0.0, 0.0
+            for j in range(1, i):
+                moved = through[i, k, j] * mean[k, j]
+                d_moved = d_through[i, k, j] * mean[k, j] + through[i, k, j] * d_mean[k, j]
+                mean[k, j] -= moved
+                mean[i, j] += moved
+                d_mean[k, j] -= d_moved
+                d_mean[i, j] += d_moved
+                carried += moved
+                d_carried += d_moved
+            mean[k, i], d_mean[k, i] = carried, d_carried
+            children += carried
+            d_children += d_carried
+        for k in range(i):
+            p = math.exp(w[k, i])
+            mean[k, i] += p * (1.0 - children)
+            d_mean[k, i] += p * (dw[k, i] * (1.0 - children) - d_children)
+
+
+@njit(cache=True)
+def _attach(m: int, weights: Any, nodes: Any, w: Any, through: Any, uniform: Any, parent: Any) -> None:
+    """Undo an elimination on trees: write ``parent[1:m + 1]``. See :func:`sample_arborescences`.
+
+    ``through`` is None, or that of an elimination of logarithms.
+    """
     reaches_root = np.empty(m + 1, np.bool_)
     joined = np.empty(m + 1, np.bool_)
     walk = np.empty(m + 1, np.int64)
     for i in range(1, m + 1):
         for j in range(1, i):
             k = parent[j]
-            whole = weights[nodes[k], nodes[j]]
-            for e in range(i, m + 1):
-                whole += w[k, e] * w[e, j]
-            if uniform[nodes[i], nodes[j]] * whole < w[k, i] * w[i, j]:
+            if through is None:
+                whole = weights[nodes[k], nodes[j]]
+                for e in range(i, m + 1):
+                    whole += w[k, e] * w[e, j]
+                if uniform[nodes[i], nodes[j]] * whole < w[k, i] * w[i, j]:
+                    parent[j] = i
+            elif uniform[nodes[i], nodes[j]] < through[i, k, j]:
                 parent[j] = i
         # The parent of i may be any node that still reaches the root, so it is not below i.
         joined[:i] = False
@@ -531,15 +643,21 @@ def _attach(m: int, weights: Any, nodes: Any, w: Any, uniform: Any, parent: Any)
             for t in range(length):
                 joined[walk[t]] = True
                 reaches_root[walk[t]] = reaches_root[v]
+        likely = w[:, i]
+        if through is not None:
+            top = -math.inf
+            for k in range(i):
+                top = max(top, w[k, i] if reaches_root[k] else -math.inf)
+            likely = np.exp(likely[:i] - top)
         total = 0.0
         for k in range(i):
-            total += w[k, i] if reaches_root[k] else 0.0
+            total += likely[k] if reaches_root[k] else 0.0
         running = 0.0
         for t in range(1, i + 1):
             k = t % i  # the root is the last, as in the versions for other devices
-            if reaches_root[k] and w[k, i] > 0.0:
+            if reaches_root[k] and likely[k] > 0.0:
                 parent[i] = k
-                running += w[k, i]
+                running += likely[k]
                 if running > uniform[nodes[i], nodes[i]] * total:
                     break
 
@@ -549,95 +667,143 @@ def _moments_kernel(
     first: int,
     stride: int,
     weights: Any,
+    tops: Any,
+    scores: Any,
     exists: Any,
     root: Any,
     with_mean: bool,
     logz: Any,
     mean: Any,
     nodes: Any,
-    certified: Any,
+    method: Any,
     factors: Any,
 ) -> None:
     """``logz [B]``, relative to the tops, and on request ``mean [B, n, n]`` (zeroed by the caller).
 
-    ``logz`` is -inf where there is no arborescence and +inf where logarithms are needed. The kernel
-    leaves ``nodes [B, n]`` and ``factors [B, 2, n, n]`` for the derivative. The factors are the
-    weights and the inverse where the inverse is ``certified [B]``, and otherwise ``w`` and ``g``.
+    ``logz`` is -inf where there is no arborescence.
+
+    The kernel leaves ``nodes [B, n]``, ``method [B]`` and ``factors [B, 2, n, n]`` for the
+    derivative. The factors are the weights and the inverse, or ``w`` and ``g``, or nothing, by the
+    method.
     """
-    rows, moved = np.empty((2, weights.shape[1])), np.empty(weights.shape[1:])
+    n = weights.shape[1]
+    rows, moved, through = np.empty((2, n)), np.empty((n, n)), np.empty((0, n, n))
     for b in range(first, weights.shape[0], stride):
         w, g = factors[b, 0], factors[b, 1]
         m, tiny = _load(weights[b], exists[b], root[b], nodes[b], w)
-        certified[b] = False
-        if with_mean and not tiny:
-            logz[b] = _invert(m, w, g, rows)
-            certified[b] = not math.isnan(logz[b])
-        if certified[b]:
-            for j in range(1, m + 1):
-                rows[0, j] = g[j, j]
-                moved[0, j] = min(1.0, w[0, j] * g[j, j])
-            for k in range(1, m + 1):
-                for j in range(1, m + 1):
-                    moved[k, j] = min(1.0, max(0.0, w[k, j] * (rows[0, j] - g[j, k])))
-            _store(m, nodes[b], moved, mean[b])
-            continue
-        logz[b] = math.inf if tiny else _eliminate(m, w)
+        # The weights near underflow do not matter where the inverse is certified: its entries are
+        # at most _AMPLIFIED, so the marginals of those edges are as small.
+        logz[b] = _invert(m, w, g, rows) if with_mean else math.nan
+        method[b] = _INVERSE
+        if math.isnan(logz[b]):
+            method[b] = _ELIMINATION
+            logz[b] = math.inf if tiny else _eliminate(m, w)
+        if logz[b] == math.inf:
+            method[b] = _LOGS
+            if len(through) < m + 1:
+                through = np.empty((m + 1, n, n))
+            _load_logs(m, scores[b], exists[b], tops[b], nodes[b], w)
+            logz[b] = _eliminate_logs(m, w, through)
         if logz[b] == -math.inf:
-            nodes[b] = -1  # its marginals are 0 and do not move
-        if with_mean and abs(logz[b]) != math.inf:
-            _differentiate(m, w, g)
-            for k in range(m + 1):
+            method[b] = _NOTHING
+        elif with_mean:
+            if method[b] == _INVERSE:
                 for j in range(1, m + 1):
-                    weight = weights[b, nodes[b, k], nodes[b, j]]
-                    if weight > 0.0:
-                        # The error is about 1e-14; this removes that much
-                        # and no more.
-                        mean[b, nodes[b, k], nodes[b, j]] = min(1.0, max(0.0, weight * g[k, j]))
+                    rows[0, j] = g[j, j]
+                    moved[0, j] = min(1.0, w[0, j] * g[j, j])
+                for k in range(1, m + 1):
+                    for j in range(1, m + 1):
+                        moved[k, j] = min(1.0, max(0.0, w[k, j] * (rows[0, j] - g[j, k])))
+            elif method[b] == _ELIMINATION:
+                _differentiate(m, w, g)
+                for k in range(m + 1):
+                    for j in range(1, m + 1):
+                        weight = weights[b, nodes[b, k], nodes[b, j]]
+                        # The error is about 1e-14; this removes that much and no more.
+                        moved[k, j] = min(1.0, max(0.0, weight * g[k, j])) if weight > 0.0 and k != j else 0.0
+            else:
+                _differentiate_logs(m, w, through, moved)
+                for k in range(m + 1):
+                    for j in range(1, m + 1):
+                        moved[k, j] = min(1.0, max(0.0, moved[k, j]))
+            _store(m, nodes[b], moved, mean[b])
 
 
 @njit(cache=True, nogil=True)
 def _covariance_kernel(
-    first: int, stride: int, weights: Any, nodes: Any, certified: Any, factors: Any, direction: Any, out: Any
+    first: int,
+    stride: int,
+    weights: Any,
+    tops: Any,
+    scores: Any,
+    exists: Any,
+    nodes: Any,
+    method: Any,
+    factors: Any,
+    direction: Any,
+    out: Any,
 ) -> None:
     """``out [B, n, n]`` (zeroed by the caller): the covariance of the edges times ``direction``."""
     n = weights.shape[1]
     dw, dg, scratch = np.empty((n, n)), np.empty((n, n)), np.empty((n, n))
+    through = np.empty((2, 0, n, n))
     for b in range(first, weights.shape[0], stride):
+        if method[b] == _NOTHING:
+            continue
         m = (nodes[b] >= 0).sum() - 1
         w, g = factors[b, 0], factors[b, 1]
-        if certified[b]:
-            plain = m + 1 == n and nodes[b, 0] == 0
+        plain = m + 1 == n and nodes[b, 0] == 0
+        for k in range(m + 1):
+            if plain:
+                for j in range(1, m + 1):
+                    dw[k, j] = direction[b, k, j]
+            else:
+                for j in range(1, m + 1):
+                    dw[k, j] = direction[b, nodes[b, k], nodes[b, j]]
+        if method[b] == _INVERSE:
             for k in range(m + 1):
-                if plain:
-                    for j in range(1, m + 1):
-                        dw[k, j] = w[k, j] * direction[b, k, j]
-                else:
-                    for j in range(1, m + 1):
-                        dw[k, j] = w[k, j] * direction[b, nodes[b, k], nodes[b, j]]
+                for j in range(1, m + 1):
+                    dw[k, j] *= w[k, j]
             _invert_tangent(m, w, g, dw, dg, scratch)
             for j in range(1, m + 1):
                 scratch[0, j] = dw[0, j] * g[j, j] + w[0, j] * dg[j, j]
             for k in range(1, m + 1):
                 for j in range(1, m + 1):
                     scratch[k, j] = dw[k, j] * (g[j, j] - g[j, k]) + w[k, j] * (dg[j, j] - dg[j, k])
-            _store(m, nodes[b], scratch, out[b])
-            continue
-        for k in range(m + 1):
-            for j in range(1, m + 1):
-                weight = weights[b, nodes[b, k], nodes[b, j]]
-                dw[k, j] = weight * direction[b, nodes[b, k], nodes[b, j]] if weight > 0.0 else 0.0
-        _tangent(m, w, g, dw, dg)
-        for k in range(m + 1):
-            for j in range(1, m + 1):
-                weight = weights[b, nodes[b, k], nodes[b, j]]
-                if weight > 0.0:
+        elif method[b] == _ELIMINATION:
+            for k in range(m + 1):
+                for j in range(1, m + 1):
+                    weight = weights[b, nodes[b, k], nodes[b, j]]
+                    dw[k, j] = weight * dw[k, j] if weight > 0.0 else 0.0
+            _tangent(m, w, g, dw, dg)
+            for k in range(m + 1):
+                for j in range(1, m + 1):
+                    weight = weights[b, nodes[b, k], nodes[b, j]]
                     moved = direction[b, nodes[b, k], nodes[b, j]] * g[k, j] + dg[k, j]
-                    out[b, nodes[b, k], nodes[b, j]] = weight * moved
+                    scratch[k, j] = weight * moved if weight > 0.0 and k != j else 0.0
+        else:
+            if through.shape[1] < m + 1:
+                through = np.empty((2, m + 1, n, n))
+            _load_logs(m, scores[b], exists[b], tops[b], nodes[b], w)
+            for k in range(m + 1):
+                for j in range(1, m + 1):
+                    dw[k, j] = dw[k, j] if w[k, j] > -math.inf else 0.0
+            _eliminate_logs(m, w, through[0])
+            _tangent_logs(m, w, through[0], g, dw, through[1], scratch)
+        _store(m, nodes[b], scratch, out[b])
 
 
 @njit(cache=True, nogil=True)
 def _sample_kernel(
-    first: int, stride: int, weights: Any, exists: Any, root: Any, uniform: Any, out: Any, needs_logs: Any
+    first: int,
+    stride: int,
+    weights: Any,
+    tops: Any,
+    scores: Any,
+    exists: Any,
+    root: Any,
+    uniform: Any,
+    out: Any,
 ) -> None:
     """Exact Gibbs samples into ``out [d B, n, n]`` (zeroed by the caller) from ``uniform [d B, n, n]``.
 
@@ -645,14 +811,22 @@ def _sample_kernel(
     """
     n = weights.shape[1]
     w, nodes, parent = np.empty((n, n)), np.empty(n, np.int64), np.empty(n, np.int64)
+    through = np.empty((0, n, n))
     for b in range(first, weights.shape[0], stride):
         m, tiny = _load(weights[b], exists[b], root[b], nodes, w)
-        needs_logs[b] = tiny or _eliminate(m, w) == math.inf
-        if not needs_logs[b]:
-            for row in range(b, len(uniform), len(weights)):
-                _attach(m, weights[b], nodes, w, uniform[row], parent)
-                for j in range(1, m + 1):
-                    out[row, nodes[parent[j]], nodes[j]] = 1.0
+        logs = tiny or _eliminate(m, w) == math.inf
+        if logs:
+            if len(through) < m + 1:
+                through = np.empty((m + 1, n, n))
+            _load_logs(m, scores[b], exists[b], tops[b], nodes, w)
+            _eliminate_logs(m, w, through)
+        for row in range(b, len(uniform), len(weights)):
+            if logs:
+                _attach(m, weights[b], nodes, w, through, uniform[row], parent)
+            else:
+                _attach(m, weights[b], nodes, w, None, uniform[row], parent)
+            for j in range(1, m + 1):
+                out[row, nodes[parent[j]], nodes[j]] = 1.0
 
 
 def _weights(scores: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
@@ -671,23 +845,16 @@ def _run(kernel: Any, weights: Tensor, *rest: Any) -> None:
 
 
 def _moments(scores: Tensor, exists: Tensor, root: Tensor, with_mean: bool) -> tuple[Tensor, ...]:
-    """Log Z, marginals (zeros unless requested), which examples need logarithms, and the input of
-    :func:`_covariance`.
-    """
+    """Log Z, marginals (zeros unless requested), and the input of :func:`_covariance`."""
     weights, tops = _weights(scores, exists)
     batch, n = scores.shape[:2]
     logz, mean = torch.empty(batch, dtype=torch.float64), torch.zeros_like(scores, requires_grad=False)
     nodes, factors = torch.empty(batch, n, dtype=torch.int64), weights.new_empty(batch, 2, n, n)
-    certified = torch.empty(batch, dtype=torch.bool)
-    _run(_moments_kernel, weights, exists, root, with_mean, logz, mean, nodes, certified, factors)
-    hard = logz == torch.inf
+    method = torch.empty(batch, dtype=torch.int8)
+    given = (scores.detach(), exists, root, with_mean)
+    _run(_moments_kernel, weights, tops, *given, logz, mean, nodes, method, factors)
     logz += tops.scatter(1, root[:, None], 0.0).sum(1) if n else 0.0
-    if bool(hard.any()):
-        arguments = scores.detach()[hard], exists[hard], root[hard]
-        logz[hard] = torch_log_partition(*arguments)
-        if with_mean:
-            mean[hard] = torch_marginals(*arguments)
-    return logz, mean, hard, weights, nodes, certified, factors
+    return logz, mean, weights, tops, nodes, method, factors
 
 
 class _LogPartition(torch.autograd.Function):
@@ -718,29 +885,23 @@ class _Marginals(torch.autograd.Function):
         scores, exists, root, *saved = ctx.saved_tensors
         if twin_needed(upstream):
             return *gradients(lambda s: torch_marginals(s, exists, root), [scores], [upstream]), None, None
-        return _covariance(scores, exists, root, upstream, *saved), None, None
+        return _covariance(scores, exists, upstream, *saved), None, None
 
 
 def _covariance(
     scores: Tensor,
     exists: Tensor,
-    root: Tensor,
     upstream: Tensor,
-    hard: Tensor,
     weights: Tensor,
+    tops: Tensor,
     nodes: Tensor,
-    certified: Tensor,
+    method: Tensor,
     factors: Tensor,
 ) -> Tensor:
     """The covariance of the edges times ``upstream``, from the results of :func:`_moments`."""
     out = torch.zeros_like(scores)
-    if bool(hard.any()):
-        with torch.enable_grad():
-            some = scores.detach()[hard].requires_grad_()
-            mean = torch_marginals(some, exists[hard], root[hard])
-            (out[hard],) = torch.autograd.grad(mean, some, upstream[hard])
-        nodes = nodes.masked_fill(hard[:, None], -1)  # nothing more to do for these examples
-    _run(_covariance_kernel, weights, nodes, certified, factors, upstream.contiguous(), out)
+    found = nodes, method, factors
+    _run(_covariance_kernel, weights, tops, scores.detach(), exists, *found, upstream.contiguous(), out)
     return out
 
 
@@ -1022,7 +1183,8 @@ def _marginals_operator(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
 def _covariance_operator(scores: Tensor, exists: Tensor, root: Tensor, direction: Tensor) -> Tensor:
     """The covariance of the edges times ``direction``: the Jacobian of the marginals, which is symmetric."""
     if not gpu.launches(scores):
-        return _covariance(scores, exists, root, direction, *_moments(scores, exists.contiguous(), root, True)[2:])
+        exists = exists.contiguous()
+        return _covariance(scores, exists, direction, *_moments(scores, exists, root, True)[2:])
     product = scores.new_empty(scores.shape)
     _launch(_gpu_covariance, scores, exists, root, direction, product)
     return product
