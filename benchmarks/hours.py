@@ -2,6 +2,7 @@
 
     python -m benchmarks.hours                       # prints them, for all tables at that budget
     python -m benchmarks.hours --only paulus         # of some tables
+    python -m benchmarks.hours --only correia_figure_1 task.data.source=MNIST/parquet
     RECORD=1 python -m benchmarks.hours              # and writes them into configs/table/*.yaml
 
 Each row is trained for a few seconds: the estimators with sparse distributions decode fewer vertices
@@ -15,6 +16,7 @@ is its upper bound.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import statistics
@@ -24,6 +26,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from benchmarks.launches import built
 from hydra import compose, initialize_config_dir
@@ -67,7 +70,10 @@ def cost(overrides: list[str]) -> Cost:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("config", overrides)
     name = next(o.removeprefix("task=") for o in overrides if o.startswith("task="))
+    trainer, data = config.trainer, config.task.get("data", {})
     task = built([*overrides, *FEW.get(name, [])])
+    # Schedules of the learning rate ask for the number of steps.
+    task.trainer = pl.Trainer(max_steps=trainer.max_steps, accelerator="cpu", logger=False, enable_progress_bar=False)
     optimizer: Any = task.configure_optimizers()
     optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
 
@@ -76,7 +82,6 @@ def cost(overrides: list[str]) -> Cost:
         task.step(batch).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    trainer, data = config.trainer, config.task.data
     step = _seconds(task, "train", train, WARM_UP)
     numbers = {split: _batches(task, split, data.get(split) if name in FEW else None) for split in ("val", "test")}
     validations = -(-trainer.max_steps // trainer.val_every_n_steps)
@@ -133,27 +138,30 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="tables whose name contains this")
-    only = parser.parse_args().only
+    parser.add_argument("overrides", nargs="*", help="overrides of every row, such as a folder of images")
+    arguments = parser.parse_args()
+    only = arguments.only
     every = [tables.load(name, CONFIGS / "table") for name in tables.names(CONFIGS / "table") if only in name]
     chosen = [table for table in every if table.budget == "paper"]
     if not chosen:
         parser.error(f"--only {only}: no table at the paper's budget has this in its name")
     torch.set_num_threads(1)
     tune_allocator()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)  # it names its devices for every row
     print(f"{'table':22} {'row':34} {'hours':>7} {'validation':>10} {'test':>8}")
     for table in chosen:
-        found = {row.name: hours for row in table.rows if (hours := line(table, row)) is not None}
+        found = {row.name: hours for row in table.rows if (hours := line(table, row, arguments.overrides)) is not None}
         if os.environ.get("RECORD", "") not in ("", "0"):
             write(table, found)
 
 
-def line(table: Table, row: Row) -> float | None:
+def line(table: Table, row: Row, overrides: list[str]) -> float | None:
     """Measure a row and print its line; None without its data."""
     if row.unavailable or table.unavailable:
         return None
     given = [f"{key}={value}" for key, value in row.fixed.items()]
     try:
-        found = cost([*table.overrides, *row.overrides, *given, "budget=paper"])
+        found = cost([*table.overrides, *row.overrides, *given, "budget=paper", *overrides])
     except MissingDataError:
         return None
     validation = found.validation / (found.training + found.validation)
