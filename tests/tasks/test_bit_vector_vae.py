@@ -204,6 +204,14 @@ def test_cross_entropy_is_the_same_on_several_threads() -> None:
         torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-5 * one.abs().max().item())
 
 
+def test_vectorised_jacobian_of_the_cross_entropy() -> None:
+    weights, targets, rows = arguments(4, 3, torch.float64)
+    upstream = torch.randn(2, len(rows), dtype=torch.float64)
+    losses = cross_entropy(*weights, targets=targets, rows=rows), plain(weights, targets, rows)
+    found = [torch.autograd.grad(value, weights, upstream, is_grads_batched=True) for value in losses]
+    torch.testing.assert_close(*found)
+
+
 def test_cross_entropy_passes_gradcheck() -> None:
     weights, targets, rows = arguments(4, 3, torch.float64)
     assert torch.autograd.gradcheck(lambda *w: cross_entropy(*w, targets=targets, rows=rows), weights)

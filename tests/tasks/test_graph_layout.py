@@ -240,6 +240,16 @@ def test_messages_in_bfloat16_differ_by_its_rounding(hard: bool, monkeypatch: py
     assert max(gradients) < 0.1
 
 
+def test_vectorised_jacobian_of_messages() -> None:
+    inputs, soft = message_inputs(torch.float64), torch.rand(5, 4, 3, dtype=torch.float64, requires_grad=True)
+    heard = messages.sum_messages(*inputs, messages.Graphs(soft))
+    expected = messages._in_torch(*inputs, soft)
+    upstream = torch.randn(2, *heard.shape, dtype=torch.float64)
+    leaves = [*inputs, soft]
+    found = [torch.autograd.grad(value, leaves, upstream, is_grads_batched=True) for value in (heard, expected)]
+    torch.testing.assert_close(*found)
+
+
 def test_messages_pass_a_nan_on() -> None:
     inputs = message_inputs(torch.float32)
     with torch.no_grad():
@@ -258,6 +268,18 @@ def test_rollout_has_second_derivatives_and_compiles() -> None:
     assert torch.autograd.gradgradcheck(lambda s, e, *p: rollout(s, e, [*p], 2), (state, edges, *parameters))
     compiled = torch.compile(rollout, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(state, edges, parameters, 2), rollout(state, edges, parameters, 2))
+
+
+def test_vectorised_jacobian_of_the_rollout() -> None:
+    parameters = [p.detach().requires_grad_() for p in Decoder(3).double().parameters_of_steps()]
+    state, edges = torch.randn(2, 3, 2, dtype=torch.float64), torch.rand(2, 3, 2, dtype=torch.float64)
+    leaves = [state.requires_grad_(), edges.requires_grad_(), *parameters]
+    following = rollout(state, edges, parameters, 2)
+    upstream = torch.randn(2, *following.shape, dtype=torch.float64)
+    together = torch.autograd.grad(following, leaves, upstream, is_grads_batched=True, retain_graph=True)
+    one_by_one = zip(*[torch.autograd.grad(following, leaves, u, retain_graph=True) for u in upstream], strict=True)
+    for ours, expected in zip(together, one_by_one, strict=True):
+        torch.testing.assert_close(ours, torch.stack(expected))
 
 
 def test_hard_and_soft_paths_agree_in_float32() -> None:

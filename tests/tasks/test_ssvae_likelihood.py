@@ -43,6 +43,14 @@ def test_second_derivatives() -> None:
     torch.testing.assert_close(*found)
 
 
+def test_vectorised_jacobian() -> None:
+    logits, images, rows = arguments()
+    upstream = torch.randn(2, len(rows))
+    losses = [f(logits, images, rows) for f in (negative_log_likelihood, likelihood._in_torch)]
+    found = [torch.autograd.grad(value, logits, upstream, is_grads_batched=True) for value in losses]
+    torch.testing.assert_close(*found)
+
+
 def test_what_is_not_a_number_is_seen() -> None:
     logits, images, rows = arguments()
     with torch.no_grad():

@@ -22,6 +22,7 @@ from torch import Tensor
 from structgrad.algorithms import gpu
 from structgrad.algorithms.compiled import njit
 from structgrad.algorithms.derivatives import gradients as vector_jacobian
+from structgrad.algorithms.derivatives import twin_needed
 from structgrad.algorithms.elementary import exp
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
@@ -137,7 +138,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, classes, offsets, targets, rows, d_features, d_maps = ctx.saved_tensors
-        if torch.is_grad_enabled():  # second derivatives are wanted
+        if twin_needed(*gradients):
             inputs = [hidden, weight, bias, classes, offsets, targets[rows]]
             return *vector_jacobian(_in_torch, inputs, gradients), None
         # Vertices that do not affect the loss (baselines) cost nothing if reading values is free.

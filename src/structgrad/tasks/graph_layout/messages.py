@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from structgrad.algorithms.bfloat16 import as_array, narrow, products_in, widen
 from structgrad.algorithms.compiled import FAST, njit
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.derivatives import gradients, twin_needed
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.threads import run
 
@@ -141,7 +141,7 @@ class _Messages(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sender, receiver, weight, bias, edges, *products = ctx.saved_tensors
         graphs: Graphs = ctx.graphs
-        if torch.is_grad_enabled():  # second derivatives are wanted
+        if twin_needed(grad):
             return *gradients(_in_torch, [sender, receiver, weight, bias, edges], [grad]), None, None
         hidden, most = bias.shape[1], max((len(y) for y in products), default=0)
         dtype = products[0].dtype if products else weight.dtype

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.algorithms.derivatives import gradients
+from structgrad.algorithms.derivatives import gradients, twin_needed
 
 
 def rollout(state: Tensor, edges: Tensor, parameters: list[Tensor], steps: int) -> Tensor:
@@ -89,7 +89,7 @@ class _Rollout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         state, edges, *parameters, ends, types, around, first, second, known, third, fourth = ctx.saved_tensors
-        if torch.is_grad_enabled():  # second derivatives are wanted
+        if twin_needed(upstream):
             steps = upstream.shape[1]
             found = gradients(lambda *inputs: _in_torch(steps, *inputs), [state, edges, *parameters], [upstream])
             return *found[:2], None, *found[2:]
