@@ -101,14 +101,16 @@ def _batches(task: Task, split: Any, examples: int | None) -> float:
 def _seconds(task: Task, split: Any, call: Callable[[Batch], None], warm_up: float = 0.0) -> float:
     """The median processor time of a batch, drawing it included."""
     task.train(split == "train")
-    batches, times, start = _endless(task, split), [], time.process_time()
+    batches, times = _endless(task, split), []
     with nullcontext() if split == "train" else torch.no_grad():
+        call(next(batches))  # compiles kernels
+        start = time.process_time()
         while not times or time.process_time() - start < warm_up + MEASURED:
             before = time.process_time()
             call(next(batches))
-            if not times or before - start >= warm_up:  # the first one only counts if it is the only one
+            if before - start >= warm_up:
                 times.append(time.process_time() - before)
-    return statistics.median(times[1:] or times)
+    return statistics.median(times)
 
 
 def _endless(task: Task, split: Any) -> Iterator[Batch]:

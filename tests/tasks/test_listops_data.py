@@ -65,6 +65,15 @@ def by_hand(words: list[str]) -> tuple[int, int]:
     return value, depth
 
 
+def test_lengths_of_the_paper_count_parentheses() -> None:
+    # The smallest expression of the original files, and the longest tokens that the paper keeps.
+    line = "( ( ( [MAX 2 ) 9 ) ] )".split()
+    tokens, *_ = parse([word for word in line if word not in "()"])
+    shortest, longest = ListOpsData("unused").length
+    assert (len(line), len(tokens)) == (10, shortest)
+    assert 3 * longest - 2 <= 50 < 3 * (longest + 1) - 2
+
+
 def test_expressions_are_what_was_asked_for(tmp_path: Path) -> None:
     splits = generate(small(tmp_path, operators=("MIN", "MED")), progress=False)
     seen = set()

@@ -24,9 +24,9 @@ example.
 On the CPU compiled kernels invert the Laplacian of an example, which is faster. They keep the
 result if residuals and a bound on the amplification of rounding certify it (:func:`_invert`); for
 most scores in training they do. Otherwise they do the elimination above in linear float64. If
-products come near underflow, they do it with logarithms (:func:`_eliminate_logs`). GPU kernels work
-with logarithms throughout, one program an example. The plain torch version serves larger graphs and
-other devices.
+products come near underflow, they do it with logarithms (:func:`_eliminate_logs`), and each thread
+takes O(n^3) memory. GPU kernels work with logarithms throughout, one program an example. The plain
+torch version serves larger graphs and other devices.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ The generator is that of Nangia and Bowman (2018) under the restrictions of Paul
 D.5.1, who leave out the operator SM, the sum modulo 10. Every argument is an operator with
 probability 1/4 and otherwise a digit. Rejection keeps lengths within a range and gives every depth
 the same share. Depth counts nested operators; it is the height of the parse in edges.
+
+The paper's lengths of 10 to 50 are those of the original files, with the parentheses that say where
+their binary trees bracket. A line of T tokens has 2 (T - 1) of these. So T goes from 4 to 17.
 """
 
 from __future__ import annotations
@@ -220,9 +223,9 @@ class ListOpsData:
     train: int = 100_000
     val: int = 10_000
     test: int = 10_000
-    length: Sequence[int] = (10, 50)
+    length: Sequence[int] = (4, 17)
     depth: Sequence[int] = (1, 5)
-    arguments: Sequence[int] = (2, 10)
+    arguments: Sequence[int] = (2, 5)
     operators: Sequence[str] = ("MIN", "MAX", "MED")
     operator_probability: float = 0.25
     seed: int = 0

@@ -160,8 +160,8 @@ class GraphNetwork(nn.Module):
     def _packed(self, tokens: Tensor, adjacency: Tensor) -> Tensor:
         """The nodes of all graphs, one graph after another.
 
-        The cost of a step is the number of pairs of nodes. Lengths from 10 to 50 would leave two
-        thirds of padded pairs empty.
+        The cost of a step is the number of pairs of nodes. Unequal lengths would leave many of the
+        padded pairs empty.
         """
         exist = tokens != PAD
         exist[:, 0] = True  # the token that is classified
