@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -221,6 +222,35 @@ def test_log_the_test_at_the_last_step(tmp_path: Path) -> None:
     private.log_the_test_at_the_last_step(resumed)
     resumed.test(line, verbose=False)
     assert steps == [4]
+
+
+def test_skip_idle_callbacks(tmp_path: Path) -> None:
+    """Only those parts are left of which a callback, or a parent of it, makes something."""
+    seen: list[str] = []
+
+    class Ends(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *rest: object) -> None:
+            seen.append(f"{type(self).__name__} {trainer.global_step}")
+
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            seen.append("end")
+
+    class Child(Ends):
+        def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            seen.append("backward")
+
+    class Sections(PassThroughProfiler):
+        def start(self, action_name: str) -> None:
+            sections.append(action_name)
+
+    sections: list[str] = []
+    fit = trainer(tmp_path, 1, logger=False, callbacks=[Child()], enable_checkpointing=False, num_sanity_val_steps=0)
+    private.skip_idle_callbacks(fit)
+    fit.profiler = Sections()  # type: ignore[attr-defined]
+    fit.fit(Line())
+    assert seen == ["backward", "Child 1", "end"]
+    parts = [section.rpartition(".")[2] for section in sections if "Child." in section]
+    assert parts[parts.index("on_train_epoch_start") + 1 :][:2] == ["on_after_backward", "on_train_batch_end"]
 
 
 def test_save_last(tmp_path: Path) -> None:

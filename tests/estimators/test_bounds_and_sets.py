@@ -9,11 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from structgrad.estimators import RODEO, DisARM, Estimator, ImportanceWeighted, MuProp, Reinforce, WithoutReplacement
+from structgrad.estimators import (
+    RODEO,
+    DisARM,
+    Estimator,
+    ImportanceWeighted,
+    MuProp,
+    Reinforce,
+    WithoutReplacement,
+    log_size,
+)
 from structgrad.estimators.without_replacement import log_prob_of_sets
 from structgrad.structures import BinaryTree, KSubset, OneHot, Subset
 from structgrad.structures.base import UnsupportedError
 from structgrad.testing import Problem, assert_mean, assert_unbiased, gradients
+from tests.cases import CASES as ALL
 from tests.estimators.test_score_function import CASES, measured_variance, problem
 
 BITS = [name for name, (structure, *_) in CASES.items() if structure.is_independent]
@@ -292,3 +302,17 @@ def test_refusals() -> None:
         RODEO(Subset(), 1)
     with pytest.raises(ValueError, match="n_pairs"):
         DisARM(Subset(), 0)
+
+
+# --- the size of the set ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [(), (0,), (2, 3)])
+@pytest.mark.parametrize("name", [n for n, case in ALL.items() if "log_partition" in case.structure.oracles])
+def test_the_size_of_a_set(name: str, batch: tuple[int, ...]) -> None:
+    """It is summed once for all examples without a mask, and for each example with one."""
+    structure, shape = ALL[name].structure, ALL[name].shape
+    size = log_size(structure, torch.randn(*batch, *shape), None)
+    each = log_size(structure, torch.randn(*batch, *shape), torch.ones(shape, dtype=torch.bool))
+    assert size.shape == batch
+    torch.testing.assert_close(size, each)

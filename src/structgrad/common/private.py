@@ -137,6 +137,28 @@ def log_the_test_at_the_last_step(trainer: pl.Trainer) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
+def skip_idle_callbacks(trainer: pl.Trainer) -> None:
+    """Let the trainer pass over callbacks in those parts of a training step in which they do nothing.
+
+    Lightning calls every hook of every callback, within a section of its profiler that it names
+    anew. It passes over a hook that cannot be called.
+    """
+    from pytorch_lightning import Callback
+
+    hooks = (
+        "on_train_batch_start",
+        "on_before_zero_grad",
+        "on_before_backward",
+        "on_after_backward",
+        "on_before_optimizer_step",
+        "on_train_batch_end",
+    )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for hook in hooks:
+            if getattr(type(callback), hook) is getattr(Callback, hook):
+                setattr(callback, hook, None)
+
+
 def save_last(checkpoint: ModelCheckpoint, trainer: pl.Trainer) -> None:
     """Save the last state now, unless it has been saved at this step."""
     if not checkpoint._should_skip_saving_checkpoint(trainer):

@@ -519,7 +519,10 @@ def log_size(structure: Structure, scores: Tensor, mask: Tensor | None) -> Tenso
     It is the divergence of a point mass from the uniform distribution, the largest of all.
     """
     with torch.no_grad():
-        return structure.log_partition(torch.zeros_like(scores), mask)
+        if mask is not None:
+            return structure.log_partition(torch.zeros_like(scores), mask)
+        batch, parts = scores.shape[: -structure.layout.ndim], scores.shape[-structure.layout.ndim :]
+        return structure.log_partition(scores.new_zeros(parts)).expand(batch)  # of all examples
 
 
 def gibbs_divergence(

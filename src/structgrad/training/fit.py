@@ -23,7 +23,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from structgrad.common.files import write_json
-from structgrad.common.private import log_the_test_at_the_last_step
+from structgrad.common.private import log_the_test_at_the_last_step, skip_idle_callbacks
 from structgrad.common.text import first_line
 from structgrad.tasks.base import Task
 from structgrad.training import contract
@@ -132,6 +132,7 @@ def _fit(
             enable_model_summary=False,
             default_root_dir=folder,
         )
+        skip_idle_callbacks(trainer)
         trainer.fit(task, ckpt_path=checkpoint, weights_only=True)
         log_the_test_at_the_last_step(trainer)
         training_s = timer.time_elapsed(
