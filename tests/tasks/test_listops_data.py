@@ -67,7 +67,7 @@ def by_hand(words: list[str]) -> tuple[int, int]:
 
 def test_lengths_of_the_paper_count_parentheses() -> None:
     # The smallest expression of the original files, and the longest tokens that the paper keeps.
-    line = "( ( ( [MAX 2 ) 9 ) ] )".split()
+    line = ["(", "(", "(", "[MAX", "2", ")", "9", ")", "]", ")"]
     tokens, *_ = parse([word for word in line if word not in "()"])
     shortest, longest = ListOpsData("unused").length
     assert (len(line), len(tokens)) == (10, shortest)
