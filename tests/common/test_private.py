@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -244,11 +244,13 @@ def test_skip_idle_callbacks(tmp_path: Path) -> None:
             sections.append(action_name)
 
     sections: list[str] = []
-    fit = trainer(tmp_path, 1, logger=False, callbacks=[Child()], enable_checkpointing=False, num_sanity_val_steps=0)
+    own = LambdaCallback(on_train_batch_start=lambda *_: seen.append("start"))
+    callbacks = [Child(), own]
+    fit = trainer(tmp_path, 1, logger=False, callbacks=callbacks, enable_checkpointing=False, num_sanity_val_steps=0)
     private.skip_idle_callbacks(fit)
     fit.profiler = Sections()  # type: ignore[attr-defined]
     fit.fit(Line())
-    assert seen == ["backward", "Child 1", "end"]
+    assert seen == ["start", "backward", "Child 1", "end"]
     parts = [section.rpartition(".")[2] for section in sections if "Child." in section]
     assert parts[parts.index("on_train_epoch_start") + 1 :][:2] == ["on_after_backward", "on_train_batch_end"]
 

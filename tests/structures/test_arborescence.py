@@ -149,7 +149,7 @@ def test_unreachable_node_is_named() -> None:
     mask = torch.ones(2, 3, 4, 4, dtype=torch.bool)
     mask[1, 2, :, 3] = False
     scores = torch.randn(2, 3, 4, 4)
-    for oracle in ("argmax", "log_partition", "sample", "entropy", "trace"):
+    for oracle in ("argmax", "log_partition", "marginals", "sample", "entropy", "trace"):
         with pytest.raises(ValueError, match=r"example \(1, 2\) has no arborescence"):
             getattr(STRUCTURE, oracle)(scores.abs(), mask)
 

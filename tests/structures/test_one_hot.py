@@ -118,3 +118,11 @@ def test_density_of_a_relaxed_sample() -> None:
     assert torch.autograd.gradcheck(
         lambda s: OneHot().relaxed_log_density(point, s, temperature, mask), scores.requires_grad_()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.float64])
+def test_vertices_of_any_type_are_checked(dtype: torch.dtype) -> None:
+    scores, vertex = torch.randn(2, 3), torch.eye(3, dtype=dtype)[:2]
+    OneHot().check_vertex(vertex, scores)
+    with pytest.raises(ValueError, match=r"example \[1\] is no vertex"):
+        OneHot().check_vertex(torch.stack([vertex[0], vertex[0] + vertex[1]]), scores)

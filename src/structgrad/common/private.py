@@ -155,7 +155,8 @@ def skip_idle_callbacks(trainer: pl.Trainer) -> None:
     )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for hook in hooks:
-            if getattr(type(callback), hook) is getattr(Callback, hook):
+            # A hook may also be set on the instance, as Lightning's LambdaCallback does.
+            if getattr(getattr(callback, hook), "__func__", None) is getattr(Callback, hook):
                 setattr(callback, hook, None)
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from structgrad.algorithms import chu_liu_edmonds, matrix_tree
+from structgrad.algorithms import chu_liu_edmonds
 from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.structures import reading as readings
 from structgrad.structures.base import Noise, Trace
@@ -77,7 +77,7 @@ class Arborescence(Tree):
         """``E[x]``. A vector-Jacobian product costs twice as much. Second derivatives are in plain
         torch.
         """
-        mean = matrix_tree.marginals(*self._rooted(*self._flat(scores, mask))).reshape(scores.shape).to(scores.dtype)
+        mean = self._rooted_marginals(scores, mask).reshape(scores.shape).to(scores.dtype)
         if self.single_root and scores.shape[-1]:
             refuse(mean.detach()[..., self.root, :].sum(-1) > 1.5, f"has no {self._lacking()}")
         return mean

@@ -61,6 +61,16 @@ class Tree(Gibbs, KBest, ActiveSetProjection, abc.ABC):
         self._refuse(logz == -torch.inf, scores)
         return logz.reshape(scores.shape[:-2])
 
+    def _rooted_marginals(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Marginals ``[B, n, n]`` of the arborescences over which the partition function sums."""
+        flat, exists, root = self._rooted(*self._flat(scores, mask))
+        mean = matrix_tree.marginals(flat, exists, root)
+        if values_can_be_read(mean):
+            empty = mean.detach().sum((1, 2)) == 0  # without a tree, and of an example without parts
+            if bool(empty.any()):
+                self._refuse(empty & exists.flatten(1).any(1), scores)
+        return mean
+
     # --- vertices as integers -------------------------------------------------------------------------------------
 
     def covered(self, vertex: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class OneHot(Gibbs):
     def check_vertex(self, vertex: Tensor, scores: Tensor, mask: Tensor | None = None) -> None:
         """As for every structure. Good vertices without a mask, those of a training step, are recognised sooner."""
         if mask is None and vertex.shape == scores.shape and vertex.numel() and values_can_be_read(vertex):
-            x = vertex.detach()
+            x = vertex.detach().to(scores.dtype)
             if torch.equal(self._one_hot(x.argmax(-1), x, None), x):
                 return
         super().check_vertex(vertex, scores, mask)

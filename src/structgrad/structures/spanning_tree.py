@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from structgrad.algorithms import kruskal, matrix_tree
+from structgrad.algorithms import kruskal
 from structgrad.structures.arborescence import Arborescence
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.family_trees import Tree
@@ -41,7 +41,7 @@ class SpanningTree(Tree):
         """``E[x]``, symmetric. A vector-Jacobian product costs about as much again."""
         # An edge points towards or away from the root, never both. Rounded, the two may add up to 1
         # + 1e-7.
-        mean = matrix_tree.marginals(*self._rooted(*self._flat(scores, mask)))
+        mean = self._rooted_marginals(scores, mask)
         return (mean + mean.transpose(1, 2)).clamp(max=1).reshape(scores.shape)
 
     def sample(self, scores: Tensor, mask: Tensor | None = None, n: int | None = None) -> Tensor:
