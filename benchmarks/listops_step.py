@@ -1,5 +1,5 @@
-"""A training step of ListOps, with the paper's expressions and with three times as long ones: its time,
-its parts, and its speed relative to a matrix product.
+"""A training step of ListOps, with the paper's expressions and with longer ones: its time, its parts,
+and its speed relative to a matrix product.
 
 Run once as it is and once with glibc's default allocator:
 ``python benchmarks/listops_step.py --untuned``.
