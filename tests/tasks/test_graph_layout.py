@@ -270,6 +270,16 @@ def test_rollout_has_second_derivatives_and_compiles() -> None:
     torch.testing.assert_close(compiled(state, edges, parameters, 2), rollout(state, edges, parameters, 2))
 
 
+def test_vectorised_jacobian_of_the_sums_of_edges() -> None:
+    ends = [torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    edges = models._EdgeSum.apply(*ends)
+    upstream = torch.randn(3, *edges.shape, dtype=torch.float64)
+    together = torch.autograd.grad(edges, ends, upstream, is_grads_batched=True, retain_graph=True)
+    one_by_one = zip(*[torch.autograd.grad(edges, ends, u, retain_graph=True) for u in upstream], strict=True)
+    for ours, expected in zip(together, one_by_one, strict=True):
+        torch.testing.assert_close(ours, torch.stack(expected))
+
+
 def test_vectorised_jacobian_of_the_rollout() -> None:
     parameters = [p.detach().requires_grad_() for p in Decoder(3).double().parameters_of_steps()]
     state, edges = torch.randn(2, 3, 2, dtype=torch.float64), torch.rand(2, 3, 2, dtype=torch.float64)
