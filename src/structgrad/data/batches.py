@@ -94,11 +94,10 @@ class Batches:
         for index in range(self.position, len(self)):
             start = index * self.batch_size
             chosen = order[start : start + self.batch_size][self.rank :: self.world_size]
-            # It copies whole rows, which takes a quarter of the time of `tensor[chosen]`.
-            batch = {name: tensor.index_select(0, chosen) for name, tensor in self.tensors.items()}
+            batch = {name: _rows(tensor, chosen) for name, tensor in self.tensors.items()}
             if self.beside:
                 chosen = next(cycled)[self.rank :: self.world_size]
-                batch |= {name: tensor.index_select(0, chosen) for name, tensor in self.beside.items()}
+                batch |= {name: _rows(tensor, chosen) for name, tensor in self.beside.items()}
             # The position moves before the batch is handed out. So a checkpoint written after the
             # batch continues with the next one. A reader that stops at the last batch then begins
             # the next epoch.
@@ -139,6 +138,11 @@ def _length(tensors: Mapping[str, Tensor]) -> int:
     if len(set(lengths.values())) != 1:
         raise ValueError(f"tensors must be equally long; got {lengths}")
     return next(iter(lengths.values()))
+
+
+def _rows(tensor: Tensor, chosen: Tensor) -> Tensor:
+    """``tensor[chosen]`` in a quarter of the time, because whole rows are copied."""
+    return tensor.index_select(0, chosen.to(tensor.device))
 
 
 def _order(n: int, key: tuple[int, ...]) -> Tensor:
