@@ -164,7 +164,7 @@ WRONG: list[tuple[str, str]] = [
     (f"{LISTOPS} task.data.depth=[1,30]", "tokens or more"),
     (f"{LISTOPS} structure=bit_vector", "listops needs a structure over the edges of a graph; got Subset"),
     (f"{LISTOPS} structure=top_edges task.data.length=[4,12] task.data.depth=[1,2]", "expressions of 4 tokens"),
-    (f"{LISTOPS} structure.root=100", "expressions of 10 tokens"),
+    (f"{LISTOPS} structure.root=100", "expressions of 4 tokens"),
     (f"{LISTOPS} structure.root=-1", "root"),
     (f"{LISTOPS} structure.root=null", "structure.root must be a whole number"),
     (f"{LISTOPS} structure=none estimator=sst", "no latent variable"),
