@@ -6,8 +6,8 @@ D.5.1, who leave out the operator SM, the sum modulo 10. Every argument is an op
 probability 1/4 and otherwise a digit. Rejection keeps lengths within a range and gives every depth
 the same share. Depth counts nested operators; it is the height of the parse in edges.
 
-The paper's lengths of 10 to 50 are those of the original files, with the parentheses that say where
-their binary trees bracket. A line of T tokens has 2 (T - 1) of these. So T goes from 4 to 17.
+We take the paper's lengths of 10 to 50 for those of the original files, with the parentheses that say
+where their binary trees bracket. A line of T tokens has 2 (T - 1) of these. So T goes from 4 to 17.
 """
 
 from __future__ import annotations
