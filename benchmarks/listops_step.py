@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from benchmarks.harness import Row, matmul_rate, measure, report, settings, training_step
 from benchmarks.stopwatch import Stopwatch
-from torch import Tensor
 
 from structgrad.data import Batch
 from structgrad.estimators import SST
@@ -40,28 +39,36 @@ def flops(batch: Batch) -> float:
     return 3 * 2 * (lstm + scores + messages + nodes)
 
 
-def made(length: tuple[int, int], arguments: tuple[int, int]) -> ListOps:
-    """The task with a few expressions."""
+def measured(length: tuple[int, int], arguments: tuple[int, int], bound: float | None) -> list[Row]:
+    """The lines of a batch of such expressions."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as cache:
         data = ListOpsData(cache, 2000, 5, 5, length=length, arguments=arguments)
         data.prepare()
+        estimator = SST(Arborescence())
         task = ListOps(
-            structure=(structure := Arborescence()),
-            estimator=SST(structure),
+            structure=estimator.structure,
+            estimator=estimator,
             optimizer=partial(torch.optim.AdamW, lr=1e-3),
             data=data,
             batch_size=BATCH,
             hidden=HIDDEN,
             message_steps=MESSAGE_STEPS,
         )
-        task.batches("train")  # reads the data while they are there
-    return task
-
-
-def loss(task: ListOps, batch: Batch) -> Tensor:
-    """The loss of a training step."""
-    return task.step(batch).loss
+        batch = next(iter(task.batches("train")))
+    optimizer, watch = task.configure_optimizers(), Stopwatch(estimator)
+    step = training_step(optimizer, lambda: task.step(batch).loss)
+    size, rows = f"{BATCH} x {batch['tokens'].shape[1]}, d={HIDDEN}", []
+    for _ in settings(precisions=("highest", "medium")):
+        step()  # compiles the kernels
+        watch.restart()
+        time = measure(step, repeats=9)
+        share = round(time.rate(flops(batch)) / matmul_rate(), 3)
+        rows += [
+            Row("training step, arborescence, SST", size, time, bound=bound, share=share),
+            Row("  of it structure and estimator (mean)", size, watch.mean(), bound=0.3 * time.processor),
+        ]
+    return rows
 
 
 def main() -> None:
@@ -71,22 +78,7 @@ def main() -> None:
     untuned = parser.parse_args().untuned
     if not untuned and not tune_allocator():
         print("the allocator cannot be tuned on this machine")
-    rows = []
-    for length, arguments, bound in SIZES:
-        task = made(length, arguments)
-        batch = next(iter(task.batches("train")))
-        optimizer, watch = task.configure_optimizers(), Stopwatch(task.estimator)
-        step = training_step(optimizer, partial(loss, task, batch))
-        size = f"{BATCH} x {batch['tokens'].shape[1]}, d={HIDDEN}"
-        for _ in settings(precisions=("highest", "medium")):
-            step()  # compiles the kernels
-            watch.restart()
-            time = measure(step, repeats=9)
-            share = round(time.rate(flops(batch)) / matmul_rate(), 3)
-            rows += [
-                Row("training step, arborescence, SST", size, time, bound=bound, share=share),
-                Row("  of it structure and estimator (mean)", size, watch.mean(), bound=0.3 * time.processor),
-            ]
+    rows = [row for size in SIZES for row in measured(*size)]
     name = "listops_step_untuned" if untuned else "listops_step"
     report(name, rows, allocator="glibc default" if untuned else "tuned")
 

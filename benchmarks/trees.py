@@ -2,19 +2,21 @@
 ``python benchmarks/trees.py``.
 
 ``published`` is what the code released with the papers takes on a two-core machine (issue 3's
-table); torch-struct and networkx are run here.
+table); torch-struct, networkx and our own plain torch are run here.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import networkx as nx
 import torch
 from benchmarks.harness import Row, measure, report, settings
 from torch import Tensor
 
+from structgrad.algorithms import matrix_tree
 from structgrad.structures import Arborescence, SpanningTree
 from structgrad.structures.base import Structure
 
@@ -75,6 +77,24 @@ def row(structure: Structure, oracle: str, batch: int, n: int, bound: float, pub
     return Row(f"{structure.name} {oracle}, fwd + bwd", size, ours, bound=bound, published=published)
 
 
+def far_scores(batch: int, n: int) -> list[Row]:
+    """Marginals that need logarithms, beside those in plain torch: of normal scores with a standard
+    deviation of 800, and of scores that are costs of negative exponentials at low rates.
+    """
+    structure, root = Arborescence(), torch.zeros(batch, dtype=torch.int64)
+    rates = torch.nn.functional.softplus(-30 * torch.rand(batch, n, n))
+    kinds = {"N(0, 800^2)": 800 * torch.randn(batch, n, n), "costs": -torch.empty(batch, n, n).exponential_() / rates}
+    rows = []
+    for kind, scores in kinds.items():
+        plain = partial(matrix_tree.torch_marginals, exists=structure.parts(scores), root=root)
+        ours, theirs = (
+            measure(forward_backward(function, scores), repeats=7) for function in (structure.marginals, plain)
+        )
+        what = f"Arborescence marginals of {kind}, fwd + bwd"
+        rows.append(Row(what, f"B {batch}, n {n}", ours, "ours in plain torch", theirs))
+    return rows
+
+
 def main() -> None:
     """Print the table, and record it if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -94,7 +114,10 @@ def main() -> None:
         (Arborescence(), "trace_log_prob", 100, 50, 15, 112),
         (Arborescence(), "conditional", 100, 50, 25, 219),
     ]
-    report("trees", [row(*line, loop=arguments.opponents) for _ in settings() for line in lines])
+    rows = []
+    for _ in settings():
+        rows += [*(row(*line, loop=arguments.opponents) for line in lines), *far_scores(100, 50)]
+    report("trees", rows)
 
 
 if __name__ == "__main__":

@@ -307,15 +307,6 @@ def _store(m: int, nodes: Any, values: Any, out: Any) -> None:
                     out[nodes[k], nodes[j]] = values[k, j]
 
 
-@njit(cache=True)
-def _load_logs(m: int, scores: Any, exists: Any, tops: Any, nodes: Any, w: Any) -> None:
-    """Load the logs of the weights of one example, after :func:`_load`."""
-    for k in range(m + 1):
-        for j in range(1, m + 1):
-            edge = exists[nodes[k], nodes[j]] and k != j
-            w[k, j] = scores[nodes[k], nodes[j]] - tops[nodes[j]] if edge else -math.inf
-
-
 @njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _eliminate(m: int, w: Any) -> float:
     """Eliminate the nodes m, ..., 1 in place and return log Z.
@@ -516,11 +507,16 @@ def _tangent(m: int, w: Any, g: Any, dw: Any, dg: Any) -> None:
 
 
 @njit(cache=True)
-def _eliminate_logs(m: int, w: Any, through: Any) -> float:
+def _eliminate_logs(m: int, scores: Any, exists: Any, tops: Any, nodes: Any, w: Any, through: Any) -> float:
     """The same as :func:`_eliminate`, of logarithms, for scores of any size.
 
+    It writes the logs of the weights to ``w`` first; ``nodes`` are those of :func:`_load`.
     ``through[i, k, j]`` is the part ``p[k] w[i, j] / w'[k, j]`` of a reduced edge that goes through i.
     """
+    for k in range(m + 1):
+        for j in range(1, m + 1):
+            edge = exists[nodes[k], nodes[j]] and k != j
+            w[k, j] = scores[nodes[k], nodes[j]] - tops[nodes[j]] if edge else -math.inf
     logz = 0.0
     for i in range(m, 0, -1):
         top, total = -math.inf, 0.0
@@ -702,8 +698,7 @@ def _moments_kernel(
             method[b] = _LOGS
             if len(through) < m + 1:
                 through = np.empty((m + 1, n, n))
-            _load_logs(m, scores[b], exists[b], tops[b], nodes[b], w)
-            logz[b] = _eliminate_logs(m, w, through)
+            logz[b] = _eliminate_logs(m, scores[b], exists[b], tops[b], nodes[b], w, through)
         if logz[b] == -math.inf:
             method[b] = _NOTHING
         elif with_mean:
@@ -784,11 +779,11 @@ def _covariance_kernel(
         else:
             if through.shape[1] < m + 1:
                 through = np.empty((2, m + 1, n, n))
-            _load_logs(m, scores[b], exists[b], tops[b], nodes[b], w)
+            _eliminate_logs(m, scores[b], exists[b], tops[b], nodes[b], w, through[0])
             for k in range(m + 1):
                 for j in range(1, m + 1):
-                    dw[k, j] = dw[k, j] if w[k, j] > -math.inf else 0.0
-            _eliminate_logs(m, w, through[0])
+                    edge = exists[b, nodes[b, k], nodes[b, j]] and k != j
+                    dw[k, j] = dw[k, j] if edge else 0.0
             _tangent_logs(m, w, through[0], g, dw, through[1], scratch)
         _store(m, nodes[b], scratch, out[b])
 
@@ -818,8 +813,7 @@ def _sample_kernel(
         if logs:
             if len(through) < m + 1:
                 through = np.empty((m + 1, n, n))
-            _load_logs(m, scores[b], exists[b], tops[b], nodes, w)
-            _eliminate_logs(m, w, through)
+            _eliminate_logs(m, scores[b], exists[b], tops[b], nodes, w, through)
         for row in range(b, len(uniform), len(weights)):
             if logs:
                 _attach(m, weights[b], nodes, w, through, uniform[row], parent)

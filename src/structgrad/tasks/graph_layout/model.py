@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from structgrad.algorithms.eager import transformed
 from structgrad.tasks.graph_layout.messages import Graphs, sum_messages
 from structgrad.tasks.graph_layout.rollout import rollout
 
@@ -77,11 +76,7 @@ def sum_to_senders(per_edge: Tensor) -> Tensor:
     out = twice.new_empty(*per_edge.shape[:-2], per_edge.shape[-1])
     out[..., 0, :] = twice[..., n - 1, :]
     out[..., n - 1, :] = twice[..., n - 2, :]
-    first, second, between = twice[..., : n - 2, :], twice[..., n:, :], out[..., 1 : n - 1, :]
-    if transformed(per_edge):  # vectorised Jacobians have no `out`
-        between.copy_(first + second)
-    else:
-        torch.add(first, second, out=between)
+    out[..., 1 : n - 1, :] = twice[..., : n - 2, :] + twice[..., n:, :]
     return out
 
 
