@@ -74,3 +74,4 @@ def test_the_rows_beside_published_numbers_are_those_of_the_runs(monkeypatch: py
     (shown,) = re.findall(r"<!-- table:paulus_2 -->\n(.*?)<!-- /table -->", README, re.DOTALL)
     assert shown == rows(read("paulus_2", ROOT / "results" / "paulus_2")) + "\n"
     assert "published" in shown
+    assert len(shown.splitlines()) == 5  # however many rows have been run

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,15 @@ def test_the_picture_has_a_point_a_row_with_both_errors(tmp_path: Path) -> None:
     assert high > point.published + point.published_error  # the whole bar is seen
     page = reproduction.document([report], "images/x.png")
     assert page.startswith("# Reproduction\n\n![Published numbers against ours](images/x.png)")
+
+
+def test_tables_without_published_numbers_are_apart(tmp_path: Path) -> None:
+    curves = replace(small(tmp_path, (", published: {accuracy: [80.0, 4.0]}", "")), title="Curves")
+    page = reproduction.document([build(curves, runs(), "paper"), build(small(tmp_path), runs(), "paper")])
+    own, apart = page.split("## Without published numbers\n")
+    assert "## Small (`small`, A paper, Table 1)" in own
+    assert "Curves" not in own
+    assert "### Curves (`small`, A paper, Table 1)" in apart
 
 
 def test_stand_in_data_are_grouped_under_their_name(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_structures_that_the_shortest_expression_cannot_hold(data: ListOpsData) 
         make(KSubset(7, "undirected"), data)
 
 
-@pytest.mark.parametrize("structure", ["arborescence", "spanning_tree"])
+@pytest.mark.parametrize("structure", ["arborescence", "spanning_tree", "projective_tree"])
 @pytest.mark.parametrize("estimator", ["sst", "sst_gaussian", "sst_st"])
 def test_scores_of_all_trees_are_clipped(structure: str, estimator: str, root: Path) -> None:
     """Paulus et al. (2020), D.2, whatever the utilities, as long as they are scores plus noise."""

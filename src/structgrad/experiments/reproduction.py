@@ -96,19 +96,24 @@ def state(report: Report, line: Line | None, row: Row) -> State:
 
 
 def document(reports: Sequence[Report], picture: str = "") -> str:
-    """The page, from one report at the paper's budget for each table. Tables on stand-in data come
-    last.
+    """The page, from one report at the paper's budget for each table.
+
+    Tables with published numbers come first, then those without, then those on stand-in data.
 
     Args:
         reports: reports of all tables.
         picture: path of :func:`figure`, relative to the page; empty: none.
     """
     parts, states = [], []
-    own = [report for report in reports if not report.stand_in]
-    for title, group in (("", own), ("## Stand-in data", [report for report in reports if report.stand_in])):
+    groups: dict[str, list[Report]] = {"": [], "## Without published numbers": [], "## Stand-in data": []}
+    published, unpublished, stand_in = groups.values()
+    for report in sorted(reports, key=lambda report: report.stand_in):
+        numbers = any(row.published for row in report.table.rows)
+        (stand_in if report.stand_in else published if numbers else unpublished).append(report)
+    for title, group in groups.items():
         parts += [title] if title and group else []
-        for report in sorted(group, key=lambda report: report.stand_in):
-            section, found = _section(report)
+        for report in group:
+            section, found = _section(report, "###" if title else "##")
             parts.append(section)
             states += found
     counts = "; ".join(f"{states.count(found)} {found}" for found in dict.fromkeys(sorted(states)))
@@ -116,8 +121,8 @@ def document(reports: Sequence[Report], picture: str = "") -> str:
     return "\n\n".join(["# Reproduction", *shown, _HEAD, f"{len(states)} rows: {counts}.", *parts]) + "\n"
 
 
-def _section(report: Report) -> tuple[str, list[str]]:
-    """The section of a table, and the states of its rows."""
+def _section(report: Report, level: str) -> tuple[str, list[str]]:
+    """The section of a table under a heading of this level, and the states of its rows."""
     lines = report.main() if report.is_reproduction else {}
     rows, states = [], []
     for row in report.table.rows:
@@ -132,8 +137,7 @@ def _section(report: Report) -> tuple[str, list[str]]:
         rows.append("| " + " | ".join(cells) + " |")
     where = ", ".join(part for part in (f"`{report.table.name}`", report.table.source) if part)
     title = f"{report.table.title} ({where})"
-    heading = f"### {report.stand_in}: {title}" if report.stand_in else f"## {title}"
-    text = [heading, ""]
+    text = [f"{level} {report.stand_in}: {title}" if report.stand_in else f"{level} {title}", ""]
     if report.table.unavailable:
         text += [f"Data: {report.table.unavailable}.", ""]
     if report.runs:
@@ -221,7 +225,7 @@ def figure(reports: Sequence[Report]) -> Figure:
 
 _PICTURE = """*One point for each row at the paper's budget and on the paper's data: its first published number
 against ours. Bars are 95 % intervals of both; a point without an upright bar is one run. On the diagonal
-the two agree. Rows without a published number are in the tables below only.*"""
+the two agree. Tables without published numbers come [below](#without-published-numbers).*"""
 
 _HEAD = """`make reproduce` writes this page. It works through the rows whose data are available, at the
 paper's budget, cheapest first, and it continues where it was stopped. On a CPU it leaves out rows of more
