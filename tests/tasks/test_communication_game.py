@@ -534,7 +534,15 @@ def test_success_is_tested_as_the_released_code_does() -> None:
     relaxed = make(estimators()["gumbel_softmax"], eval_games=64, eval_batch_size=64).eval()
     relaxed.setup("fit")
     calls: list[Tensor] = []
-    relaxed.receiver.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0]))
+
+    def check(_: Any, inputs: tuple[Tensor, Tensor, Tensor], scores: Tensor) -> None:
+        """The message itself is received, not its most likely symbol."""
+        vertices, rows, candidates = inputs
+        messages = vertices @ relaxed.receiver.symbols.weight
+        torch.testing.assert_close(scores, (candidates[rows] @ messages[..., None])[..., 0])
+        calls.append(vertices)
+
+    relaxed.receiver.register_forward_hook(check)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             relaxed.step(next(iter(relaxed.batches("val"))))
