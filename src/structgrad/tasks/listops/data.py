@@ -328,7 +328,7 @@ def generate(data: ListOpsData, *, progress: bool = True) -> dict[str, Expressio
 
     Args:
         data: the configuration.
-        progress: show a progress bar.
+        progress: show a progress bar, on a terminal.
 
     Returns:
         split name -> expressions, in random order.
@@ -353,7 +353,9 @@ def generate(data: ListOpsData, *, progress: bool = True) -> dict[str, Expressio
     found: dict[int, list[tuple[NDArray[np.int16], ...]]] = {d: [] for d in wanted}
     counts = dict.fromkeys(wanted, 0)
     idle = dict.fromkeys(wanted, 0)
-    with tqdm(total=sum(wanted.values()), desc="Generating ListOps", unit="expr", disable=not progress) as bar:
+    with tqdm(
+        total=sum(wanted.values()), desc="Generating ListOps", unit="expr", disable=None if progress else True
+    ) as bar:
         while any(counts[d] < wanted[d] for d in wanted):
             open_depths = np.array([counts.get(d, 0) < wanted.get(d, 0) for d in range(deepest + 1)])
             kept = _grow_block(

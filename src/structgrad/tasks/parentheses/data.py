@@ -259,7 +259,7 @@ def generate(data: ParenthesesData, *, progress: bool = True) -> dict[str, Tenso
 
     Args:
         data: the configuration.
-        progress: show a progress bar.
+        progress: show a progress bar, on a terminal.
 
     Returns:
         split name -> int16 ``[n, length]``, in random order.
@@ -267,7 +267,7 @@ def generate(data: ParenthesesData, *, progress: bool = True) -> dict[str, Tenso
     rng = np.random.default_rng(data.seed)
     wanted = data._wanted
     found: dict[bytes, None] = {}
-    with tqdm(total=wanted, desc="Generating parentheses", unit="seq", disable=not progress) as bar:
+    with tqdm(total=wanted, desc="Generating parentheses", unit="seq", disable=None if progress else True) as bar:
         while len(found) < wanted:
             pairs = rng.integers(data.pairs[0], data.pairs[1] + 1, _BLOCK)
             found |= dict.fromkeys(keys_of(draw(rng, pairs, data.types, data.max_length)))
