@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import matplotlib.image
 import pytest
@@ -24,7 +25,7 @@ from structgrad.structures import (
 from structgrad.structures.base import Structure
 from structgrad.tasks.listops import ListOps, ListOpsData
 from structgrad.tasks.listops.data import PAD, Expressions, generate, parse
-from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier
+from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier, Update
 from structgrad.tasks.listops.task import edge_metrics, true_edges
 from structgrad.training.run import assemble
 from tests.tasks.trainers import quiet_trainer
@@ -139,11 +140,12 @@ def test_messages_over_hard_edges_and_over_all_pairs_agree(
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("update", get_args(Update))
 @pytest.mark.parametrize("steps", [1, 3])
-def test_packed_graphs_are_padded_ones(expressions: Expressions, steps: int) -> None:
+def test_packed_graphs_are_padded_ones(expressions: Expressions, steps: int, update: Update) -> None:
     """Soft edges, dropout, and weights of padding that are no numbers, which nobody looks at."""
     torch.manual_seed(0)
-    network = GraphNetwork(8, steps, 0.3).double()
+    network = GraphNetwork(8, steps, 0.3, update=update).double()
     tokens = expressions.tokens
     exist = tokens != PAD
     soft = torch.rand(*tokens.shape, tokens.shape[1], dtype=torch.float64)
@@ -175,6 +177,17 @@ def test_the_answer_flows_from_operands_to_the_first_token() -> None:
     after = before.clone()
     after[0, 4] = 7
     assert torch.equal(network(before, edges), network(after, edges))
+
+
+def test_a_residual_node_is_its_embedding_and_its_messages() -> None:
+    """h + sum over the operands of relu(W relu(a + b) + c), in one step."""
+    tokens, parents, *_ = parse(["[MAX", "3", "8", "]"])
+    network = GraphNetwork(8, 1, 0.0, update="residual").double().eval()
+    state = network.embedding(torch.tensor(tokens))
+    pairs = network.receive(state[:1]) + network.send(state[1:3])
+    expected = network.classify(state[0] + network.message(pairs.relu()).relu().sum(0))
+    given = network(torch.tensor([tokens]), true_edges(torch.tensor([parents])))
+    torch.testing.assert_close(given[0], expected)
 
 
 def test_dropout_keeps_the_mean_of_the_first_layer() -> None:

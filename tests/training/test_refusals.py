@@ -151,6 +151,7 @@ WRONG: list[tuple[str, str]] = [
     *((f"{LISTOPS} task.dropout={v}", "dropout must be") for v in ("nan", "-0.1", "1", "1.5", "null")),
     *((f"{LISTOPS} task.kl_weight={v}", "kl_weight must be") for v in ("-1", "nan", "null")),
     *((f"{LISTOPS} task.message_steps={v}", "message_steps must be") for v in ("-1", "0", "1.5")),
+    (f"{LISTOPS} task.update=lstm", "update must be"),
     (f"{LISTOPS} task.data=null", "task.data must be a ListOpsData"),
     (f"{LISTOPS} task.data.train=0", "train"),
     (f"{LISTOPS} task.data.train=1.5", "task.data.train must be a whole number"),

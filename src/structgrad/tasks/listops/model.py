@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from structgrad.tasks.lstm import padded_outputs
 
 #: Expressions evaluate to a digit.
 CLASSES = 10
+#: How the sum of its messages changes a node's state h: to h + sum, or to GRU(sum, h).
+Update = Literal["residual", "gru"]
 
 
 def _embedding(features: int, tokens: int) -> nn.Embedding:
@@ -101,10 +103,12 @@ class GraphNetwork(nn.Module):
     """Passes messages over a latent graph and classifies the first token.
 
     The message network is that of NRI's decoder (two layers over both ends of an edge) without the
-    last layers after aggregation. A gated recurrent unit updates a node from the sum of its
-    messages. An edge i -> j runs from operator to operand. The first token needs the values of its
-    operands to know the answer. So the message of the edge is weighted by ``x[i, j]`` and goes from
-    j to i. A vertex shows undirected edges in both directions, so messages go both ways.
+    last layers after aggregation. The sum of its messages updates a node: it is added, as NRI's
+    decoder adds what it predicts, or a gated recurrent unit takes it.
+
+    An edge i -> j runs from operator to operand. The first token needs the values of its operands
+    to know the answer. So the message of the edge is weighted by ``x[i, j]`` and goes from j to i.
+    A vertex shows undirected edges in both directions, so messages go both ways.
 
     The first layer acts on a pair of nodes through a sum of one term from each, so it is computed
     per node. Dropout removes a unit of the message network's first layer for all pairs of a graph
@@ -115,16 +119,24 @@ class GraphNetwork(nn.Module):
         steps: number of steps of message passing.
         dropout: dropout probability.
         tokens: number of token ids.
+        update: of a node, ``"residual"`` or ``"gru"``.
     """
 
-    def __init__(self, hidden: int, steps: int, dropout: float, tokens: int = len(VOCABULARY)) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        steps: int,
+        dropout: float,
+        tokens: int = len(VOCABULARY),
+        update: Update = "residual",
+    ) -> None:
         super().__init__()
         self.steps = steps
         self.embedding = _embedding(hidden, tokens)
         self.receive = nn.Linear(hidden, hidden)
         self.send = nn.Linear(hidden, hidden, bias=False)
         self.message = nn.Linear(hidden, hidden)
-        self.update = nn.GRUCell(hidden, hidden)
+        self.update = nn.GRUCell(hidden, hidden) if update == "gru" else None
         self.dropout = nn.Dropout(dropout)
         self.classify = _classifier(hidden, hidden)
 
@@ -153,7 +165,7 @@ class GraphNetwork(nn.Module):
                 heard = self._sparse(at_receiver, at_sender, graphs)
             else:
                 heard = self._dense(at_receiver, at_sender, graphs)
-            state = self.update(heard.flatten(0, 1), state.flatten(0, 1)).view_as(state)
+            state = self._updated(state.flatten(0, 1), heard.flatten(0, 1)).view_as(state)
         logits: Tensor = self.classify(state[:, 0])
         return logits
 
@@ -181,9 +193,12 @@ class GraphNetwork(nn.Module):
             at_receiver, at_sender = keep_receivers * self.receive(hearing), keep_senders * self.send(sending)
             pairs = Pairs(receivers, senders)
             heard = sum_messages(at_receiver, at_sender, self.message.weight, self.message.bias, edges, pairs)
-            state = gru_step(self.update, heard, hearing)
+            state = self._updated(hearing, heard)
         logits: Tensor = self.classify(state)
         return logits
+
+    def _updated(self, state: Tensor, heard: Tensor) -> Tensor:
+        return state + heard if self.update is None else gru_step(self.update, heard, state)
 
     def _dense(self, at_receiver: Tensor, at_sender: Tensor, adjacency: Tensor) -> Tensor:
         """Sum of messages ``[N, n, hidden]`` over all pairs, weighted by ``adjacency`` ``[N, n, n]``."""

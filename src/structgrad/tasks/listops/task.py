@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Predictions, Split, StepOutput, Task
 from structgrad.tasks.listops.data import CLOSE, PAD, ListOpsData, to_text
-from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier
+from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier, Update
 from structgrad.tasks.listops.picture import Parse, draw
 
 #: The number of test expressions drawn after the test, and their largest legible length.
@@ -47,6 +47,8 @@ class ListOps(Task):
         hidden: size of embeddings and all layers; also of the context that estimators get.
         message_steps: number of steps of the graph network. If the parse is deeper, the first token
             does not receive all messages.
+        update: how the graph network changes a node by the sum of its messages: ``"residual"`` adds
+            it, ``"gru"`` is a gated recurrent unit.
         dropout: dropout probability.
         kl_weight: weight of the estimator's divergence from its prior, if it has one; the paper has
             none.
@@ -73,6 +75,7 @@ class ListOps(Task):
         batch_size: int = 100,
         hidden: int = 60,
         message_steps: int = 5,
+        update: Update = "residual",
         dropout: float = 0.1,
         kl_weight: float = 0.0,
         seed: int = 0,
@@ -85,13 +88,15 @@ class ListOps(Task):
         check_range("batch_size", batch_size, least=1, most=data.train)
         check_range("hidden", hidden, least=1)
         check_range("message_steps", message_steps, least=1)
+        if update not in get_args(Update):
+            raise ValueError(f"update must be one of {', '.join(get_args(Update))}; got {update}")
         check_range("dropout", dropout, least=0, below=1)
         check_range("kl_weight", kl_weight, least=0)
         self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
         if not structure.is_latent and not structure.is_given:
             self.baseline = LSTMClassifier(hidden, dropout, data.max_length, data.tokens)
             return
-        self.network = GraphNetwork(hidden, message_steps, dropout, data.tokens)
+        self.network = GraphNetwork(hidden, message_steps, dropout, data.tokens, update)
         if structure.is_latent:
             if not structure.layout.is_graph:
                 raise ValueError(f"listops needs a structure over the edges of a graph; got {structure.name}")
