@@ -33,9 +33,9 @@ def flops(batch: Batch) -> float:
     lstm = 2 * tokens * (d * 4 * d)  # two of them: the recurrent product into four gates; inputs are few tokens
     scores = pairs * d
     # Second layer and sum for all pairs, but in the last step only for those whose receiver is a first token; first
-    # layer.
+    # layer; recurrent cell.
     messages = ((MESSAGE_STEPS - 1) * pairs + tokens) * (d * d + d)
-    nodes = MESSAGE_STEPS * tokens * 2 * d * d
+    nodes = MESSAGE_STEPS * tokens * (2 * d * d + 2 * d * d)
     return 3 * 2 * (lstm + scores + messages + nodes)
 
 

@@ -179,15 +179,16 @@ def test_the_answer_flows_from_operands_to_the_first_token() -> None:
     assert torch.equal(network(before, edges), network(after, edges))
 
 
-def test_a_residual_node_is_its_embedding_and_its_messages() -> None:
-    """h + sum over the operands of relu(W relu(a + b) + c), in one step."""
+def test_a_node_is_a_recurrent_cell_of_its_messages() -> None:
+    """tanh(A sum + B h + b) with the sum over the operands of relu(W relu(a + b) + c), in one step."""
     tokens, parents, *_ = parse(["[MAX", "3", "8", "]"])
-    network = GraphNetwork(8, 1, 0.0, update="residual").double().eval()
+    network = GraphNetwork(8, 1, 0.0, update="rnn").double().eval()
     state = network.embedding(torch.tensor(tokens))
-    pairs = network.receive(state[:1]) + network.send(state[1:3])
-    expected = network.classify(state[0] + network.message(pairs.relu()).relu().sum(0))
-    given = network(torch.tensor([tokens]), true_edges(torch.tensor([parents])))
-    torch.testing.assert_close(given[0], expected)
+    heard = network.message((network.receive(state[:1]) + network.send(state[1:3])).relu()).relu().sum(0)
+    given = dict(network.update.named_parameters())
+    root = given["weight_ih"] @ heard + given["bias_ih"] + given["weight_hh"] @ state[0] + given["bias_hh"]
+    expected = network.classify(root.tanh())
+    torch.testing.assert_close(network(torch.tensor([tokens]), true_edges(torch.tensor([parents])))[0], expected)
 
 
 def test_dropout_keeps_the_mean_of_the_first_layer() -> None:
@@ -302,7 +303,7 @@ def test_learns_with_the_true_parse(data: ListOpsData) -> None:
     task = make(GroundTruth(), data)
     optimizer = task.configure_optimizers()
     losses = []
-    for _ in range(4):
+    for _ in range(8):
         for batch in task.batches("train"):
             loss = task.step(batch).loss
             optimizer.zero_grad()

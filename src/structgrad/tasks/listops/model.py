@@ -16,8 +16,8 @@ from structgrad.tasks.lstm import padded_outputs
 
 #: Expressions evaluate to a digit.
 CLASSES = 10
-#: How the sum of its messages changes a node's state h: to h + sum, or to GRU(sum, h).
-Update = Literal["residual", "gru"]
+#: The recurrent cell that takes the sum of a node's messages and its state: plain, or gated.
+Update = Literal["rnn", "gru"]
 
 
 def _embedding(features: int, tokens: int) -> nn.Embedding:
@@ -103,8 +103,7 @@ class GraphNetwork(nn.Module):
     """Passes messages over a latent graph and classifies the first token.
 
     The message network is that of NRI's decoder (two layers over both ends of an edge) without the
-    last layers after aggregation. The sum of its messages updates a node: it is added, as NRI's
-    decoder adds what it predicts, or a gated recurrent unit takes it.
+    last layers after aggregation. A recurrent cell updates a node from the sum of its messages.
 
     An edge i -> j runs from operator to operand. The first token needs the values of its operands
     to know the answer. So the message of the edge is weighted by ``x[i, j]`` and goes from j to i.
@@ -119,7 +118,7 @@ class GraphNetwork(nn.Module):
         steps: number of steps of message passing.
         dropout: dropout probability.
         tokens: number of token ids.
-        update: of a node, ``"residual"`` or ``"gru"``.
+        update: the cell, ``"rnn"`` or ``"gru"``.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class GraphNetwork(nn.Module):
         steps: int,
         dropout: float,
         tokens: int = len(VOCABULARY),
-        update: Update = "residual",
+        update: Update = "rnn",
     ) -> None:
         super().__init__()
         self.steps = steps
@@ -136,7 +135,7 @@ class GraphNetwork(nn.Module):
         self.receive = nn.Linear(hidden, hidden)
         self.send = nn.Linear(hidden, hidden, bias=False)
         self.message = nn.Linear(hidden, hidden)
-        self.update = nn.GRUCell(hidden, hidden) if update == "gru" else None
+        self.update = (nn.GRUCell if update == "gru" else nn.RNNCell)(hidden, hidden)
         self.dropout = nn.Dropout(dropout)
         self.classify = _classifier(hidden, hidden)
 
@@ -198,7 +197,10 @@ class GraphNetwork(nn.Module):
         return logits
 
     def _updated(self, state: Tensor, heard: Tensor) -> Tensor:
-        return state + heard if self.update is None else gru_step(self.update, heard, state)
+        if isinstance(self.update, nn.GRUCell):
+            return gru_step(self.update, heard, state)
+        following: Tensor = self.update(heard, state)
+        return following
 
     def _dense(self, at_receiver: Tensor, at_sender: Tensor, adjacency: Tensor) -> Tensor:
         """Sum of messages ``[N, n, hidden]`` over all pairs, weighted by ``adjacency`` ``[N, n, n]``."""

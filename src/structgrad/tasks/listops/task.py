@@ -47,8 +47,8 @@ class ListOps(Task):
         hidden: size of embeddings and all layers; also of the context that estimators get.
         message_steps: number of steps of the graph network. If the parse is deeper, the first token
             does not receive all messages.
-        update: how the graph network changes a node by the sum of its messages: ``"residual"`` adds
-            it, ``"gru"`` is a gated recurrent unit.
+        update: the recurrent cell that takes the sum of a node's messages and its state: ``"rnn"``,
+            plain with tanh, or ``"gru"``, gated.
         dropout: dropout probability.
         kl_weight: weight of the estimator's divergence from its prior, if it has one; the paper has
             none.
@@ -75,7 +75,7 @@ class ListOps(Task):
         batch_size: int = 100,
         hidden: int = 60,
         message_steps: int = 5,
-        update: Update = "residual",
+        update: Update = "rnn",
         dropout: float = 0.1,
         kl_weight: float = 0.0,
         seed: int = 0,
