@@ -135,7 +135,7 @@ class GraphNetwork(nn.Module):
         self.receive = nn.Linear(hidden, hidden)
         self.send = nn.Linear(hidden, hidden, bias=False)
         self.message = nn.Linear(hidden, hidden)
-        self.update = (nn.GRUCell if update == "gru" else nn.RNNCell)(hidden, hidden)
+        self.update = {"rnn": nn.RNNCell, "gru": nn.GRUCell}[update](hidden, hidden)
         self.dropout = nn.Dropout(dropout)
         self.classify = _classifier(hidden, hidden)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_choice, check_range
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures.base import Structure
@@ -88,8 +88,7 @@ class ListOps(Task):
         check_range("batch_size", batch_size, least=1, most=data.train)
         check_range("hidden", hidden, least=1)
         check_range("message_steps", message_steps, least=1)
-        if update not in get_args(Update):
-            raise ValueError(f"update must be one of {', '.join(get_args(Update))}; got {update}")
+        check_choice("update", update, get_args(Update))
         check_range("dropout", dropout, least=0, below=1)
         check_range("kl_weight", kl_weight, least=0)
         self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
