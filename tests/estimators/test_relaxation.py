@@ -243,6 +243,25 @@ def test_clipping_is_refused_for_neg_exponential() -> None:
         SST(Arborescence(), utility="neg_exponential", clip_range=15.0)
 
 
+def test_clipped_utilities_are_those_of_the_released_code() -> None:
+    p = problem("spanning_tree", scale=20.0)
+    estimator = SST(p.structure, temperature=4.0, clip_range=3.0, clip="utilities")
+    torch.manual_seed(0)
+    relaxed = estimator(p.scores, p.decoder, mask=p.mask).vertices
+    torch.manual_seed(0)
+    sharpened = estimator.perturb(p.scores, p.mask) / 4.0
+    exists = p.structure.parts(sharpened, p.mask)
+    top = sharpened.masked_fill(~exists, -math.inf).amax((1, 2), keepdim=True)
+    clipped = torch.maximum(sharpened, top - 3.0)
+    assert (clipped > sharpened)[exists].any()
+    torch.testing.assert_close(relaxed, p.structure.marginals(clipped, p.mask))
+    assert SST(Arborescence(), utility="neg_exponential", clip_range=15.0, clip="utilities").clip == "utilities"
+    with pytest.raises(ValueError, match="clip_range would change the distribution"):
+        SST(CASES["subset"].plain, clip_range=15.0, clip="utilities")
+    with pytest.raises(ValueError, match="says what clip_range clips"):
+        SST(p.structure, clip="utilities")
+
+
 def test_samples_are_averaged() -> None:
     p = problem("spanning_tree")
     estimator = SST(p.structure, n_samples=3)
@@ -340,6 +359,7 @@ def test_impossible_temperatures(temperature: float) -> None:
         ({"utility": "cauchy"}, "utility must be one of"),
         ({"n_samples": 0}, "n_samples"),
         ({"clip_range": 0.0}, "clip_range must be positive"),
+        ({"clip": "theta", "clip_range": 15.0}, "clip must be one of"),
         ({"backward": "autograd"}, "backward must be one of"),
         ({"epsilon": 0.0}, "epsilon must be positive"),
         ({"kl": "prior"}, "kl must be one of"),

@@ -33,6 +33,7 @@ Backward = Literal["exact", "finite_difference"]
 KL = Literal["utility", "distribution"]
 Mapping = Literal["marginal", "sparsemap", "entmax"]
 Evaluation = Literal["hard", "relaxed"]
+Clip = Literal["scores", "utilities"]
 
 
 class ExponentialSchedule(nn.Module):
@@ -170,6 +171,9 @@ class SST(Estimator):
             in training only (Paulus et al., D.2: 15). It is for structures whose vertices all have
             equally many parts, and for utilities ``scores + noise``. Elsewhere it would change the
             distribution.
+        clip: what ``clip_range`` clips. ``"utilities"`` clips U / t, the argument of the
+            relaxation, as the code released with Paulus et al. does. Any utilities may then be
+            clipped, and scores may lie ``t clip_range`` apart.
         straight_through: evaluate the objective at the hard vertex, differentiate through the
             relaxed one.
         n_samples: number of samples an example in training; the objective and gradients are
@@ -197,6 +201,7 @@ class SST(Estimator):
         utility: UtilityName | Literal["gibbs"] | Utility = "gumbel",
         temperature: float | Tensor | ExponentialSchedule = 1.0,
         clip_range: float | None = None,
+        clip: Clip = "scores",
         straight_through: bool = False,
         n_samples: int = 1,
         backward: Backward = "exact",
@@ -212,10 +217,14 @@ class SST(Estimator):
         if not isinstance(temperature, ExponentialSchedule):
             check_temperature(temperature)
         check_range("n_samples", n_samples, least=1)
-        if clip_range is not None:
+        check_choice("clip", clip, get_args(Clip))
+        if clip_range is None:
+            if clip != "scores":
+                raise ValueError(f"clip={clip} says what clip_range clips; give it one, or leave clip out")
+        else:
             if not clip_range > 0:
                 raise ValueError(f"clip_range must be positive; got {clip_range}")
-            if not structure.constant_size or not self.utility.is_location_family:
+            if not structure.constant_size or not (clip == "utilities" or self.utility.is_location_family):
                 raise ValueError(
                     "clip_range would change the distribution: it needs vertices of equally many parts "
                     f"({structure.name}: {structure.constant_size}) and utilities that are scores plus noise "
@@ -240,7 +249,8 @@ class SST(Estimator):
                     "kl=distribution is that of the Gibbs distribution, from which "
                     f"{type(self.utility).__name__} utilities do not sample {structure.name}; use kl=utility"
                 )
-        self.relaxation, self.temperature, self.clip_range = relaxation, temperature, clip_range
+        self.relaxation, self.temperature = relaxation, temperature
+        self.clip_range, self.clip = clip_range, clip
         self.straight_through, self.n_samples = straight_through, n_samples
         self.backward_by, self.epsilon = backward, epsilon
         self.evaluation = evaluation
@@ -273,14 +283,17 @@ class SST(Estimator):
             temperature.advance()
             assert isinstance(current, Tensor)
             metrics["temperature"] = current
-        if self.clip_range is not None:
+        if self.clip_range is not None and self.clip == "scores":
             scores = clip_scores(self.structure, scores, mask, self.clip_range)
         if self.n_samples > 1:
             scores, mask = flat_replicas(scores, mask, self.n_samples)
             if isinstance(current, Tensor) and current.dim():
                 current = current.repeat_interleave(self.n_samples, 0)
         utilities = self.perturb(scores, mask, self.draws)
-        vertices = self.relax(utilities / current, mask, current)
+        sharpened = utilities / current
+        if self.clip_range is not None and self.clip == "utilities":
+            sharpened = clip_scores(self.structure, sharpened, mask, self.clip_range)
+        vertices = self.relax(sharpened, mask, current)
         if self.straight_through:
             # The relaxed terms cancel exactly, so the value is that of the hard vertex to the last
             # bit.

@@ -39,6 +39,7 @@ NEUTRAL: dict[str, Any] = {
     "task.data.columns": None,
     "task.data.colour": "refused",
     "structure.single_root": False,
+    "estimator.clip": "scores",
     "estimator.start": "argmax",
     "estimator.epsilon": 0.01,
 }
