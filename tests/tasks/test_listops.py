@@ -25,7 +25,7 @@ from structgrad.structures import (
 from structgrad.structures.base import Structure
 from structgrad.tasks.listops import ListOps, ListOpsData
 from structgrad.tasks.listops.data import PAD, Expressions, generate, parse
-from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier, Update
+from structgrad.tasks.listops.model import DropoutPer, EdgeEncoder, Edges, GraphNetwork, LSTMClassifier, Update
 from structgrad.tasks.listops.task import edge_metrics, true_edges
 from structgrad.training.run import assemble
 from tests.tasks.trainers import quiet_trainer
@@ -145,7 +145,7 @@ def test_messages_over_hard_edges_and_over_all_pairs_agree(
 def test_packed_graphs_are_padded_ones(expressions: Expressions, steps: int, update: Update) -> None:
     """Soft edges, dropout, and weights of padding that are no numbers, which nobody looks at."""
     torch.manual_seed(0)
-    network = GraphNetwork(8, steps, 0.3, update=update).double()
+    network = GraphNetwork(8, steps, 0.3, update=update, dropout_per="graph").double()
     tokens = expressions.tokens
     exist = tokens != PAD
     soft = torch.rand(*tokens.shape, tokens.shape[1], dtype=torch.float64)
@@ -193,11 +193,41 @@ def test_a_node_is_a_recurrent_cell_of_its_messages() -> None:
 
 def test_dropout_keeps_the_mean_of_the_first_layer() -> None:
     torch.manual_seed(0)
-    network = GraphNetwork(4, 1, 0.5).double()
+    network = GraphNetwork(4, 1, 0.5, dropout_per="graph").double()
     a, b = torch.randn(1, 2, 4, dtype=torch.float64), torch.randn(1, 2, 4, dtype=torch.float64)
-    keep = network.dropout(torch.ones(1, 1, 4, dtype=torch.float64))
+    keep = network._keep(torch.ones(1, 1, 4, dtype=torch.float64))
     torch.testing.assert_close(torch.relu(keep * a + keep * b), keep * torch.relu(a + b))
     assert set(keep.flatten().tolist()) <= {0.0, 2.0}
+
+
+@pytest.mark.parametrize("dropout_per", get_args(DropoutPer))
+def test_dropout_acts_in_training_and_if_asked_in_evaluation(expressions: Expressions, dropout_per: DropoutPer) -> None:
+    edges, soft = true_edges(expressions.parents), adjacency(expressions.parents)
+    torch.manual_seed(0)
+    for test_dropout in (False, True):
+        network = GraphNetwork(8, 2, 0.4, dropout_per=dropout_per, test_dropout=test_dropout).double()
+        for forward, graphs in ((network, edges), (network, soft), (network._padded, soft)):
+            network.train()
+            assert not torch.equal(forward(expressions.tokens, graphs), forward(expressions.tokens, graphs))
+            network.eval()
+            again = torch.equal(forward(expressions.tokens, graphs), forward(expressions.tokens, graphs))
+            assert again != test_dropout
+
+
+def test_units_are_dropped_for_each_message(expressions: Expressions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled messages over all pairs have the mean of those over the true edges, and its spread
+    over draws (4 standard errors).
+    """
+    monkeypatch.setattr("structgrad.tasks.listops.messages._PAIRS", 50)
+    torch.manual_seed(0)
+    network = GraphNetwork(8, 1, 0.4).double()
+    tokens, parents = expressions.tokens[:1], expressions.parents[:1]
+    edges, soft = true_edges(parents), adjacency(parents)
+    with torch.no_grad():
+        drawn = [torch.cat([network(tokens, graphs) for _ in range(2000)]) for graphs in (edges, soft)]
+    mean, spread = zip(*((x.mean(0), x.std(0)) for x in drawn), strict=True)
+    assert ((mean[0] - mean[1]).abs() < 4 * spread[0] * (2 / 2000) ** 0.5).all()
+    torch.testing.assert_close(spread[0], spread[1], rtol=0.1, atol=0)
 
 
 def test_hard_evaluation_needs_no_memory_for_pairs(expressions: Expressions) -> None:

@@ -44,6 +44,37 @@ def test_compiled_and_in_torch_agree(hidden: int, receivers: Tensor) -> None:
         torch.testing.assert_close(sum_messages(*arguments, pairs), results[1][0])
 
 
+@pytest.mark.usefixtures("chunks")
+def test_dropout_is_the_same_in_both_passes_and_in_torch() -> None:
+    arguments, pairs = inputs(LENGTHS, LENGTHS, 60), Pairs(LENGTHS, LENGTHS)
+    torch.manual_seed(0)
+    heard = sum_messages(*arguments, pairs, 0.25)
+    torch.manual_seed(0)
+    drawn = messages.Drawn(int(torch.randint(2**32, ())), 2**30)
+    receivers, senders, *others = arguments
+    expected = messages._in_torch(receivers / 0.75, senders / 0.75, *others, pairs, drawn)
+    upstream = torch.linspace(-1, 1, heard.numel(), dtype=heard.dtype).view_as(heard)
+    torch.testing.assert_close(heard, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(heard, arguments, upstream), torch.autograd.grad(expected, arguments, upstream)
+    )
+    assert not torch.allclose(heard, sum_messages(*arguments, pairs, 0.25))
+
+
+def test_dropped_units_look_independent() -> None:
+    """Their share, and the agreement of units that are 1, a row and a key apart (5 standard errors)."""
+    pairs, p = Pairs(torch.tensor([300]), torch.tensor([300])), 0.3
+    first, second = (messages._kept(64, pairs, messages.Drawn(key, int(p * 2**32))) for key in (12_345, 4_000_000_000))
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+    for kept, share in (
+        (first, 1 - p),
+        (first[:, 1:] * first[:, :-1], (1 - p) ** 2),
+        (first[1:] * first[:-1], (1 - p) ** 2),
+        (first * second, (1 - p) ** 2),
+    ):
+        assert abs(float(kept.mean()) - share) < 5 * (share * (1 - share) / kept.numel()) ** 0.5
+
+
 def test_derivatives() -> None:
     arguments, pairs = inputs(LENGTHS, LENGTHS, 3), Pairs(LENGTHS, LENGTHS)
 

@@ -35,6 +35,8 @@ NEUTRAL: dict[str, Any] = {
     "task.coefficients": None,
     "task.prior": "uniform",
     "task.update": "gru",
+    "task.dropout_per": "graph",
+    "task.test_dropout": False,
     "task.data.files": None,
     "task.data.columns": None,
     "task.data.colour": "refused",

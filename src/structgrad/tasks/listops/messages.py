@@ -12,8 +12,9 @@ parameters are float32.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,6 +32,23 @@ _PAIRS = 4_000
 _LANES = 32
 
 Array = NDArray[Any]
+
+
+class Drawn(NamedTuple):
+    """The draw of a dropout: which units are 0 is a hash of the key and the unit's place.
+
+    So the backward pass finds the same units again, and nobody keeps them.
+
+    Attributes:
+        key: below ``2^32``, another for each call.
+        limit: the probability, in ``2^-32``.
+    """
+
+    key: int
+    limit: int
+
+
+_NONE = Drawn(0, 0)
 
 
 class Pairs:
@@ -58,12 +76,17 @@ class Pairs:
 
 
 def sum_messages(
-    receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor, pairs: Pairs
+    receivers: Tensor,
+    senders: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    adjacency: Tensor,
+    pairs: Pairs,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Sum of weighted messages at each receiver, over all senders of its graph.
 
-    It is differentiable, twice, in all arguments except ``pairs``. A second derivative is in plain
-    torch, padded.
+    It is differentiable, twice, in all tensors. A second derivative is in plain torch, padded.
 
     Args:
         receivers: the receivers' inputs to the first layer, ``[R, d]``, one graph after another.
@@ -73,11 +96,18 @@ def sum_messages(
         adjacency: weights of the messages ``[N, n, n]``: ``[g, i, j]`` for the i-th receiver and
             the j-th sender of a graph; the rest is never read.
         pairs: the sizes of the graphs.
+        dropout: the probability that a unit of the first layer is 0, for each pair by itself; the
+            other units are ``1 / (1 - dropout)`` times as large.
 
     Returns:
         ``[R, d]``.
     """
-    heard: Tensor = _Messages.apply(receivers, senders, weight, bias, adjacency, pairs, torch.is_grad_enabled())
+    drawn = None
+    if dropout:
+        drawn = Drawn(int(torch.randint(2**32, ())), int(dropout * 2**32))
+        # m relu(a + b) = relu(m a + m b) for m >= 0: the kernels need not scale.
+        receivers, senders = receivers / (1 - dropout), senders / (1 - dropout)
+    heard: Tensor = _Messages.apply(receivers, senders, weight, bias, adjacency, pairs, drawn, torch.is_grad_enabled())
     return heard
 
 
@@ -85,7 +115,13 @@ def sum_messages(
 
 
 def _in_torch(
-    receivers: Tensor, senders: Tensor, weight: Tensor, bias: Tensor, adjacency: Tensor, pairs: Pairs
+    receivers: Tensor,
+    senders: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    adjacency: Tensor,
+    pairs: Pairs,
+    drawn: Drawn | None = None,
 ) -> Tensor:
     """The same as :func:`sum_messages`, in operations that autograd knows."""
 
@@ -95,10 +131,24 @@ def _in_torch(
 
     into, hears = by_graph(receivers, pairs.receivers)
     out_of, sends = by_graph(senders, pairs.senders)
-    messages = F.relu(F.linear(F.relu(into[:, :, None] + out_of[:, None]), weight, bias))
+    first = F.relu(into[:, :, None] + out_of[:, None])
     exist = hears[:, :, None] & sends[:, None]
+    if drawn is not None:
+        first = first * torch.ones_like(first).index_put((exist,), _kept(len(weight), pairs, drawn).to(first))
+    messages = F.relu(F.linear(first, weight, bias))
     edges = adjacency[:, : hears.shape[1], : sends.shape[1]].masked_fill(~exist, 0)
     return (edges[:, :, None] @ messages).squeeze(2)[hears]
+
+
+def _kept(units: int, pairs: Pairs, drawn: Drawn) -> Tensor:
+    """1 for the units of all pairs that are not dropped: ``[pairs, units]``."""
+    width = units + -units % _LANES
+    ones = torch.ones(1, width)
+    # Graphs of one receiver, which is 1, and as many senders, which are 0, as there are pairs.
+    kept = torch.empty(int(pairs.begin[2, -1]), width)
+    begin = torch.tensor([[0, 1], [0, len(kept)], [0, len(kept)]])
+    run(_first_layer, kept.numel(), 0, 1, *_arrays(ones, torch.zeros_like(kept), begin, kept), *drawn)
+    return kept[:, :units]
 
 
 # --- CPU kernels ------------------------------------------------------------------------------------------------------
@@ -114,6 +164,7 @@ class _Messages(torch.autograd.Function):
         bias: Tensor,
         adjacency: Tensor,
         pairs: Pairs,
+        drawn: Drawn | None,
         keep: bool,
     ) -> Tensor:
         padded = _padded(receivers, senders, weight, bias, adjacency)
@@ -125,11 +176,11 @@ class _Messages(torch.autograd.Function):
         nodes, sums = _arrays(into, out_of, pairs.begin, first), _arrays(offset, edges, pairs.begin, heard, products)
         for start, stop, begin, end in pairs.chunks:
             count, kept = end - begin, begin if keep else 0
-            run(_first_layer, count * width, start, stop, *nodes)
+            run(_first_layer, count * width, start, stop, *nodes, *(drawn or _NONE))
             torch.mm(first[:count], second, out=products[kept : kept + count])
             run(_sum, count * width, start, stop, kept, *sums)
         ctx.save_for_backward(receivers, senders, weight, bias, adjacency, products)
-        ctx.padded, ctx.pairs = padded, pairs
+        ctx.padded, ctx.pairs, ctx.drawn = padded, pairs, drawn
         return heard[:, : len(bias)]
 
     @staticmethod
@@ -137,7 +188,7 @@ class _Messages(torch.autograd.Function):
         *inputs, products = ctx.saved_tensors
         pairs: Pairs = ctx.pairs
         if twin_needed(grad):
-            return *gradients(partial(_in_torch, pairs=pairs), inputs, [grad]), None, None
+            return *gradients(partial(_in_torch, pairs=pairs, drawn=ctx.drawn), inputs, [grad]), None, None, None
         into, out_of, second, offset, edges = ctx.padded
         width, hidden = second.shape[0], grad.shape[1]
         upstream = F.pad(grad, (0, width - hidden))
@@ -156,7 +207,7 @@ class _Messages(torch.autograd.Function):
             x, dx, dy = first[:count], d_first[:count], d_products[:count]
             run(_sum_backward, 2 * count * width, start, stop, begin, *sums)
             torch.mm(dy, second.T, out=dx)
-            run(_first_layer, count * width, start, stop, *nodes)
+            run(_first_layer, count * width, start, stop, *nodes, *(ctx.drawn or _NONE))
             if x.dtype == d_second.dtype:
                 d_second.addmm_(x.T, dy)
             else:
@@ -168,6 +219,7 @@ class _Messages(torch.autograd.Function):
             d_second[:hidden, :hidden].T,
             d_offset.sum(0)[:hidden],
             d_edges,
+            None,
             None,
             None,
         )
@@ -192,19 +244,45 @@ def _arrays(*tensors: Tensor) -> list[Array]:
 # Below, as in torch, `0 if x <= 0 else x`: a NaN counts as positive, so it is visible in the
 # result. Kernels take `begin` of `Pairs`, and the pairs from those of graph `start` to those before
 # graph `stop`. Those of `products` begin at row `kept`, those of other tensors at 0.
+@njit(nogil=True, cache=True)
+def _hash(place: int, key: int) -> np.uint32:
+    """32 bits that look random: a multiplicative hash of the place, exclusive or the key."""
+    x = np.uint32(place) ^ np.uint32(key)
+    x = np.uint32((x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    x = np.uint32((x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
 @njit(nogil=True, cache=True, fastmath=FAST)
 def _first_layer(
-    first: int, stride: int, start: int, stop: int, into: Array, out_of: Array, begin: Array, result: Array
+    first: int,
+    stride: int,
+    start: int,
+    stop: int,
+    into: Array,
+    out_of: Array,
+    begin: Array,
+    result: Array,
+    key: int,
+    limit: int,
 ) -> None:
-    """``relu(into[i] + out_of[j])``."""
+    """``relu(into[i] + out_of[j])``, and 0 for the units that are dropped."""
     zero = into.dtype.type(0)
+    width = into.shape[1]
     for g in range(start + first, stop, stride):
         pair = begin[2, g] - begin[2, start]
         for i in range(begin[0, g], begin[0, g + 1]):
             for j in range(begin[1, g], begin[1, g + 1]):
-                for c in range(into.shape[1]):
-                    value = into[i, c] + out_of[j, c]
-                    result[pair, c] = narrow(zero if value <= zero else value, result)
+                if limit == 0:
+                    for c in range(width):
+                        value = into[i, c] + out_of[j, c]
+                        result[pair, c] = narrow(zero if value <= zero else value, result)
+                else:
+                    place = (begin[2, start] + pair) * width
+                    for c in range(width):
+                        value = into[i, c] + out_of[j, c]
+                        gone = value <= zero or _hash(place + c, key) < np.uint32(limit)
+                        result[pair, c] = narrow(zero if gone else value, result)
                 pair += 1
 
 

@@ -18,6 +18,8 @@ from structgrad.tasks.lstm import padded_outputs
 CLASSES = 10
 #: The recurrent cell that takes the sum of a node's messages and its state: plain, or gated.
 Update = Literal["rnn", "gru"]
+#: Which messages share a draw of dropout: none, or all of a graph in a step.
+DropoutPer = Literal["pair", "graph"]
 
 
 def _embedding(features: int, tokens: int) -> nn.Embedding:
@@ -110,15 +112,18 @@ class GraphNetwork(nn.Module):
     A vertex shows undirected edges in both directions, so messages go both ways.
 
     The first layer acts on a pair of nodes through a sum of one term from each, so it is computed
-    per node. Dropout removes a unit of the message network's first layer for all pairs of a graph
-    at once. So dropout acts on nodes as well: ``m relu(a + b) = relu(m a + m b)`` for ``m >= 0``.
+    per node. With ``dropout_per="graph"`` dropout acts on nodes as well, because
+    ``m relu(a + b) = relu(m a + m b)`` for ``m >= 0``.
 
     Args:
         hidden: size of every layer.
         steps: number of steps of message passing.
-        dropout: dropout probability.
+        dropout: dropout probability of the hidden units of the message network.
         tokens: number of token ids.
         update: the cell, ``"rnn"`` or ``"gru"``.
+        dropout_per: each ``"pair"`` of nodes has a draw of its own, or all pairs of a ``"graph"``
+            share one.
+        test_dropout: messages keep their dropout in evaluation.
     """
 
     def __init__(
@@ -128,15 +133,17 @@ class GraphNetwork(nn.Module):
         dropout: float,
         tokens: int = len(VOCABULARY),
         update: Update = "rnn",
+        dropout_per: DropoutPer = "pair",
+        test_dropout: bool = False,
     ) -> None:
         super().__init__()
         self.steps = steps
+        self.dropout, self.dropout_per, self.test_dropout = dropout, dropout_per, test_dropout
         self.embedding = _embedding(hidden, tokens)
         self.receive = nn.Linear(hidden, hidden)
         self.send = nn.Linear(hidden, hidden, bias=False)
         self.message = nn.Linear(hidden, hidden)
         self.update = {"rnn": nn.RNNCell, "gru": nn.GRUCell}[update](hidden, hidden)
-        self.dropout = nn.Dropout(dropout)
         self.classify = _classifier(hidden, hidden)
 
     def forward(self, tokens: Tensor, graphs: Tensor | Edges) -> Tensor:
@@ -158,7 +165,7 @@ class GraphNetwork(nn.Module):
     def _padded(self, tokens: Tensor, graphs: Tensor | Edges) -> Tensor:
         state = self.embedding(tokens)
         for _ in range(self.steps):
-            keep = self.dropout(torch.ones_like(state[:, :1]))
+            keep = self._keep(torch.ones_like(state[:, :1]))
             at_receiver, at_sender = keep * self.receive(state), keep * self.send(state)
             if isinstance(graphs, Edges):
                 heard = self._sparse(at_receiver, at_sender, graphs)
@@ -181,20 +188,33 @@ class GraphNetwork(nn.Module):
         graph = torch.arange(len(tokens)).repeat_interleave(lengths)
         state = self.embedding(tokens[exist])
         for step in range(self.steps):
-            keep = self.dropout(state.new_ones(len(tokens), state.shape[1]))
+            keep = self._keep(state.new_ones(len(tokens), state.shape[1]))
             hearing, receivers, keep_receivers = state, lengths, keep[graph]
             if step == self.steps - 1:  # only the messages to the first tokens matter
                 hearing, receivers, keep_receivers = F.embedding(first, state), torch.ones_like(lengths), keep
             sending, senders, keep_senders, edges = state, lengths, keep[graph], adjacency
-            if step == 0:  # equal tokens of a graph still send the same
+            if step == 0 and not self._pair_dropout():  # equal tokens of a graph still send the same
                 spoken, of, edges = _merge_equal_senders(tokens, exist, adjacency)
                 sending, senders, keep_senders = self.embedding(spoken), of.bincount(minlength=len(tokens)), keep[of]
             at_receiver, at_sender = keep_receivers * self.receive(hearing), keep_senders * self.send(sending)
             pairs = Pairs(receivers, senders)
-            heard = sum_messages(at_receiver, at_sender, self.message.weight, self.message.bias, edges, pairs)
+            message = self.message.weight, self.message.bias
+            heard = sum_messages(at_receiver, at_sender, *message, edges, pairs, self._pair_dropout())
             state = self._updated(hearing, heard)
         logits: Tensor = self.classify(state)
         return logits
+
+    def _dropout(self) -> float:
+        """The current probability."""
+        return self.dropout if self.training or self.test_dropout else 0.0
+
+    def _pair_dropout(self) -> float:
+        """That of the units of each pair by itself."""
+        return self._dropout() if self.dropout_per == "pair" else 0.0
+
+    def _keep(self, ones: Tensor) -> Tensor:
+        """What the units of all pairs of a graph are multiplied by."""
+        return ones if self.dropout_per == "pair" else F.dropout(ones, self._dropout())
 
     def _updated(self, state: Tensor, heard: Tensor) -> Tensor:
         if isinstance(self.update, nn.GRUCell):
@@ -205,6 +225,7 @@ class GraphNetwork(nn.Module):
     def _dense(self, at_receiver: Tensor, at_sender: Tensor, adjacency: Tensor) -> Tensor:
         """Sum of messages ``[N, n, hidden]`` over all pairs, weighted by ``adjacency`` ``[N, n, n]``."""
         pairs = F.relu(at_receiver[:, :, None] + at_sender[:, None], inplace=True)
+        pairs = F.dropout(pairs, self._pair_dropout())
         messages = F.relu(self.message(pairs), inplace=True)
         return (adjacency[:, :, None] @ messages).squeeze(2)
 
@@ -217,6 +238,7 @@ class GraphNetwork(nn.Module):
             F.embedding(receiver, at_receiver.flatten(0, 1))
             + F.embedding(edges.graph * n + edges.sender, at_sender.flatten(0, 1))
         )
+        pairs = F.dropout(pairs, self._pair_dropout())
         messages = F.relu(self.message(pairs))
         heard = torch.zeros_like(at_receiver).flatten(0, 1).index_add(0, receiver, messages)
         return heard.view_as(at_receiver)

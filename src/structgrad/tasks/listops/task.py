@@ -18,7 +18,7 @@ from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import OptimizerFactory, Predictions, Split, StepOutput, Task
 from structgrad.tasks.listops.data import CLOSE, PAD, ListOpsData, to_text
-from structgrad.tasks.listops.model import EdgeEncoder, Edges, GraphNetwork, LSTMClassifier, Update
+from structgrad.tasks.listops.model import DropoutPer, EdgeEncoder, Edges, GraphNetwork, LSTMClassifier, Update
 from structgrad.tasks.listops.picture import Parse, draw
 
 #: The number of test expressions drawn after the test, and their largest legible length.
@@ -50,6 +50,10 @@ class ListOps(Task):
         update: the recurrent cell that takes the sum of a node's messages and its state: ``"rnn"``,
             plain with tanh, or ``"gru"``, gated.
         dropout: dropout probability.
+        dropout_per: dropout of the hidden units of a message is drawn for each ``"pair"`` of nodes,
+            or once a step for all pairs of a ``"graph"``, which is faster.
+        test_dropout: messages keep their dropout in evaluation, as in the decoder released with
+            Paulus et al. (2020).
         kl_weight: weight of the estimator's divergence from its prior, if it has one; the paper has
             none.
         seed: seed of the order of training examples.
@@ -77,6 +81,8 @@ class ListOps(Task):
         message_steps: int = 5,
         update: Update = "rnn",
         dropout: float = 0.1,
+        dropout_per: DropoutPer = "pair",
+        test_dropout: bool = False,
         kl_weight: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -90,12 +96,13 @@ class ListOps(Task):
         check_range("message_steps", message_steps, least=1)
         check_choice("update", update, get_args(Update))
         check_range("dropout", dropout, least=0, below=1)
+        check_choice("dropout_per", dropout_per, get_args(DropoutPer))
         check_range("kl_weight", kl_weight, least=0)
         self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
         if not structure.is_latent and not structure.is_given:
             self.baseline = LSTMClassifier(hidden, dropout, data.max_length, data.tokens)
             return
-        self.network = GraphNetwork(hidden, message_steps, dropout, data.tokens, update)
+        self.network = GraphNetwork(hidden, message_steps, dropout, data.tokens, update, dropout_per, test_dropout)
         if structure.is_latent:
             if not structure.layout.is_graph:
                 raise ValueError(f"listops needs a structure over the edges of a graph; got {structure.name}")
