@@ -96,6 +96,15 @@ def test_own_files_and_the_validation_set(folder: Path, tmp_path: Path) -> None:
     )
 
 
+def test_another_option_of_the_model_is_recorded_beside_the_run_s_own(folder: Path) -> None:
+    found = evaluate(folder, {"task.test_dropout": True})
+    plain = evaluate(folder)
+    assert found.file != plain.file
+    assert found.file.name.startswith("test-")
+    assert json.loads(found.file.read_text())["options"] == {"task.test_dropout": True}
+    assert json.loads(plain.file.read_text())["options"] == {}
+
+
 def test_other_reviews_are_read_with_the_words_of_the_training(tmp_path: Path) -> None:
     where = [f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}", f"paths.data={tmp_path}"]
     (tmp_path / "reviews").mkdir()

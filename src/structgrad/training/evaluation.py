@@ -101,6 +101,8 @@ def evaluate(
     tested = None
     if other != own:
         tested = _data(other, overrides)
+    options = {key: value for key, value in elsewhere.items() if key.startswith("task.")}
+    if tested is not None or options:
         name = f"{split}-{_digest(other)}"
     file = out or folder / "evaluations" / f"{name}.parquet"
     found = Recorded(task.structure, required=out is not None, task=str(summary["task"]))
@@ -120,6 +122,7 @@ def evaluate(
         "step": step,
         "split": split,
         "data": None if data is None else OmegaConf.to_container(data, resolve=True),
+        "options": options,
         "metrics": metrics,
         "examples": found.examples,
         "predictions": None if result.predictions is None else file.name,
