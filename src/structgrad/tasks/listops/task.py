@@ -60,7 +60,8 @@ class ListOps(Task):
 
     Raises:
         ValueError: for a latent structure that is not over the edges of a graph, or has no vertex
-            for the shortest expressions; for a ``kl_weight`` without a KL divergence.
+            for the shortest expressions; for a ``kl_weight`` without a KL divergence; for
+            ``test_dropout`` without messages.
     """
 
     monitor: ClassVar[str] = "val/accuracy"
@@ -100,6 +101,8 @@ class ListOps(Task):
         check_range("kl_weight", kl_weight, least=0)
         self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
         if not structure.is_latent and not structure.is_given:
+            if test_dropout:
+                raise ValueError(f"test_dropout is about messages, and {structure.name} has none; leave it out")
             self.baseline = LSTMClassifier(hidden, dropout, data.max_length, data.tokens)
             return
         self.network = GraphNetwork(hidden, message_steps, dropout, data.tokens, update, dropout_per, test_dropout)
