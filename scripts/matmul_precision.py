@@ -1,5 +1,5 @@
-"""Trains four tasks at their quick budgets, three to ten seeds each, with the products of the model in
-float32 and in bfloat16, and writes the table of both into docs/precision.md.
+"""Trains four tasks at their quick budgets, with the products of the model in float32 and in
+bfloat16, and writes the table of both into docs/precision.md. Each has three to ten seeds.
 
     python scripts/matmul_precision.py            train what is missing, then write the table
     python scripts/matmul_precision.py --table    write the table only

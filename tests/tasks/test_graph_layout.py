@@ -500,8 +500,9 @@ def test_fit_test_and_pictures(root: Path, tmp_path: Path, structure: str) -> No
 
 
 def test_settings_of_a_row_come_with_its_parts(root: Path, tmp_path: Path) -> None:
-    tree = make_task(root, tmp_path).estimator
-    assert (tree.temperature, tree.clip_range) == (5.0, 15.0)
+    for name in ("sst", "sst_st", "sst_gaussian"):  # scores plus noise
+        tree = make_task(root, tmp_path, f"estimator={name}").estimator
+        assert (tree.temperature, tree.clip_range) == (5.0, 15.0), name
     assert make_task(root, tmp_path, "structure=top_edges").estimator.temperature == 5.0
     assert make_task(root, tmp_path, "estimator.temperature=2").estimator.temperature == 2
     assert isinstance(make_task(root, tmp_path, "estimator=reinforce").estimator.action, UtilitiesAction)

@@ -42,7 +42,7 @@ def expressions(data: ListOpsData) -> Expressions:
     return generate(data, progress=False)["val"]
 
 
-def make(structure: Structure, data: ListOpsData, estimator: Estimator | None = None, **options: float) -> ListOps:
+def make(structure: Structure, data: ListOpsData, estimator: Estimator | None = None, **options: object) -> ListOps:
     if estimator is None and structure.is_latent:
         estimator = SST(structure, temperature=1.0)
     optimizer = partial(torch.optim.AdamW, lr=3e-3)
@@ -167,7 +167,7 @@ def test_the_answer_flows_from_operands_to_the_first_token() -> None:
     assert depth == 2
     network = GraphNetwork(8, 2, 0.0).double().eval()
     before = torch.tensor([tokens])
-    for position, heard in ((1, True), (4, True), (5, False)):
+    for position, heard in ((1, True), (4, True), (5, True)):  # an operator hears its closing bracket, too
         after = before.clone()
         after[0, position] = 7
         edges = true_edges(torch.tensor([parents]))
@@ -179,15 +179,13 @@ def test_the_answer_flows_from_operands_to_the_first_token() -> None:
     assert torch.equal(network(before, edges), network(after, edges))
 
 
-def test_a_node_is_a_recurrent_cell_of_its_messages() -> None:
-    """tanh(A sum + B h + b) with the sum over the operands of relu(W relu(a + b) + c), in one step."""
+def test_messages_are_added_to_a_node() -> None:
+    """The sum over operands and closing bracket of relu(W relu(A r + B s + b) + c), in one step."""
     tokens, parents, *_ = parse(["[MAX", "3", "8", "]"])
-    network = GraphNetwork(8, 1, 0.0, update="rnn").double().eval()
+    network = GraphNetwork(8, 1, 0.0).double().eval()
     state = network.embedding(torch.tensor(tokens))
-    heard = network.message((network.receive(state[:1]) + network.send(state[1:3])).relu()).relu().sum(0)
-    given = dict(network.update.named_parameters())
-    root = given["weight_ih"] @ heard + given["bias_ih"] + given["weight_hh"] @ state[0] + given["bias_hh"]
-    expected = network.classify(root.tanh())
+    heard = network.message((network.receive(state[:1]) + network.send(state[1:])).relu()).relu().sum(0)
+    expected = network.classify(state[0] + heard)
     torch.testing.assert_close(network(torch.tensor([tokens]), true_edges(torch.tensor([parents])))[0], expected)
 
 
@@ -270,11 +268,27 @@ def test_metrics_follow_rows(expressions: Expressions) -> None:
 
 
 def test_lstm_baseline() -> None:
-    network = LSTMClassifier(8, 0.1, max_length=6).double().eval()
+    network = LSTMClassifier(8).double()
     tokens = torch.tensor([[11, 3, 4, 14, PAD], [12, 5, 6, 7, 14]])
-    torch.testing.assert_close(network(tokens)[:1], network(tokens[:1, :4]))
-    with pytest.raises(ValueError, match="at most 6 tokens; got 7"):
-        network(torch.ones(1, 7, dtype=torch.int64))
+    for expression in (tokens[:1, :4], tokens[1:]):
+        state = network.lstm(network.embedding(expression))[1][0][0]  # the last one
+        row = network(tokens)[int(len(expression[0]) == 5)]
+        torch.testing.assert_close(row, network.classify(network.linear(state))[0])
+
+
+def test_undirected_edges_weigh_both_directions(data: ListOpsData) -> None:
+    """With weights 1 and t, (score + noise) / t is (forward + noise) / t + backward, as in the authors' code."""
+    data.prepare()
+    tree = SpanningTree()
+    task = make(tree, data, Deterministic(tree), symmetrize=(1.0, 4.2)).double().eval()
+    (batch,) = list(task.batches("val"))[:1]
+    scores, _ = task.encoder(batch["tokens"])
+    exist = batch["tokens"] != PAD
+    weighed = (scores + 4.2 * scores.transpose(1, 2)).triu(1)
+    expected = tree.argmax(weighed, exist[:, :, None] & exist[:, None])
+    torch.testing.assert_close(task._estimate(batch)[0].vertices, expected)
+    with pytest.raises(ValueError, match="symmetrize is about undirected edges, and Arborescence has none"):
+        make(Arborescence(), data, symmetrize=(1.0, 2.0))
 
 
 def test_impossible_combinations(data: ListOpsData) -> None:

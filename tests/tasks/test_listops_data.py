@@ -65,13 +65,31 @@ def by_hand(words: list[str]) -> tuple[int, int]:
     return value, depth
 
 
-def test_lengths_of_the_paper_count_parentheses() -> None:
-    # The smallest expression of the original files, and the longest tokens that the paper keeps.
-    line = ["(", "(", "(", "[MAX", "2", ")", "9", ")", "]", ")"]
-    tokens, *_ = parse([word for word in line if word not in "()"])
-    shortest, longest = ListOpsData("unused").length
-    assert (len(line), len(tokens)) == (10, shortest)
-    assert 3 * longest - 2 <= 50 < 3 * (longest + 1) - 2
+def test_expressions_of_depth_1_may_be_shorter_if_none_is_that_long(tmp_path: Path) -> None:
+    paper = small(tmp_path, length=(10, 49), depth=(1, 5))
+    assert [paper.lengths_at(depth) for depth in (1, 2, 5)] == [(4, 49), (10, 49), (10, 49)]
+    assert small(tmp_path, length=(7, 49)).lengths_at(1) == (7, 49)  # those with five arguments are
+    expressions = generate(paper, progress=False)["train"]
+    flat = expressions.depths == 1
+    assert expressions.lengths[flat].min() == 4
+    assert expressions.lengths[flat].max() == 7
+    assert expressions.lengths[~flat].min() >= 10
+
+
+def test_expressions_are_as_long_as_the_authors(tmp_path: Path) -> None:
+    """Against the sizes of the authors' files of 10,000 lines with parentheses, at 4.4 standard errors of our mean
+    and of theirs.
+    """
+    theirs = {2: 855_565, 3: 1_340_140, 4: 1_887_535, 5: 2_261_719}  # characters
+    data = small(tmp_path, train=20_000, length=(10, 49), depth=(2, 5))
+    expressions = generate(data, progress=False)["train"]
+    operators = torch.isin(expressions.tokens, torch.tensor([VOCABULARY.index(f"[{o}") for o in data.operators])).sum(1)
+    # "8<TAB>( ( ( [MAX 3 ) 2 ) ] )": n tokens have n - 1 pairs of parentheses and 3 n - 3 spaces.
+    characters = (6 * expressions.lengths - 2 + 3 * operators).double()
+    for depth, size in theirs.items():
+        ours = characters[expressions.depths == depth]
+        error = ours.std() * (1 / len(ours) + 1 / 10_000) ** 0.5
+        assert abs(ours.mean() - size / 10_000) < 4.4 * error, depth
 
 
 def test_expressions_are_what_was_asked_for(tmp_path: Path) -> None:
@@ -96,7 +114,8 @@ def test_expressions_are_what_was_asked_for(tmp_path: Path) -> None:
             assert (value, depth) == (e.values[i], e.depths[i])
             assert (e.tokens[i, len(words) :] == PAD).all()
             assert (e.parents[i, len(words) :] == -1).all()
-            children = torch.tensor(parents)[torch.tensor(parents) >= 0].bincount()
+            operands = (torch.tensor(parents) >= 0) & (torch.tensor(tokens) != CLOSE)
+            children = torch.tensor(parents)[operands].bincount()
             assert children[children > 0].min() >= 2
             assert children.max() <= 5
     assert len(seen) == 160
@@ -111,7 +130,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 def test_parents_by_hand() -> None:
     tokens, parents, value, depth = parse(["[MAX", "3", "[MIN", "8", "2", "]", "4", "]"])
     assert [VOCABULARY[t] for t in tokens] == ["[MAX", "3", "[MIN", "8", "2", "]", "4", "]"]
-    assert parents == [-1, 0, 0, 2, 2, -1, 0, -1]
+    assert parents == [-1, 0, 0, 2, 2, 2, 0, 0]
     assert (value, depth) == (4, 2)
     assert parse(["[MED", "1", "4", "8", "9", "]"])[2] == 6
     assert parse(["7"]) == ([8], [-1], 7, 0)
@@ -136,8 +155,8 @@ def test_impossible_configurations_are_refused(tmp_path: Path, changes: dict[str
 
 def test_what_cannot_be_found_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("structgrad.tasks.listops.data._GIVE_UP", 300_000)
-    with pytest.raises(ValueError, match="depth 1 with 10 to 20 tokens and 2 to 5 arguments"):
-        generate(small(tmp_path, length=(10, 20)), progress=False)
+    with pytest.raises(ValueError, match="depth 2 with 8 to 9 tokens and 2 to 2 arguments"):  # 7 or 10
+        generate(small(tmp_path, length=(8, 9), depth=(2, 2), arguments=(2, 2)), progress=False)
     # One operator and two digits make 100 expressions.
     few = small(tmp_path, train=380, val=10, test=10, depth=(1, 1), length=(4, 4), operators=("MIN",))
     with pytest.raises(ValueError, match=r"found 100 of 400"):
@@ -190,7 +209,7 @@ def test_published_files_are_read(tmp_path: Path) -> None:
     file.write_text("4\t( ( ( ( [MAX 3 ) ( ( ( [MIN 8 ) 2 ) ] ) ) 4 ) ] )\n5\t5\n")
     e = read_tsv(file)
     assert to_text(e.tokens[0]) == ["[MAX", "3", "[MIN", "8", "2", "]", "4", "]"]
-    assert e.parents.tolist() == [[-1, 0, 0, 2, 2, -1, 0, -1], [-1] * 8]
+    assert e.parents.tolist() == [[-1, 0, 0, 2, 2, 2, 0, 0], [-1] * 8]
     assert (e.values.tolist(), e.lengths.tolist(), e.depths.tolist()) == ([4, 5], [8, 1], [2, 0])
     assert same(small(tmp_path, test_file=file).split("test"), e)
 
@@ -275,7 +294,7 @@ def test_expressions_of_ones_own(tmp_path: Path) -> None:
     texts = [" ".join(to_text(tokens)) for tokens in data.split("train").tokens]
     assert texts == ["[MAX 1 2 ]", "[MIN 9 8 ]"]
     assert data.split("train").values.tolist() == [2, 8]
-    assert data.split("train").parents[0].tolist()[:4] == [-1, 0, 0, -1]
+    assert data.split("train").parents[0].tolist()[:4] == [-1, 0, 0, 0]
     with pytest.raises(ValueError, match=r"train\.tsv has 2 expressions with lengths \[3, 6\] .*data\.train=3"):
         ListOpsData(tmp_path / "cache", columns=("Target", "Source"), **options | {"train": 3}).prepare()
     with pytest.raises(ListOpsFileError, match=r"line 1: there is no column Label; there are id, Source, Target"):

@@ -16,7 +16,7 @@ from structgrad.common.ranges import check_choice
 from structgrad.common.text import options
 
 UtilityName = Literal["gumbel", "gaussian", "logistic", "neg_exponential"]
-Rate = Literal["exp", "softplus"]
+Rate = Literal["exp", "softplus", "inverse_softplus"]
 
 
 class Utility(abc.ABC):
@@ -141,7 +141,7 @@ class Logistic(Utility):
 
 
 class NegExponential(Utility):
-    """``-U ~ Exp(rate)``: utilities are negative, a high score is a small cost.
+    """``-U ~ Exp(rate)``: utilities are negative, a high rate is a small cost.
 
     With U = -E and ``rate=exp`` its vertex is that of the structure's trace (Struminsky et al.
     2021, section 2).
@@ -151,7 +151,8 @@ class NegExponential(Utility):
     gradient.
 
     Args:
-        rate: ``exp(score)``, or ``softplus(score)`` as in Paulus et al. 2020, D.5.2.
+        rate: ``exp(score)``, or ``softplus(score)`` as in Paulus et al. 2020, D.5.2. In their code
+            it is ``inverse_softplus``, ``1 / softplus(score)``: a high score is a high cost there.
 
     Raises:
         ValueError: for another rate.
@@ -167,6 +168,10 @@ class NegExponential(Utility):
         """``log rate``, elementwise."""
         if self.rate == "exp":
             return scores
+        return self._log_softplus(scores) if self.rate == "softplus" else -self._log_softplus(scores)
+
+    @staticmethod
+    def _log_softplus(scores: Tensor) -> Tensor:
         # softplus(s) = log1p(exp(s)) underflows for very negative s, where its logarithm is s + log(1 - exp(s)/2 +
         # exp(2s)/3 - ...).
         low = scores < -10

@@ -12,7 +12,7 @@ from structgrad.algorithms.noise import wide_exponentials
 from structgrad.structures import reading as readings
 from structgrad.structures.base import ORACLES, Structure, repeated
 from structgrad.structures.derived import ActiveSetProjection, Gibbs, KBest
-from structgrad.structures.layout import Directed, Layout, Matrix, Undirected
+from structgrad.structures.layout import AVERAGE, Directed, Layout, Matrix, Undirected
 
 
 class Labelled(Gibbs, KBest, ActiveSetProjection):
@@ -220,9 +220,9 @@ class _LabelledLayout(Layout):
         """See :class:`Layout`."""
         return self._each(self._layout.pull_back, gradient)
 
-    def symmetrize(self, scores: Tensor) -> Tensor:
+    def symmetrize(self, scores: Tensor, weights: tuple[float, float] = AVERAGE) -> Tensor:
         """See :class:`Layout`."""
-        return self._each(self._layout.symmetrize, scores)
+        return self._each(lambda of_label: self._layout.symmetrize(of_label, weights), scores)
 
     def flatten(self, parts: Tensor) -> Tensor:
         """``[*batch, *parts, L]`` -> ``[*batch, P L]``, each part once."""

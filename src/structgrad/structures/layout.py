@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 LayoutName = Literal["vector", "matrix", "directed", "undirected"]
+#: Equal weights of both directions of an edge.
+AVERAGE = (0.5, 0.5)
 
 
 class Layout:
@@ -125,9 +127,14 @@ class Layout:
         (out,) = torch.autograd.grad(shown, parts, gradient, create_graph=gradient.requires_grad)
         return out
 
-    def symmetrize(self, scores: Tensor) -> Tensor:
-        """Average the scores of both directions of every edge, if edges have no direction. Others
-        do not change.
+    def symmetrize(self, scores: Tensor, weights: tuple[float, float] = AVERAGE) -> Tensor:
+        """One score for both directions of every edge, if edges have no direction. Others do not
+        change.
+
+        Args:
+            scores: ``[*batch, *parts]``, directed.
+            weights: of the scores of i -> j and of j -> i, where i < j. By default they are
+                averaged.
         """
         return scores
 
@@ -208,9 +215,10 @@ class Undirected(_Named):
         """The sum of the gradients of both entries of every edge."""
         return (gradient + gradient.transpose(-1, -2)).triu(1)
 
-    def symmetrize(self, scores: Tensor) -> Tensor:
-        """Average both directions of every edge (Paulus et al. 2020, D.4.2, D.5.2)."""
-        return (scores + scores.transpose(-1, -2)) / 2
+    def symmetrize(self, scores: Tensor, weights: tuple[float, float] = AVERAGE) -> Tensor:
+        """See :class:`Layout` (Paulus et al. 2020, D.4.2, D.5.2)."""
+        forward, backward = weights
+        return self.mirror(forward * scores + backward * scores.transpose(-1, -2))
 
     def flatten(self, parts: Tensor) -> Tensor:
         """``[*batch, n, n]`` -> ``[*batch, n (n - 1) / 2]``."""

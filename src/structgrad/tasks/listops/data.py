@@ -3,11 +3,10 @@ files.
 
 The generator is that of Nangia and Bowman (2018) under the restrictions of Paulus et al. (2020),
 D.5.1, who leave out the operator SM, the sum modulo 10. Every argument is an operator with
-probability 1/4 and otherwise a digit. Rejection keeps lengths within a range and gives every depth
-the same share. Depth counts nested operators; it is the height of the parse in edges.
-
-We take the paper's lengths of 10 to 50 for those of the original files, with the parentheses that say
-where their binary trees bracket. A line of T tokens has 2 (T - 1) of these. So T goes from 4 to 17.
+probability 1/4 and otherwise a digit. Arguments of an operator at the greatest depth are digits.
+Rejection keeps lengths within a range; expressions of depth 1 may be shorter if none is that long.
+Every depth has the same share, and its expressions are grown with that depth as the greatest. Depth
+counts nested operators; it is the height of the parse in edges.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ _MIN, _MAX, _MED, _SM = range(4)
 _LABELS, _EXPRESSIONS = ("label", "target", "value"), ("expression", "source", "sentence", "input")
 
 #: Part of the key of a cache. Raise it when the same configuration would give other expressions.
-_GENERATOR_VERSION = 1
+_GENERATOR_VERSION = 2
 #: The number of expressions grown between two updates of the progress bar.
 _BLOCK = 100_000
 #: A depth with no new expression in this many attempts is called impossible.
@@ -68,8 +67,8 @@ class Expressions:
 
     Attributes:
         tokens: int64 ``[n, length]``, ids in :data:`VOCABULARY`, 0 where padded.
-        parents: int64 ``[n, length]``, position of the operator of which a token is an argument; -1
-            for tokens that are no argument (the first token, closing brackets, padding).
+        parents: int64 ``[n, length]``, position of the operator to which a token belongs, as an
+            argument or as its closing bracket; -1 for the first token and padding.
         values: int64 ``[n]``, the values of the expressions, 0..9.
         lengths: int64 ``[n]``.
         depths: int64 ``[n]``, number of nested operators.
@@ -115,7 +114,7 @@ def _grow(
     tokens: NDArray[np.int16],
     parents: NDArray[np.int16],
 ) -> tuple[int, int, int]:
-    """Grow one expression into ``tokens`` and ``parents``: (length, depth, value); length 0 if too long or deep."""
+    """Grow one expression into ``tokens`` and ``parents``: (length, depth, value); length 0 if too long."""
     head = np.empty(max_depth, np.int16)  # the open operators: position, kind, number of arguments, arguments so far
     kind = np.empty(max_depth, np.int64)
     wanted = np.empty(max_depth, np.int64)
@@ -128,7 +127,6 @@ def _grow(
         parents[length] = head[level] if level >= 0 else -1
         if level >= 0 and have[level] == wanted[level]:
             tokens[length] = CLOSE
-            parents[length] = -1
             length += 1
             value = _evaluate(kind[level], arguments[level, : wanted[level]])
             level -= 1
@@ -136,9 +134,7 @@ def _grow(
                 return length, depth, value
             arguments[level, have[level]] = value
             have[level] += 1
-        elif level < 0 or rng.random() < probability:
-            if level + 1 == max_depth:
-                return 0, 0, 0
+        elif level < 0 or (level + 1 < max_depth and rng.random() < probability):
             level += 1
             depth = max(depth, level + 1)
             head[level] = length
@@ -164,7 +160,7 @@ def _grow_block(
     least: int,
     most: int,
     shortest: int,
-    open_depths: NDArray[np.bool_],
+    wanted_depth: int,
     tokens: NDArray[np.int16],
     parents: NDArray[np.int16],
     values: NDArray[np.int16],
@@ -177,9 +173,9 @@ def _grow_block(
     kept = 0
     for _ in range(attempts):
         length, depth, value = _grow(
-            rng, operators, probability, least, most, len(open_depths) - 1, tokens[kept], parents[kept]
+            rng, operators, probability, least, most, wanted_depth, tokens[kept], parents[kept]
         )
-        if length >= shortest and length > 0 and open_depths[depth]:
+        if length >= shortest and length > 0 and depth == wanted_depth:
             tokens[kept, length:] = PAD
             parents[kept, length:] = -1
             values[kept], lengths[kept], depths[kept] = value, length, depth
@@ -199,7 +195,9 @@ class ListOpsData:
         train: number of training expressions.
         val: number of validation expressions.
         test: number of test expressions.
-        length: shortest and longest expression, in tokens, brackets included.
+        length: shortest and longest expression, in tokens, brackets included. Expressions of depth
+            1 have at most ``arguments[1] + 2`` tokens. If the shortest is longer, it does not count
+            for them.
         depth: smallest and largest depth; every depth has the same share of every split.
         arguments: smallest and largest number of arguments of an operator.
         operators: names among MIN, MAX, MED and SM, the sum modulo 10 of the original data. Without
@@ -223,7 +221,7 @@ class ListOpsData:
     train: int = 100_000
     val: int = 10_000
     test: int = 10_000
-    length: Sequence[int] = (4, 17)
+    length: Sequence[int] = (10, 49)
     depth: Sequence[int] = (1, 5)
     arguments: Sequence[int] = (2, 5)
     operators: Sequence[str] = ("MIN", "MAX", "MED")
@@ -236,12 +234,10 @@ class ListOpsData:
 
     def __post_init__(self) -> None:
         """Check the configuration."""
-        for name, smallest in (("length", 1), ("depth", 1), ("arguments", 1)):
+        for name in ("length", "depth", "arguments"):
             bounds = tuple(getattr(self, name))
-            if len(bounds) != 2 or not smallest <= bounds[0] <= bounds[1]:
-                raise ValueError(
-                    f"data.{name} must be [least, most] with {smallest} <= least <= most; got {list(bounds)}"
-                )
+            if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
+                raise ValueError(f"data.{name} must be [least, most] with 1 <= least <= most; got {list(bounds)}")
         if min(self.train, self.val, self.test) < 1:
             raise ValueError(f"data.train, val, test must be positive; got {self.train}, {self.val}, {self.test}")
         unknown = sorted(set(self.operators) - set(OPERATORS))
@@ -260,10 +256,11 @@ class ListOpsData:
         if self.files is None and shortest > self.length[1]:
             raise ValueError(f"depth {deepest} takes {shortest} tokens or more; data.length ends at {self.length[1]}")
 
-    @property
-    def max_length(self) -> int:
-        """The length of the longest expression that can be generated."""
-        return self.length[1]
+    def lengths_at(self, depth: int) -> tuple[int, int]:
+        """The shortest and longest expression of a depth, in tokens."""
+        shortest, longest = self.length
+        fewest, most = self.arguments
+        return fewest + 2 if depth == 1 and shortest > most + 2 else shortest, longest
 
     @property
     def tokens(self) -> int:
@@ -302,7 +299,8 @@ class ListOpsData:
         for name in SPLITS:
             file, size = self._file(name), getattr(self, name)
             every = read_tsv(file, self.columns, self.operators)
-            wanted = (self.length[0] <= every.lengths) & (every.lengths <= self.length[1])
+            shortest = torch.tensor([self.lengths_at(d)[0] for d in range(int(every.depths.max()) + 1)])
+            wanted = (shortest[every.depths] <= every.lengths) & (every.lengths <= self.length[1])
             wanted &= (self.depth[0] <= every.depths) & (every.depths <= self.depth[1])
             rows = wanted.nonzero()[:size, 0]
             if len(rows) < size:
@@ -344,40 +342,37 @@ def generate(data: ListOpsData, *, progress: bool = True) -> dict[str, Expressio
         for name, size in sizes.items()
     }
     wanted = {d: sum(share[d] for share in shares.values()) for d in range(shallowest, deepest + 1)}
-    shape = (_BLOCK, data.length[1])
-    tokens, parents = np.empty(shape, np.int16), np.empty(shape, np.int16)
-    values, lengths, depths = (np.empty(_BLOCK, np.int16) for _ in range(3))
     operators = np.array([OPERATORS.index(o) for o in data.operators], np.int64)
-
     seen: set[bytes] = set()
     found: dict[int, list[tuple[NDArray[np.int16], ...]]] = {d: [] for d in wanted}
-    counts = dict.fromkeys(wanted, 0)
-    idle = dict.fromkeys(wanted, 0)
     with tqdm(
         total=sum(wanted.values()), desc="Generating ListOps", unit="expr", disable=None if progress else True
     ) as bar:
-        while any(counts[d] < wanted[d] for d in wanted):
-            open_depths = np.array([counts.get(d, 0) < wanted.get(d, 0) for d in range(deepest + 1)])
-            kept = _grow_block(
-                rng, _BLOCK, operators, data.operator_probability, *data.arguments, data.length[0],
-                open_depths, tokens, parents, values, lengths, depths,
-            )  # fmt: skip
-            new = np.zeros(kept, np.bool_)
-            for i, row in enumerate(tokens[:kept]):
-                content = row.tobytes()
-                new[i] = content not in seen
-                seen.add(content)
-            for d in wanted:
-                chosen = np.flatnonzero(new & (depths[:kept] == d))[: wanted[d] - counts[d]]
-                found[d].append((tokens[chosen], parents[chosen], values[chosen], lengths[chosen], depths[chosen]))
-                counts[d] += len(chosen)
-                idle[d] = 0 if len(chosen) else idle[d] + _BLOCK
+        for depth, number in wanted.items():
+            shortest, longest = data.lengths_at(depth)
+            tokens, parents = (np.empty((_BLOCK, longest), np.int16) for _ in range(2))
+            values, lengths, depths = (np.empty(_BLOCK, np.int16) for _ in range(3))
+            count = idle = 0
+            while count < number:
+                kept = _grow_block(
+                    rng, _BLOCK, operators, data.operator_probability, *data.arguments, shortest, depth,
+                    tokens, parents, values, lengths, depths,
+                )  # fmt: skip
+                new = np.zeros(kept, np.bool_)
+                for i, row in enumerate(tokens[:kept]):
+                    content = row.tobytes()
+                    new[i] = content not in seen
+                    seen.add(content)
+                chosen = np.flatnonzero(new)[: number - count]
+                found[depth].append((tokens[chosen], parents[chosen], values[chosen], lengths[chosen], depths[chosen]))
+                count += len(chosen)
+                idle = 0 if len(chosen) else idle + _BLOCK
                 bar.update(len(chosen))
-                if counts[d] < wanted[d] and idle[d] >= _GIVE_UP:
+                if count < number and idle >= _GIVE_UP:
                     raise ValueError(
-                        f"{_GIVE_UP:,} attempts gave no new expression of depth {d} with {data.length[0]} to "
-                        f"{data.length[1]} tokens and {data.arguments[0]} to {data.arguments[1]} arguments "
-                        f"(found {counts[d]:,} of {wanted[d]:,})"
+                        f"{_GIVE_UP:,} attempts gave no new expression of depth {depth} with {shortest} to "
+                        f"{longest} tokens and {data.arguments[0]} to {data.arguments[1]} arguments "
+                        f"(found {count:,} of {number:,})"
                     )
 
     columns = {d: [np.concatenate(column) for column in zip(*found[d], strict=True)] for d in wanted}
@@ -462,7 +457,7 @@ def parse(words: Sequence[str], operators: Sequence[str] = OPERATORS) -> tuple[l
             raise ValueError(f"{word!r} after the end of the expression")
         token, position = _ID[word], len(tokens)
         tokens.append(token)
-        parents.append(open_operators[-1][0] if open_operators and token != CLOSE else -1)
+        parents.append(open_operators[-1][0] if open_operators else -1)
         if token in _KINDS:
             open_operators.append((position, _KINDS[token], []))
             depth = max(depth, len(open_operators))

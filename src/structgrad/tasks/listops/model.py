@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from structgrad.tasks.lstm import padded_outputs
 
 #: Expressions evaluate to a digit.
 CLASSES = 10
-#: The recurrent cell that takes the sum of a node's messages and its state: plain, or gated.
-Update = Literal["rnn", "gru"]
+#: What becomes of a node's state and the sum of its messages: their sum, or a gated recurrent unit.
+Update = Literal["sum", "gru"]
 #: Which messages share a draw of dropout: none, or all of a graph in a step.
 DropoutPer = Literal["pair", "graph"]
 
@@ -27,7 +28,14 @@ def _embedding(features: int, tokens: int) -> nn.Embedding:
 
 
 def _classifier(features: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES))
+    """Two hidden layers, as in the authors' code; the paper says one."""
+    layers = nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, CLASSES)
+    return nn.Sequential(*layers)
+
+
+def _summary(outputs: Tensor, lengths: Tensor) -> Tensor:
+    """The outputs ``[batch, hidden]`` at the last tokens."""
+    return outputs[torch.arange(len(outputs), device=outputs.device), lengths - 1]
 
 
 class EdgeEncoder(nn.Module):
@@ -62,8 +70,7 @@ class EdgeEncoder(nn.Module):
         lengths = (tokens != PAD).sum(1)
         head = padded_outputs(self.head, self.embedding, tokens, lengths)
         modifier = padded_outputs(self.modifier, self.embedding, tokens, lengths)
-        summary = modifier[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        return self.dropout(head) @ self.dropout(modifier).transpose(1, 2), summary
+        return self.dropout(head) @ self.dropout(modifier).transpose(1, 2), _summary(modifier, lengths)
 
 
 def _merge_equal_senders(tokens: Tensor, exist: Tensor, adjacency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +112,8 @@ class GraphNetwork(nn.Module):
     """Passes messages over a latent graph and classifies the first token.
 
     The message network is that of NRI's decoder (two layers over both ends of an edge) without the
-    last layers after aggregation. A recurrent cell updates a node from the sum of its messages.
+    last layers after aggregation. The sum of a node's messages is added to its state, or a gated
+    recurrent unit takes both.
 
     An edge i -> j runs from operator to operand. The first token needs the values of its operands
     to know the answer. So the message of the edge is weighted by ``x[i, j]`` and goes from j to i.
@@ -120,7 +128,7 @@ class GraphNetwork(nn.Module):
         steps: number of steps of message passing.
         dropout: dropout probability of the hidden units of the message network.
         tokens: number of token ids.
-        update: the cell, ``"rnn"`` or ``"gru"``.
+        update: ``"sum"`` or ``"gru"``.
         dropout_per: each ``"pair"`` of nodes has a draw of its own, or all pairs of a ``"graph"``
             share one.
         test_dropout: messages keep their dropout in evaluation.
@@ -132,7 +140,7 @@ class GraphNetwork(nn.Module):
         steps: int,
         dropout: float,
         tokens: int = len(VOCABULARY),
-        update: Update = "rnn",
+        update: Update = "sum",
         dropout_per: DropoutPer = "pair",
         test_dropout: bool = False,
     ) -> None:
@@ -142,8 +150,10 @@ class GraphNetwork(nn.Module):
         self.embedding = _embedding(hidden, tokens)
         self.receive = nn.Linear(hidden, hidden)
         self.send = nn.Linear(hidden, hidden, bias=False)
+        for parameter in (*self.receive.parameters(), *self.send.parameters()):  # one layer of 2 hidden inputs
+            nn.init.uniform_(parameter, -1 / math.sqrt(2 * hidden), 1 / math.sqrt(2 * hidden))
         self.message = nn.Linear(hidden, hidden)
-        self.update = {"rnn": nn.RNNCell, "gru": nn.GRUCell}[update](hidden, hidden)
+        self.update = nn.GRUCell(hidden, hidden) if update == "gru" else None
         self.classify = _classifier(hidden, hidden)
 
     def forward(self, tokens: Tensor, graphs: Tensor | Edges) -> Tensor:
@@ -217,10 +227,7 @@ class GraphNetwork(nn.Module):
         return ones if self.dropout_per == "pair" else F.dropout(ones, self._dropout())
 
     def _updated(self, state: Tensor, heard: Tensor) -> Tensor:
-        if isinstance(self.update, nn.GRUCell):
-            return gru_step(self.update, heard, state)
-        following: Tensor = self.update(heard, state)
-        return following
+        return state + heard if self.update is None else gru_step(self.update, heard, state)
 
     def _dense(self, at_receiver: Tensor, at_sender: Tensor, adjacency: Tensor) -> Tensor:
         """Sum of messages ``[N, n, hidden]`` over all pairs, weighted by ``adjacency`` ``[N, n, n]``."""
@@ -245,38 +252,25 @@ class GraphNetwork(nn.Module):
 
 
 class LSTMClassifier(nn.Module):
-    """The baseline without a latent graph: all outputs of an LSTM, flattened, then a linear layer
-    and a classifier.
+    """The baseline without a latent graph: an LSTM's last output, a linear layer and a classifier.
+
+    The paper gives it dropout. In the authors' code that acts between layers, and there is one.
 
     Args:
         hidden: size of every layer.
-        dropout: dropout probability.
-        max_length: longest expression, which fixes the size of the linear layer.
         tokens: number of token ids.
     """
 
-    def __init__(self, hidden: int, dropout: float, max_length: int, tokens: int = len(VOCABULARY)) -> None:
+    def __init__(self, hidden: int, tokens: int = len(VOCABULARY)) -> None:
         super().__init__()
-        self.max_length = max_length
         self.embedding = _embedding(hidden, tokens)
         self.lstm = nn.LSTM(hidden, hidden, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
-        self.flat = nn.Linear(max_length * hidden, hidden)
+        self.linear = nn.Linear(hidden, hidden)
         self.classify = _classifier(hidden, hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Class logits ``[batch, 10]`` of ``tokens`` ``[batch, n]``.
-
-        Raises:
-            ValueError: for an expression longer than the model was made for.
-        """
-        if tokens.shape[1] > self.max_length:
-            raise ValueError(
-                f"structure=none takes expressions of at most {self.max_length} tokens; got {tokens.shape[1]}"
-            )
-        exist = tokens != PAD
-        outputs = padded_outputs(self.lstm, self.embedding, tokens, exist.sum(1))
-        outputs = self.dropout(outputs) * exist[..., None]
-        outputs = F.pad(outputs, (0, 0, 0, self.max_length - tokens.shape[1]))
-        logits: Tensor = self.classify(self.flat(outputs.flatten(1)))
+        """Class logits ``[batch, 10]`` of ``tokens`` ``[batch, n]``, padding last."""
+        lengths = (tokens != PAD).sum(1)
+        outputs = padded_outputs(self.lstm, self.embedding, tokens, lengths)
+        logits: Tensor = self.classify(self.linear(_summary(outputs, lengths)))
         return logits

@@ -32,7 +32,7 @@ class Parse:
 
     Attributes:
         tokens: int64 ``[n]``.
-        parents: int64 ``[n]``, the true parse.
+        parents: int64 ``[n]``, the true parse, with closing brackets.
         vertex: ``[n, n]``, the recovered parse, hard.
         value: the value of the expression.
         prediction: the model's answer.
@@ -66,7 +66,7 @@ def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
     for axes, parse, height in zip(panels, parses, heights, strict=True):
         words = to_text(parse.tokens)
         n = len(words)
-        truth = {(int(i), j) for j, i in enumerate(parse.parents[:n]) if i >= 0}
+        truth = {(int(i), j) for j, i in enumerate(parse.parents[:n]) if i >= 0 and parse.tokens[j] != CLOSE}
         known = truth if directed else truth | {(j, i) for i, j in truth}
         recovered = [(i, j) for i, j in parse.vertex[:n, :n].nonzero().tolist() if directed or i < j]
         counted = [e for e in recovered if CLOSE not in parse.tokens[list(e)].tolist()]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -16,6 +17,7 @@ from structgrad.common.ranges import check_choice, check_range
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures.base import Structure
+from structgrad.structures.layout import AVERAGE
 from structgrad.tasks.base import OptimizerFactory, Predictions, Split, StepOutput, Task
 from structgrad.tasks.listops.data import CLOSE, PAD, ListOpsData, to_text
 from structgrad.tasks.listops.model import DropoutPer, EdgeEncoder, Edges, GraphNetwork, LSTMClassifier, Update
@@ -29,11 +31,10 @@ class ListOps(Task):
     """Evaluates expressions by passing messages over a latent graph between their tokens.
 
     With ``NoStructure`` an LSTM replaces encoder and graph network; with ``GroundTruth`` the graph
-    is the true parse.
+    is the true parse. The parse has edges from operators to operands and closing brackets.
 
     Precision and recall compare a vertex, as the directed adjacency matrix that it shows, with the
-    parse. The parse has edges from operators to operands; edges to and from closing brackets do not
-    count. Both are computed for each expression, with 0 / 0 = 0, and averaged over expressions. As
+    parse. Edges to and from closing brackets do not count. Both are computed for each expression, with 0 / 0 = 0, and averaged over expressions. As
     in the paper, an undirected edge is shown in both directions, so the precision of an undirected
     structure is at most 1/2. In training they are those of the relaxed vertex:
     ``sum(x * true) / sum(x)`` and ``sum(x * true) / sum(true)``.
@@ -47,13 +48,16 @@ class ListOps(Task):
         hidden: size of embeddings and all layers; also of the context that estimators get.
         message_steps: number of steps of the graph network. If the parse is deeper, the first token
             does not receive all messages.
-        update: the recurrent cell that takes the sum of a node's messages and its state: ``"rnn"``,
-            plain with tanh, or ``"gru"``, gated.
-        dropout: dropout probability.
+        update: a node's state becomes its ``"sum"`` with the node's messages, or a ``"gru"``, a
+            gated recurrent unit, takes both.
+        dropout: dropout probability of the encoder and of messages. The LSTM without a graph has
+            none.
         dropout_per: dropout of the hidden units of a message is drawn for each ``"pair"`` of nodes,
             or once a step for all pairs of a ``"graph"``, which is faster.
-        test_dropout: messages keep their dropout in evaluation, as in the decoder released with
-            Paulus et al. (2020).
+        test_dropout: messages keep their dropout in evaluation, as in the code of Paulus et al.
+            (2020).
+        symmetrize: weights of the scores of i -> j and j -> i, i < j, in the score of an undirected
+            edge.
         kl_weight: weight of the estimator's divergence from its prior, if it has one; the paper has
             none.
         seed: seed of the order of training examples.
@@ -61,7 +65,7 @@ class ListOps(Task):
     Raises:
         ValueError: for a latent structure that is not over the edges of a graph, or has no vertex
             for the shortest expressions; for a ``kl_weight`` without a KL divergence; for
-            ``test_dropout`` without messages.
+            ``test_dropout`` without messages; for other ``symmetrize`` without undirected edges.
     """
 
     monitor: ClassVar[str] = "val/accuracy"
@@ -80,10 +84,11 @@ class ListOps(Task):
         batch_size: int = 100,
         hidden: int = 60,
         message_steps: int = 5,
-        update: Update = "rnn",
+        update: Update = "sum",
         dropout: float = 0.1,
         dropout_per: DropoutPer = "pair",
         test_dropout: bool = False,
+        symmetrize: Sequence[float] = AVERAGE,
         kl_weight: float = 0.0,
         seed: int = 0,
     ) -> None:
@@ -99,17 +104,22 @@ class ListOps(Task):
         check_range("dropout", dropout, least=0, below=1)
         check_choice("dropout_per", dropout_per, get_args(DropoutPer))
         check_range("kl_weight", kl_weight, least=0)
+        forward, backward = symmetrize
+        if (forward, backward) != AVERAGE and not (structure.is_latent and structure.layout.is_mirrored):
+            raise ValueError(f"symmetrize is about undirected edges, and {structure.name} has none; leave it out")
+        self.symmetrize = forward, backward
         self.data, self.batch_size, self.kl_weight, self.seed = data, batch_size, kl_weight, seed
         if not structure.is_latent and not structure.is_given:
             if test_dropout:
                 raise ValueError(f"test_dropout is about messages, and {structure.name} has none; leave it out")
-            self.baseline = LSTMClassifier(hidden, dropout, data.max_length, data.tokens)
+            self.baseline = LSTMClassifier(hidden, data.tokens)
             return
         self.network = GraphNetwork(hidden, message_steps, dropout, data.tokens, update, dropout_per, test_dropout)
         if structure.is_latent:
             if not structure.layout.is_graph:
                 raise ValueError(f"listops needs a structure over the edges of a graph; got {structure.name}")
-            self.check_structure((data.length[0],) * 2, f"expressions of {data.length[0]} tokens")
+            shortest = data.lengths_at(data.depth[0])[0]
+            self.check_structure((shortest,) * 2, f"expressions of {shortest} tokens")
             self.encoder = EdgeEncoder(hidden, dropout, data.tokens)
 
     # --- data -----------------------------------------------------------------------------------------------------
@@ -133,7 +143,7 @@ class ListOps(Task):
             self.batch_size,
             shuffle=split == "train",
             seed=self.seed,
-            collate=partial(_cut_padding, multiple=-(-self.data.max_length // 5) if few else 1),
+            collate=partial(_cut_padding, multiple=-(-self.data.length[1] // 5) if few else 1),
         )
 
     # --- step -----------------------------------------------------------------------------------------------------
@@ -188,7 +198,7 @@ class ListOps(Task):
             return F.cross_entropy(logits, values[rows], reduction="none")
 
         scores, summary = self.encoder(tokens)
-        scores = self.structure.layout.symmetrize(scores)
+        scores = self.structure.layout.symmetrize(scores, self.symmetrize)
         exist = tokens != PAD
         mask = exist[:, :, None] & exist[:, None]
         estimate: Estimate = self.estimator(
@@ -251,7 +261,9 @@ def _cut_padding(batch: Batch, multiple: int = 1) -> Batch:
 
 
 def true_edges(parents: Tensor) -> Edges:
-    """The edges of the true parses with ``parents`` ``[batch, n]`` (-1: none)."""
+    """The edges of the true parses with ``parents`` ``[batch, n]`` (-1: none), closing brackets
+    included.
+    """
     graph, operand = (parents >= 0).nonzero(as_tuple=True)
     return Edges(graph, parents[graph, operand], operand)
 
@@ -270,7 +282,7 @@ def edge_metrics(vertices: Tensor, rows: Tensor, tokens: Tensor, parents: Tensor
         precision ``[N]`` and recall ``[N]``; 0 if nothing is selected, or nothing can be found.
     """
     counts = ((tokens != PAD) & (tokens != CLOSE))[rows].to(vertices.dtype)
-    is_operand = (parents >= 0)[rows]
+    is_operand = ((parents >= 0) & (tokens != CLOSE))[rows]
     at_parent = vertices.gather(1, parents.clamp_min(0)[rows][:, None]).squeeze(1)
     hits = (at_parent * is_operand).sum(1)
     selected = ((vertices @ counts[:, :, None]).squeeze(2) * counts).sum(1)
