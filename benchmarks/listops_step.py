@@ -1,5 +1,5 @@
-"""A training step of ListOps, with the paper's expressions and with longer ones: its time, its parts,
-and its speed relative to a matrix product.
+"""A training step of ListOps with the paper's expressions: its time, its parts, and its speed relative
+to a matrix product.
 
 Run once as it is and once with glibc's default allocator:
 ``python benchmarks/listops_step.py --untuned``.
@@ -22,8 +22,6 @@ from structgrad.tasks.listops import ListOps, ListOpsData
 from structgrad.training.runtime import tune_allocator
 
 BATCH, HIDDEN, MESSAGE_STEPS = 100, 60, 5
-#: Lengths, arguments, and the milliseconds a step that we ask of ourselves, on one core.
-SIZES = [((4, 17), (2, 5), None), ((10, 50), (2, 10), 110)]
 
 
 def flops(batch: Batch) -> float:
@@ -33,17 +31,17 @@ def flops(batch: Batch) -> float:
     lstm = 2 * tokens * (d * 4 * d)  # two of them: the recurrent product into four gates; inputs are few tokens
     scores = pairs * d
     # Second layer and sum for all pairs, but in the last step only for those whose receiver is a first token; first
-    # layer; recurrent cell.
+    # layer.
     messages = ((MESSAGE_STEPS - 1) * pairs + tokens) * (d * d + d)
-    nodes = MESSAGE_STEPS * tokens * (2 * d * d + 2 * d * d)
+    nodes = MESSAGE_STEPS * tokens * 2 * d * d
     return 3 * 2 * (lstm + scores + messages + nodes)
 
 
-def measured(length: tuple[int, int], arguments: tuple[int, int], bound: float | None) -> list[Row]:
-    """The lines of a batch of such expressions."""
+def measured() -> list[Row]:
+    """The lines of a batch."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as cache:
-        data = ListOpsData(cache, 2000, 5, 5, length=length, arguments=arguments)
+        data = ListOpsData(cache, 2000, 5, 5)
         data.prepare()
         estimator = SST(Arborescence())
         task = ListOps(
@@ -65,20 +63,20 @@ def measured(length: tuple[int, int], arguments: tuple[int, int], bound: float |
         time = measure(step, repeats=9)
         share = round(time.rate(flops(batch)) / matmul_rate(), 3)
         rows += [
-            Row("training step, arborescence, SST", size, time, bound=bound, share=share),
+            Row("training step, arborescence, SST", size, time, share=share),
             Row("  of it structure and estimator (mean)", size, watch.mean(), bound=0.3 * time.processor),
         ]
     return rows
 
 
 def main() -> None:
-    """Measure a batch of both sizes."""
+    """Measure a batch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--untuned", action="store_true", help="leave glibc's allocator as it is")
     untuned = parser.parse_args().untuned
     if not untuned and not tune_allocator():
         print("the allocator cannot be tuned on this machine")
-    rows = [row for size in SIZES for row in measured(*size)]
+    rows = measured()
     name = "listops_step_untuned" if untuned else "listops_step"
     report(name, rows, allocator="glibc default" if untuned else "tuned")
 

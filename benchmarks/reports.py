@@ -26,7 +26,7 @@ CURVE = 60
 
 def make(folder: Path, number: int) -> None:
     """Runs of ListOps as sweeps leave them: a summary in ``results``, and a folder with metrics."""
-    example = json.loads(next((ROOT / "results" / "paulus_2_quick").glob("arborescence-*.json")).read_text())
+    example = json.loads(next((ROOT / "results" / "listops_quick").glob("listops-arborescence-*.json")).read_text())
     generator = np.random.default_rng(0)
     results = folder / "results" / "paulus_2_quick"
     results.mkdir(parents=True)

@@ -195,7 +195,7 @@ class Undirected(_Named):
 
     Scores are read above the diagonal only (as LAPACK reads one triangle of a symmetric matrix).
     Entries below it are never read, so independent noise over the full matrix is right. A model
-    with directed scores averages both directions first; see :meth:`symmetrize`.
+    with directed scores averages or weighs both directions first; see :meth:`symmetrize`.
     """
 
     _name, _dimensions = "undirected", ("n", "n")
@@ -218,7 +218,7 @@ class Undirected(_Named):
     def symmetrize(self, scores: Tensor, weights: tuple[float, float] = AVERAGE) -> Tensor:
         """See :class:`Layout` (Paulus et al. 2020, D.4.2, D.5.2)."""
         forward, backward = weights
-        return self.mirror(forward * scores + backward * scores.transpose(-1, -2))
+        return forward * scores + backward * scores.transpose(-1, -2)
 
     def flatten(self, parts: Tensor) -> Tensor:
         """``[*batch, n, n]`` -> ``[*batch, n (n - 1) / 2]``."""
