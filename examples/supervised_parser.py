@@ -74,7 +74,8 @@ def from_listops():
     for expressions in (data["train"], data["test"]):
         words = (expressions.tokens > 0) & (expressions.tokens != CLOSE)
         edges = words[:, :, None] & words[:, None, :]
-        splits.append((expressions.tokens, structure.write(expressions.parents, mask=edges), edges))
+        parents = expressions.parents.masked_fill(~words, -1)
+        splits.append((expressions.tokens, structure.write(parents, mask=edges), edges))
     return *splits, len(VOCABULARY)
 
 

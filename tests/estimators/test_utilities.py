@@ -16,6 +16,7 @@ UTILITIES = {
     "logistic": Logistic(),
     "exp": NegExponential(),
     "softplus": NegExponential("softplus"),
+    "inverse_softplus": NegExponential("inverse_softplus"),
 }
 each = pytest.mark.parametrize("utility", UTILITIES.values(), ids=UTILITIES.keys())
 
@@ -23,7 +24,8 @@ each = pytest.mark.parametrize("utility", UTILITIES.values(), ids=UTILITIES.keys
 def frozen(utility: Utility, score: float) -> stats.rv_continuous:
     """The distribution by scipy; for negative exponentials that of ``-U``."""
     if isinstance(utility, NegExponential):
-        rate = math.exp(score) if utility.rate == "exp" else math.log1p(math.exp(score))
+        softplus = math.log1p(math.exp(score))
+        rate = {"exp": math.exp(score), "softplus": softplus, "inverse_softplus": 1 / softplus}[utility.rate]
         return stats.expon(scale=1 / rate)
     return {Gumbel: stats.gumbel_r, Gaussian: stats.norm, Logistic: stats.logistic}[type(utility)](loc=score)
 

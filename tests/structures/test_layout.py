@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from structgrad.estimators import RODEO, SST, AdaptiveIMLE, Estimator, StraightThrough, SurrogateGradient, Utility
-from structgrad.structures import KSubset, Layout, Structure, Subset
+from structgrad.structures import KSubset, Labelled, Layout, SpanningTree, Structure, Subset
 from structgrad.structures.layout import Directed, Matrix, Undirected, Vector, make_layout
 from structgrad.testing import Case, StructureContract
 
@@ -132,6 +132,18 @@ def test_the_transpose_that_follows_is_differentiable() -> None:
     gradient = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(Palindrome().pull_back, gradient)
     assert not Palindrome().pull_back(gradient.detach()).requires_grad
+
+
+def test_both_directions_of_an_edge_are_weighed() -> None:
+    scores = torch.randn(2, 4, 4, 3, dtype=torch.float64)
+    upper = torch.ones(4, 4, dtype=torch.bool).triu(1)
+    labelled = Labelled(SpanningTree(), labels=3).layout
+    for weights in ((0.5, 0.5), (1.0, 4.2)):
+        expected = weights[0] * scores + weights[1] * scores.transpose(1, 2)
+        torch.testing.assert_close(labelled.symmetrize(scores, weights)[:, upper], expected[:, upper])
+        alone = Undirected().symmetrize(scores[..., 0], weights)
+        torch.testing.assert_close(alone[:, upper], expected[..., 0][:, upper])
+        assert torch.equal(Directed().symmetrize(scores[..., 0], weights), scores[..., 0])
 
 
 def test_names() -> None:

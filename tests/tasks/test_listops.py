@@ -12,6 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from structgrad.estimators import SST, Deterministic, Estimator, SurrogateGradient
+from structgrad.estimators.utilities import Gumbel
+from structgrad.experiments import tables
 from structgrad.structures import (
     Arborescence,
     GroundTruth,
@@ -172,6 +174,8 @@ def test_the_answer_flows_from_operands_to_the_first_token() -> None:
         after[0, position] = 7
         edges = true_edges(torch.tensor([parents]))
         assert torch.equal(network(before, edges), network(after, edges)) != heard
+    longer = torch.cat([before, torch.tensor([[7]])], 1)  # a token without an edge
+    assert torch.equal(network(before, edges), network(longer, edges))
     # Two operators deep, one step of messages does not reach.
     network.steps = 1
     after = before.clone()
@@ -277,18 +281,47 @@ def test_lstm_baseline() -> None:
 
 
 def test_undirected_edges_weigh_both_directions(data: ListOpsData) -> None:
-    """With weights 1 and t, (score + noise) / t is (forward + noise) / t + backward, as in the authors' code."""
+    """With weights 1 and t, U / t is (forward + noise) / t + backward, as in the authors' code."""
     data.prepare()
-    tree = SpanningTree()
-    task = make(tree, data, Deterministic(tree), symmetrize=(1.0, 4.2)).double().eval()
+    tree, t = SpanningTree(), 4.2
+    task = make(tree, data, SST(tree, temperature=t), symmetrize=(1.0, t)).double().eval()
     (batch,) = list(task.batches("val"))[:1]
     scores, _ = task.encoder(batch["tokens"])
     exist = batch["tokens"] != PAD
-    weighed = (scores + 4.2 * scores.transpose(1, 2)).triu(1)
-    expected = tree.argmax(weighed, exist[:, :, None] & exist[:, None])
-    torch.testing.assert_close(task._estimate(batch)[0].vertices, expected)
-    with pytest.raises(ValueError, match="symmetrize is about undirected edges, and Arborescence has none"):
-        make(Arborescence(), data, symmetrize=(1.0, 2.0))
+    torch.manual_seed(0)
+    found = task._estimate(batch)[0].vertices
+    torch.manual_seed(0)
+    noise = Gumbel().sample(torch.zeros_like(scores))
+    expected = tree.argmax((scores + noise) / t + scores.transpose(1, 2), exist[:, :, None] & exist[:, None])
+    torch.testing.assert_close(found, expected)
+
+
+def test_weights_of_directions_need_undirected_edges(data: ListOpsData) -> None:
+    for structure in (Arborescence(), GroundTruth(), NoStructure()):
+        with pytest.raises(ValueError, match=f"symmetrize is about undirected edges, and {structure.name} has none"):
+            make(structure, data, symmetrize=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"two weights, of i -> j and j -> i; got \[1.0\]"):
+        make(SpanningTree(), data, symmetrize=(1.0,))
+
+
+def test_the_rows_of_undirected_edges_follow_their_temperature(root: Path) -> None:
+    rows = tables.load("paulus_2", root / "configs" / "table").rows
+    undirected = [row for row in rows if row.name in ("independent_undirected", "spanning_tree")]
+    assert len(undirected) == 2
+    for row in undirected:
+        with initialize_config_dir(str(root / "configs"), version_base="1.3"):
+            config = compose("config", ["task=listops", *row.overrides, "estimator.temperature=0.7"])
+        assert list(config.task.symmetrize) == [1, 0.7]
+
+
+def test_layers_are_those_of_the_authors_code() -> None:
+    network = GraphNetwork(60, 5, 0.1)
+    first = torch.cat([network.receive.weight, network.send.weight], 1)  # one layer over both ends
+    bound = 120**-0.5
+    assert 0.99 * bound < first.abs().max() <= bound
+    assert network.receive.bias.abs().max() <= bound
+    kinds = [type(layer).__name__ for layer in network.classify]
+    assert kinds == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
 
 
 def test_impossible_combinations(data: ListOpsData) -> None:

@@ -294,6 +294,9 @@ def test_expressions_of_ones_own(tmp_path: Path) -> None:
     texts = [" ".join(to_text(tokens)) for tokens in data.split("train").tokens]
     assert texts == ["[MAX 1 2 ]", "[MIN 9 8 ]"]
     assert data.split("train").values.tolist() == [2, 8]
+    longer = ListOpsData(tmp_path / "cache", columns=("Target", "Source"), **options | {"train": 1, "length": (8, 9)})
+    with pytest.raises(ValueError, match=r"train\.tsv has 0 expressions with lengths \[8, 9\]"):  # also at depth 1
+        longer.prepare()
     assert data.split("train").parents[0].tolist()[:4] == [-1, 0, 0, 0]
     with pytest.raises(ValueError, match=r"train\.tsv has 2 expressions with lengths \[3, 6\] .*data\.train=3"):
         ListOpsData(tmp_path / "cache", columns=("Target", "Source"), **options | {"train": 3}).prepare()

@@ -146,7 +146,8 @@ class NegExponential(Utility):
     With U = -E and ``rate=exp`` its vertex is that of the structure's trace (Struminsky et al.
     2021, section 2).
 
-    Utilities reach ``exp(-score)``, which float32 cannot hold for scores below -88. They saturate
+    Utilities reach the inverse of the rate, ``exp(-score)`` at low scores for the first two rates.
+    Float32 cannot hold it for scores below -88. They saturate
     at the dtype's largest number to the power of 3/4 (7e28 in float32), where they have no
     gradient.
 

@@ -129,7 +129,7 @@ class Layout:
 
     def symmetrize(self, scores: Tensor, weights: tuple[float, float] = AVERAGE) -> Tensor:
         """One score for both directions of every edge, if edges have no direction. Others do not
-        change.
+        change. It stands above the diagonal, where scores of edges without a direction are read.
 
         Args:
             scores: ``[*batch, *parts]``, directed.

@@ -46,7 +46,8 @@ _MIN, _MAX, _MED, _SM = range(4)
 #: Names of the columns of published files.
 _LABELS, _EXPRESSIONS = ("label", "target", "value"), ("expression", "source", "sentence", "input")
 
-#: Part of the key of a cache. Raise it when the same configuration would give other expressions.
+#: Part of the key of a cache. Raise it when the same configuration would give other expressions or
+#: parents.
 _GENERATOR_VERSION = 2
 #: The number of expressions grown between two updates of the progress bar.
 _BLOCK = 100_000
@@ -195,9 +196,9 @@ class ListOpsData:
         train: number of training expressions.
         val: number of validation expressions.
         test: number of test expressions.
-        length: shortest and longest expression, in tokens, brackets included. Expressions of depth
-            1 have at most ``arguments[1] + 2`` tokens. If the shortest is longer, it does not count
-            for them.
+        length: shortest and longest expression, in tokens, brackets included. Generated expressions
+            of depth 1 have at most ``arguments[1] + 2`` tokens. If the shortest is longer, it does
+            not count for them.
         depth: smallest and largest depth; every depth has the same share of every split.
         arguments: smallest and largest number of arguments of an operator.
         operators: names among MIN, MAX, MED and SM, the sum modulo 10 of the original data. Without
@@ -257,7 +258,7 @@ class ListOpsData:
             raise ValueError(f"depth {deepest} takes {shortest} tokens or more; data.length ends at {self.length[1]}")
 
     def lengths_at(self, depth: int) -> tuple[int, int]:
-        """The shortest and longest expression of a depth, in tokens."""
+        """The shortest and longest expression of a depth that is generated, in tokens."""
         shortest, longest = self.length
         fewest, most = self.arguments
         return fewest + 2 if depth == 1 and shortest > most + 2 else shortest, longest
@@ -275,6 +276,7 @@ class ListOpsData:
             columns = None if self.columns is None else list(self.columns)
             own |= {"sums": True} if "SM" in self.operators else {}
             own |= {"length": list(self.length), "depth": list(self.depth), "columns": columns}
+            own |= {"generator": _GENERATOR_VERSION}
             return own | {"files": {name: hashlib.sha256(self._file(name).read_bytes()).hexdigest() for name in SPLITS}}
         names = ("train", "val", "test", "operator_probability", "seed")
         ranges = ("length", "depth", "arguments", "operators")
@@ -299,8 +301,7 @@ class ListOpsData:
         for name in SPLITS:
             file, size = self._file(name), getattr(self, name)
             every = read_tsv(file, self.columns, self.operators)
-            shortest = torch.tensor([self.lengths_at(d)[0] for d in range(int(every.depths.max()) + 1)])
-            wanted = (shortest[every.depths] <= every.lengths) & (every.lengths <= self.length[1])
+            wanted = (self.length[0] <= every.lengths) & (every.lengths <= self.length[1])
             wanted &= (self.depth[0] <= every.depths) & (every.depths <= self.depth[1])
             rows = wanted.nonzero()[:size, 0]
             if len(rows) < size:

@@ -48,7 +48,7 @@ class Parse:
 def draw(parses: list[Parse], path: Path, *, directed: bool) -> Path:
     """Draw the recovered parse above and the true one below each expression, one expression a row.
 
-    Edges that touch a closing bracket are not counted, because no loss can teach those.
+    Edges that touch a closing bracket are not counted, because the metrics leave them out.
 
     Args:
         parses: the expressions.

@@ -34,10 +34,10 @@ class ListOps(Task):
     is the true parse. The parse has edges from operators to operands and closing brackets.
 
     Precision and recall compare a vertex, as the directed adjacency matrix that it shows, with the
-    parse. Edges to and from closing brackets do not count. Both are computed for each expression, with 0 / 0 = 0, and averaged over expressions. As
-    in the paper, an undirected edge is shown in both directions, so the precision of an undirected
-    structure is at most 1/2. In training they are those of the relaxed vertex:
-    ``sum(x * true) / sum(x)`` and ``sum(x * true) / sum(true)``.
+    parse. Edges to and from closing brackets do not count. Both are computed for each expression,
+    with 0 / 0 = 0, and averaged over expressions. As in the paper, an undirected edge is shown in
+    both directions, so the precision of an undirected structure is at most 1/2. In training they
+    are those of the relaxed vertex: ``sum(x * true) / sum(x)`` and ``sum(x * true) / sum(true)``.
 
     Args:
         structure: a structure over directed or undirected edges, or one of the two stand-ins.
@@ -51,7 +51,7 @@ class ListOps(Task):
         update: a node's state becomes its ``"sum"`` with the node's messages, or a ``"gru"``, a
             gated recurrent unit, takes both.
         dropout: dropout probability of the encoder and of messages. The LSTM without a graph has
-            none.
+            none, and this, ``update`` and ``message_steps`` say nothing about it.
         dropout_per: dropout of the hidden units of a message is drawn for each ``"pair"`` of nodes,
             or once a step for all pairs of a ``"graph"``, which is faster.
         test_dropout: messages keep their dropout in evaluation, as in the code of Paulus et al.
@@ -65,7 +65,7 @@ class ListOps(Task):
     Raises:
         ValueError: for a latent structure that is not over the edges of a graph, or has no vertex
             for the shortest expressions; for a ``kl_weight`` without a KL divergence; for
-            ``test_dropout`` without messages; for other ``symmetrize`` without undirected edges.
+            ``test_dropout`` without messages; for unequal weights without undirected edges.
     """
 
     monitor: ClassVar[str] = "val/accuracy"
@@ -104,6 +104,8 @@ class ListOps(Task):
         check_range("dropout", dropout, least=0, below=1)
         check_choice("dropout_per", dropout_per, get_args(DropoutPer))
         check_range("kl_weight", kl_weight, least=0)
+        if len(symmetrize) != 2:
+            raise ValueError(f"symmetrize must be two weights, of i -> j and j -> i; got {list(symmetrize)}")
         forward, backward = symmetrize
         if (forward, backward) != AVERAGE and not (structure.is_latent and structure.layout.is_mirrored):
             raise ValueError(f"symmetrize is about undirected edges, and {structure.name} has none; leave it out")
