@@ -147,9 +147,8 @@ class NegExponential(Utility):
     2021, section 2).
 
     Utilities reach the inverse of the rate, ``exp(-score)`` at low scores for the first two rates.
-    Float32 cannot hold it for scores below -88. They saturate
-    at the dtype's largest number to the power of 3/4 (7e28 in float32), where they have no
-    gradient.
+    Float32 cannot hold it for scores below -88. Utilities saturate at the dtype's largest number to
+    the power of 3/4 (7e28 in float32), where they have no gradient.
 
     Args:
         rate: ``exp(score)``, or ``softplus(score)`` as in Paulus et al. 2020, D.5.2. In their code

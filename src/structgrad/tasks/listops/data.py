@@ -258,10 +258,11 @@ class ListOpsData:
             raise ValueError(f"depth {deepest} takes {shortest} tokens or more; data.length ends at {self.length[1]}")
 
     def lengths_at(self, depth: int) -> tuple[int, int]:
-        """The shortest and longest expression of a depth that is generated, in tokens."""
+        """The shortest and longest expression of a depth, in tokens."""
         shortest, longest = self.length
         fewest, most = self.arguments
-        return fewest + 2 if depth == 1 and shortest > most + 2 else shortest, longest
+        none_is_longer = self.files is None and depth == 1 and shortest > most + 2
+        return fewest + 2 if none_is_longer else shortest, longest
 
     @property
     def tokens(self) -> int:

@@ -51,7 +51,7 @@ class ListOps(Task):
         update: a node's state becomes its ``"sum"`` with the node's messages, or a ``"gru"``, a
             gated recurrent unit, takes both.
         dropout: dropout probability of the encoder and of messages. The LSTM without a graph has
-            none, and this, ``update`` and ``message_steps`` say nothing about it.
+            none, and ``update``, ``message_steps`` and ``dropout_per`` say nothing about it either.
         dropout_per: dropout of the hidden units of a message is drawn for each ``"pair"`` of nodes,
             or once a step for all pairs of a ``"graph"``, which is faster.
         test_dropout: messages keep their dropout in evaluation, as in the code of Paulus et al.
