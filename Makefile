@@ -11,7 +11,12 @@ RUN := $(PY) train.py
 demo: .venv/installed
 	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
 
-test: .venv/installed-dev lint
+# Both at once: types are checked by one process.
+test: .venv/installed-dev
+	+@$(MAKE) --no-print-directory -j2 lint tests
+
+.PHONY: tests
+tests: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile  # tiny tensors: processes, as a second thread only costs
 
 # On processors as torch and oneDNN can pretend to have them (CAPABILITY:ISA:THREADS): nothing may hang on how one of them

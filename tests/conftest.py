@@ -21,6 +21,11 @@ from structgrad.testing import DEVICE  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are processors: tests of sweeps and commands wait for other processes."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The contract of structures is also for GPUs; what is for them is skipped where one is asked for and none is."""
     none = pytest.mark.skip(reason=f"STRUCTGRAD_TEST_DEVICE={DEVICE}, and this machine has no CUDA device")

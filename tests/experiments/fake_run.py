@@ -1,9 +1,10 @@
 """Stands in for train.py in tests of sweeps: the same contract (overrides, lock, checkpoint, summary, exit codes), in
 milliseconds and without torch.
 
-Usage: ``python fake_run.py key=value ...``. It does ``steps`` steps of ``step_s`` seconds, continues until the file
-``gate`` exists, and keeps a checkpoint after each step. It writes lines to ``starts.log`` and ``steps.log`` in its
-run's folder, so tests can count repeated work. With ``every`` it is validated after that many steps.
+Usage: ``python fake_run.py key=value ...``. It does ``steps`` steps of ``step_s`` seconds and keeps a checkpoint after
+each. Its last step waits for the file ``gate``; without ``steps`` it makes steps until that file exists. It writes
+lines to ``starts.log`` and ``steps.log`` in its run's folder, so tests can count repeated work. With ``every`` it is
+validated after that many steps.
 """
 
 from __future__ import annotations
@@ -64,12 +65,16 @@ def main() -> None:
         with done.open("a") as log:  # killed between the checkpoint and the log
             log.write(f"{step}\n")
     gate = Path(settings.get("gate", folder))
+    steps = int(settings.get("steps", 1))
+    endless = "steps" not in settings
     if every:
         follow(progress, settings, step, every)
-    while step < int(settings.get("steps", 1)) or not gate.exists():
+    while step < steps or (endless and not gate.exists()):
         if stop or (pause_at and step >= pause_at):
             sys.exit(75)
         time.sleep(float(settings.get("step_s", 0.0)))
+        if step + 1 == steps and not endless and not gate.exists():
+            continue
         step += 1
         partial = folder / "checkpoint.partial"
         partial.write_text(str(step))

@@ -64,7 +64,8 @@ class EdgeEncoder(nn.Module):
             tokens: int64 ``[batch, n]``. Padding comes last, so that it influences no token before
                 it.
 
-        scores ``[batch, n, n]`` (``[i, j]`` for i -> j; arbitrary at padding), and a summary
+        Returns:
+            scores ``[batch, n, n]`` (``[i, j]`` for i -> j; arbitrary at padding), and a summary
             ``[batch, hidden]``: the modifier LSTM's output at the last token.
         """
         lengths = (tokens != PAD).sum(1)
