@@ -67,9 +67,9 @@ def by_hand(words: list[str]) -> tuple[int, int]:
 
 def test_expressions_of_depth_1_may_be_shorter_if_none_is_that_long(tmp_path: Path) -> None:
     paper = small(tmp_path, length=(10, 49), depth=(1, 5))
-    assert [paper.lengths_at(depth) for depth in (1, 2, 5)] == [(4, 49), (10, 49), (10, 49)]
-    assert small(tmp_path, length=(7, 49)).lengths_at(1) == (7, 49)  # those with five arguments are
-    assert small(tmp_path, length=(10, 49), files=tmp_path).lengths_at(1) == (10, 49)  # files are filtered by length
+    assert [paper.shortest_at(depth) for depth in (1, 2, 5)] == [4, 10, 10]
+    assert small(tmp_path, length=(7, 49)).shortest_at(1) == 7  # those with five arguments are
+    assert small(tmp_path, length=(10, 49), files=tmp_path).shortest_at(1) == 10  # files are filtered by length
     expressions = generate(paper, progress=False)["train"]
     flat = expressions.depths == 1
     assert expressions.lengths[flat].min() == 4

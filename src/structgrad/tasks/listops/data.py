@@ -257,12 +257,11 @@ class ListOpsData:
         if self.files is None and shortest > self.length[1]:
             raise ValueError(f"depth {deepest} takes {shortest} tokens or more; data.length ends at {self.length[1]}")
 
-    def lengths_at(self, depth: int) -> tuple[int, int]:
-        """The shortest and longest expression of a depth, in tokens."""
-        shortest, longest = self.length
-        fewest, most = self.arguments
+    def shortest_at(self, depth: int) -> int:
+        """The number of tokens of the shortest expressions of a depth."""
+        shortest, (fewest, most) = self.length[0], self.arguments
         none_is_longer = self.files is None and depth == 1 and shortest > most + 2
-        return fewest + 2 if none_is_longer else shortest, longest
+        return fewest + 2 if none_is_longer else shortest
 
     @property
     def tokens(self) -> int:
@@ -351,7 +350,7 @@ def generate(data: ListOpsData, *, progress: bool = True) -> dict[str, Expressio
         total=sum(wanted.values()), desc="Generating ListOps", unit="expr", disable=None if progress else True
     ) as bar:
         for depth, number in wanted.items():
-            shortest, longest = data.lengths_at(depth)
+            shortest, longest = data.shortest_at(depth), data.length[1]
             tokens, parents = (np.empty((_BLOCK, longest), np.int16) for _ in range(2))
             values, lengths, depths = (np.empty(_BLOCK, np.int16) for _ in range(3))
             count = idle = 0

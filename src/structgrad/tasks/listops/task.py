@@ -120,7 +120,7 @@ class ListOps(Task):
         if structure.is_latent:
             if not structure.layout.is_graph:
                 raise ValueError(f"listops needs a structure over the edges of a graph; got {structure.name}")
-            shortest = data.lengths_at(data.depth[0])[0]
+            shortest = data.shortest_at(data.depth[0])
             self.check_structure((shortest,) * 2, f"expressions of {shortest} tokens")
             self.encoder = EdgeEncoder(hidden, dropout, data.tokens)
 
