@@ -655,3 +655,15 @@ def test_a_whole_run_on_real_characters(root: Path, shared_data: Path, tmp_path:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "success" in done.stdout
+
+
+def test_the_script_of_the_first_steps(root: Path, shared_data: Path) -> None:
+    command = [sys.executable, "scripts/sender_start.py", "budget=smoke", "trainer=cpu", f"paths.data={shared_data}"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    head, *lines = done.stdout.splitlines()
+    assert head.split() == ["step", "sigmoids", "common", "images"]
+    assert [int(line.split()[0]) for line in lines] == [0, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300]
+    first, last = ([float(number) for number in line.split()[1:]] for line in (lines[0], lines[-1]))
+    assert 0 < first[0] < 1
+    assert last[2] > 10 * first[2]  # at this budget it learns to tell images apart
