@@ -74,12 +74,13 @@ def test_a_hyper_parameter_that_the_user_sets_is_not_searched() -> None:
 
 
 def test_given_settings_take_the_place_of_the_search() -> None:
-    lstm, tree = plan_of("table=paulus_2", "rows=lstm,arborescence").rows
+    lstm, tree, truth = plan_of("table=paulus_2", "rows=lstm,arborescence,ground_truth").rows
     assert (lstm.trials, lstm.space) == ((0,), {})
     assert lstm.overrides[-2:] == ("task.optimizer.lr=0.001", "task.optimizer.weight_decay=1e-05")
-    assert (len(tree.trials), set(tree.space)) == (20, {"task.optimizer.lr", "estimator.temperature"})
-    assert tree.space["estimator.temperature"]["high"] == 1.0
-    assert tree.overrides[-1] == "task.optimizer.weight_decay=0.0001"
+    assert (tree.trials, tree.space) == ((0,), {})
+    assert tree.overrides[-2:] == ("estimator.temperature=1.22", "task.optimizer.weight_decay=4.06e-05")
+    assert (len(truth.trials), set(truth.space)) == (20, {"task.optimizer.lr", "task.optimizer.weight_decay"})
+    assert truth.space["task.optimizer.lr"]["high"] == 1.0e-3
     (own,) = plan_of("table=paulus_2", "rows=lstm", "task.optimizer.lr=0.1").rows
     assert own.overrides[-1] == "task.optimizer.weight_decay=1e-05"
 
