@@ -124,6 +124,8 @@ _NOT_INTERPRETED = (
     "test_gradients_of_distances",
     "test_leading_shapes",
     "test_sample_frequencies",
+    "test_sparsemap",
+    "test_top_k",
     "test_top_k_is_sorted",
 )
 
@@ -451,8 +453,6 @@ class StructureContract:
 
     @pytest.mark.parametrize("k", [1, 3, 7])
     def test_top_k(self, k: int) -> None:
-        if self.path == "kernels" and k != 3:
-            pytest.skip("one k is enough for an interpreter")
         for case in self.each("top_k", "enumerate"):
             for scale in (0.0, 1.0, 100.0):
                 scores = self.scores(case, scale)
