@@ -5,7 +5,7 @@
 A line has the mean output of the sender's last sigmoids, and two standard deviations of its scores:
 of their mean over the images (`common`), and around that mean (`images`). A sender that says the
 same of every image can only grow out of the latter. Sigmoids with outputs near 0 or 1 pass hardly
-any gradient. Arguments are overrides of the configuration.
+any gradient. Arguments are overrides of task, data and estimator; there is no trainer.
 """
 
 from __future__ import annotations

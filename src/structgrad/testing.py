@@ -202,8 +202,9 @@ class StructureContract:
         name = metafunc.function.__name__
         if not hasattr(StructureContract, name) or name in _NATIVE_ONLY:
             return
-        inherited = metafunc.function is getattr(StructureContract, name) and name not in _NOT_INTERPRETED
-        paths = [path for path in PATHS if path != "kernels" or (inherited and _INTERPRETED)]
+        inherited = metafunc.function is getattr(StructureContract, name)
+        interpreted = _INTERPRETED and inherited and name not in _NOT_INTERPRETED
+        paths = [path for path in PATHS if path != "kernels" or interpreted]
         metafunc.parametrize("_path", paths, indirect=True)
 
     @pytest.fixture(autouse=True)

@@ -85,6 +85,17 @@ def test_given_settings_take_the_place_of_the_search() -> None:
     assert own.overrides[-1] == "task.optimizer.weight_decay=1e-05"
 
 
+def test_a_row_may_have_given_settings_beside_given_ranges(tmp_path: Path) -> None:
+    content = (CONFIGS / "table" / "paulus_2.yaml").read_text()
+    searched = "estimator.temperature: {distribution: log_uniform, low: 0.3, high: 1.0}"
+    (tmp_path / "mixed.yaml").write_text(content.replace("estimator.temperature: 1.22", searched))
+    options, given = sweep._split(["table=mixed", "rows=arborescence"])
+    (tree,) = sweep.make_plan(tables.load("mixed", tmp_path), options, given, CONFIGS).rows
+    assert (len(tree.trials), set(tree.space)) == (20, {"estimator.temperature"})
+    assert tree.space["estimator.temperature"]["high"] == 1.0
+    assert tree.overrides[-1] == "task.optimizer.weight_decay=4.06e-05"
+
+
 OWN = """
 title: Own
 overrides: [task=listops, budget=quick]
