@@ -14,11 +14,14 @@ import sys
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from structgrad.commands import CONFIGS
 from structgrad.tasks.communication_game import CommunicationGame
 from structgrad.training.composition import assemble
+from structgrad.training.errors import ConfigurationError, explain
 
 #: The steps that are printed.
 STEPS = (0, 1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300)
@@ -53,4 +56,9 @@ def main(overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {explain(error, sys.argv[1:])}")
+    except ConfigurationError as error:
+        sys.exit(f"error: {error}")

@@ -98,8 +98,10 @@ def test_where_and_copies() -> None:
     assert len(matching(runs, {"task.lr": "3"})) == 1
     with pytest.raises(ValueError, match="no run has estimator=gumbel"):
         matching(runs, {"estimator": "gumbel"})
-    with pytest.raises(ValueError, match="listops-tree-sst-0-0 is there twice, with different results"):
-        compare([made("sst", 0, 0.1), made("sst", 0, 0.2)])
+    earlier, later = made("sst", 0, 0.1), made("sst", 0, 0.2)
+    later.content["commit"] = "0123456789abcdef"
+    with pytest.raises(ValueError, match=r"sst-0-0 is there twice.*\(commits 0000000000 and 0123456789\); type fewer"):
+        compare([earlier, later])
 
 
 @pytest.mark.parametrize(

@@ -667,3 +667,21 @@ def test_the_script_of_the_first_steps(root: Path, shared_data: Path) -> None:
     first, last = ([float(number) for number in line.split()[1:]] for line in (lines[0], lines[-1]))
     assert 0 < first[0] < 1
     assert last[2] > 10 * first[2]  # at this budget it learns to tell images apart
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("data=caltech", "data=caltech: no such choice; nearest: caltech101"),
+        ("task.hiden=3", "hiden"),
+        ("task.hidden=-3", "hidden must be"),
+    ],
+)
+def test_that_script_explains_a_wrong_override_in_one_line(root: Path, override: str, reason: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/sender_start.py", "budget=smoke", override], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert reason in line
