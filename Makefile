@@ -8,8 +8,9 @@ RUN := $(PY) train.py
 
 .PHONY: demo test test-cpus lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae table-l2x table-ssvae figure-ssvae table-communication-game toy figure-parentheses
 
+# Threads that sleep while they wait: on a busy machine it takes minutes instead of an hour (docs/runs.md).
 demo: .venv/installed
-	$(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
+	OMP_WAIT_POLICY=passive $(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
 
 # Both at once: types are checked by one process.
 test: .venv/installed-dev
