@@ -10,7 +10,7 @@ RUN := $(PY) train.py
 
 # Threads that sleep while they wait: on a busy machine it takes minutes instead of an hour (docs/runs.md).
 demo: .venv/installed
-	OMP_WAIT_POLICY=passive $(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
+	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(RUN) task=listops budget=quick paths.runs=runs/demo/$$(date +%Y%m%d-%H%M%S)
 
 # Both at once: types are checked by one process.
 test: .venv/installed-dev

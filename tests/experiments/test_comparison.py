@@ -99,8 +99,9 @@ def test_where_and_copies() -> None:
     with pytest.raises(ValueError, match="no run has estimator=gumbel"):
         matching(runs, {"estimator": "gumbel"})
     earlier, later = made("sst", 0, 0.1), made("sst", 0, 0.2)
-    later.content["commit"] = "0123456789abcdef"
-    with pytest.raises(ValueError, match=r"sst-0-0 is there twice.*\(commits 0000000000 and 0123456789\); type fewer"):
+    later.content["commit"] = "0123456789abcdef+changes"
+    reason = r"sst-0-0 is there twice.*\(commits 0000000000 and 0123456789\+changes\); type fewer"
+    with pytest.raises(ValueError, match=reason):
         compare([earlier, later])
 
 

@@ -148,9 +148,8 @@ def once(summaries: Iterable[Summary]) -> list[Summary]:
         key = (run.content.get("name") or str(position), run.content.get("device"))
         other = kept.setdefault(key, run)
         if other.metrics != run.metrics:
-            commits = " and ".join(str(copy.content.get("commit") or "unknown")[:10] for copy in (other, run))
             raise ValueError(
-                f"{key[0]} is there twice, with different results (commits {commits}); "
+                f"{key[0]} is there twice, with different results (commits {other.commit} and {run.commit}); "
                 "type fewer folders, or none for the tables"
             )
         if run.sweep and not other.sweep:

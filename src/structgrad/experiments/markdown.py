@@ -149,7 +149,7 @@ def caption(report: Report) -> str:
         parts.append(f"all runs have `{' '.join(report.extra)}`")
     if runs:
         times = [float(run.content["training_s"]) for run in runs if "training_s" in run.content]
-        commits = sorted({_short(run.content.get("commit") or "unknown") for run in runs})
+        commits = sorted({run.commit for run in runs})
         device = report.device or " and ".join(sorted({run.content.get("device", "?") for run in runs}))
         made = [f"device {device}", *[f"precision {' and '.join(found)}" for found in [precisions(runs)] if found]]
         spread = dict.fromkeys((duration(min(times)), duration(max(times)))) if times else ()
@@ -160,12 +160,6 @@ def caption(report: Report) -> str:
         parts.append("differences are ours minus the published number")
     text = " ".join(f"{part[0].upper()}{part[1:]}." for part in parts)
     return f"{text} {report.table.notes}" if report.table.notes else text
-
-
-def _short(commit: str) -> str:
-    """Ten digits of a commit, and whether files differed from it: ``2a5cdb7610+changes``."""
-    digits, plus, changes = commit.partition("+")
-    return digits[:10] + plus + changes
 
 
 def reached(line: Line) -> str:

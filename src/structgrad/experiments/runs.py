@@ -50,6 +50,12 @@ class Summary:
         return made
 
     @property
+    def commit(self) -> str:
+        """Ten digits of the commit, and whether files differed from it: ``2a5cdb7610+changes``."""
+        digits, plus, changes = (self.content.get("commit") or "unknown").partition("+")
+        return f"{digits[:10]}{plus}{changes}"
+
+    @property
     def monitor(self) -> str:
         """The validation metric that selected the checkpoint. A summary has no other."""
         return next((name for name in self.metrics if name.startswith("val/")), "")
