@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.estimators import Baseline, Outcome, Reinforce
-from structgrad.estimators.baselines import BatchMean, LearntBaseline, MovingAverage, make_baseline
+from structgrad.estimators.baselines import BatchMean, LearntBaseline, MovingAverage, RunningMean, make_baseline
 from structgrad.structures import KSubset, OneHot, Structure, UnsupportedError
 from structgrad.testing import assert_unbiased
 from tests.estimators.test_score_function import problem
@@ -94,3 +94,45 @@ def test_a_learnt_baseline_of_wide_contexts() -> None:
     assert estimate.surrogate.dtype == torch.float64
     estimate.surrogate.sum().backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in estimator.parameters())
+
+
+def test_shapes_that_would_mix_examples_are_refused() -> None:
+    """``[batch]`` beside ``[batch, K]`` is one number a sample, and with K = 1 every example with every other."""
+
+    class Constant(Baseline):
+        def __init__(self, *shape: int) -> None:
+            super().__init__()
+            self.shape = shape
+
+        def predict(self, outcome: Outcome) -> Tensor:
+            return torch.ones(self.shape)
+
+    def run(baseline: Baseline, context: Tensor | None = None, n_samples: int = 1) -> None:
+        estimate = Reinforce(OneHot(), baseline=baseline, n_samples=n_samples)(
+            torch.randn(3, 4), lambda v, r: v.sum(1), context=context
+        )
+        assert estimate.surrogate.shape == (3,)
+
+    for shape in ((), (1, 1), (3, 1), (1, 2), (3, 2)):
+        run(Constant(*shape), n_samples=2)
+    for wrong in ((3,), (1,), (2, 1), (3, 3), (3, 1, 1)):
+        with pytest.raises(ValueError, match=r"a scalar, or \[3 or 1, 2 or 1\] for 3 examples with 2 samples; got"):
+            run(Constant(*wrong), n_samples=2)
+    with pytest.raises(ValueError, match="got \\[3\\]"):
+        run(Constant(3))
+    run(LearntBaseline(2), torch.randn(3, 2))
+    for context in (torch.randn(2), torch.randn(1, 2), torch.randn(5, 2), torch.randn(3, 3, 2), torch.randn(3, 1, 2)):
+        with pytest.raises(ValueError, match=r"context has shape \[batch, features\], and the batch 3; got"):
+            run(LearntBaseline(2), context)
+    with pytest.raises(ValueError, match="context_size 2; the context has 4 features"):
+        run(LearntBaseline(2), torch.randn(3, 4))
+
+
+def test_the_first_variance_is_around_the_mean() -> None:
+    """Losses near 200 with deviation 1: around 0 it would be 200 at first, and take hundreds of steps to forget."""
+    torch.manual_seed(0)
+    running = RunningMean(0.99)
+    for _ in range(3):
+        running.update(200 + torch.randn(1000))
+        assert abs(float(running.mean) - 200) < 0.2
+        assert abs(float(running.deviation) - 1) < 0.1

@@ -76,6 +76,7 @@ class TestPresets(EstimatorContract):
     def preset(self, request: pytest.FixtureRequest) -> None:
         self.variant = request.param
         self.evaluates_vertices = self.variant != "vector_quantization"
+        self.weights_sum_to_one = self.variant != "sum_and_sample"
 
     def build(self, structure: Structure) -> Estimator:
         try:
@@ -104,6 +105,14 @@ def built(request: pytest.FixtureRequest) -> tuple[str, list[tuple[Estimator, Pr
 
 def run(estimator: Estimator, p: Problem, objective: Any = None) -> Any:
     return TestPresets().run(estimator, p, objective)
+
+
+def test_training_after_an_evaluation_in_inference_mode(built: tuple[str, list[tuple[Estimator, Problem]]]) -> None:
+    """Lightning validates in that mode before it trains. What an estimator or a structure keeps must serve both."""
+    for estimator, p in built[1][::4]:
+        with torch.inference_mode():
+            run(estimator.eval(), p)
+        torch.autograd.grad(run(estimator.train(), p).surrogate.sum(), p.scores)
 
 
 @pytest.mark.gpu

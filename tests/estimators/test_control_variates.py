@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from structgrad.estimators import REBAR, RELAX, Reinforce
+from structgrad.estimators import REBAR, RELAX, RODEO, Reinforce
 from structgrad.estimators.control_variates import ControlVariate
 from structgrad.structures import Arborescence, OneHot, Permutation, SpanningTree, Structure, Subset, UnsupportedError
 from structgrad.testing import Distribution, Problem, assert_unbiased
@@ -245,6 +245,25 @@ def test_large_scores_and_missing_parts_in_float32(name: str) -> None:
     assert (gradient[~mask] == 0).all()
     for slope in torch.autograd.grad(out.surrogate.mean(), list(estimator.parameters())):
         assert slope.isfinite().all()
+
+
+def test_frozen_critics() -> None:
+    """With the same random numbers the scores' gradient is that of critics that learn; nothing else gets one."""
+    for make in (
+        lambda: RELAX(OneHot()),
+        lambda: REBAR(OneHot()),
+        lambda: REBAR(OneHot(), learn_temperature=False),
+        lambda: RODEO(Subset()),
+    ):
+        case = problem("subset" if isinstance(make(), RODEO) else "one_hot")
+        gradients = []
+        for frozen in (False, True):
+            torch.manual_seed(0)
+            estimator = make().double().requires_grad_(not frozen)
+            estimate = estimator(case.scores, case.decoder, mask=case.mask)
+            gradients.append(torch.autograd.grad(estimate.surrogate.sum(), case.scores)[0])
+        assert (gradients[0] != 0).any()
+        assert torch.equal(*gradients)
 
 
 def test_bad_options_are_refused() -> None:

@@ -110,6 +110,28 @@ def test_gumbel_rao_has_the_mean_of_straight_through_sst_and_less_variance(name:
     assert measured_variance(conditional, case) < 0.9 * measured_variance(straight, case)
 
 
+@pytest.mark.parametrize("relaxation", ["softsub", "exp_family"])
+def test_temperatures_of_examples(relaxation: str) -> None:
+    """Every example has its own, as in a batch of equal temperatures, for as many utilities as there are examples
+    and for more (``softsub`` is no function of the quotient alone).
+    """
+    case = Problem.make(KSubset(2), (5,), batch=3)
+    temperatures = torch.tensor([0.2, 1.0, 3.0])
+    makers = {
+        "gumbel_rao": lambda t, n: GumbelRao(KSubset(2), n, relaxation, temperature=t),
+        "sst": lambda t, n: SST(KSubset(2), relaxation, n_samples=n, temperature=t),
+        "straight_through": lambda t, n: StraightThrough(KSubset(2), relaxation, temperature=t),
+    }
+    for name, make in makers.items():
+        for n in (1, 3, 4):
+            found = []
+            for t in (temperatures, *temperatures):
+                torch.manual_seed(0)
+                found.append(gradient_of(make(t, n), case, case.decoder))
+            for example in range(3):
+                torch.testing.assert_close(found[0][example], found[1 + example][example], msg=f"{name} {n}")
+
+
 def test_reinmax_is_exact_for_quadratic_objectives() -> None:
     """The mean over all categories of the gradient at each one, no sampling; straight-through softmax is not exact."""
     torch.manual_seed(0)

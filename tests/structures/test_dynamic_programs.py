@@ -399,3 +399,12 @@ def test_graphs_that_are_made_under_torch_func_serve_other_calls() -> None:
     goals = Alignment()._hypergraph(scores.shape[1:])._on(scores.device)[0]
     assert not is_functorch_tensor(goals)
     torch.testing.assert_close(torch.func.vmap(Alignment().marginals)(scores), Alignment().marginals(scores))
+
+
+def test_graphs_that_are_made_in_inference_mode_serve_training() -> None:
+    """Validation comes before training; autograd refuses tensors of inference mode."""
+    scores = torch.randn(2, 3, 8)  # of a size that no other test has
+    graph = Alignment()._hypergraph(scores.shape[1:])
+    with torch.inference_mode():
+        goals, levels = graph._on(scores.device)
+    assert not any(t.is_inference() for t in (goals, *levels[0]))

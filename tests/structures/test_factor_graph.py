@@ -371,6 +371,23 @@ def test_what_is_refused() -> None:
             graph.argmax(torch.randn(2, 3), torch.tensor([[False, False, False], [True, True, True]]))
     with pytest.raises(ValueError, match=r"example \[0\] has no vertex"):
         FactorGraph(3, impossible.factors, listed=0).project(torch.randn(1, 3))
+    for listed in (0, 100):
+        graph = FactorGraph(3, impossible.factors, listed=listed)
+        with pytest.raises(ValueError, match=r"example \[0\] has no vertex"):
+            graph.argmax(torch.randn(2, 3))
+        best = graph.best_vertex(torch.randn(2, 3))
+        assert best.vertex.tolist() == [[0.0] * 3] * 2
+        assert best.value.tolist() == best.bound.tolist() == [-torch.inf] * 2
+        assert not best.proved.any()
+
+
+def test_lists_that_are_made_in_inference_mode_serve_training() -> None:
+    graph = FactorGraph.partial_matching(2, 2)
+    scores = torch.zeros(1, 4, requires_grad=True)
+    with torch.inference_mode():
+        graph.log_partition(scores)
+    graph.log_partition(scores).sum().backward()
+    torch.testing.assert_close(scores.grad, torch.full((1, 4), 2 / 7))  # of 7 matchings 2 have an edge
 
 
 def test_gibbs_oracles_only_where_vertices_are_few() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from structgrad.data import MissingDataError
-from structgrad.estimators import SST, ExponentialSchedule, Marginalize, Reinforce
+from structgrad.estimators import SST, ExponentialSchedule, ImportanceWeighted, Marginalize, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import KSubset, OneHot
 from structgrad.tasks.communication_game import CommunicationGame, FeatureFile, Omniglot, PublishedFeatures
@@ -445,6 +445,20 @@ def make(estimator: Estimator, **options: Any) -> CommunicationGame:
         optimizer=partial(torch.optim.Adam, lr=1e-2),
         **defaults | options,
     )
+
+
+def test_the_estimator_knows_the_weight_of_the_kl() -> None:
+    """A bound has the KL in its logarithm with weight 1, which would be another objective."""
+    train, bound = torch.zeros(32, dtype=torch.int64), ImportanceWeighted(OneHot(), 2)
+    for bonus in (0.0, 0.01, 1.0):
+        task = make(bound, entropy_bonus=bonus)
+        task.setup("fit")
+        batch = {"train": train, "target": train}
+        if bonus == 1:
+            assert task.train().step(batch).loss.isfinite()
+            continue
+        with pytest.raises(ValueError, match=rf"this loss weighs it by {bonus:g}$"):
+            task.train().step(batch)
 
 
 @pytest.mark.parametrize("name", [*CALLS, "sparsemax"])

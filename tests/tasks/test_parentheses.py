@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from structgrad.data import DamagedDataError, DataError, MissingDataError
-from structgrad.estimators import RELAX, SST, Reinforce
+from structgrad.estimators import RELAX, SST, Outcome, Reinforce
 from structgrad.estimators.base import Estimator
+from structgrad.estimators.baselines import NoBaseline
 from structgrad.structures import Arborescence, BinaryTree, GroundTruth, NoStructure
 from structgrad.structures.base import Structure
 from structgrad.tasks.parentheses import Parentheses, ParenthesesData, trees
@@ -456,3 +457,18 @@ def test_learns(data: ParenthesesData) -> None:
             optimizer.step()
             losses.append(float(loss.detach()))
     assert sum(losses[-5:]) < 0.93 * sum(losses[:5])
+
+
+def test_the_estimator_knows_that_the_loss_adds_no_kl(data: ParenthesesData) -> None:
+    """The objective has log q itself. A baseline that follows the whole loss must not subtract a KL."""
+    weights = []
+
+    class Probe(NoBaseline):
+        def predict(self, outcome: Outcome) -> Tensor:
+            weights.append(outcome.kl_weight)
+            return super().predict(outcome)
+
+    task = make(data, TREE, Reinforce(TREE, "T", Probe()))
+    (batch, *_) = task.batches("train")
+    task.train().step(batch)
+    assert weights == [0.0]

@@ -14,7 +14,7 @@ from hydra import initialize_config_dir
 from torch import Tensor
 
 from structgrad.data import DamagedDataError, MissingDataError
-from structgrad.estimators import RELAX, SST, Perturbed, Reinforce
+from structgrad.estimators import RELAX, SST, ImportanceWeighted, Perturbed, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import (
     Alignment,
@@ -313,3 +313,13 @@ def test_the_figure_finds_its_runs(root: Path, tmp_path: Path, monkeypatch: pyte
     assert (folder / "pictures" / "shares.png").exists()
     panels = finals(root / "results" / "toy").axes
     assert len(panels) == 4
+
+
+def test_the_estimator_knows_that_there_is_no_kl() -> None:
+    """All trees of three nodes are stars, so the true gradient is 0; a bound's would be that of its KL."""
+    tree = SpanningTree()
+    task = Toy(structure=tree, estimator=ImportanceWeighted(tree, 5), optimizer=ADAM, size=3)
+    (batch,) = task.batches("train")
+    for mode in (True, False):
+        with pytest.raises(ValueError, match=r"this loss weighs it by 0$"):
+            task.train(mode).step(batch)

@@ -145,8 +145,9 @@ class Hypergraph:
         if device in self._copies:
             return self._copies[device]
         arrays = ((level.left, level.right, level.part) for level in self.levels)
-        copies = [tuple(torch.from_numpy(a).to(device) for a in level) for level in arrays]
-        goals = torch.from_numpy(self.goals).to(device)
+        with torch.inference_mode(False):  # training must be able to use them as well
+            copies = [tuple(torch.from_numpy(a).to(device) for a in level) for level in arrays]
+            goals = torch.from_numpy(self.goals).to(device)
         if not transformed(goals):  # what is made under torch.func belongs to that call
             self._copies[device] = goals, copies
         return goals, copies

@@ -347,7 +347,8 @@ class Graph:
         if device == self.part.device:
             return self
         if device not in self._elsewhere:
-            self._elsewhere[device] = Graph(self.size, [group.to(device) for group in self.groups])
+            with torch.inference_mode(False):  # training must be able to use it as well
+                self._elsewhere[device] = Graph(self.size, [group.to(device) for group in self.groups])
         return self._elsewhere[device]
 
     def split(self, entries: Tensor) -> list[Tensor]:

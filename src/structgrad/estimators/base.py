@@ -88,7 +88,8 @@ class Estimate:
             unless the estimator relaxes while training. ``vertices.requires_grad`` is False exactly
             when no gradient flows through them; then they are hard.
         rows: int64 ``[N]``: the example of each vertex.
-        weights: ``[N]``, detached: they sum to one within an example.
+        weights: ``[N]``, detached: they sum to one within an example. For
+            :class:`~structgrad.estimators.SumAndSample` their sum has the mean one.
         metrics: scalars worth logging, detached. ``decoder_calls`` (evaluated vertices per example)
             is always among them.
         exact: whether ``vertices`` and ``weights`` are the whole latent distribution rather than
@@ -227,9 +228,9 @@ class Estimator(Configured, nn.Module, abc.ABC):
         Raises:
             UnsupportedError: for prior scores if the estimator has no KL divergence (see
                 :attr:`kl_over`).
-            ValueError: unless scores have exactly one batch dimension and the objective returns one
-                number a vertex. For estimators that differentiate the objective, it must also
-                depend on the vertices differentiably.
+            ValueError: unless scores have exactly one batch dimension, the context has the documented
+                shape, and the objective returns one number a vertex. For estimators that differentiate
+                the objective, it must also depend on the vertices differentiably.
             TypeError, ValueError: for inputs that the structure refuses; see
                 :meth:`Structure.check`.
         """
@@ -239,6 +240,10 @@ class Estimator(Configured, nn.Module, abc.ABC):
             raise ValueError(
                 f"estimators over {self.structure.name} take scores [{parts}], with exactly one batch "
                 f"dimension; got {list(scores.shape)}"
+            )
+        if context is not None and (context.dim() != 2 or len(context) != len(scores)):
+            raise ValueError(
+                f"context has shape [batch, features], and the batch {len(scores)}; got {list(context.shape)}"
             )
         if scores.dtype in (torch.float16, torch.bfloat16):  # mixed precision
             scores = scores.float()
@@ -440,12 +445,11 @@ def with_gradient(variable: Tensor, gradient: Tensor) -> Tensor:
     return ((variable - variable.detach()) * gradient.detach()).flatten(1).sum(1)
 
 
-def with_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
-    """The same for parameters that all examples share: a scalar. Added to every example, it counts
-    once in their mean.
+def with_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor | Literal[0]:
+    """The same for parameters that all examples share: a scalar, 0 without parameters. Added to every
+    example, it counts once in their mean.
     """
-    pairs = zip(parameters, gradients, strict=True)
-    return torch.stack([((p - p.detach()) * g.detach()).sum() for p, g in pairs]).sum()
+    return sum(((p - p.detach()) * g.detach()).sum() for p, g in zip(parameters, gradients, strict=True))
 
 
 def check_temperature(temperature: object) -> None:

@@ -64,13 +64,15 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
-        """Move towards the mean and variance (around the running mean) of ``values``, any shape;
-        empty ones do nothing.
+        """Move towards the mean and variance of ``values``, any shape; empty ones do nothing. The
+        variance is around the running mean, the first time around the mean of ``values``.
         """
         if not values.numel():
             return
         values = values.detach().to(self.total)
-        variance = (values - self.mean).square().mean()
+        # Before the first update there is no mean yet. Around 0 the variance would be that of far larger numbers.
+        around = torch.where(self.weight > 0, self.mean, values.mean())
+        variance = (values - around).square().mean()
         self.total = self.total.lerp(values.mean(), 1 - self.decay)
         self.squares = self.squares.lerp(variance, 1 - self.decay)
         self.weight = self.weight.lerp(torch.ones_like(self.weight), 1 - self.decay)
@@ -133,7 +135,7 @@ class Baseline(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def predict(self, outcome: Outcome) -> Tensor:
-        """The baseline, broadcastable to ``[batch, K]``; the estimator detaches it."""
+        """The baseline, which the estimator detaches: a scalar, or ``[batch or 1, K or 1]``."""
 
     def normalize(self, advantage: Tensor) -> Tensor:
         """Scale the objective minus the baseline, ``[batch, K]``; by default it stays the same."""
@@ -283,10 +285,15 @@ class LearntBaseline(Baseline):
         """See :class:`Baseline`.
 
         Raises:
-            ValueError: without a context.
+            ValueError: without a context, or for one of another size.
         """
         if outcome.context is None:
             raise ValueError("baseline nvil needs the context; the task passes none")
+        if outcome.context.shape[1] != self.network[0].in_features:
+            raise ValueError(
+                f"baseline nvil has context_size {self.network[0].in_features}; the context has "
+                f"{outcome.context.shape[1]} features"
+            )
         of_context: Tensor = self.network(outcome.context.detach().to(next(self.parameters()).dtype))
         return of_context.to(outcome.losses.dtype) + self.running.mean
 

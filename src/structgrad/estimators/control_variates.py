@@ -182,7 +182,7 @@ class ControlVariate(Estimator):
         self, sample: _Sample, losses: Tensor, critic: Tensor
     ) -> tuple[Tensor, tuple[list[nn.Parameter], tuple[Tensor, ...]]]:
         """The estimate g, ``[batch, *parts]``, and the parameters with their gradients of the mean of ``||g||^2``."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        parameters = [p for p in self.parameters() if p.requires_grad]  # none if the user has frozen them
         difference = (critic[..., 0] - critic[..., 1]).sum()
         (slopes,) = torch.autograd.grad(difference, sample.utilities, create_graph=True)
         slopes = torch.where(sample.exists[:, :, None], slopes, 0.0)
@@ -193,6 +193,8 @@ class ControlVariate(Estimator):
         each = per_example(signal, score) * score + slopes[:, :, 0].detach() + pulled
         gradient = each.mean(1)
 
+        if not parameters:
+            return gradient, ([], ())
         # g is linear in c(u~), grad c(u) and grad c(u~): the derivative of ||g||^2 is that of <2 g, g> with one g held.
         held = (2 * gradient[:, None] / self.n_samples).expand(score.shape)
         along = torch.stack([held, self._push(sample, held)], 2)

@@ -213,7 +213,8 @@ class Marginalize(Estimator):
         """
         shape = scores.shape[1:]
         if shape not in self._vertices or self._vertices[shape].device != scores.device:
-            self._vertices[shape] = self.structure.enumerate(*shape).to(scores.device)
+            with torch.inference_mode(False):  # training must be able to use them as well
+                self._vertices[shape] = self.structure.enumerate(*shape).to(scores.device)
         vertices, there = self.structure.restrict(self._vertices[shape].to(scores.dtype), scores, mask)
         flatten = self.structure.layout.flatten
         known = torch.where(flatten(self.structure.parts(scores, mask)), flatten(scores), 0.0)
@@ -288,26 +289,22 @@ class SumAndSample(GibbsEstimator):
             exist = values > -math.inf
             best = torch.where(per_example(exist, best), best, best[:, :1])
             probabilities = torch.where(exist, probabilities, 0.0)
-        other, rest, factor = self._rest(scores, mask, best, probabilities.detach())
+        other, factor = self._rest(scores, mask, best, probabilities.detach())
         losses, vertices, rows = evaluate(objective, torch.cat([best, other[:, None]], 1))
 
         # Score-function weights: p on C (its gradient is that of p itself), factor * log p on the sample.
         signal = losses.detach() - self.running.mean
         score = torch.cat([probabilities, (factor * structure.log_prob(other, scores, mask))[:, None]], 1)
-        pathwise_weights = torch.cat([probabilities.detach(), factor[:, None]], 1)
-        surrogate = torch.addcmul(pathwise_weights * losses, score, signal).sum(1)
-        weights = torch.cat([probabilities.detach(), rest[:, None]], 1)
+        weights = torch.cat([probabilities.detach(), factor[:, None]], 1)
+        surrogate = torch.addcmul(weights * losses, score, signal).sum(1)
         value = (weights * losses.detach()).sum(1)
         self.running.update(value)
         return Estimate(surrogate, value, divergence, vertices, rows, weights.flatten())
 
     @torch.no_grad()
-    def _rest(
-        self, scores: Tensor, mask: Tensor | None, best: Tensor, probabilities: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A vertex outside C, the mass there, and the vertex's weight, whose mean is that mass.
-
-        The shapes are ``[batch, *parts]``, ``[batch]`` and ``[batch]``.
+    def _rest(self, scores: Tensor, mask: Tensor | None, best: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """A vertex outside C, ``[batch, *parts]``, and its weight ``[batch]``, whose mean is the mass
+        there.
         """
         structure = self.structure
         if structure.is_categorical:
@@ -316,7 +313,7 @@ class SumAndSample(GibbsEstimator):
             # Below all others, but above missing categories: if all are chosen, the sample is one
             # of them.
             rest = scores.masked_fill(chosen, torch.finfo(scores.dtype).min / 2)
-            return structure.sample(rest, mask), mass, mass
+            return structure.sample(rest, mask), mass
         tries = structure.sample(*replicate(scores, mask, self.tries))
         same = (tries.flatten(2)[:, :, None] == best.flatten(2)[:, None]).all(-1)
         outside = ~same.any(-1)
@@ -326,4 +323,4 @@ class SumAndSample(GibbsEstimator):
         mass = 1 - inside_mass
         accepted = -torch.expm1(self.tries * inside_mass.log())
         weight = torch.where(outside.any(1) & (mass > 0), mass / accepted, 0.0)
-        return other, mass, weight
+        return other, weight

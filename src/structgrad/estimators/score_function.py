@@ -275,6 +275,7 @@ class Reinforce(Estimator):
         if self.training:
             outcome = Outcome(signal, of_rival, divergence.value.detach(), kl_weight, context)
             prediction = self.baseline.predict(outcome)
+            _check_prediction(prediction, signal)
             advantage = self.baseline.normalize(signal - prediction.detach())
             log_prob = self.action.log_prob(action, each, masks)
             surrogate = surrogate + (advantage * log_prob).mean(1)
@@ -282,6 +283,17 @@ class Reinforce(Estimator):
             surrogate = surrogate if penalty is None else surrogate + penalty
         weights = torch.cat([torch.full_like(signal, 1 / samples), torch.zeros_like(of_rival)], 1)
         return Estimate(surrogate, signal.mean(1), divergence, evaluated, rows, weights.flatten())
+
+
+def _check_prediction(prediction: Tensor, losses: Tensor) -> None:
+    """Refuse a baseline that broadcasting would take for that of other examples."""
+    batch, samples = losses.shape
+    fits = prediction.dim() == 2 and prediction.shape[0] in (1, batch) and prediction.shape[1] in (1, samples)
+    if prediction.dim() and not fits:
+        raise ValueError(
+            f"a baseline predicts a scalar, or [{batch} or 1, {samples} or 1] for {batch} examples with "
+            f"{samples} samples; got {list(prediction.shape)}"
+        )
 
 
 __all__ = [

@@ -86,8 +86,9 @@ class RODEO(GibbsEstimator):
         finite = torch.where(exists, layout.flatten(scores), 0.0)
         with torch.enable_grad():
             gradient = self._gradient(flat, losses.detach(), slopes, finite.detach(), exists)
-            parameters = list(self.network.parameters())
-            to_parameters = torch.autograd.grad(gradient.square().sum(-1).mean(), parameters)
+            parameters = [p for p in self.network.parameters() if p.requires_grad]  # none if the user has frozen them
+            length = gradient.square().sum(-1).mean()
+            to_parameters = torch.autograd.grad(length, parameters) if parameters else ()
         with torch.no_grad():
             if batch:
                 self.scale = self.scale.lerp(losses.detach().abs().mean().to(self.scale), 1 - self.decay)

@@ -185,6 +185,8 @@ class GumbelRao(Estimator):
         safe = torch.where(exists, scores, 0.0)
         utilities = torch.where(exists, given, 0.0) + (safe - safe.detach())
         temperature = temperature_of(self.temperature, scores)
+        if isinstance(temperature, Tensor) and temperature.dim():
+            temperature = temperature[None]  # the same for every utility of an example
         smooth = structure.relax(self.relaxation, utilities / temperature, masks, temperature).mean(0)
         return pathwise(objective, _carry(hard, smooth), 1, divergence)
 

@@ -487,6 +487,9 @@ class FactorGraph(Gibbs, KBest):
         utility = torch.where(exists, utility.detach(), 0.0)
         if self._is_listed and not transformed(exists):
             vertices, real = self._tables(utility, mask)
+            if not real.shape[-1]:
+                none = torch.full(utility.shape[:-1], -torch.inf, dtype=torch.float64, device=utility.device)
+                return BestVertex(torch.zeros_like(utility), none, none, none > -torch.inf)
             values = torch.where(real, torch.matmul(vertices, utility.double().unsqueeze(-1)).squeeze(-1), -torch.inf)
             value, index = values.max(-1)
             found = vertices.expand(*values.shape, self.size).gather(
@@ -675,7 +678,8 @@ class FactorGraph(Gibbs, KBest):
         """All vertices under a mask ``[P]``, if they are few."""
         key = bytes(exists.to(torch.uint8).tolist())
         if key not in self._lists:
-            self._lists[key] = self._join(exists, self.listed)
+            with torch.inference_mode(False):  # training must be able to use them as well
+                self._lists[key] = self._join(exists, self.listed)
         return self._lists[key]
 
     def _join(self, exists: Tensor, most: int) -> Tensor | None:

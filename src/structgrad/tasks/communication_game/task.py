@@ -180,7 +180,10 @@ class CommunicationGame(CallsOverTime):
         meant = seen[games, target]
         scores, candidates = self.sender(meant), self.receiver.embed(seen)
         estimate = self.estimator(
-            scores, lambda vertices, rows: self._losses(vertices, rows, candidates, target), context=meant
+            scores,
+            lambda vertices, rows: self._losses(vertices, rows, candidates, target),
+            context=meant,
+            kl_weight=self.entropy_bonus,
         )
         kl = self.latent_kl(estimate, scores)
         loss = (estimate.surrogate + self.entropy_bonus * kl).mean()

@@ -275,7 +275,7 @@ class Parentheses(Task):
             evaluated.append((parents, log_q, nll[: len(labelled)]))
             return nll[len(labelled) :] + log_q
 
-        estimate: Estimate = self.estimator(scores, objective, mask=exists, context=summary)
+        estimate: Estimate = self.estimator(scores, objective, mask=exists, context=summary, kl_weight=0.0)
         ((parents, log_q, of_given),) = evaluated
         with torch.no_grad():
             smart = trees.smart(tokens, self.data.types)[estimate.rows]

@@ -104,6 +104,7 @@ class Toy(Task):
             self.scores.expand(size, *self.scores.shape),
             lambda vertices, rows: self.objective(vertices),
             context=self.scores.new_ones(size, 1),
+            kl_weight=0.0,
         )
         metrics = {"objective": estimate.objective.mean(), **estimate.metrics}
         return StepOutput(estimate.surrogate.mean(), size, metrics)
@@ -125,6 +126,7 @@ class Toy(Task):
             scores.expand(self.eval_samples, *scores.shape),
             lambda vertices, rows: self.objective(vertices),
             context=scores.new_ones(self.eval_samples, 1),
+            kl_weight=0.0,
         )
         shape = (-1, *[1] * (estimate.vertices.ndim - 1))
         mean = (estimate.vertices * estimate.weights.reshape(shape)).sum(0) / self.eval_samples
