@@ -2,7 +2,7 @@
 # # Your own structure
 #
 # The latent variable of this page is not in the library: an *interval*, any stretch of neighbouring
-# positions. A class with two methods is enough for most estimators.
+# positions. `argmax` and `log_partition` are enough for most estimators.
 
 # %%
 import itertools

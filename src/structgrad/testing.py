@@ -675,6 +675,14 @@ class StructureContract:
         with pytest.raises(ValueError, match="shape"):
             function(torch.randn(()))
 
+    def test_vertices_are_listed(self) -> None:
+        """Without a list nothing would be compared, and all tests would be skipped."""
+        for case in self.cases:
+            if "enumerate" not in case.structure.oracles:
+                pytest.fail(
+                    f"{case} has no enumerate, with whose vertices oracles are compared; write it for tiny sizes"
+                )
+
     def test_missing_oracles_say_so(self) -> None:
         structure = self.cases[0].structure
         for oracle in set(ORACLES) - structure.oracles:

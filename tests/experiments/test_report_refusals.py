@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
 from pathlib import Path
 
@@ -66,7 +68,7 @@ WRONG: list[tuple[str, str]] = [
     (f"{R} --into docs", "type a document that has a place for the table\n"),
     (f"{R} --html page.png", "type --html page.html\n"),
     (f"{R} --html results", "type --html results.html\n"),
-    (f"{R} --html nowhere/x.html", "type --html with a file in a folder of yours\n"),
+    (f"{R} --html nowhere/x.html", "has no folder nowhere; type --html with a file in a folder of yours\n"),
     (f"{R} --by estimator --html /proc/nowhere/x.html", "type --html with a file in a folder of yours\n"),
     # --- all runs ---
     ("runs --runs /nowhere", "is no folder; type a folder of finished runs, e.g. results/listops_quick\n"),
@@ -99,3 +101,36 @@ def test_a_document_without_a_place_is_told_which(
     assert report.main([R, "--into", str(tmp_path / "page.md")]) == 1
     end = "has no place for the table; type there <!-- table:listops_quick --> and, below it, <!-- /table -->\n"
     assert capsys.readouterr().err.endswith(end)
+
+
+def test_a_table_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All tables are asked for: the others are printed, and the error says which one and why."""
+    monkeypatch.chdir(tmp_path)
+    for folder, content in {
+        "results/listops_quick": {"task": "listops", "structure": "none", "estimator": "none", "val/accuracy": 0.5},
+        "results/toy_quick": {
+            "task": "toy",
+            "structure": "spanning_tree",
+            "estimator": "sst",
+            "val/objective": math.nan,
+        },
+    }.items():
+        metrics = {key: content.pop(key) for key in list(content) if key.startswith("val/")}  # type: ignore[attr-defined]
+        metrics |= {key.replace("val/", "test/"): 0.5 for key in metrics}
+        config = {"estimator": {"n_samples": 3}} if content["task"] == "toy" else {}
+        run = {"name": folder[8:], "budget": "quick", "seed": 0, "device": "cpu", "metrics": metrics, "config": config}
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "one.json").write_text(json.dumps(content | run))
+    assert report.main([]) == 1
+    printed = capsys.readouterr()
+    assert "LSTM" in printed.out
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith(
+        "error: left out: toy, spanning_tree_sst: toy_quick has a value of nan for val/objective"
+    )
+    assert report.main(["table=toy", "budget=quick"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: toy, spanning_tree_sst: toy_quick has a value of nan")

@@ -6,6 +6,8 @@ import functools
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from structgrad.commands.train import settings_in_force
+from structgrad.commands.train import next_steps, settings_in_force
 from tests.training.in_process import composed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +69,28 @@ def test_what_a_run_prints_is_ours(tmp_path: Path) -> None:
     assert page == f"report.py runs --runs {tmp_path} --html runs.html"
     assert seeds.startswith("train.py -m trainer.max_steps=4 trainer.val_every_n_steps=2 'hydra.searchpath=[")
     assert seeds.endswith(" seed=1,2,3")
+
+
+def test_what_to_do_next_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same folder of runs, files that exist, and three seeds that are not yet there."""
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
+    monkeypatch.chdir(tmp_path)
+    lines = next_steps(["task=toy", "seed=2", "paths.runs='a b'"], "a b", 2).splitlines()
+    report, train = (shlex.split(lines[i].removeprefix("next:")) for i in (0, 2))
+    for command in (report, train):
+        assert shutil.which(command[0])
+        assert Path(command[1]).is_file()
+    assert report[2:] == ["runs", "--runs", "a b", "--html", "runs.html"]
+    assert train[2:] == ["-m", "task=toy", "paths.runs='a b'", "seed=1,3,4"]
+
+
+def test_a_package_that_is_not_there() -> None:
+    command = [sys.executable, "train.py", "task=toy", "hydra.searchpath=[pkg://nowhere.configs]"]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert (
+        result.stderr == "error: hydra.searchpath: no package nowhere for pkg://nowhere.configs; is it on PYTHONPATH?\n"
+    )
 
 
 def test_the_settings_in_force_are_named() -> None:

@@ -134,7 +134,8 @@ def _check(given: argparse.Namespace) -> None:
         if given.html.suffix != ".html":
             raise ValueError(f"--html {given.html}: a page's name ends in .html; type --html {given.html.stem}.html")
         if given.html.is_dir() or not os.access(given.html.parent, os.W_OK):
-            raise ValueError(f"--html {given.html} cannot be written; type --html with a file in a folder of yours")
+            why = "cannot be written" if given.html.parent.is_dir() else f"has no folder {given.html.parent}"
+            raise ValueError(f"--html {given.html} {why}; type --html with a file in a folder of yours")
     if given.into is not None and not given.into.is_file():
         raise ValueError(f"--into {given.into}: no such file; type a document that has a place for the table")
 
@@ -222,7 +223,7 @@ def _overview(arguments: argparse.Namespace) -> None:
 
 
 def _tables(arguments: argparse.Namespace, folders: Sequence[Traversable], searchpath: str = "") -> None:
-    reports = find(arguments.what, folders, searchpath)
+    reports, failures = find(arguments.what, folders, searchpath)
     for report in reports:
         if arguments.csv:
             print(markdown.comma_separated(report), end="\n\n")
@@ -238,10 +239,15 @@ def _tables(arguments: argparse.Namespace, folders: Sequence[Traversable], searc
 
         arguments.html.write_text(page(reports, arguments.runs))
         print(f"page: {arguments.html}")
+    if failures:
+        raise ValueError("; ".join(f"left out: {failure}" for failure in failures))
 
 
-def find(what: list[str], folders: Sequence[Traversable], searchpath: str = "") -> list[Report]:
-    """The reports that the arguments request, of tables in some folders.
+def find(
+    what: list[str], folders: Sequence[Traversable], searchpath: str = ""
+) -> tuple[list[Report], list[ValueError]]:
+    """The reports that the arguments request, of tables in some folders; and why others cannot be made, if no table
+    and no folder is named.
 
     Args:
         what: arguments of the command.
@@ -249,7 +255,7 @@ def find(what: list[str], folders: Sequence[Traversable], searchpath: str = "") 
         searchpath: the argument that names the other folders.
 
     Raises:
-        ValueError: unknown table, budget or key.
+        ValueError: unknown table, budget or key; or the runs of a table or folder that is named make no report.
         FileNotFoundError: if a folder, or every folder, has no run.
     """
     settings = dict(item.split("=", 1) for item in what if "=" in item)
@@ -257,7 +263,8 @@ def find(what: list[str], folders: Sequence[Traversable], searchpath: str = "") 
     if budget not in (None, *BUDGETS):
         raise ValueError(f"budget={budget}: type {' or '.join(f'budget={name}' for name in BUDGETS)}")
     known = tables.names(*folders)
-    reports = []
+    reports: list[Report] = []
+    failures: list[ValueError] = []
     for folder in (Path(item) for item in what if "=" not in item):
         if "table" not in settings and (folder / tables.OF_SWEEP).is_file():  # of a sweep without a table
             table = tables.read(folder / tables.OF_SWEEP, folder.resolve().name.partition("-")[0])
@@ -265,16 +272,21 @@ def find(what: list[str], folders: Sequence[Traversable], searchpath: str = "") 
             table = _load(settings.get("table") or _table_of(folder, known), folders, searchpath)
         reports.append(build(table, load(folder), budget))
     if reports:
-        return reports
+        return reports, failures
     asked = settings.get("table")
     for table in [_load(name, folders, searchpath) for name in ([asked] if asked else known)]:
         for choice in [budget] if budget else BUDGETS:
             summaries = [run for root in ROOTS for run in of_sweeps(root, table.folder(choice))]
             if summaries or (asked and choice == (budget or table.budget)):
-                reports.append(build(table, summaries, choice))
-    if not reports:
+                try:
+                    reports.append(build(table, summaries, choice))
+                except ValueError as error:
+                    if asked:
+                        raise
+                    failures.append(error)
+    if not reports and not failures:
         raise FileNotFoundError("no table has finished runs in results/ or runs/tables/; python sweep.py makes them")
-    return reports
+    return reports, failures
 
 
 def _load(name: str, folders: Sequence[Traversable], searchpath: str) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from structgrad.commands import CONFIGS, places
+from structgrad.commands import CONFIGS, SearchPathError, group, places
 from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR
 from structgrad.training.errors import (
     GROUPS,
@@ -70,7 +71,7 @@ def train(config: DictConfig) -> float | None:
         command = shlex.join(["python", "train.py", *overrides])
         _finished.append(run(config, hydra_config.runtime.choices, by_hand, command))
         if not several and not (config.paths.results or config.paths.progress):  # those are of sweeps
-            print(next_steps(sys.argv[1:], config.paths.runs))
+            print(next_steps(sys.argv[1:], config.paths.runs, config.seed))
         selecting = [value for name, value in _finished[-1]["metrics"].items() if not name.startswith("test/")]
         return float(selecting[0]) if selecting else None
     except (ConfigurationError, RunError) as error:
@@ -92,17 +93,24 @@ def train(config: DictConfig) -> float | None:
     return None
 
 
-def next_steps(arguments: Sequence[str], runs: str) -> str:
+def next_steps(arguments: Sequence[str], runs: str, seed: int) -> str:
     """What to do after a run, as commands that can be copied."""
     here = os.path.relpath(sys.executable)
-    python = "python" if here.startswith("..") else here  # of a virtual environment that may not be active
-    script = Path(sys.argv[0]).name == "train.py"
-    train, report = (f"{python} {n}.py" if script else f"structgrad-{n}" for n in ("train", "report"))
-    others = shlex.join([o for o in arguments if not o.startswith(("seed=", "paths.runs="))])
+    if here.startswith(".."):
+        here = "python" if shutil.which("python") == sys.executable else sys.executable
+    command = Path(sys.argv[0])
+    train, report = (
+        shlex.join([here, os.path.relpath(command.with_name(f"{n}.py"))])
+        if command.name == "train.py"
+        else f"structgrad-{n}"
+        for n in ("train", "report")
+    )
+    others = shlex.join([o for o in arguments if not o.startswith("seed=")])
+    seeds = ",".join([str(other) for other in range(1, 5) if other != seed][:3])
     return (
         f"next:     {report} runs --runs {shlex.quote(runs)} --html runs.html\n"
         "              makes a page of all runs there: curves, pictures, settings\n"
-        f"          {train} -m {others} seed=1,2,3\n"
+        f"          {train} -m {others} seed={seeds}\n"
         "              trains with three more seeds and compares them\n"
         f"          {train} --help\n"
         "              lists tasks, structures and estimators to put in their place"
@@ -137,12 +145,12 @@ def choices(searchpath: Sequence[str] | None = None) -> str:
     search path.
     """
     lines = []
-    for group in GROUPS:
+    for kind in GROUPS:
         names: set[str] = set()
         for folder in places(searchpath):
-            names |= {name for name in _names(folder / group, "") if not name.startswith("default/")}  # the budget's
+            names |= {name for name in _names(folder / kind, "") if not name.startswith("default/")}  # the budget's
         if names:
-            lines.append(f"{group}: {', '.join(sorted(names))}")
+            lines.append(f"{kind}: {', '.join(sorted(names))}")
     return "\n".join(lines)
 
 
@@ -182,6 +190,10 @@ def main() -> None:
     sys.argv[1:] = [with_quoted_path(argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # this function shows errors itself
     tune_allocator()
+    try:
+        group("task", sys.argv[1:])  # a package that is not there; Hydra would only warn
+    except SearchPathError as error:
+        sys.exit(f"error: {error}")
     try:
         train()
     except (HydraException, OmegaConfBaseException, ValueError) as error:

@@ -168,6 +168,7 @@ class Estimator(Configured, nn.Module, abc.ABC):
     Raises:
         UnsupportedError: at construction, if the structure lacks an oracle that the estimator
             needs.
+        TypeError: at construction, for a name or a class in the place of a structure.
     """
 
     #: Whether the objective must be differentiable in the vertex and defined on relaxed ones.
@@ -188,6 +189,8 @@ class Estimator(Configured, nn.Module, abc.ABC):
 
     def __init__(self, structure: Structure) -> None:
         super().__init__()
+        if not isinstance(structure, Structure):
+            raise TypeError(f"structure must be an object, e.g. KSubset(2); got {structure!r}")
         self.structure = structure
         self._reaches_vertices = False
 
@@ -231,6 +234,7 @@ class Estimator(Configured, nn.Module, abc.ABC):
             ValueError: unless scores have exactly one batch dimension, the context has the documented
                 shape, and the objective returns one number a vertex. For estimators that differentiate
                 the objective, it must also depend on the vertices differentiably.
+            TypeError: for an objective that returns no tensor.
             TypeError, ValueError: for inputs that the structure refuses; see
                 :meth:`Structure.check`.
         """
@@ -293,6 +297,8 @@ class Estimator(Configured, nn.Module, abc.ABC):
 
         def checked(vertices: Tensor, rows: Tensor) -> Tensor:
             losses = objective(vertices, rows) if torch.compiler.is_compiling() else _nested(objective, vertices, rows)
+            if not isinstance(losses, Tensor):
+                raise TypeError(f"the objective must return a tensor of losses; got {type(losses).__name__}")
             if losses.shape != rows.shape:
                 raise ValueError(
                     f"the objective must return one number a vertex, {list(rows.shape)}; got {list(losses.shape)}"

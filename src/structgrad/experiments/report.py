@@ -328,8 +328,9 @@ def score(table: Table, row: Row, run: Summary) -> float:
     metric = table.selection.metric or run.monitor
     value = run.metrics.get(metric, math.nan)
     if math.isnan(value):
+        has = "a value of nan for" if metric in run.metrics else "no"
         raise ValueError(
-            f"{table.name}, {row.name}: {run.content.get('name', 'a run')} has no {metric or 'metric'} to select by"
+            f"{table.name}, {row.name}: {run.content.get('name', 'a run')} has {has} {metric or 'metric'} to select by"
         )
     direction = table.selection.direction or direction_of(metric, run, table.columns.values())
     if direction is None:

@@ -529,12 +529,15 @@ class Structure(Configured):
         """The mask, or that of the lengths.
 
         Raises:
+            TypeError: for lengths that are no tensor.
             ValueError: if both are given.
         """
         if lengths is None:
             return mask
         if mask is not None:
             raise ValueError("mask and lengths both say which parts exist; give one of them")
+        if not isinstance(lengths, Tensor):
+            raise TypeError(f"lengths must be an int64 tensor; got {type(lengths).__name__}")
         return self.length_mask(lengths, scores)
 
     # --- vertices as integers -------------------------------------------------------------------------------------

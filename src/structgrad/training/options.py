@@ -237,7 +237,8 @@ def check_node(key: str, node: Any, given: Iterable[str] = ()) -> None:
             if any_name:
                 continue
             known = nearest(name, (n for n in hints if n not in set(given)))
-            raise ConfigurationError(f"{key}.{name}: no such option; nearest: {known}")
+            others = f"nearest: {known}" if known else f"{node['_target_']} has none"
+            raise ConfigurationError(f"{key}.{name}: no such option; {others}")
         if isinstance(value, Mapping) and "_target_" in value:
             check_node(f"{key}.{name}", value)
             continue

@@ -177,7 +177,7 @@ def _make_folder(folder: Path) -> None:
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}; set paths.runs to a folder with space") from error
+        raise RunError(f"cannot write to {folder}: {error.strerror}; set paths.runs to another folder") from error
 
 
 def _keep(summary: dict[str, Any], this: Run) -> None:

@@ -21,7 +21,9 @@ _KINDS = {
 }
 
 
-def draw_layout(positions: Tensor, true: Tensor | None, found: Tensor | None, path: Path) -> Path:
+def draw_layout(
+    positions: Tensor, true: Tensor | None, found: Tensor | None, path: Path, recovered: str = "recovered"
+) -> Path:
     """The layout of one graph over time, with its true edges above and the found edges below.
 
     At least one of both is known.
@@ -31,6 +33,7 @@ def draw_layout(positions: Tensor, true: Tensor | None, found: Tensor | None, pa
         true: ``[n, n]``, the true adjacency matrix; None draws the found edges only.
         found: ``[n, n]``; None draws the true edges only.
         path: path of the picture.
+        recovered: what the found edges are called.
 
     Returns:
         ``path``.
@@ -49,15 +52,15 @@ def draw_layout(positions: Tensor, true: Tensor | None, found: Tensor | None, pa
         if found is not None:
             edges = {"found": found.cpu() > 0} if true is None else _compare(true.cpu(), found.cpu())
             _draw(axes[-1][column], frame, edges)
-    axes[0][0].set_ylabel("recovered" if true is None else "true", fontsize=9)
+    axes[0][0].set_ylabel(recovered if true is None else "true", fontsize=9)
     if rows == 2:
-        axes[1][0].set_ylabel("recovered", fontsize=9)
+        axes[1][0].set_ylabel(recovered, fontsize=9)
     kinds = ["found"] if true is None else ["true edge"] if found is None else list(_KINDS)
     _finish(figure, kinds, path)
     return path
 
 
-def draw_graphs(positions: Tensor, true: Tensor, found: Tensor, path: Path) -> Path:
+def draw_graphs(positions: Tensor, true: Tensor, found: Tensor, path: Path, recovered: str = "recovered") -> Path:
     """The edges found in several graphs, at their last layout.
 
     Args:
@@ -65,6 +68,7 @@ def draw_graphs(positions: Tensor, true: Tensor, found: Tensor, path: Path) -> P
         true: ``[graphs, n, n]``.
         found: ``[graphs, n, n]``.
         path: path of the picture.
+        recovered: what the found edges are called.
 
     Returns:
         ``path``.
@@ -76,6 +80,7 @@ def draw_graphs(positions: Tensor, true: Tensor, found: Tensor, path: Path) -> P
         _draw(axis, frame.cpu(), _compare(t.cpu(), f.cpu()))
         shared = int(((f > 0) & t.bool()).sum())
         axis.set_title(f"precision {shared / max(1, int((f > 0).sum())):.0%}", fontsize=8)
+    figure.supylabel(recovered, fontsize=9)
     _finish(figure, list(_KINDS)[1:], path)
     return path
 

@@ -200,11 +200,12 @@ class GraphLayout(Task):
         if tree is None:
             return [draw_layout(positions[0], None, found[0], folder / "layout.png")]
         agreement = edge_agreement(found, tree.to(found))
+        recovered = "recovered"
         if agreement["complement_edge_precision"].mean() > agreement["edge_precision"].mean():
-            found = complement(found)
+            found, recovered = complement(found), "complement of recovered"
         return [
-            draw_layout(positions[0], tree[0], found[0], folder / "layout.png"),
-            draw_graphs(positions[:8, -1], tree[:8], found[:8], folder / "graphs.png"),
+            draw_layout(positions[0], tree[0], found[0], folder / "layout.png", recovered),
+            draw_graphs(positions[:8, -1], tree[:8], found[:8], folder / "graphs.png", recovered),
         ]
 
     def _errors(self, positions: Tensor, vertices: Tensor, rows: Tensor) -> Tensor:

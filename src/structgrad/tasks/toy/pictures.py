@@ -28,6 +28,8 @@ def draw_shares(before: Tensor, after: Tensor, objectives: tuple[float, float], 
     for axes, title, shares, objective in zip(panels, ("before", "after"), (before, after), objectives, strict=True):
         image = axes.imshow(shares.reshape(rows, columns).cpu().numpy(), cmap="cividis", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
+        if before.ndim > 1:
+            axes.set(xlabel="second index", ylabel="first index")
         axes.set_title(f"{title}: objective {objective:.3g}", fontsize=9)
     figure.colorbar(image, ax=panels, label="share of samples")
     return save(figure, file)
