@@ -74,7 +74,7 @@ def train(overrides: list[str]) -> Path:
     overrides = ["task=toy", *overrides]
     print("train.py", *overrides, flush=True)
     config = compose("config", overrides, return_hydra_config=True)
-    choices = {str(group): str(choice) for group, choice in config.hydra.runtime.choices.items()}
+    choices = dict(config.hydra.runtime.choices)  # a group of which nothing is chosen stays None
     with open_dict(config):
         del config["hydra"]
     chosen = dict(o.split("=", 1) for o in overrides)
