@@ -22,5 +22,6 @@ def test_its_runs_are_rows_of_the_table(tmp_path: Path) -> None:
     runs = [run for folder in (tmp_path / "toy").iterdir() for run in load(folder)]
     report = build(table("toy", ROOT / "configs" / "table"), runs, "smoke")
     rows = {line.row.name: len(line.runs) for line in report.lines if line.runs}
-    kinds = ("e_reinforce", "t_reinforce", "e_reinforce_plus", "t_reinforce_plus", "relax", "sst")
+    # RELAX has a critic of the size, which is 10 in the table and 5 in this budget.
+    kinds = ("e_reinforce", "t_reinforce", "e_reinforce_plus", "t_reinforce_plus", "sst")
     assert rows == {f"spanning_tree_{kind}": 1 for kind in kinds}
