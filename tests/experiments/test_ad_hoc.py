@@ -80,7 +80,7 @@ def test_reports_read_the_table_beside_the_results(tmp_path: Path) -> None:
             },
         }
         (Path(plan.results) / f"all-{trial}.json").write_text(json.dumps(content))
-    (found,) = report.find([plan.results], [])
+    (found,), _ = report.find([plan.results], [])
     assert found.table.name == plan.table
     (line,) = found.lines
     assert line.cells["accuracy"].value == pytest.approx(0.6)

@@ -131,9 +131,9 @@ def test_the_command_of_a_row_finds_a_table_of_the_user_s(tmp_path: Path) -> Non
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "own.yaml").write_text(OWN)
     searchpath = f"hydra.searchpath=[file://{tmp_path}]"
-    (found,) = report.find(["table=own"], group("table", [searchpath]), searchpath)
+    (found,), _ = report.find(["table=own"], group("table", [searchpath]), searchpath)
     assert found.command(found.table.rows[0]).endswith(f" {searchpath}")
-    (ours,) = report.find(["table=paulus_1"], group("table", [searchpath]), searchpath)
+    (ours,), _ = report.find(["table=paulus_1"], group("table", [searchpath]), searchpath)
     assert "searchpath" not in ours.command(ours.table.rows[0])
 
 

@@ -71,9 +71,9 @@ class RunningMean(nn.Module):
             return
         values = values.detach().to(self.total)
         # Before the first update there is no mean yet. Around 0 the variance would be that of far larger numbers.
-        around = torch.where(self.weight > 0, self.mean, values.mean())
-        variance = (values - around).square().mean()
-        self.total = self.total.lerp(values.mean(), 1 - self.decay)
+        mean = values.mean()
+        variance = (values - torch.where(self.weight > 0, self.mean, mean)).square().mean()
+        self.total = self.total.lerp(mean, 1 - self.decay)
         self.squares = self.squares.lerp(variance, 1 - self.decay)
         self.weight = self.weight.lerp(torch.ones_like(self.weight), 1 - self.decay)
 

@@ -103,8 +103,8 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
         hint = "" if equals else "; expected key=value, e.g. task=listops"
         if equals and any(sign in value for sign in "=(),{}[]~$ "):
             hint = f"; a value with such signs needs quotes within quotes: '{key}=\"{value}\"'"
-        reason = "" if hint else f": {' '.join(lines[-2:-1])}"
-        return f"{error.override}{reason}{hint}"
+        reason = " ".join(lines[-2:-1]).strip(" ^")  # for some signs it is only a mark below them
+        return f"{error.override}: {reason}{hint}" if reason else f"{error.override}{hint}"
     if len(lines) > 2 and lines[1] == "Available options:":  # a group without a default
         group = lines[0].partition("'")[2].partition("'")[0]
         return f"{group}=... is missing; there are {', '.join(line.strip() for line in lines[2:])}"
