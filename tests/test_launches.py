@@ -27,7 +27,7 @@ FROM_FILES = {
     "ssvae: dense": (90, 85),
     "ssvae: sfe": (110, 85),
     "ssvae: sfe_plus": (100, 90),
-    "ssvae: nvil": (112, 95),
+    "ssvae: nvil": (110, 95),
     "ssvae: sum_and_sample": (120, 95),
     "ssvae: gumbel_softmax": (95, 90),
     "ssvae: st_gumbel": (100, 95),

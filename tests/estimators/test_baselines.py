@@ -131,7 +131,9 @@ def test_shapes_that_would_mix_examples_are_refused() -> None:
 def test_the_first_variance_is_around_the_mean() -> None:
     """Losses near 200 with deviation 1: around 0 it would be 200 at first, and take hundreds of steps to forget."""
     torch.manual_seed(0)
-    running = RunningMean(0.99)
+    with pytest.raises(ValueError, match="keeps no variance"):
+        _ = RunningMean(0.99).deviation
+    running = RunningMean(0.99, with_deviation=True)
     for _ in range(3):
         running.update(200 + torch.randn(1000))
         assert abs(float(running.mean) - 200) < 0.2

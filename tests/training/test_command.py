@@ -84,13 +84,22 @@ def test_what_to_do_next_works_from_any_folder(tmp_path: Path, monkeypatch: pyte
     assert train[2:] == ["-m", "task=toy", "paths.runs='a b'", "seed=1,3,4"]
 
 
-def test_a_package_that_is_not_there() -> None:
-    command = [sys.executable, "train.py", "task=toy", "hydra.searchpath=[pkg://nowhere.configs]"]
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        (
+            "[pkg://nowhere.configs]",
+            "hydra.searchpath: no package nowhere for pkg://nowhere.configs; is it on PYTHONPATH?",
+        ),
+        ("(x", "hydra.searchpath=(x: extraneous input '(' expecting "),
+    ],
+)
+def test_a_search_path_that_is_wrong(place: str, reason: str) -> None:
+    command = [sys.executable, "train.py", "task=toy", f"hydra.searchpath={place}"]
     result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert result.returncode == 1
-    assert (
-        result.stderr == "error: hydra.searchpath: no package nowhere for pkg://nowhere.configs; is it on PYTHONPATH?\n"
-    )
+    assert result.stderr.startswith(f"error: {reason}")
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_settings_in_force_are_named() -> None:

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from structgrad.commands import CONFIGS, SearchPathError, group, places
+from structgrad.commands import CONFIGS, group, places
 from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR
 from structgrad.training.errors import (
     GROUPS,
@@ -191,10 +191,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # this function shows errors itself
     tune_allocator()
     try:
-        group("task", sys.argv[1:])  # a package that is not there; Hydra would only warn
-    except SearchPathError as error:
-        sys.exit(f"error: {error}")
-    try:
+        group("task", sys.argv[1:])  # refuses a package that is not there; Hydra would only warn
         train()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if _begun:

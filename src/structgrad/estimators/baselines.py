@@ -22,7 +22,7 @@ BaselineName = Literal["none", "ema", "elbo", "batch", "sample", "greedy", "loo"
 
 
 class RunningMean(nn.Module):
-    """Exponential moving average and variance of a signal over past steps.
+    """Exponential moving average of a signal over past steps, and its variance if that is wanted.
 
     They start at zero and are corrected for it as in Adam. Both are zero before the first
     :meth:`update`. Estimators read them before they update them: a baseline that has seen the
@@ -30,6 +30,7 @@ class RunningMean(nn.Module):
 
     Args:
         decay: the weight of the past.
+        with_deviation: keep the variance as well, for :attr:`deviation`.
 
     Raises:
         ValueError: unless ``0 <= decay < 1``.
@@ -39,11 +40,11 @@ class RunningMean(nn.Module):
     squares: Tensor
     weight: Tensor
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, with_deviation: bool = False) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1); got {decay}")
-        self.decay = decay
+        self.decay, self.with_deviation = decay, with_deviation
         for name in ("total", "squares", "weight"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -54,7 +55,13 @@ class RunningMean(nn.Module):
 
     @property
     def deviation(self) -> Tensor:
-        """The running standard deviation: scalar."""
+        """The running standard deviation: scalar.
+
+        Raises:
+            ValueError: without ``with_deviation``.
+        """
+        if not self.with_deviation:
+            raise ValueError("this running mean keeps no variance; build it with with_deviation=True")
         return (self.squares / self._divisor).sqrt()
 
     @property
@@ -70,11 +77,12 @@ class RunningMean(nn.Module):
         if not values.numel():
             return
         values = values.detach().to(self.total)
-        # Before the first update there is no mean yet. Around 0 the variance would be that of far larger numbers.
         mean = values.mean()
-        variance = (values - torch.where(self.weight > 0, self.mean, mean)).square().mean()
+        if self.with_deviation:
+            # Before the first update there is no mean yet. Around 0 the variance would be that of far larger numbers.
+            variance = (values - torch.where(self.weight > 0, self.mean, mean)).square().mean()
+            self.squares = self.squares.lerp(variance, 1 - self.decay)
         self.total = self.total.lerp(mean, 1 - self.decay)
-        self.squares = self.squares.lerp(variance, 1 - self.decay)
         self.weight = self.weight.lerp(torch.ones_like(self.weight), 1 - self.decay)
 
 
@@ -278,7 +286,7 @@ class LearntBaseline(Baseline):
         super().__init__()
         check_range("context_size", context_size, least=1)
         check_range("hidden_size", hidden_size, least=1)
-        self.running, self.normalize_variance = RunningMean(decay), normalize_variance
+        self.running, self.normalize_variance = RunningMean(decay, normalize_variance), normalize_variance
         self.network = nn.Sequential(nn.Linear(context_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
 
     def predict(self, outcome: Outcome) -> Tensor:
