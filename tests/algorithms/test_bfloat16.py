@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from structgrad.algorithms import bfloat16
 from structgrad.algorithms.bfloat16 import as_array, narrow, products_in, widen
@@ -58,3 +61,33 @@ def test_factors_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert products_in(double) == torch.float64
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_rounds_under_medium_only(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bfloat16, "has_bfloat16_units", lambda: True)
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 50, 64, requires_grad=True), torch.randn(40, 64, requires_grad=True)
+    leaves = [x, weight, torch.randn(40, requires_grad=True)][: 3 if bias else 2]
+    upstream = torch.randn(3, 50, 40)
+
+    def results(layer: Callable[..., Tensor]) -> list[Tensor]:
+        value = layer(*leaves)
+        return [value.detach(), *torch.autograd.grad(value, leaves, upstream)]
+
+    exact = results(F.linear)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        assert all(torch.equal(a, b) for a, b in zip(results(bfloat16.linear), exact, strict=True))
+        torch.set_float32_matmul_precision("medium")
+        rounded = results(bfloat16.linear)
+        doubles = [leaf.detach().double() for leaf in leaves]
+        assert torch.equal(bfloat16.linear(*doubles), F.linear(*doubles))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert {t.dtype for t in rounded} == {torch.float32}
+    for a, b in list(zip(rounded, exact, strict=True))[:3]:
+        assert 1e-4 < float((a - b).norm() / b.norm()) < 1e-2  # 0 would mean that bfloat16 was not used
+    if bias:
+        torch.testing.assert_close(rounded[3], exact[3])  # a sum of float32 numbers

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from structgrad.algorithms.compiled import overload
 from structgrad.common.private import has_bfloat16_units
@@ -28,6 +29,25 @@ def products_in(tensor: Tensor) -> torch.dtype:
     medium = torch.get_float32_matmul_precision() == "medium"
     lower = medium and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and has_bfloat16_units()
     return torch.bfloat16 if lower else tensor.dtype
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x W^T + b`` ``[..., out]``, whose product has the type of :func:`products_in`.
+
+    If that is bfloat16, the factors and the result of the product are rounded, forward and
+    backward. The bias is added in the type of ``x``. Torch multiplies float32 numbers of a layer in
+    bfloat16 only on processors with AMX.
+
+    Args:
+        x: ``[..., in]``.
+        weight: ``[out, in]``.
+        bias: ``[out]``.
+    """
+    dtype = products_in(x)
+    if dtype == x.dtype:
+        return F.linear(x, weight, bias)
+    rounded = F.linear(x.to(dtype), weight.to(dtype)).to(x.dtype)
+    return rounded if bias is None else rounded + bias
 
 
 def as_array(tensor: Tensor) -> Any:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from structgrad.algorithms.bfloat16 import linear
 from structgrad.tasks.graph_layout.messages import Graphs, sum_messages
 from structgrad.tasks.graph_layout.rollout import rollout
 
@@ -107,12 +108,19 @@ class _SumToSenders(torch.autograd.Function):
 # --- networks ------------------------------------------------------------------------------------------------------
 
 
+class _Linear(nn.Linear):
+    """A layer between hidden units, in the precision of products."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
 class _Block(nn.Module):
     """The second half of NRI's MLP: elu, linear, elu, batch norm over all rows."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden, hidden)
+        self.linear = _Linear(hidden, hidden)
         self.norm = nn.BatchNorm1d(hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +147,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.vertex1, self.block1 = nn.Linear(features, hidden), _Block(hidden)
         self.edge1, self.block2 = nn.Linear(2 * hidden, hidden), _Block(hidden)
-        self.vertex2, self.block3 = nn.Linear(hidden, hidden), _Block(hidden)
+        self.vertex2, self.block3 = _Linear(hidden, hidden), _Block(hidden)
         self.edge2, self.block4 = nn.Linear(3 * hidden, hidden), _Block(hidden)
         self.out = nn.Linear(hidden, 1)
         for module in self.modules():
@@ -161,11 +169,11 @@ class Encoder(nn.Module):
         by_vertex = (len(positions), n, -1)
         x = self.block1(self.vertex1(positions.transpose(1, 2).flatten(2).flatten(0, 1))).view(by_vertex)
         from_sender, from_receiver = self.edge1.weight.chunk(2, 1)
-        edges = self.block2(_EdgeSum.apply(F.linear(x, from_sender), F.linear(x, from_receiver, self.edge1.bias)))
+        edges = self.block2(_EdgeSum.apply(linear(x, from_sender), linear(x, from_receiver, self.edge1.bias)))
         x = self.block3(self.vertex2((edges.sum(2) / n).flatten(0, 1))).view(by_vertex)
         from_sender, from_receiver, skip = self.edge2.weight.chunk(3, 1)
-        ends = _EdgeSum.apply(F.linear(x, from_sender), F.linear(x, from_receiver, self.edge2.bias))
-        features = self.block4(ends + F.linear(edges, skip))
+        ends = _EdgeSum.apply(linear(x, from_sender), linear(x, from_receiver, self.edge2.bias))
+        features = self.block4(ends + linear(edges, skip))
         return to_matrix(self.out(features).squeeze(-1)), features.mean((1, 2))
 
 
@@ -186,9 +194,9 @@ class Decoder(nn.Module):
         self.message2 = nn.Parameter(torch.empty(2, hidden, hidden).uniform_(-bound, bound))
         self.message2_bias = nn.Parameter(torch.empty(2, hidden).uniform_(-bound, bound))
         self.update = nn.Sequential(
-            nn.Linear(features + hidden, hidden),
+            _Linear(features + hidden, hidden),
             nn.ReLU(),
-            nn.Linear(hidden, hidden),
+            _Linear(hidden, hidden),
             nn.ReLU(),
             nn.Linear(hidden, features),
         )
@@ -235,8 +243,10 @@ class Decoder(nn.Module):
         """One step from ``[N, starts, n, features]``."""
         x = state.flatten(0, 1)
         both = self.message1.weight.view(2, self.hidden, 2, self.features)  # type, unit, end, feature
-        per_vertex = torch.einsum("gvc,tuec->etgvu", x, both)
-        receiver = per_vertex[1] + self.message1.bias.view(2, 1, 1, self.hidden)
-        received = sum_messages(per_vertex[0], receiver, self.message2, self.message2_bias, graphs)
+        ends = both.permute(2, 0, 3, 1).reshape(4, self.features, self.hidden)
+        bias = torch.stack((torch.zeros_like(self.message1.bias), self.message1.bias)).view(4, 1, self.hidden)
+        inputs = torch.baddbmm(bias, x.flatten(0, 1).expand(4, -1, -1), ends)
+        sender, receiver = inputs.view(2, 2, *x.shape[:2], self.hidden).unbind()
+        received = sum_messages(sender, receiver, self.message2, self.message2_bias, graphs)
         change: Tensor = self.update(torch.cat((x, received), -1))
         return state + change.view_as(state)
