@@ -58,6 +58,8 @@ WRONG: list[tuple[str, str]] = [
     (f"{LISTOPS} estimator=[sst,nvil]", "estimator"),
     (f"{LISTOPS} budget=smok", "nearest: smoke,"),
     (f"{LISTOPS} budget=null", "budget"),
+    (f"{LISTOPS} budgets=quick", "budgets=quick: did you mean budget=quick?"),
+    (f"{LISTOPS} budgets=listops/quick", "budgets=listops/quick: did you mean budget=quick?"),
     (f"{LISTOPS} trainer=cp", "nearest: cpu,"),
     (f"{LISTOPS} trainer=null", "trainer"),
     (f"{LISTOPS} logger=wanb", "nearest: wandb,"),

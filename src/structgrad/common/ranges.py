@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Integral
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
@@ -70,3 +71,21 @@ def check_range(
     if not all(holds(bound) for bound, _, holds in bounds if bound is not None):
         wanted = " and ".join(f"{words} {bound:g}" for bound, words, _ in bounds if bound is not None)
         raise ValueError(f"{name} must be {wanted}; got {value}")
+
+
+def check_count(name: str, value: int, *, least: int = 1, most: int | None = None) -> None:
+    """Refuse a value that is not a whole number within a range.
+
+    Args:
+        name: name of the option.
+        value: value of the option; NumPy's integers are whole numbers, True and 2.0 are not.
+        least: the smallest allowed value.
+        most: the largest allowed value.
+
+    Raises:
+        TypeError: if it is not a whole number.
+        ValueError: with the range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number; got {value!r}")
+    check_range(name, value, least=least, most=most)

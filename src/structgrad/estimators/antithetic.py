@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_count
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -44,7 +44,7 @@ class DisARM(GibbsEstimator):
         super().__init__(structure)
         if not structure.is_independent:
             raise UnsupportedError(f"estimator disarm needs independent bits (Subset); got {structure.name}")
-        check_range("n_pairs", n_pairs, least=1)
+        check_count("n_pairs", n_pairs)
         self.n_pairs = n_pairs
 
     def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from structgrad.common.ranges import check_choice, check_range
+from structgrad.common.ranges import check_choice, check_count
 from structgrad.structures.base import Structure
 
 BaselineName = Literal["none", "ema", "elbo", "batch", "sample", "greedy", "loo", "nvil"]
@@ -284,8 +284,8 @@ class LearntBaseline(Baseline):
         self, context_size: int, hidden_size: int = 100, decay: float = 0.99, normalize_variance: bool = False
     ) -> None:
         super().__init__()
-        check_range("context_size", context_size, least=1)
-        check_range("hidden_size", hidden_size, least=1)
+        check_count("context_size", context_size)
+        check_count("hidden_size", hidden_size)
         self.running, self.normalize_variance = RunningMean(decay, normalize_variance), normalize_variance
         self.network = nn.Sequential(nn.Linear(context_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 1))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.noise import wide_exponentials
-from structgrad.common.ranges import check_choice, check_positive, check_range
+from structgrad.common.ranges import check_choice, check_count, check_positive
 from structgrad.estimators.base import (
     Estimate,
     Estimator,
@@ -67,7 +67,7 @@ class ControlVariate(Estimator):
 
     def __init__(self, structure: Structure, n_samples: int, by: str) -> None:
         super().__init__(structure)
-        check_range("n_samples", n_samples, least=1)
+        check_count("n_samples", n_samples)
         self.explicit = "conditional_utility" in structure.oracles
         if not self.explicit:
             structure.require("trace", "trace_log_prob", "conditional", by=by)

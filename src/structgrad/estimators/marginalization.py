@@ -11,7 +11,7 @@ from torch import Tensor
 from structgrad.algorithms.capped_simplex import project_capped_simplex
 from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.products import product
-from structgrad.common.ranges import check_choice, check_range
+from structgrad.common.ranges import check_choice, check_count
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -112,7 +112,7 @@ class Marginalize(Estimator):
                 f"distribution topk_sparsemax needs k, and no other distribution takes it; got {distribution}, k={k}"
             )
         if k is not None:
-            check_range("k", k, least=1)
+            check_count("k", k)
         check_choice("decomposition", decomposition, get_args(Decomposition))
         if distribution != "sparsemap" and (centred or decomposition != "structure"):
             raise ValueError(f"centred and decomposition work only with distribution sparsemap; got {distribution}")

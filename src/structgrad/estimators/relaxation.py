@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.derivatives import first_order_only
-from structgrad.common.ranges import check_choice, check_positive, check_range
+from structgrad.common.ranges import check_choice, check_count, check_positive
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -216,7 +216,7 @@ class SST(Estimator):
         self.utility = _make_utility(structure, utility)
         if not isinstance(temperature, ExponentialSchedule):
             check_temperature(temperature)
-        check_range("n_samples", n_samples, least=1)
+        check_count("n_samples", n_samples)
         check_choice("clip", clip, get_args(Clip))
         if clip_range is None:
             if clip != "scores":
@@ -497,7 +497,7 @@ class Perturbed(Estimator):
         if not self.utility.is_location_family:
             raise ValueError(f"perturbed needs utilities that are scores plus noise; got {type(self.utility).__name__}")
         check_positive("sigma", sigma)
-        check_range("n_samples", n_samples, least=1)
+        check_count("n_samples", n_samples)
         self.sigma, self.n_samples = sigma, n_samples
         self.vertex_distribution = PerturbAndMap(self.utility, sigma, everywhere=True)
 

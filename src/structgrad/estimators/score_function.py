@@ -10,7 +10,7 @@ from torch import Tensor
 
 from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.noise import wide_exponentials
-from structgrad.common.ranges import check_choice, check_range
+from structgrad.common.ranges import check_choice, check_count
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -237,7 +237,7 @@ class Reinforce(Estimator):
         if utility is not None and action != "U":
             raise ValueError(f"utility works only with action U; got action {action}, utility {utility!r}")
         self.baseline = make_baseline(baseline, decay, context_size, hidden_size, normalize_variance)
-        check_range("n_samples", n_samples, least=self.baseline.least_samples)
+        check_count("n_samples", n_samples, least=self.baseline.least_samples)
         name = baseline if isinstance(baseline, str) else type(baseline).__name__
         by = f"estimator reinforce (action={action}, baseline={name})"
         self.action: Action

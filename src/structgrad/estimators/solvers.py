@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.derivatives import first_order_only
-from structgrad.common.ranges import check_positive, check_range
+from structgrad.common.ranges import check_count, check_positive
 from structgrad.estimators.relaxation import mean_argmax
 from structgrad.estimators.utilities import SumOfGamma, Utility, UtilityName, make_utility
 
@@ -172,7 +172,7 @@ def perturbed(
         TypeError, ValueError: for options out of range, or noise that is not added to the scores.
     """
     check_positive("sigma", sigma)
-    check_range("n_samples", n_samples, least=1)
+    check_count("n_samples", n_samples)
     noise = make_utility(utility)
     if not noise.is_location_family:
         raise ValueError(f"perturbed needs utilities that are scores plus noise; got {type(noise).__name__}")

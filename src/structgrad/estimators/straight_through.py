@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from structgrad.common.ranges import check_choice, check_range
+from structgrad.common.ranges import check_choice, check_count
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -152,7 +152,7 @@ class GumbelRao(Estimator):
             )
         structure.require("trace", "conditional", by=by)
         structure.require_relaxation(relaxation, by=by, one_draw=True)
-        check_range("n_conditional", n_conditional, least=1)
+        check_count("n_conditional", n_conditional)
         check_temperature(temperature)
         self.relaxation, self.temperature, self.n_conditional = relaxation, temperature, n_conditional
         self.kl_over: Over | None = "vertex" if structure.noise == "gumbel" else "parts"

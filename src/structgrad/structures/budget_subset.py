@@ -12,7 +12,7 @@ from torch import Tensor
 from structgrad.algorithms.capped_simplex import decompose_by_size, project_budget
 from structgrad.algorithms.counted_bits import Chain
 from structgrad.algorithms.k_best import best_first, best_of_cardinality, largest
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_count
 from structgrad.structures.base import SparseDistribution
 from structgrad.structures.family_subsets import Counted
 from structgrad.structures.layout import Layout, LayoutName, make_layout
@@ -35,7 +35,7 @@ class BudgetSubset(Counted):
     """
 
     def __init__(self, budget: int, layout: LayoutName | Layout = "vector") -> None:
-        check_range("budget", budget, least=1)
+        check_count("budget", budget)
         self.budget = budget
         self.layout = make_layout(layout)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_count
 from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
@@ -42,7 +42,7 @@ class Constituency(Derivations):
     constant_size: ClassVar[bool] = True
 
     def __init__(self, labels: int = 1) -> None:
-        check_range("labels", labels, least=1)
+        check_count("labels", labels)
         self.labels = labels
         self.layout = Layout("spans", ("n", "n", "C"))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from structgrad.algorithms.counted_bits import Chain
 from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.k_best import best_first
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_count
 from structgrad.structures import reading as readings
 from structgrad.structures.derived import Gibbs
 from structgrad.structures.layout import Vector
@@ -41,7 +41,7 @@ class CorrelatedKSubset(Gibbs):
     has_neighbour_pairs: ClassVar[bool] = True
 
     def __init__(self, k: int) -> None:
-        check_range("k", k, least=1)
+        check_count("k", k)
         self.k = k
         self.layout = Vector()
 

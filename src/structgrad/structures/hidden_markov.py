@@ -12,7 +12,7 @@ from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.hypergraph import Hypergraph, filled
 from structgrad.algorithms.scan import chain_total
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation, log_sum
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_count
 from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
@@ -47,7 +47,7 @@ class HiddenMarkov(Derivations):
     constant_size: ClassVar[bool] = True
 
     def __init__(self, states: int) -> None:
-        check_range("states", states, least=1)
+        check_count("states", states)
         self.states = states
         self.layout = Layout("states", ("n", "C", "C"))
 

@@ -15,7 +15,7 @@ from structgrad.algorithms.derivatives import implicit
 from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.k_best import best_first, best_of_cardinality, largest
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional, plackett_luce_terms
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_count
 from structgrad.structures.base import Noise, SparseDistribution, Trace
 from structgrad.structures.family_subsets import Counted
 from structgrad.structures.layout import Layout, LayoutName, make_layout
@@ -53,7 +53,7 @@ class KSubset(Counted):
     is_ordinal: ClassVar[bool] = True
 
     def __init__(self, k: int, layout: LayoutName | Layout = "vector") -> None:
-        check_range("k", k, least=1)
+        check_count("k", k)
         self.k = k
         self.layout = make_layout(layout)
 

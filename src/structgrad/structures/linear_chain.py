@@ -11,7 +11,7 @@ from torch import Tensor
 from structgrad.algorithms.hypergraph import Hypergraph
 from structgrad.algorithms.scan import chain_total
 from structgrad.algorithms.semirings import Aggregation
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_count
 from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
@@ -43,7 +43,7 @@ class LinearChain(Derivations):
     constant_size: ClassVar[bool] = True
 
     def __init__(self, labels: int) -> None:
-        check_range("labels", labels, least=1)
+        check_count("labels", labels)
         self.labels = labels
         self.layout = Layout("transitions", ("n - 1", "C", "C"))
 

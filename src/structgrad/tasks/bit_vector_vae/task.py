@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from structgrad.common.ranges import check_choice, check_range
+from structgrad.common.ranges import check_choice, check_count
 from structgrad.data import Batch, Batches
 from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimate, Estimator
@@ -112,12 +112,12 @@ class BitVectorVAE(Task):
                 "task bit_vector_vae (prior=learnt) learns the prior from the KL divergence, and "
                 f"{type(estimator).__name__} has none"
             )
-        check_range("batch_size", batch_size, least=1, most=data.train)
+        check_count("batch_size", batch_size, most=data.train)
         pixels = data.pixels if pixels is None else pixels
         sizes = {"bits": bits, "pixels": pixels, "hidden": hidden, "rank": rank, "eval_batch_size": eval_batch_size}
         for name, size in (sizes | {"importance_samples": importance_samples}).items():
-            check_range(name, size, least=1)
-        check_range("importance_images", importance_images, least=1)
+            check_count(name, size)
+        check_count("importance_images", importance_images)
         self.check_structure((bits,), f"{bits} bits")
         self.data, self.bits, self.pixels, self.seed = data, bits, pixels, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size

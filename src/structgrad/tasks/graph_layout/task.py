@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from structgrad.common.ranges import check_range
+from structgrad.common.ranges import check_count, check_range
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimator
 from structgrad.structures.base import Structure
@@ -92,11 +92,11 @@ class GraphLayout(Task):
                 f"graph_layout needs a structure over the edges of a graph; {structure.name} has layout "
                 f"{structure.layout.name!r}"
             )
-        check_range("batch_size", batch_size, least=1, most=data.train)
-        check_range("eval_batch_size", eval_batch_size, least=1)
-        check_range("hidden", hidden, least=1)
+        check_count("batch_size", batch_size, most=data.train)
+        check_count("eval_batch_size", eval_batch_size)
+        check_count("hidden", hidden)
         check_range("variance", variance, above=0)
-        check_range("teacher_forcing", teacher_forcing, least=1)
+        check_count("teacher_forcing", teacher_forcing)
         if structure.is_latent:
             self.check_structure((data.vertices,) * 2, f"graphs of {data.vertices} vertices")
         elif not data.has_edges:

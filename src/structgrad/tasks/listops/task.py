@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.common.ranges import check_choice, check_range
+from structgrad.common.ranges import check_choice, check_count, check_range
 from structgrad.data import Batch, Batches
 from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures.base import Structure
@@ -97,9 +97,9 @@ class ListOps(Task):
             raise ValueError(f"{structure.name} takes {'an' if structure.is_latent else 'no'} estimator")
         if kl_weight and (estimator is None or estimator.kl_over is None):
             raise ValueError("kl_weight weighs a KL divergence, and there is none here; set it to 0")
-        check_range("batch_size", batch_size, least=1, most=data.train)
-        check_range("hidden", hidden, least=1)
-        check_range("message_steps", message_steps, least=1)
+        check_count("batch_size", batch_size, most=data.train)
+        check_count("hidden", hidden)
+        check_count("message_steps", message_steps)
         check_choice("update", update, get_args(Update))
         check_range("dropout", dropout, least=0, below=1)
         check_choice("dropout_per", dropout_per, get_args(DropoutPer))

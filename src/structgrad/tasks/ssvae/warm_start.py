@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from structgrad.common.ranges import check_choice, check_range
+from structgrad.common.ranges import check_choice, check_count, check_range
 from structgrad.data import Batch, Batches, cache
 from structgrad.estimators import Marginalize
 from structgrad.structures import OneHot
@@ -63,8 +63,8 @@ class WarmStart:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        check_range("warm_start.epochs", self.epochs, least=0)
-        check_range("warm_start.batch_size", self.batch_size, least=1)
+        check_count("warm_start.epochs", self.epochs, least=0)
+        check_count("warm_start.batch_size", self.batch_size)
         check_choice("warm_start.select", self.select, get_args(Select))
         check_range("warm_start.lr", self.lr, above=0)
         check_range("warm_start.weight_decay", self.weight_decay, least=0)
