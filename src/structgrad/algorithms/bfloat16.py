@@ -24,11 +24,13 @@ def products_in(tensor: Tensor) -> torch.dtype:
     """The type of the factors of matrix products in our own kernels.
 
     It is the type of ``tensor``, with one exception. On a CPU with bfloat16 units, float32 becomes
-    bfloat16 if torch's precision of matrix products is ``medium``.
+    bfloat16 if torch's precision of matrix products is ``medium``. In a program that torch compiles,
+    torch alone decides.
     """
-    medium = torch.get_float32_matmul_precision() == "medium"
-    lower = medium and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and has_bfloat16_units()
-    return torch.bfloat16 if lower else tensor.dtype
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return tensor.dtype
+    lower = torch.get_float32_matmul_precision() == "medium" and has_bfloat16_units()
+    return torch.bfloat16 if lower else torch.float32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
