@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
+import time
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -95,12 +96,26 @@ def wandb_records(file: Path) -> list[Any]:
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        if at + 7 + length > len(content):
+            break  # it is still being written
         part += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or its last part
             found.append(Record.FromString(part))
             part = b""
     return found
+
+
+def finished_wandb_records(file: Path) -> list[Any]:
+    """The same as :func:`wandb_records`, when wandb has written all: its own process does that after
+    the run has ended.
+    """
+    for _ in range(300):
+        found = wandb_records(file)
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{file} has no end")
 
 
 @pytest.mark.usefixtures("drawing")
@@ -112,7 +127,7 @@ def test_weights_and_biases_offline(
     found = interrupted_and_continued(tmp_path, monkeypatch, "logger=wandb", "logger.wandb.offline=true")
     assert wandb.run is None, "the next job of this process would log into this run"
     offline = sorted(run_folder(tmp_path).glob("wandb/offline-run-*"))
-    parts = [wandb_records(file) for folder in offline for file in folder.glob("*.wandb")]
+    parts = [finished_wandb_records(file) for folder in offline for file in folder.glob("*.wandb")]
     assert len(parts) == 2
     runs = [record.run for records in parts for record in records if record.HasField("run")]
     assert {(run.run_id, run.run_group) for run in runs} == {(found["name"], "paulus_2_quick/arborescence")}
