@@ -382,7 +382,7 @@ def test_other_images_are_refused_before_anything_is_trained(data: SemiSupervise
     assert not Path(data.cache).exists()
     with pytest.raises(ValueError, match="batch_size must be at least 1 and at most 60"):
         make(dense, data, batch_size=61)
-    with pytest.raises(ValueError, match=r"warm_start\.batch_size must be at least 1 and at most 20"):
+    with pytest.raises(ValueError, match=r"warm_start\.batch_size must be at most 20"):
         make(dense, data, warm_start=WarmStart(batch_size=21))
 
 

@@ -91,11 +91,11 @@ def check_options(config: DictConfig, chosen: Mapping[str, str]) -> None:
     for key in chosen:
         name = key.lstrip("+~")
         top = name.split(".")[0].split("@")[0].split("/")[0]
-        if key.startswith("+") and top not in (*_TOP, "hydra", "data", "experiment", "settings", "budgets"):
-            raise ConfigurationError(f"{key}: nothing reads {name!r}; nearest: {nearest(name, _TOP)}")
         if top == "budgets":  # a group that follows from task and budget
             meant = chosen[key].rpartition("/")[2]
             raise ConfigurationError(f"{key}={chosen[key]}: did you mean budget={meant}?")
+        if key.startswith("+") and top not in (*_TOP, "hydra", "data", "experiment", "settings"):
+            raise ConfigurationError(f"{key}: nothing reads {name!r}; nearest: {nearest(name, _TOP)}")
     _whole("seed", config.seed, 0, 2**32 - 1)
     for group in ("paths", "run", "search"):
         if not isinstance(config.get(group), DictConfig):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from structgrad.common.ranges import check_choice, check_count
+from structgrad.common.ranges import check_choice, check_count, check_range
 from structgrad.data import Batch, Batches
 from structgrad.data.images import is_square
 from structgrad.estimators.base import Estimator
@@ -119,7 +119,7 @@ class SemiSupervisedVAE(CallsOverTime):
         labelled = data.labelled if isinstance(data.labelled, int) else None
         check_count("batch_size", batch_size, most=data.unlabelled)
         if warm_start.epochs:
-            check_count("warm_start.batch_size", warm_start.batch_size, most=labelled)
+            check_range("warm_start.batch_size", warm_start.batch_size, most=labelled)
         if weight is not None and not 0 <= weight < math.inf:
             raise ValueError(f"weight must be finite and not negative; got {weight}")
         self.data, self.warm_start, self.seed = data, warm_start, seed
