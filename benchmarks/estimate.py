@@ -39,6 +39,8 @@ FLOPS, TF32, BANDWIDTH = 67e12, 494e12, 3.35e12
 #: Seconds, assumed: a launch by eager PyTorch with autograd; the shortest kernel; a step of cuDNN's LSTM, or of a
 #: recursion within one kernel; a wait of the host; Lightning's loop, the batch and its copy to the device, the update.
 LAUNCH, KERNEL, SEQUENTIAL, WAIT, LOOP = 7e-6, 2.5e-6, 3e-6, 20e-6, 500e-6
+#: A step that waits more often than this repeats something until a value says that it is done.
+WAITS = 50
 #: Runs side by side.
 TOGETHER = 16
 
@@ -57,7 +59,11 @@ STAND_INS = {
 
 
 class Cost(Launches):
-    """Also counts bytes, operations and seconds on the device, with float32 and with TF32 products."""
+    """Also counts bytes, operations and seconds on the device, with float32 and with TF32 products.
+
+    Raises:
+        NotImplementedError: after more than :data:`WAITS` waits.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,6 +74,8 @@ class Cost(Launches):
         """Count ``func``."""
         before = self.launches.total()
         out = super().__torch_dispatch__(func, types, args, kwargs)
+        if self.waits.total() > WAITS:
+            raise NotImplementedError(f"the step waits more than {WAITS} times")
         if self.launches.total() > before:
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
             moved = sum(t.numel() * t.element_size() for t in tensors)

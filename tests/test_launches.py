@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from benchmarks.estimate import WAITS, Cost
 from benchmarks.launches import ROWS, count
 
 #: Row -> launches forward and backward, at most: a little above what `python -m benchmarks.launches` prints.
@@ -64,3 +66,17 @@ def test_a_ragged_support_is_waited_for_once(cache: Path) -> None:
     assert forward.waits + backward.waits == {"nonzero": 1}
     # Six more than before: the loss is computed in float64, as float32 was wrong by 0.65 at scores of 1e4.
     assert forward.launches.total() + backward.launches.total() <= 206
+
+
+def test_a_loop_that_ends_by_values_is_not_counted() -> None:
+    """On the meta device every comparison is true, so it would never end."""
+
+    def step(times: int) -> None:
+        going = torch.ones(3, dtype=torch.bool, device="meta")
+        for _ in range(times):
+            assert bool(going.any())
+
+    with Cost():
+        step(WAITS)
+    with pytest.raises(NotImplementedError, match=f"more than {WAITS} times"), Cost():
+        step(WAITS + 1)
