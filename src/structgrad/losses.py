@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.eager import refuse
-from structgrad.common.ranges import check_choice
+from structgrad.common.ranges import check_choice, check_count, check_range
 from structgrad.estimators.relaxation import mean_argmax
 from structgrad.estimators.utilities import Utility, UtilityName, make_utility
 from structgrad.structures import OneHot
@@ -214,6 +214,7 @@ def perturbed_loss(
 
     Raises:
         UnsupportedError: if the structure lacks an argmax.
+        TypeError: if n_samples is not a whole number.
         ValueError: for options out of range or a target of another shape than the scores.
     """
     mask = structure.mask_from(mask, lengths, scores)
@@ -222,8 +223,8 @@ def perturbed_loss(
     noise = make_utility(utility)
     if not noise.is_location_family:
         raise ValueError(f"perturbed_loss needs utilities that are scores plus noise; got {type(noise).__name__}")
-    if not (0 < sigma < math.inf and n_samples >= 1):
-        raise ValueError(f"sigma must be positive and finite, n_samples at least 1; got {sigma} and {n_samples}")
+    check_range("sigma", sigma, above=0, below=math.inf)
+    check_count("n_samples", n_samples)
     exists = structure.parts(scores, mask)
     # In float64, where large scores leave something of the noise.
     near = brought_near(structure, scores, mask, margin=100 * sigma)

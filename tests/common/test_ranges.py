@@ -6,17 +6,27 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from structgrad import estimators
 from structgrad.common.ranges import check_count
+from structgrad.estimators.baselines import LearntBaseline
+from structgrad.losses import perturbed_loss
 from structgrad.structures import (
+    Arborescence,
     BudgetSubset,
     Constituency,
     CorrelatedKSubset,
+    Grammar,
     HiddenMarkov,
     KSubset,
+    Labelled,
     LinearChain,
+    LowRankGrammar,
+    Matching,
     OneHot,
+    SemiMarkov,
+    Subset,
 )
 
 
@@ -30,9 +40,26 @@ from structgrad.structures import (
         ("labels", LinearChain),
         ("labels", Constituency),
         ("states", HiddenMarkov),
+        ("labels", lambda n: Labelled(Arborescence(), n)),
+        ("labels", lambda n: SemiMarkov(n, 1)),
+        ("longest", lambda n: SemiMarkov(1, n)),
+        ("nonterminals", lambda n: Grammar(n, 1)),
+        ("preterminals", lambda n: LowRankGrammar(1, n, 1)),
+        ("rank", lambda n: LowRankGrammar(1, 1, n)),
+        ("max_iterations", lambda n: Matching(max_iterations=n)),
         ("n_samples", lambda n: estimators.SST(OneHot(), n_samples=n)),
         ("n_samples", lambda n: estimators.Reinforce(OneHot(), n_samples=n)),
         ("n_samples", lambda n: estimators.REBAR(OneHot(), n_samples=n)),
+        ("n_samples", lambda n: estimators.RODEO(Subset(), n_samples=n)),
+        ("n_samples", lambda n: estimators.AdaptiveIMLE(OneHot(), n_samples=n)),
+        ("n_samples", lambda n: perturbed_loss(OneHot(), torch.zeros(2), torch.tensor([1.0, 0.0]), n_samples=n)),
+        ("hidden_size", lambda n: estimators.RELAX(OneHot(), hidden_size=n)),
+        ("context_size", LearntBaseline),
+        ("n_pairs", lambda n: estimators.DisARM(Subset(), n_pairs=n)),
+        ("k", lambda n: estimators.SumAndSample(OneHot(), k=n)),
+        ("tries", lambda n: estimators.SumAndSample(OneHot(), tries=n)),
+        ("k", lambda n: estimators.WithoutReplacement(OneHot(), k=n)),
+        ("words", lambda n: estimators.VectorQuantization(OneHot(), n, 1)),
         ("n_conditional", lambda n: estimators.GumbelRao(OneHot(), n_conditional=n)),
     ],
     ids=lambda part: getattr(part, "__name__", part),

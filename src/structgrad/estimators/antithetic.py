@@ -37,6 +37,7 @@ class DisARM(GibbsEstimator):
 
     Raises:
         UnsupportedError: for another structure.
+        TypeError: if n_pairs is not a whole number.
         ValueError: if n_pairs is below 1.
     """
 

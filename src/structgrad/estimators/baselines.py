@@ -278,6 +278,10 @@ class LearntBaseline(Baseline):
         decay: decay of the running mean and variance.
         normalize_variance: divide the learning signal by ``max(1, running standard deviation)``
             (Mnih & Gregor, 2.3.3).
+
+    Raises:
+        TypeError: if a size is not a whole number.
+        ValueError: for a size below 1, or a decay outside [0, 1).
     """
 
     def __init__(
@@ -336,7 +340,8 @@ def make_baseline(
         normalize_variance: for ``nvil`` only.
 
     Raises:
-        ValueError: for an unknown name, or options of another baseline.
+        TypeError: if a size is not a whole number.
+        ValueError: for an unknown name, options of another baseline, or options out of range.
     """
     if (baseline == "nvil") != (context_size is not None):
         raise ValueError(

@@ -62,7 +62,8 @@ class ControlVariate(Estimator):
 
     Raises:
         UnsupportedError: if the structure lacks these oracles.
-        ValueError: if n_samples is not positive.
+        TypeError: if n_samples is not a whole number.
+        ValueError: if n_samples is below 1.
     """
 
     def __init__(self, structure: Structure, n_samples: int, by: str) -> None:
@@ -324,7 +325,8 @@ class RELAX(ControlVariate):
 
     Raises:
         UnsupportedError: see :class:`ControlVariate`.
-        ValueError: for an unknown critic or a shape that does not go with it.
+        TypeError: for an n_samples or a hidden_size that is not a whole number.
+        ValueError: for sizes below 1; for an unknown critic or a shape that does not go with it.
     """
 
     def __init__(
@@ -337,6 +339,7 @@ class RELAX(ControlVariate):
     ) -> None:
         super().__init__(structure, n_samples, by="estimator relax")
         check_choice("critic", critic, get_args(CriticName))
+        check_count("hidden_size", hidden_size)
         if (critic == "flat") != (shape is not None):
             raise ValueError(
                 f"critic flat needs a shape, and no other critic takes one; got critic {critic}, shape {shape}"

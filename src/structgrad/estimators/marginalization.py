@@ -93,6 +93,7 @@ class Marginalize(Estimator):
 
     Raises:
         UnsupportedError: if the structure lacks the oracle, or ``sample`` for a random start.
+        TypeError: if k is not a whole number.
         ValueError: for an unknown distribution or a k that does not belong to it.
     """
 
@@ -267,13 +268,14 @@ class SumAndSample(GibbsEstimator):
 
     Raises:
         UnsupportedError: if the structure lacks an oracle.
+        TypeError: if k or tries is not a whole number.
         ValueError: for k, tries or decay out of range.
     """
 
     def __init__(self, structure: Structure, k: int = 1, tries: int = 16, decay: float = 0.99) -> None:
         super().__init__(structure)
-        if k < 1 or tries < 1:
-            raise ValueError(f"k and tries must be at least 1; got k={k}, tries={tries}")
+        check_count("k", k)
+        check_count("tries", tries)
         structure.require("top_k", "sample", "log_prob", "log_partition", "entropy", by="estimator sum_and_sample")
         self.k, self.tries = k, tries
         self.running = RunningMean(decay)

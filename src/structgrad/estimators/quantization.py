@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.products import product
+from structgrad.common.ranges import check_count
 from structgrad.estimators.base import Estimate, Estimator, Objective, Over, UnsupportedError, pathwise
 from structgrad.structures.base import Structure
 
@@ -39,6 +40,7 @@ class VectorQuantization(Estimator):
 
     Raises:
         UnsupportedError: for another structure.
+        TypeError: for words or a size that are not whole numbers.
         ValueError: for options out of range; from a call, for vectors of another size.
     """
 
@@ -51,8 +53,8 @@ class VectorQuantization(Estimator):
             raise UnsupportedError(
                 f"estimator vector_quantization needs one category out of all (OneHot); got {structure.name}"
             )
-        if words < 1 or size < 1:
-            raise ValueError(f"words and size must be at least 1; got {words} and {size}")
+        check_count("words", words)
+        check_count("size", size)
         if not 0 <= commitment < math.inf:
             raise ValueError(f"commitment must not be negative; got {commitment}")
         self.commitment = commitment

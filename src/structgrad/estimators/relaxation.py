@@ -189,6 +189,7 @@ class SST(Estimator):
     Raises:
         UnsupportedError: if the structure lacks the relaxation, the argmax, or an oracle that
             ``kl`` needs; for ``kl="distribution"``, if the vertices are not Gibbs samples.
+        TypeError: if n_samples is not a whole number.
         ValueError: for options out of range or that do not fit together.
     """
 
@@ -478,6 +479,7 @@ class Perturbed(Estimator):
 
     Raises:
         UnsupportedError: if the structure has no argmax.
+        TypeError: if n_samples is not a whole number.
         ValueError: for options out of range.
     """
 

@@ -217,7 +217,8 @@ class Reinforce(Estimator):
 
     Raises:
         UnsupportedError: if the structure lacks an oracle that the action needs.
-        ValueError: for options that do not fit together.
+        TypeError: if n_samples, context_size or hidden_size is not a whole number.
+        ValueError: for options out of range or that do not fit together.
     """
 
     def __init__(

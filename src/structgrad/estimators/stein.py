@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from structgrad.common.ranges import check_count, check_range
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -51,6 +52,7 @@ class RODEO(GibbsEstimator):
 
     Raises:
         UnsupportedError: for another structure.
+        TypeError: for an n_samples or a hidden_size that is not a whole number.
         ValueError: for options out of range.
     """
 
@@ -61,11 +63,9 @@ class RODEO(GibbsEstimator):
         super().__init__(structure)
         if not structure.is_independent:
             raise UnsupportedError(f"estimator rodeo needs independent bits (Subset); got {structure.name}")
-        if n_samples < 2 or hidden_size < 1 or not 0 <= decay < 1:
-            raise ValueError(
-                f"n_samples must be at least 2, hidden_size at least 1, decay within [0, 1); "
-                f"got {n_samples}, {hidden_size}, {decay}"
-            )
+        check_count("n_samples", n_samples, least=2)
+        check_count("hidden_size", hidden_size)
+        check_range("decay", decay, least=0, below=1)
         self.n_samples, self.decay = n_samples, decay
         last = nn.Linear(hidden_size, 2)
         nn.init.zeros_(last.weight)

@@ -131,6 +131,7 @@ class GumbelRao(Estimator):
 
     Raises:
         UnsupportedError: if the structure lacks these.
+        TypeError: if n_conditional is not a whole number.
         ValueError: for options out of range.
     """
 

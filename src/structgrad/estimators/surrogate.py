@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.derivatives import first_order_only
-from structgrad.common.ranges import check_choice, check_positive
+from structgrad.common.ranges import check_choice, check_count, check_positive
 from structgrad.estimators.base import (
     Estimate,
     Estimator,
@@ -77,6 +77,7 @@ class SurrogateGradient(Estimator):
     Raises:
         UnsupportedError: if the structure has no argmax (spigot: no projection), or its vertices
             have another shape than its scores.
+        TypeError: if n_samples is not a whole number.
         ValueError: for options out of range or that do not fit together.
     """
 
@@ -101,7 +102,8 @@ class SurrogateGradient(Estimator):
             check_positive("step", step)
         if method == "imle" and utility is None:
             utility = "gumbel"
-        if n_samples < 1 or (n_samples > 1 and utility is None):
+        check_count("n_samples", n_samples)
+        if n_samples > 1 and utility is None:
             raise ValueError(f"n_samples must be at least 1, and 1 without noise; got {n_samples}")
         self.method, self.step, self.n_samples = method, step, n_samples
         self.utility: Utility | SumOfGamma | None

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from structgrad.common.ranges import check_count
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -67,6 +68,7 @@ class WithoutReplacement(GibbsEstimator):
 
     Raises:
         UnsupportedError: for another structure.
+        TypeError: if k is not a whole number.
         ValueError: if k is below 1 (below 2 with the baseline).
     """
 
@@ -76,8 +78,7 @@ class WithoutReplacement(GibbsEstimator):
             raise UnsupportedError(
                 f"estimator without_replacement needs one category out of all (OneHot); got {structure.name}"
             )
-        if k < 1 + baseline:
-            raise ValueError(f"k must be at least {1 + baseline} (baseline={baseline}); got {k}")
+        check_count("k", k, least=1 + baseline)
         self.k, self.baseline = k, baseline
 
     def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:

@@ -31,6 +31,7 @@ class BudgetSubset(Counted):
         layout: how the parts lie.
 
     Raises:
+        TypeError: for a budget that is not a whole number.
         ValueError: for a budget below 1.
     """
 

@@ -34,6 +34,7 @@ class CorrelatedKSubset(Gibbs):
         k: number of items, at least 1.
 
     Raises:
+        TypeError: if k is not a whole number.
         ValueError: for k < 1; for an even number of parts; or (from every oracle, in eager CPU
             code) for an example with fewer than k items.
     """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph, Index
+from structgrad.common.ranges import check_count
 from structgrad.structures import reading as readings
 from structgrad.structures.constituency import binary_trees
 from structgrad.structures.family_dynamic_programs import Derivations, last
@@ -40,13 +41,14 @@ class Grammar(Derivations):
         preterminals: P, at least 1.
 
     Raises:
+        TypeError: for numbers of symbols that are not whole.
         ValueError: if there are no symbols; from every oracle for scores of another shape, or
             (eager CPU code) if an example has no tree.
     """
 
     def __init__(self, nonterminals: int, preterminals: int) -> None:
-        if min(nonterminals, preterminals) < 1:
-            raise ValueError(f"nonterminals and preterminals must be at least 1; got {nonterminals} and {preterminals}")
+        check_count("nonterminals", nonterminals)
+        check_count("preterminals", preterminals)
         self.nonterminals, self.preterminals = nonterminals, preterminals
         self.layout = Layout("anchored rules", ("n", "n", "R"))
 

@@ -40,6 +40,7 @@ class HiddenMarkov(Derivations):
         states: C, at least 1.
 
     Raises:
+        TypeError: if states is not a whole number.
         ValueError: if there is no state; from every oracle for scores of another shape, or (eager
             CPU code) if an example has no sequence.
     """

@@ -45,6 +45,7 @@ class KSubset(Counted):
             graph.
 
     Raises:
+        TypeError: if k is not a whole number.
         ValueError: for k < 1; from every oracle, in eager CPU code, if an example has fewer than k
             parts.
     """

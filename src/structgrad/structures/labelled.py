@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from structgrad.algorithms.noise import wide_exponentials
+from structgrad.common.ranges import check_count
 from structgrad.structures import reading as readings
 from structgrad.structures.base import ORACLES, Structure, repeated
 from structgrad.structures.derived import ActiveSetProjection, Gibbs, KBest
@@ -35,13 +36,13 @@ class Labelled(Gibbs, KBest, ActiveSetProjection):
         labels: L, at least 1.
 
     Raises:
+        TypeError: if labels is not a whole number.
         ValueError: for no label or for a structure of another kind; from every oracle, for scores of
             another shape or scores that the structure refuses.
     """
 
     def __init__(self, structure: Structure, labels: int) -> None:
-        if labels < 1:
-            raise ValueError(f"labels must be at least 1; got {labels}")
+        check_count("labels", labels)
         structure.require_linear(by="Labelled")
         if not structure.perturbs_all_parts:
             raise ValueError(f"the parts of {structure.name} cannot be labelled: some follow from others")

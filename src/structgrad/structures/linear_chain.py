@@ -36,6 +36,7 @@ class LinearChain(Derivations):
         labels: C, at least 1.
 
     Raises:
+        TypeError: if labels is not a whole number.
         ValueError: if there is no label; from every oracle for scores of another shape, or (eager
             CPU code) if an example has no sequence.
     """

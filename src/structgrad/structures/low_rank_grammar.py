@@ -12,6 +12,7 @@ from torch import Tensor
 
 from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
+from structgrad.common.ranges import check_count
 from structgrad.structures import reading as readings
 from structgrad.structures.constituency import binary_trees
 from structgrad.structures.family_dynamic_programs import Derivations, last
@@ -44,15 +45,15 @@ class LowRankGrammar(Derivations):
         rank: r, at least 1.
 
     Raises:
+        TypeError: for sizes that are not whole numbers.
         ValueError: for sizes below 1; from every oracle for scores of another shape, or (eager CPU
             code) if an example has no tree.
     """
 
     def __init__(self, nonterminals: int, preterminals: int, rank: int) -> None:
-        if min(nonterminals, preterminals, rank) < 1:
-            raise ValueError(
-                f"nonterminals, preterminals and rank must be at least 1; got {nonterminals}, {preterminals} and {rank}"
-            )
+        check_count("nonterminals", nonterminals)
+        check_count("preterminals", preterminals)
+        check_count("rank", rank)
         self.nonterminals, self.preterminals, self.rank = nonterminals, preterminals, rank
         self.layout = Layout("anchored factors", ("n", "n", "F"))
 

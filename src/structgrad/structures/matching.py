@@ -14,6 +14,7 @@ from structgrad.algorithms.derivatives import implicit
 from structgrad.algorithms.eager import values_can_be_read, warn_stopped
 from structgrad.algorithms.plackett_luce import log_totals, takes_operator
 from structgrad.algorithms.sinkhorn import central_duals, dual_step, potentials
+from structgrad.common.ranges import check_count, check_range
 from structgrad.structures import reading as readings
 from structgrad.structures.base import Noise, Trace
 from structgrad.structures.derived import ActiveSetProjection, KBest
@@ -49,6 +50,10 @@ class Matching(KBest, ActiveSetProjection):
             gives a warning (:class:`~structgrad.algorithms.eager.StoppedEarly`). Plain torch always
             does this many where values cannot be read (see ``values_can_be_read``). On a GPU this
             concerns more than 64 rows; up to 64 rows one launch does all iterations.
+
+    Raises:
+        TypeError: if max_iterations is not a whole number.
+        ValueError: for options out of range.
     """
 
     layout = Matrix()
@@ -56,10 +61,8 @@ class Matching(KBest, ActiveSetProjection):
     trace_is_argmax: ClassVar[bool] = False
 
     def __init__(self, *, tolerance: float = 1e-6, max_iterations: int = 1000) -> None:
-        if not tolerance > 0 or max_iterations < 1:
-            raise ValueError(
-                f"tolerance must be positive and max_iterations at least 1; got {tolerance} and {max_iterations}"
-            )
+        check_range("tolerance", tolerance, above=0)
+        check_count("max_iterations", max_iterations)
         self.tolerance = tolerance
         self.max_iterations = max_iterations
 

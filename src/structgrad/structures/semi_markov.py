@@ -11,6 +11,7 @@ from torch import Tensor
 
 from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.hypergraph import ONE, Builder, Hypergraph
+from structgrad.common.ranges import check_count
 from structgrad.structures import reading as readings
 from structgrad.structures.family_dynamic_programs import Derivations
 from structgrad.structures.layout import Layout
@@ -36,13 +37,14 @@ class SemiMarkov(Derivations):
         longest: K, the largest number of positions of a segment, at least 1.
 
     Raises:
+        TypeError: for arguments that are not whole numbers.
         ValueError: for arguments below 1; from every oracle for scores of another shape, or (eager
             CPU code) if an example has no segmentation.
     """
 
     def __init__(self, labels: int, longest: int) -> None:
-        if labels < 1 or longest < 1:
-            raise ValueError(f"labels and longest must be at least 1; got {labels} and {longest}")
+        check_count("labels", labels)
+        check_count("longest", longest)
         self.labels, self.longest = labels, longest
         self.layout = Layout("segments", ("n - 1", "K", "C", "C"))
 
