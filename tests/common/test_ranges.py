@@ -17,6 +17,7 @@ from structgrad.structures import (
     BudgetSubset,
     Constituency,
     CorrelatedKSubset,
+    FactorGraph,
     Grammar,
     HiddenMarkov,
     KSubset,
@@ -28,6 +29,7 @@ from structgrad.structures import (
     SemiMarkov,
     Subset,
 )
+from structgrad.structures.factor_graph import Budget
 
 
 @pytest.mark.parametrize("value", [2.0, 2.5, True, "2", None])
@@ -47,6 +49,11 @@ from structgrad.structures import (
         ("preterminals", lambda n: LowRankGrammar(1, n, 1)),
         ("rank", lambda n: LowRankGrammar(1, 1, n)),
         ("max_iterations", lambda n: Matching(max_iterations=n)),
+        ("size", lambda n: FactorGraph(n, [])),
+        ("k", lambda n: Budget([0, 1], n)),
+        ("max_iterations", lambda n: FactorGraph(2, [], max_iterations=n)),
+        ("max_nodes", lambda n: FactorGraph(2, [], max_nodes=n)),
+        ("listed", lambda n: FactorGraph(2, [], listed=n)),
         ("n_samples", lambda n: estimators.SST(OneHot(), n_samples=n)),
         ("n_samples", lambda n: estimators.Reinforce(OneHot(), n_samples=n)),
         ("n_samples", lambda n: estimators.REBAR(OneHot(), n_samples=n)),

@@ -350,6 +350,11 @@ def test_masks_of_factors() -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="parts are numbers from 0 to 2"):
         FactorGraph(3, [Xor([0, 3])])
+    with pytest.raises(ValueError, match="parts are numbers from 0 to 2"):
+        FactorGraph(3, [], additional=[3])
+    for parts in ([0, 1.5], torch.tensor([0.0, 1.0]), [False, True]):
+        with pytest.raises(TypeError, match="parts of factors are whole numbers; got"):
+            Xor(parts)
     with pytest.raises(ValueError, match=r"a factor has a part twice: \[0, 1, 0\]"):
         FactorGraph(3, [Xor([0, 1, 0])])
     with pytest.raises(ValueError, match="a pair has three parts"):

@@ -27,6 +27,7 @@ from structgrad.algorithms.local_polytope import (
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import break_graph, is_batched_gradient, untraced
+from structgrad.common.ranges import check_count
 from structgrad.common.text import options
 from structgrad.structures.base import Structure, UnsupportedError, repeated
 from structgrad.structures.derived import Gibbs, KBest
@@ -60,9 +61,17 @@ class Factor(abc.ABC):
         return torch.zeros(0, dtype=torch.int64)
 
 
+def _whole(parts: Parts) -> Tensor:
+    """int64; fractions are refused, not cut off."""
+    index = torch.as_tensor(parts)
+    if index.numel() and (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool):
+        raise TypeError(f"parts of factors are whole numbers; got {str(index.dtype).removeprefix('torch.')}")
+    return index.long()
+
+
 def _index(parts: Parts, ndim: int = 2) -> Tensor:
     """int64 with so many dimensions, the first of which counts factors."""
-    index = torch.as_tensor(parts, dtype=torch.int64)
+    index = _whole(parts)
     if index.dim() == ndim - 1:
         index = index.unsqueeze(0)
     if index.dim() != ndim:
@@ -80,12 +89,12 @@ class Budget(Factor):
         negated: bool ``[F, K]``, parts that count where they are off; None: no part is negated.
 
     Raises:
+        TypeError: for a k or parts that are not whole numbers.
         ValueError: for a negative k.
     """
 
     def __init__(self, parts: Parts, k: int, *, exactly: bool = False, negated: Parts | None = None) -> None:
-        if k < 0:
-            raise ValueError(f"k must be at least 0; got {k}")
+        check_count("k", k, least=0)
         self.parts = _index(parts)
         self.low, self.high = (k if exactly else 0), k
         self._negate(negated)
@@ -323,8 +332,9 @@ class FactorGraph(Gibbs, KBest):
         listed: up to so many vertices are listed.
 
     Raises:
-        ValueError: for parts that there are not, or that are twice in a factor; from every oracle for scores of
-            another shape, or (eager CPU code) if an example has no vertex.
+        TypeError: for sizes or parts that are not whole numbers.
+        ValueError: for sizes below their least; for parts that there are not, or that are twice in a factor; from every
+            oracle for scores of another shape, or (eager CPU code) if an example has no vertex.
     """
 
     def __init__(
@@ -337,6 +347,10 @@ class FactorGraph(Gibbs, KBest):
         max_nodes: int = 1000,
         listed: int = 4096,
     ) -> None:
+        check_count("size", size, least=0)
+        check_count("max_iterations", max_iterations)
+        check_count("max_nodes", max_nodes)
+        check_count("listed", listed, least=0)
         self.size = size
         self.factors = tuple(factors)
         self.max_iterations, self.max_nodes, self.listed = max_iterations, max_nodes, listed
@@ -345,7 +359,9 @@ class FactorGraph(Gibbs, KBest):
             for group in factor.groups():
                 _check_parts(group.parts, size)
         self.graph = Graph(size, [group for factor in self.factors for group in factor.groups() if group.parts.numel()])
-        named = torch.cat([torch.as_tensor(additional, dtype=torch.int64).flatten(), *self._named()])
+        more = _whole(additional).flatten()
+        _check_parts(more.unsqueeze(-1), size)
+        named = torch.cat([more, *self._named()])
         self.variable = torch.ones(size, dtype=torch.float64).index_fill(0, named[named >= 0], 0.0)
         self._lists: dict[bytes, Tensor | None] = {}
 
