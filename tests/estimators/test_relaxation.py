@@ -117,6 +117,28 @@ def test_finite_differences_of_a_tiny_gradient() -> None:
     assert (torch.autograd.grad(loss, scores)[0] == 0).all()
 
 
+@pytest.mark.parametrize("epsilon", [1e-4, 0.1, 1.0])
+def test_finite_differences_along_the_gradient_are_the_papers(epsilon: float) -> None:
+    """Equation 56, with the gradient as it is: a large epsilon bounds the derivative, a small one is exact."""
+    structure, weights = KSubset(2), torch.linspace(-40, 40, 6, dtype=torch.float64)
+    found, exact = [], []
+    for into, options in (
+        (found, {"backward": "finite_difference", "step": "gradient", "epsilon": epsilon}),
+        (exact, {}),
+    ):
+        torch.manual_seed(0)
+        scores = torch.zeros(3, 6, dtype=torch.float64, requires_grad=True)
+        estimator = SST(structure, **options)  # type: ignore[arg-type]
+        loss = estimator(scores, lambda x, rows: x @ weights).surrogate.sum()
+        into += torch.autograd.grad(loss, scores)
+    torch.manual_seed(0)
+    utilities = SST(structure).perturb(torch.zeros(3, 6, dtype=torch.float64), None)
+    there, back = (structure.relax("exp_family", utilities + sign * epsilon * weights) for sign in (1, -1))
+    torch.testing.assert_close(found[0], (there - back) / (2 * epsilon))
+    assert found[0].abs().max() <= 1 / (2 * epsilon)
+    assert torch.allclose(found[0], exact[0], rtol=1e-3, atol=1e-3) == (epsilon < 0.1)
+
+
 # --- hard vertices ---
 
 
@@ -362,6 +384,8 @@ def test_impossible_temperatures(temperature: float) -> None:
         ({"clip": "theta", "clip_range": 15.0}, "clip must be one of"),
         ({"backward": "autograd"}, "backward must be one of"),
         ({"epsilon": 0.0}, "epsilon must be positive"),
+        ({"step": "scores"}, "step must be one of"),
+        ({"step": "gradient"}, "step=gradient is that of backward=finite_difference"),
         ({"kl": "prior"}, "kl must be one of"),
     ],
 )

@@ -418,11 +418,12 @@ def test_every_row_of_the_tables_trains_by_configuration_alone(
 
 
 def test_searches_are_the_papers(root: Path) -> None:
-    """The authors' ranges for spanning trees; the step of the finite differences of top edges (D.4.3)."""
+    """The authors' ranges for spanning trees, for all; the step of the finite differences of top edges (D.4.3)."""
     with initialize_config_dir(str(root / "configs"), version_base="1.3"):
-        search = compose("config", ["task=graph_layout", "structure=spanning_tree"]).search
-        assert search["task.optimizer.lr"] == {"distribution": "log_uniform", "low": 1e-4, "high": 1e-2}
-        assert search["estimator.temperature"] == {"distribution": "log_uniform", "low": 0.1, "high": 10.0}
+        for structure in ("spanning_tree", "top_edges", "independent_directed"):
+            search = compose("config", ["task=graph_layout", f"structure={structure}"]).search
+            assert search["task.optimizer.lr"] == {"distribution": "log_uniform", "low": 1e-4, "high": 1e-2}
+            assert search["estimator.temperature"] == {"distribution": "log_uniform", "low": 0.1, "high": 10.0}
         table = tables.load("paulus_1", root / "configs" / "table")
         for steps in (10, 20):
             row = table.row(f"top_edges_{steps}")
@@ -432,6 +433,7 @@ def test_searches_are_the_papers(root: Path) -> None:
             task = assemble(compose("config", [*table.overrides, *row.overrides, "estimator.epsilon=0.1"]))
             assert isinstance(task.estimator, SST)
             assert (task.estimator.backward_by, task.estimator.epsilon) == ("finite_difference", 0.1)
+            assert task.estimator.step == "gradient"
 
 
 def test_kl_of_undirected_edges_counts_both_directions(root: Path, tmp_path: Path) -> None:

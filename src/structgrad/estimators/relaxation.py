@@ -30,6 +30,7 @@ from structgrad.structures.base import Structure
 from structgrad.structures.one_hot import OneHot
 
 Backward = Literal["exact", "finite_difference"]
+Step = Literal["direction", "gradient"]
 KL = Literal["utility", "distribution"]
 Mapping = Literal["marginal", "sparsemap", "entmax"]
 Evaluation = Literal["hard", "relaxed"]
@@ -119,25 +120,28 @@ class _FiniteDifference(torch.autograd.Function):
         structure: Structure,
         relaxation: str,
         epsilon: float,
+        along: Step,
     ) -> Tensor:
         ctx.save_for_backward(utility, mask)  # type: ignore[arg-type]
-        ctx.settings = (structure, relaxation, epsilon)  # type: ignore[attr-defined]
+        ctx.settings = (structure, relaxation, epsilon, along)  # type: ignore[attr-defined]
         return structure.relax(relaxation, utility, mask)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         utility, mask = ctx.saved_tensors  # type: ignore[attr-defined]
-        structure, relaxation, epsilon = ctx.settings  # type: ignore[attr-defined]
+        structure, relaxation, epsilon, along = ctx.settings  # type: ignore[attr-defined]
         dims = tuple(range(-structure.layout.ndim, 0))
         exists = structure.parts(utility, mask)
         gradient = torch.where(exists, structure.layout.pull_back(gradients[0]), 0.0)
-        # The derivative along a direction scales with it. So the step is epsilon for any size of
-        # the gradient.
-        size = gradient.abs().amax(dims, keepdim=True)
+        size = gradient.new_ones(())
+        if along == "direction":
+            # The derivative along a direction scales with it. So the step is epsilon for any size
+            # of the gradient.
+            size = gradient.abs().amax(dims, keepdim=True)
         step = epsilon * gradient / torch.where(size > 0, size, 1.0)
         there, back = (structure.relax(relaxation, utility + sign * step, mask) for sign in (1, -1))
         product = (there - back) * (size / (2 * epsilon))
-        return torch.where(exists, product, 0.0), None, None, None, None
+        return torch.where(exists, product, 0.0), None, None, None, None, None
 
 
 class SST(Estimator):
@@ -180,7 +184,11 @@ class SST(Estimator):
             averaged.
         backward: ``"finite_difference"`` replaces differentiation of the relaxation by two more
             calls of it (Paulus et al., equation 56).
-        epsilon: the largest change of a utility in these two calls.
+        epsilon: size of the change of the utilities in these two calls.
+        step: what epsilon multiplies. ``"direction"``: the gradient divided by its largest entry,
+            so that no utility changes by more than epsilon. ``"gradient"``: the gradient itself, as
+            in equation 56 and in the code released with it. No entry of the derivative then exceeds
+            1 / (2 epsilon), and float32 loses the change where gradients are tiny.
         kl: see above.
         evaluation: ``"relaxed"`` evaluates relaxed vertices at the current temperature. Correia et
             al. (2020) test Gumbel-softmax so in their released code. Scores are then not clipped,
@@ -207,6 +215,7 @@ class SST(Estimator):
         n_samples: int = 1,
         backward: Backward = "exact",
         epsilon: float = 1e-2,
+        step: Step = "direction",
         kl: KL = "utility",
         evaluation: Evaluation = "hard",
     ) -> None:
@@ -239,6 +248,9 @@ class SST(Estimator):
         if backward == "finite_difference":
             structure.require_relaxation(relaxation, by=f"{by}, backward={backward}", symmetric=True)
         check_positive("epsilon", epsilon)
+        check_choice("step", step, get_args(Step))
+        if step != "direction" and backward != "finite_difference":
+            raise ValueError(f"step={step} is that of backward=finite_difference; give both, or leave step out")
         check_choice("kl", kl, get_args(KL))
         check_choice("evaluation", evaluation, get_args(Evaluation))
         if straight_through and evaluation == "relaxed":
@@ -253,7 +265,7 @@ class SST(Estimator):
         self.relaxation, self.temperature = relaxation, temperature
         self.clip_range, self.clip = clip_range, clip
         self.straight_through, self.n_samples = straight_through, n_samples
-        self.backward_by, self.epsilon = backward, epsilon
+        self.backward_by, self.epsilon, self.step = backward, epsilon, step
         self.evaluation = evaluation
         self.kl_over = "vertex" if kl == "distribution" else "parts"
 
@@ -317,7 +329,8 @@ class SST(Estimator):
         """Relaxed vertices for utilities that have been divided by the temperature."""
         if self.backward_by == "exact":
             return self.structure.relax(self.relaxation, utilities, mask, temperature)
-        relaxed: Tensor = _FiniteDifference.apply(utilities, mask, self.structure, self.relaxation, self.epsilon)
+        how = (self.structure, self.relaxation, self.epsilon, self.step)
+        relaxed: Tensor = _FiniteDifference.apply(utilities, mask, *how)
         return relaxed
 
     def _divergence(self, scores: Tensor, mask: Tensor | None, prior_scores: Tensor | None) -> Divergence:

@@ -41,4 +41,5 @@ NEUTRAL: dict[str, Any] = {
     "estimator.clip": "scores",
     "estimator.start": "argmax",
     "estimator.epsilon": 0.01,
+    "estimator.step": "direction",
 }

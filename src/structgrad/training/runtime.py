@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import functools
 import sys
 
 # malloc.h
@@ -38,6 +39,7 @@ def tune_allocator() -> bool:
     return bool(took)
 
 
+@functools.cache  # one listener a process, however often a command is called in it
 def announce_compilation() -> None:
     """Print once, on the error output, that kernels are being compiled, at the first time on a
     machine.
