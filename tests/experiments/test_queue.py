@@ -17,8 +17,10 @@ from typing import Any
 import optuna
 import pytest
 
+from structgrad.experiments import tables
 from structgrad.experiments.queue import Plan, PlannedRow, Queue, SweepError, check_sampler, make_sampler
 from structgrad.experiments.storage import PASSWORD, keep_password, without_password
+from structgrad.experiments.tables import TableError
 from structgrad.experiments.worker import Worker, explain
 from structgrad.training.contract import EXIT_AGAIN
 
@@ -80,6 +82,20 @@ def test_every_trial_is_run_and_recorded(tmp_path: Path) -> None:
     assert content["sweep"]["table"] == "small"
     assert content["sweep"]["row"] == "a"
     assert str(tmp_path) not in json.dumps(content)  # results are read on other machines
+
+
+def test_rows_may_share_their_draws(tmp_path: Path) -> None:
+    """Trial i of every row then has the same value of a hyper-parameter; by default each row has its own."""
+    for shared in (False, True):
+        queue = Queue(make(tmp_path, row("a", 2, "x"), row("b", 2, "x", "y"), name=f"{shared}", shared_draws=shared))
+        drawn = [queue.take() for _ in range(4)]
+        x = {(taken.row.name, taken.index): taken.parameters["x"] for taken in drawn if taken is not None}
+        assert len(x) == 4
+        assert len(set(x.values())) == (2 if shared else 4)
+        assert (x["a", 0] == x["b", 0]) == (x["a", 1] == x["b", 1]) == shared
+    settings = {"title": "T", "rows": {"r": {"title": "R"}}, "columns": {"c": {"metric": "test/x", "title": "C"}}}
+    with pytest.raises(TableError, match="draws"):
+        tables.parse("t", settings | {"selection": {"draws": "trial"}})
 
 
 def test_optunas_dashboard_has_names_curves_and_an_attribute_a_metric(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from structgrad.estimators import RELAX, SST, Reinforce, SurrogateGradient
 from structgrad.estimators.base import Estimator
 from structgrad.structures import BudgetSubset, CorrelatedKSubset, KSubset, NoStructure, OneHot, Subset
 from structgrad.structures.base import Structure
+from structgrad.tasks.base import StepOutput
 from structgrad.tasks.l2x import L2X, PlantedReviews
 from structgrad.tasks.l2x.data import PAD, Reviews
 from structgrad.tasks.l2x.model import Decoder, FixedEncoder, LearntEncoder, linear_weights
@@ -185,6 +186,34 @@ def test_error_is_of_rated_and_precision_of_annotated_reviews(planted: PlantedRe
     assert metrics["test/loss"] == pytest.approx(float(error), rel=1e-5)
     assert metrics["test/precision"] == pytest.approx(float(precision[7:].mean()), rel=1e-5)
     assert metrics["test/words"] == 3
+
+
+def test_an_evaluation_is_the_mean_over_several_subsets(planted: PlantedReviews) -> None:
+    """Of the same model: each metric is the mean of those of single subsets, drawn one after the other."""
+    structure = KSubset(3)
+    task = make(structure, SST(structure), planted, eval_samples=3)
+    task.configure_model()
+    task.eval()
+    batch = planted.split("test").tensors
+    torch.manual_seed(1)
+    with torch.no_grad():
+        found = task.step(batch)
+    task.eval_samples = 1
+    torch.manual_seed(1)
+    with torch.no_grad():
+        single = [task.step(batch) for _ in range(3)]
+
+    def value(out: StepOutput, name: str) -> float:
+        total, count = out.metrics[name]
+        return float(total / count)
+
+    for name in ("mse", "precision", "words"):
+        each = [value(out, name) for out in single]
+        assert value(found, name) == pytest.approx(sum(each) / 3, rel=1e-5)
+    assert len({value(out, "mse") for out in single}) == 3
+    assert float(found.loss) == pytest.approx(value(found, "mse"), rel=1e-5)
+    with pytest.raises(ValueError, match="eval_samples must be at least 1"):
+        make(structure, SST(structure), planted, eval_samples=0)
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -289,6 +289,12 @@ def test_own_vectors_are_taken_of_words_that_occur(own: Callable[..., JsonReview
     assert vocabulary.vectors.tolist() == [[0, 0], [1, 2], [3, 4], [0, 0]]
     with pytest.raises(MissingDataError, match=r"put these files there: .*nowhere\.txt"):
         own(embeddings="nowhere.txt").prepare()
+    fetched = Path(own().cache) / "vectors" / "fetched.txt"
+    fetched.parent.mkdir(parents=True)
+    fetched.write_text("film 7 8\n")
+    found = prepared(own(embeddings="fetched.txt")).vocabulary
+    assert found.vectors is not None
+    assert found.vectors.tolist() == [[0, 0], [7, 8], [0, 0]]
 
 
 @pytest.mark.parametrize(

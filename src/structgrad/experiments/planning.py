@@ -91,6 +91,7 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
         heartbeat=heartbeat,
         grace=grace,
         reduction=reduction,
+        shared_draws=table.selection.draws == "table",
     )
 
 

@@ -100,6 +100,7 @@ class Plan:
         attempts: a run counts as failed after it was killed by a signal, or ended its worker by an
             error, this often.
         reduction: one in this many trials continues from a rung; 0: there are no rungs.
+        shared_draws: whether trial i of all rows has the same draws.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Plan:
     grace: int = 120
     attempts: int = 3
     reduction: int = 0
+    shared_draws: bool = False
 
     def save(self) -> Path:
         """Write the plan to its folder, completely or not at all. Other plans of the same sweep do
@@ -335,7 +337,8 @@ class Queue:
         """The entry of a trial that starts, or continues with its hyper-parameters and curve."""
         attributes: dict[str, Any] = {"index": index} | ({} if until is None else {"until": until})
         if self.plan.sampler == "RandomSampler":
-            parameters = draw(row.space, row.given, self.plan.table, row.name, index)
+            whose = (self.plan.table,) if self.plan.shared_draws else (self.plan.table, row.name)
+            parameters = draw(row.space, row.given, *whose, index)
             distributions = {key: _distribution(row.space[key]) for key in parameters}
         else:
             parameters, distributions = (known.params, known.distributions) if known else ({}, {})

@@ -20,6 +20,7 @@ from structgrad.common.text import nearest
 from structgrad.experiments.selection import RULES, Cell
 
 Direction = Literal["maximize", "minimize"]
+Draws = Literal["row", "table"]
 Statistic = Literal["value", "best", "selected"]
 Spread = Literal["standard_error", "standard_deviation", "unstated"]
 
@@ -68,12 +69,16 @@ class Selection:
         direction: which values of it are better; given exactly with the metric.
         trials: number of runs of a row: draws of the hyper-parameters for ``best_trial``, seeds for
             the other rules.
+        draws: ``row``: every row has draws of its own. ``table``: in trial i all rows have the same
+            value of a hyper-parameter that has the same distribution. Differences between rows are
+            then none of luck in the draws, which matters where trials are few.
     """
 
     rule: str = "mean_and_standard_error"
     metric: str | None = None
     direction: Direction | None = None
     trials: int = 3
+    draws: Draws = "row"
 
 
 @dataclass(frozen=True)
@@ -323,6 +328,7 @@ def parse(name: str, content: Any) -> Table:
         raise TableError(f"selection: no rule {settings['selection'].rule}; there are {', '.join(RULES)}")
     selection = settings["selection"]
     _choice("selection.direction", selection.direction, (*get_args(Direction), None))
+    _choice("selection.draws", selection.draws, get_args(Draws))
     if (selection.metric is None) != (selection.direction is None):
         raise TableError("selection: metric and direction go together")
     _choice("published.error", settings["published"].error, get_args(Spread))

@@ -34,6 +34,7 @@ NEUTRAL: dict[str, Any] = {
     "task.objective": "ours",
     "task.coefficients": None,
     "task.prior": "uniform",
+    "task.eval_samples": 1,
     "task.data.files": None,
     "task.data.columns": None,
     "task.data.colour": "refused",

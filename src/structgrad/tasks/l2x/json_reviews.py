@@ -35,8 +35,9 @@ class JsonReviews(ReviewData):
             absolute or within ``data``.
         rating: key of the rating.
         spans: key of the spans.
-        embeddings: file of vectors, a word and its vector a line, absolute or within the folder.
-            Only words that occur are read. None: embeddings are learnt.
+        embeddings: file of vectors, a word and its vector a line: absolute, within the folder, or
+            within ``vectors`` in the cache, where ``scripts/word_vectors.py`` writes. Only words
+            that occur are read. None: embeddings are learnt.
         lowercase: whether words become lower case.
         least: if embeddings are learnt, a word that occurs less often in training is unknown.
             Otherwise a word without a vector is unknown.
@@ -61,7 +62,10 @@ class JsonReviews(ReviewData):
         for part, name in _PARTS.items():
             plain = folder / f"{name}.jsonl"
             files[part] = plain if plain.is_file() else folder / f"{name}.jsonl.gz"
-        return files if self.embeddings is None else files | {"embeddings": folder / self.embeddings}
+        if self.embeddings is not None:
+            fetched = Path(self.cache) / "vectors" / self.embeddings
+            files["embeddings"] = fetched if fetched.is_file() else folder / self.embeddings
+        return files
 
     def key(self) -> dict[str, Any]:
         """See :class:`ReviewData`."""

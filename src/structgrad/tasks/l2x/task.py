@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
-from structgrad.common.ranges import check_choice
+from structgrad.common.ranges import check_choice, check_count
 from structgrad.data import Batch, Batches, DataError
 from structgrad.estimators.base import Estimate, Estimator
 from structgrad.structures.base import Structure
@@ -59,12 +59,16 @@ class L2X(Task):
         dropout: dropout probability.
         batch_size: number of reviews in a training batch.
         eval_batch_size: number of reviews in a validation or test batch.
+        eval_samples: number of subsets of a review in validation and test; metrics are means over
+            them. The paper has one. With few reviews, more of them take away noise of the
+            estimator.
         choose_padding: whether padding may be chosen although words are left.
         decay_factor: the learning rate falls linearly to this fraction of its initial value ...
         decay_share: ... over this fraction of the training steps, and then stays constant.
         seed: seed of the order of training reviews.
 
     Raises:
+        TypeError: if eval_samples is not a whole number.
         ValueError: for another structure, or an option out of range.
     """
 
@@ -87,6 +91,7 @@ class L2X(Task):
         dropout: float = 0.1,
         batch_size: int = 100,
         eval_batch_size: int = 200,
+        eval_samples: int = 1,
         choose_padding: bool = True,
         decay_factor: float = 0.1,
         decay_share: float = 1.0,
@@ -102,7 +107,8 @@ class L2X(Task):
         if not (0 < decay_factor <= 1 and 0 < decay_share <= 1):
             raise ValueError(f"decay_factor and decay_share lie in (0, 1]; got {decay_factor} and {decay_share}")
         self.data, self.encoder_name, self.seed = data, encoder, seed
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        check_count("eval_samples", eval_samples)
+        self.batch_size, self.eval_batch_size, self.eval_samples = batch_size, eval_batch_size, eval_samples
         self.embedding_size, self.filters, self.dropout = embedding_size, filters, dropout
         self.choose_padding, self.least = choose_padding, _least(structure)
         self.decay_factor, self.decay_share = decay_factor, decay_share
@@ -180,21 +186,31 @@ class L2X(Task):
     def step(self, batch: Batch) -> StepOutput:
         """The squared error, and how well the deciding words were found."""
         estimate, predicted = self._estimate(batch)
+        estimates = [estimate]
+        if not self.training:
+            estimates += [self._estimate(batch)[0] for _ in range(self.eval_samples - 1)]
         rated, annotated = batch["ratings"].isfinite(), batch["annotated"]
-        chosen = estimate.vertices[:, : batch["tokens"].shape[1]].detach()
-        precision, words = word_metrics(chosen, batch["tokens"][estimate.rows], batch["relevant"][estimate.rows])
+        objective = torch.stack([each.objective for each in estimates]).mean(0)
+        precision, words = torch.stack([self._found(batch, each) for each in estimates]).mean(0)
         metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = {
-            "mse": (estimate.objective.sum(), rated.sum()),
-            "precision": ((estimate.mean(precision) * annotated).sum(), annotated.sum()),
-            "words": (estimate.mean(words).sum(), torch.ones_like(annotated).sum()),
+            "mse": (objective.sum(), rated.sum()),
+            "precision": ((precision * annotated).sum(), annotated.sum()),
+            "words": (words.sum(), torch.ones_like(annotated).sum()),
             **estimate.metrics,
         }
         if self.training:
             return StepOutput(estimate.surrogate.mean(), len(rated), metrics)
         # The annotated reviews of a test set may have no rating.
         count = int(rated.sum())
-        loss = estimate.objective.sum() / max(1, count)
-        return StepOutput(loss, count, metrics, lambda: self._predictions(batch, estimate, predicted))
+        return StepOutput(
+            objective.sum() / max(1, count), count, metrics, lambda: self._predictions(batch, estimate, predicted)
+        )
+
+    def _found(self, batch: Batch, estimate: Estimate) -> Tensor:
+        """Precision and number of the chosen words of each review, ``[2, batch]``."""
+        chosen = estimate.vertices[:, : batch["tokens"].shape[1]].detach()
+        precision, words = word_metrics(chosen, batch["tokens"][estimate.rows], batch["relevant"][estimate.rows])
+        return torch.stack([estimate.mean(precision), estimate.mean(words)])
 
     def _predictions(self, batch: Batch, estimate: Estimate, predicted: Tensor) -> Predictions:
         best, words = estimate.most_probable(), self.data.vocabulary.words
