@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,14 @@ def test_a_table_that_fails_leaves_the_others(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: toy, spanning_tree_sst: toy_quick has a value of nan")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(root: Path) -> None:
+    """As `| head -1`: the pipe closes before the report is written."""
+    command = [sys.executable, "report.py", R]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

@@ -83,6 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _overview(given)
         else:
             _tables(given, folders, *searchpath[-1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough. Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except HydraException as error:
         print(f"error: {_SEARCHPATH}: {first_line(error)}; type '{_SEARCHPATH}[pkg://mylab.configs]'", file=sys.stderr)
         return 1
