@@ -3,6 +3,7 @@ operations of a step.
 
     python -m benchmarks.estimate            # prints the table
     RECORD=1 python -m benchmarks.estimate   # and writes docs/gpu_estimate.md
+    RECORD=1 python -m benchmarks.estimate --only l2x    # and replaces these tables there
 
 A step is counted on the ``meta`` device (see ``benchmarks/launches.py``): launches, the bytes that
 each reads and writes, the floating-point operations of products and convolutions. Time on the
@@ -162,7 +163,11 @@ def estimate(overrides: list[str]) -> Estimate:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         steps = int(compose("config", overrides).trainer.max_steps)
     name = next(o.removeprefix("task=") for o in overrides if o.startswith("task="))
-    task = built([*overrides, *STAND_INS.get(name, []), *FEW.get(name, [])])
+    stand_in = list(STAND_INS.get(name, []))
+    if stand_in[:1] == ["data=planted_reviews"]:
+        overrides = [override for override in overrides if not override.startswith("task.data.")]
+        stand_in += ["task.data.words=1000"] if "experiment=l2x/movies" in overrides else []
+    task = built([*overrides, *stand_in, *FEW.get(name, [])])
     batch = {key: tensor.to("meta") for key, tensor in next(iter(task.batches("train"))).items()}
     task.to("meta").train()
     cost = Cost()
@@ -216,21 +221,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="tables whose name contains this")
     options = parser.parse_args()
-    parts = [_HEAD]
+    recorded = _sections(PAGE.read_text()) if options.only else {}
+    sections = []
     every = [tables.load(name, CONFIGS / "table") for name in tables.names(CONFIGS / "table")]
     for table in every:
-        if table.budget != "paper" or table.name in _ALIKE or (options.only and options.only not in table.name):
+        if table.budget != "paper" or table.name in _ALIKE:
             continue
-        parts.append(f"## {table.title} (`{table.name}`)\n\n{_COLUMNS}")
+        title = f"{table.title} (`{table.name}`)"
+        if options.only and options.only not in table.name:
+            sections += [recorded[title]] if title in recorded else []
+            continue
+        lines = [f"{title}\n\n{_COLUMNS}"]
         for row in table.rows:
             try:
-                parts.append(line(table, row))
+                lines.append(line(table, row))
             except ConfigurationError as error:
                 raise SystemExit(f"error: {table.name}, {row.name}: {error}") from error
-            print(f"{table.name} {parts[-1]}", flush=True)
-    if os.environ.get("RECORD", "") not in ("", "0") and not options.only:
-        PAGE.write_text("\n".join(parts).replace("\n## ", "\n\n## ") + "\n")
+            print(f"{table.name} {lines[-1]}", flush=True)
+        sections.append("\n".join(lines))
+    if os.environ.get("RECORD", "") not in ("", "0"):
+        PAGE.write_text("\n\n## ".join([_HEAD.strip(), *sections]) + "\n")
         print(f"wrote {PAGE}")
+
+
+def _sections(page: str) -> dict[str, str]:
+    """Title of a table -> what a page has of it, title first."""
+    _, *sections = page.split("\n## ")
+    return {section.partition("\n")[0]: section.strip() for section in sections}
 
 
 #: Tables of the same steps as another one.
