@@ -55,6 +55,27 @@ def test_relax_is_unbiased_for_any_critic(name: str, critic: str) -> None:
     assert_unbiased(relax(name, critic, n_samples=n_samples), problem(name), TRUTH[name])
 
 
+@pytest.mark.parametrize("critic", ["flat", "parts"])
+def test_a_critic_may_read_the_context(critic: str) -> None:
+    """The estimate stays unbiased; another context changes it, and none is refused."""
+    case = problem("one_hot")
+    size = case.context.shape[1]
+    estimator = relax("one_hot", critic, context_size=size)
+    assert_unbiased(estimator, case, TRUTH["one_hot"])
+    gradients = []
+    for context in (case.context, case.context + 1):
+        torch.manual_seed(0)
+        out = estimator(case.scores, case.decoder, mask=case.mask, context=context)
+        gradients.append(torch.autograd.grad(out.surrogate.sum(), case.scores)[0])
+    assert not torch.allclose(*gradients)
+    with pytest.raises(ValueError, match=f"context_size {size}; the task passes none"):
+        estimator(case.scores, case.decoder, mask=case.mask)
+    with pytest.raises(ValueError, match=f"context_size {size}; the context has 1 features"):
+        estimator(case.scores, case.decoder, mask=case.mask, context=case.context[:, :1])
+    with pytest.raises(TypeError, match=r"context_size must be a whole number; got 2\.5"):
+        RELAX(OneHot(), context_size=2.5)  # type: ignore[arg-type]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("name", "relaxation"),

@@ -78,7 +78,13 @@ class ControlVariate(Estimator):
 
     @abc.abstractmethod
     def criticise(
-        self, vertices: Tensor, utilities: Tensor, scores: Tensor, objective: Objective, mask: Tensor | None
+        self,
+        vertices: Tensor,
+        utilities: Tensor,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate objective and critic.
 
@@ -88,6 +94,7 @@ class ControlVariate(Estimator):
             scores: ``[batch, K, 2, *parts]``, detached; 0 for missing parts.
             objective: must be called once.
             mask: ``[batch, K, 2, *parts]``.
+            context: ``[batch, features]``, or None.
 
         Returns:
             losses ``[batch, K]``; critic ``[batch, K, 2]``; and the vertices at which the objective
@@ -116,7 +123,7 @@ class ControlVariate(Estimator):
         with torch.enable_grad():
             sample = self._sample(finite, exists, mask)
             losses, critic, evaluated = self.criticise(
-                sample.vertices, sample.utilities, sample.scores_of_both, objective, sample.mask_of_both
+                sample.vertices, sample.utilities, sample.scores_of_both, objective, sample.mask_of_both, context
             )
             gradient, to_critic = self._gradients(sample, losses.detach(), critic)
         for_scores, for_critic = with_gradient(finite, gradient), with_gradients(*to_critic)
@@ -265,43 +272,76 @@ class _Sample:
         return None if self.mask is None else self.mask[:, :, None].expand(self.utilities.shape)
 
 
-class FlatCritic(nn.Module):
+class Critic(nn.Module, abc.ABC):
+    """Hidden units of the utilities, to which those of the context are added; ReLU; one number.
+
+    Args:
+        each: the first layers.
+        hidden_size: number of hidden units.
+        context_size: number of features of the context; None if the critic does not read it.
+    """
+
+    def __init__(self, each: nn.Module, hidden_size: int, context_size: int | None) -> None:
+        super().__init__()
+        self.each = each
+        self.whole = nn.Sequential(nn.ReLU(), _zero(nn.Linear(hidden_size, 1)))
+        self.of_context = None if context_size is None else nn.Linear(context_size, hidden_size, bias=False)
+
+    @abc.abstractmethod
+    def of_utilities(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
+        """``[*batch, P]`` -> ``[*batch, hidden_size]``."""
+
+    def forward(self, utilities: Tensor, scores: Tensor, exists: Tensor, context: Tensor | None) -> Tensor:
+        """``[batch, K, 2, P]`` and ``[batch, features]`` -> ``[batch, K, 2]``.
+
+        Raises:
+            ValueError: without a context that the critic reads, or for one of another size.
+        """
+        dtype = next(self.parameters()).dtype
+        hidden = self.of_utilities(utilities.to(dtype), scores.to(dtype), exists)
+        if self.of_context is not None:
+            size = self.of_context.in_features
+            if context is None or context.shape[1] != size:
+                got = "the task passes none" if context is None else f"the context has {context.shape[1]} features"
+                raise ValueError(f"the critic of relax has context_size {size}; {got}")
+            hidden = hidden + self.of_context(context.detach().to(dtype))[:, None, None]
+        out: Tensor = self.whole(hidden)
+        return out[..., 0].to(utilities.dtype)
+
+
+class FlatCritic(Critic):
     """One hidden layer over all utilities of an example, for a fixed number of parts.
 
     See Struminsky et al. (2021), toy problem.
     """
 
-    def __init__(self, size: int, hidden_size: int) -> None:
-        super().__init__()
+    def __init__(self, size: int, hidden_size: int, context_size: int | None) -> None:
+        super().__init__(nn.Linear(size, hidden_size), hidden_size, context_size)
         self.size = size
-        self.network = nn.Sequential(nn.Linear(size, hidden_size), nn.ReLU(), _zero(nn.Linear(hidden_size, 1)))
 
-    def forward(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
-        """``[*batch, P]`` -> ``[*batch]``."""
+    def of_utilities(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
+        """See :class:`Critic`."""
         if utilities.shape[-1] != self.size:
             raise ValueError(f"the critic was built for {self.size} parts; got {utilities.shape[-1]}")
-        out: Tensor = self.network(utilities.to(next(self.parameters()).dtype))
-        return out[..., 0].to(utilities.dtype)
+        hidden: Tensor = self.each(utilities)
+        return hidden
 
 
-class PartsCritic(nn.Module):
+class PartsCritic(Critic):
     """A network for any number of parts.
 
     One network is applied to every part and averaged over the existing parts; a second network
     follows.
     """
 
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.each = nn.Sequential(nn.Linear(2, hidden_size), nn.ReLU(), nn.Linear(hidden_size, hidden_size))
-        self.whole = nn.Sequential(nn.ReLU(), _zero(nn.Linear(hidden_size, 1)))
+    def __init__(self, hidden_size: int, context_size: int | None) -> None:
+        each = nn.Sequential(nn.Linear(2, hidden_size), nn.ReLU(), nn.Linear(hidden_size, hidden_size))
+        super().__init__(each, hidden_size, context_size)
 
-    def forward(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
-        """``[*batch, P]`` -> ``[*batch]``."""
-        inputs = torch.stack([utilities, scores], -1).to(next(self.parameters()).dtype)
-        hidden = self.each(inputs) * exists[..., None]
-        out: Tensor = self.whole(hidden.sum(-2) / exists.sum(-1, keepdim=True).clamp_min(1))
-        return out[..., 0].to(utilities.dtype)
+    def of_utilities(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
+        """See :class:`Critic`."""
+        hidden: Tensor = self.each(torch.stack([utilities, scores], -1)) * exists[..., None]
+        return hidden.sum(-2) / exists.sum(-1, keepdim=True).clamp_min(1)
 
 
 def _zero(layer: nn.Linear) -> nn.Linear:
@@ -322,10 +362,13 @@ class RELAX(ControlVariate):
         shape: the shape of the parts, for ``flat`` only.
         hidden_size: the width of the critic.
         n_samples: K.
+        context_size: number of features of the context, which the critic then reads as well, such as
+            the encoder's state. So it can tell examples of high loss from others. None: it does not
+            read it.
 
     Raises:
         UnsupportedError: see :class:`ControlVariate`.
-        TypeError: for an n_samples or a hidden_size that is not a whole number.
+        TypeError: for an n_samples, a hidden_size or a context_size that is not a whole number.
         ValueError: for sizes below 1; for an unknown critic or a shape that does not go with it.
     """
 
@@ -336,27 +379,37 @@ class RELAX(ControlVariate):
         shape: Sequence[int] | None = None,
         hidden_size: int = 32,
         n_samples: int = 1,
+        context_size: int | None = None,
     ) -> None:
         super().__init__(structure, n_samples, by="estimator relax")
         check_choice("critic", critic, get_args(CriticName))
         check_count("hidden_size", hidden_size)
+        if context_size is not None:
+            check_count("context_size", context_size)
         if (critic == "flat") != (shape is not None):
             raise ValueError(
                 f"critic flat needs a shape, and no other critic takes one; got critic {critic}, shape {shape}"
             )
-        self.critic: FlatCritic | PartsCritic
+        self.critic: Critic
         if shape is None:
-            self.critic = PartsCritic(hidden_size)
+            self.critic = PartsCritic(hidden_size, context_size)
         else:
-            self.critic = FlatCritic(structure.layout.flatten(torch.empty(*shape)).numel(), hidden_size)
+            size = structure.layout.flatten(torch.empty(*shape)).numel()
+            self.critic = FlatCritic(size, hidden_size, context_size)
 
     def criticise(
-        self, vertices: Tensor, utilities: Tensor, scores: Tensor, objective: Objective, mask: Tensor | None
+        self,
+        vertices: Tensor,
+        utilities: Tensor,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`ControlVariate`."""
         flatten = self.structure.layout.flatten
         exists = flatten(self.structure.parts(scores, mask))
-        critic = self.critic(flatten(utilities), flatten(scores), exists)
+        critic = self.critic(flatten(utilities), flatten(scores), exists, context)
         return evaluate(objective, vertices)[0], critic, vertices
 
 
@@ -400,7 +453,13 @@ class REBAR(ControlVariate):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
 
     def criticise(
-        self, vertices: Tensor, utilities: Tensor, scores: Tensor, objective: Objective, mask: Tensor | None
+        self,
+        vertices: Tensor,
+        utilities: Tensor,
+        scores: Tensor,
+        objective: Objective,
+        mask: Tensor | None,
+        context: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`ControlVariate`."""
         temperature = self.log_temperature.exp()

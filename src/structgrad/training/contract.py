@@ -40,6 +40,7 @@ NEUTRAL: dict[str, Any] = {
     "task.data.colour": "refused",
     "structure.single_root": False,
     "estimator.clip": "scores",
+    "estimator.context_size": None,
     "estimator.start": "argmax",
     "estimator.epsilon": 0.01,
     "estimator.step": "direction",
