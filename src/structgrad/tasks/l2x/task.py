@@ -186,12 +186,12 @@ class L2X(Task):
     def step(self, batch: Batch) -> StepOutput:
         """The squared error, and how well the deciding words were found."""
         estimate, predicted = self._estimate(batch)
-        estimates = [estimate]
-        if not self.training:
-            estimates += [self._estimate(batch)[0] for _ in range(self.eval_samples - 1)]
+        objective, precision, words = self._measured(batch, estimate)
+        if not self.training and self.eval_samples > 1:
+            more = [self._measured(batch, self._estimate(batch)[0]) for _ in range(self.eval_samples - 1)]
+            samples = zip((objective, precision, words), *more, strict=True)
+            objective, precision, words = (torch.stack(each).mean(0) for each in samples)
         rated, annotated = batch["ratings"].isfinite(), batch["annotated"]
-        objective = torch.stack([each.objective for each in estimates]).mean(0)
-        precision, words = torch.stack([self._found(batch, each) for each in estimates]).mean(0)
         metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = {
             "mse": (objective.sum(), rated.sum()),
             "precision": ((precision * annotated).sum(), annotated.sum()),
@@ -206,11 +206,11 @@ class L2X(Task):
             objective.sum() / max(1, count), count, metrics, lambda: self._predictions(batch, estimate, predicted)
         )
 
-    def _found(self, batch: Batch, estimate: Estimate) -> Tensor:
-        """Precision and number of the chosen words of each review, ``[2, batch]``."""
+    def _measured(self, batch: Batch, estimate: Estimate) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared error, precision and number of the chosen words of each review, all ``[batch]``."""
         chosen = estimate.vertices[:, : batch["tokens"].shape[1]].detach()
         precision, words = word_metrics(chosen, batch["tokens"][estimate.rows], batch["relevant"][estimate.rows])
-        return torch.stack([estimate.mean(precision), estimate.mean(words)])
+        return estimate.objective, estimate.mean(precision), estimate.mean(words)
 
     def _predictions(self, batch: Batch, estimate: Estimate, predicted: Tensor) -> Predictions:
         best, words = estimate.most_probable(), self.data.vocabulary.words
