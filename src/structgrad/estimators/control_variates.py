@@ -77,28 +77,17 @@ class ControlVariate(Estimator):
         self.vertex_distribution = "gibbs" if self.explicit else "trace"
 
     @abc.abstractmethod
-    def criticise(
-        self,
-        vertices: Tensor,
-        utilities: Tensor,
-        scores: Tensor,
-        objective: Objective,
-        mask: Tensor | None,
-        context: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def criticise(self, sample: Sample, objective: Objective, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate objective and critic.
 
         Args:
-            vertices: ``[batch, K, *vertex]``, hard.
-            utilities: ``[batch, K, 2, *parts]``: u and u~; 0 for missing parts.
-            scores: ``[batch, K, 2, *parts]``, detached; 0 for missing parts.
+            sample: K samples an example.
             objective: must be called once.
-            mask: ``[batch, K, 2, *parts]``.
             context: ``[batch, features]``, or None.
 
         Returns:
             losses ``[batch, K]``; critic ``[batch, K, 2]``; and the vertices at which the objective
-            was evaluated, ``[batch, M, *vertex]``, of which the first K are ``vertices``.
+            was evaluated, ``[batch, M, *vertex]``, of which the first K are the sample's.
         """
 
     def estimate(
@@ -122,9 +111,7 @@ class ControlVariate(Estimator):
             return pathwise(objective, hard, 1, divergence)
         with torch.enable_grad():
             sample = self._sample(finite, exists, mask)
-            losses, critic, evaluated = self.criticise(
-                sample.vertices, sample.utilities, sample.scores_of_both, objective, sample.mask_of_both, context
-            )
+            losses, critic, evaluated = self.criticise(sample, objective, context)
             gradient, to_critic = self._gradients(sample, losses.detach(), critic)
         for_scores, for_critic = with_gradient(finite, gradient), with_gradients(*to_critic)
         batch, samples = evaluated.shape[:2]
@@ -142,7 +129,7 @@ class ControlVariate(Estimator):
 
     # --- samples ----------------------------------------------------------------------------------------------------
 
-    def _sample(self, scores: Tensor, exists: Tensor, mask: Tensor | None) -> _Sample:
+    def _sample(self, scores: Tensor, exists: Tensor, mask: Tensor | None) -> Sample:
         """K actions an example, with both utilities."""
         exists = replicate(exists, None, self.n_samples)[0]
         each, mask = replicate(scores.detach(), mask, self.n_samples)
@@ -151,7 +138,7 @@ class ControlVariate(Estimator):
         noise = self._noise(action, leaf)
         second = torch.where(exists, self._conditional(action, leaf, mask, noise), 0.0)
         utilities = torch.stack([torch.where(exists, first, 0.0), second.detach()], 2).requires_grad_()
-        return _Sample(leaf, exists, mask, vertices, action, noise, second, utilities)
+        return Sample(leaf, exists, mask, vertices, action, noise, second, utilities)
 
     def _draw(self, scores: Tensor, exists: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Trace, Tensor]:
         """Vertices, the actions that give them, and the utilities u that decided the actions."""
@@ -187,7 +174,7 @@ class ControlVariate(Estimator):
     # --- gradients --------------------------------------------------------------------------------------------------
 
     def _gradients(
-        self, sample: _Sample, losses: Tensor, critic: Tensor
+        self, sample: Sample, losses: Tensor, critic: Tensor
     ) -> tuple[Tensor, tuple[list[nn.Parameter], tuple[Tensor, ...]]]:
         """The estimate g, ``[batch, *parts]``, and the parameters with their gradients of the mean of ``||g||^2``."""
         parameters = [p for p in self.parameters() if p.requires_grad]  # none if the user has frozen them
@@ -210,13 +197,13 @@ class ControlVariate(Estimator):
         found = torch.autograd.grad(change.mean(), parameters, retain_graph=True)
         return gradient, (parameters, found)
 
-    def _log_prob(self, sample: _Sample) -> Tensor:
+    def _log_prob(self, sample: Sample) -> Tensor:
         if isinstance(sample.action, Trace):
             return self.structure.trace_log_prob(sample.action, sample.scores, sample.mask)
         return self.structure.log_prob(sample.action, sample.scores, sample.mask)
 
     @torch.no_grad()
-    def _push(self, sample: _Sample, direction: Tensor) -> Tensor:
+    def _push(self, sample: Sample, direction: Tensor) -> Tensor:
         """Derivative of u~ along a direction of the scores, with the noise held fixed.
 
         It uses central differences in float64 (nine digits), which are two calls of compiled code.
@@ -238,14 +225,14 @@ class ControlVariate(Estimator):
 
 
 @dataclass
-class _Sample:
+class Sample:
     """K samples an example, and the tensors that their derivatives need.
 
     Attributes:
         scores: ``[batch, K, *parts]``, a leaf; 0 for missing parts.
         exists: bool ``[batch, K, *parts]``.
         mask: the same for the structure, or None.
-        vertices: ``[batch, K, *vertex]``.
+        vertices: ``[batch, K, *vertex]``, hard.
         action: b, in the same batch shape.
         noise: the noise of u~.
         second: u~, differentiable in the scores.
@@ -397,20 +384,12 @@ class RELAX(ControlVariate):
             size = structure.layout.flatten(torch.empty(*shape)).numel()
             self.critic = FlatCritic(size, hidden_size, context_size)
 
-    def criticise(
-        self,
-        vertices: Tensor,
-        utilities: Tensor,
-        scores: Tensor,
-        objective: Objective,
-        mask: Tensor | None,
-        context: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def criticise(self, sample: Sample, objective: Objective, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`ControlVariate`."""
-        flatten = self.structure.layout.flatten
-        exists = flatten(self.structure.parts(scores, mask))
-        critic = self.critic(flatten(utilities), flatten(scores), exists, context)
-        return evaluate(objective, vertices)[0], critic, vertices
+        flatten, scores = self.structure.layout.flatten, sample.scores_of_both
+        exists = flatten(self.structure.parts(scores, sample.mask_of_both))
+        critic = self.critic(flatten(sample.utilities), flatten(scores), exists, context)
+        return evaluate(objective, sample.vertices)[0], critic, sample.vertices
 
 
 class REBAR(ControlVariate):
@@ -452,20 +431,13 @@ class REBAR(ControlVariate):
         self.eta = nn.Parameter(torch.tensor(float(eta)))
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
 
-    def criticise(
-        self,
-        vertices: Tensor,
-        utilities: Tensor,
-        scores: Tensor,
-        objective: Objective,
-        mask: Tensor | None,
-        context: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def criticise(self, sample: Sample, objective: Objective, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """See :class:`ControlVariate`."""
         temperature = self.log_temperature.exp()
-        relaxed = self.structure.relax(self.relaxation, utilities / temperature, mask, temperature)
-        evaluated = torch.cat([vertices, relaxed.flatten(1, 2)], 1)
+        utilities = sample.utilities / temperature
+        relaxed = self.structure.relax(self.relaxation, utilities, sample.mask_of_both, temperature)
+        evaluated = torch.cat([sample.vertices, relaxed.flatten(1, 2)], 1)
         samples = self.n_samples
         losses, _, _ = evaluate(objective, evaluated)
-        critic = self.eta * losses[:, samples:].reshape(len(vertices), samples, 2)
+        critic = self.eta * losses[:, samples:].reshape(len(evaluated), samples, 2)
         return losses[:, :samples], critic, evaluated
