@@ -161,12 +161,12 @@ def estimate(overrides: list[str]) -> Estimate:
         NotImplementedError: if the step reads values.
     """
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        steps = int(compose("config", overrides).trainer.max_steps)
+        config = compose("config", overrides)
     name = next(o.removeprefix("task=") for o in overrides if o.startswith("task="))
-    stand_in = list(STAND_INS.get(name, []))
-    if stand_in[:1] == ["data=planted_reviews"]:
+    stand_in = STAND_INS.get(name, [])
+    if name == "l2x":  # the reviews are as long; the other options are those of the data that are replaced
         overrides = [override for override in overrides if not override.startswith("task.data.")]
-        stand_in += ["task.data.words=1000"] if "experiment=l2x/movies" in overrides else []
+        stand_in = [*stand_in, f"task.data.words={config.task.data.words}"]
     task = built([*overrides, *stand_in, *FEW.get(name, [])])
     batch = {key: tensor.to("meta") for key, tensor in next(iter(task.batches("train"))).items()}
     task.to("meta").train()
@@ -176,7 +176,7 @@ def estimate(overrides: list[str]) -> Estimate:
     with cost:
         loss.backward()  # type: ignore[no-untyped-call]
     return Estimate(
-        steps,
+        int(config.trainer.max_steps),
         cost.launches.total(),
         cost.waits.total(),
         cost.flops / 1e9,
