@@ -96,6 +96,8 @@ def test_rows_may_share_their_draws(tmp_path: Path) -> None:
     settings = {"title": "T", "rows": {"r": {"title": "R"}}, "columns": {"c": {"metric": "test/x", "title": "C"}}}
     with pytest.raises(TableError, match="draws"):
         tables.parse("t", settings | {"selection": {"draws": "trial"}})
+    with pytest.raises(TableError, match="goes over seeds and draws nothing; leave draws out"):
+        tables.parse("t", settings | {"selection": {"draws": "table"}})
 
 
 def test_optunas_dashboard_has_names_curves_and_an_attribute_a_metric(tmp_path: Path) -> None:

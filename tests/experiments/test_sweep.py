@@ -179,6 +179,7 @@ def test_a_table_over_seeds_searches_nothing() -> None:
         ),
         (["table=paulus_2", "sampler=grid"], "GridSampler needs arguments that a sweep cannot give; type sampler=tpe"),
         (["table=struminsky_3", "sampler=tpe"], "sampler: struminsky_3 searches nothing"),
+        (["table=l2x_movies", "sampler=tpe"], "sampler: the rows of l2x_movies share random draws"),
         (["table=paulus_2", "heartbeat=10", "grace=15"], "grace=15 must be at least twice heartbeat=10"),
         (["table=paulus_2", "workers=-1", "rows=lstm"], "workers=-1 must be"),
         (["table=paulus_2", "workers=1", "workers_per_gpu=1", "rows=lstm"], "type one of them"),

@@ -289,6 +289,8 @@ def test_own_vectors_are_taken_of_words_that_occur(own: Callable[..., JsonReview
     assert vocabulary.vectors.tolist() == [[0, 0], [1, 2], [3, 4], [0, 0]]
     with pytest.raises(MissingDataError, match=r"put these files there: .*nowhere\.txt"):
         own(embeddings="nowhere.txt").prepare()
+    with pytest.raises(MissingDataError, match="where `make word-vectors` puts GloVe's"):
+        own(embeddings="nowhere.txt").prepare()
     fetched = Path(own().cache) / "vectors" / "fetched.txt"
     fetched.parent.mkdir(parents=True)
     fetched.write_text("film 7 8\n")

@@ -51,6 +51,8 @@ def make_plan(table: Table, options: Mapping[str, str], given: Sequence[str], co
     if sampler != "RandomSampler":  # its trials are no independent draws, which selection by bootstrap takes them for
         if table.selection.rule != "best_trial":
             raise SweepError(f"sampler: {table.name} searches nothing and goes over seeds; leave sampler= out")
+        if table.selection.draws == "table":
+            raise SweepError(f"sampler: the rows of {table.name} share random draws; leave sampler= out")
         extra += (f"sampler={sampler}",)
     reduction = whole_number("halving", options["halving"], 2) if options.get("halving") else 0
     if reduction:

@@ -329,6 +329,8 @@ def parse(name: str, content: Any) -> Table:
     selection = settings["selection"]
     _choice("selection.direction", selection.direction, (*get_args(Direction), None))
     _choice("selection.draws", selection.draws, get_args(Draws))
+    if selection.draws == "table" and selection.rule != "best_trial":
+        raise TableError(f"selection: rule {selection.rule} goes over seeds and draws nothing; leave draws out")
     if (selection.metric is None) != (selection.direction is None):
         raise TableError("selection: metric and direction go together")
     _choice("published.error", settings["published"].error, get_args(Spread))

@@ -73,6 +73,8 @@ class JsonReviews(ReviewData):
             f'or without .gz: an object a line with "text" or "tokens", "{self.rating}" in [0, 1] and, where known, '
             f'"{self.spans}", the token ranges [start, end) that decide; docs/tasks/l2x.md says more'
         )
+        if self.embeddings is not None:
+            how += f"; vectors may also lie in {Path(self.cache) / 'vectors'}, where `make word-vectors` puts GloVe's"
         options = {"rating": self.rating, "spans": self.spans, "lowercase": self.lowercase, "least": self.least}
         return {"files": fingerprints(self.files, self.title, how), **options}
 

@@ -60,8 +60,8 @@ class L2X(Task):
         batch_size: number of reviews in a training batch.
         eval_batch_size: number of reviews in a validation or test batch.
         eval_samples: number of subsets of a review in validation and test; metrics are means over
-            them. The paper has one. With few reviews, more of them take away noise of the
-            estimator.
+            them, but ``decoder_calls`` counts those of one. The paper has one. With few reviews,
+            more of them take away noise of the estimator.
         choose_padding: whether padding may be chosen although words are left.
         decay_factor: the learning rate falls linearly to this fraction of its initial value ...
         decay_share: ... over this fraction of the training steps, and then stays constant.
