@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from structgrad.estimators import Baseline, Outcome, Reinforce
+from structgrad.estimators import Baseline, Outcome, Reinforce, SizeMismatchError
 from structgrad.estimators.baselines import BatchMean, LearntBaseline, MovingAverage, RunningMean, make_baseline
 from structgrad.structures import KSubset, OneHot, Structure, UnsupportedError
 from structgrad.testing import assert_unbiased
@@ -124,7 +124,7 @@ def test_shapes_that_would_mix_examples_are_refused() -> None:
     for context in (torch.randn(2), torch.randn(1, 2), torch.randn(5, 2), torch.randn(3, 3, 2), torch.randn(3, 1, 2)):
         with pytest.raises(ValueError, match=r"context has shape \[batch, features\], and the batch 3; got"):
             run(LearntBaseline(2), context)
-    with pytest.raises(ValueError, match="context_size 2; the context has 4 features"):
+    with pytest.raises(SizeMismatchError, match="context_size 2; the context has 4 features"):
         run(LearntBaseline(2), torch.randn(3, 4))
 
 

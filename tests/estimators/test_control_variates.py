@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from structgrad.estimators import REBAR, RELAX, RODEO, Reinforce
+from structgrad.estimators import REBAR, RELAX, RODEO, Reinforce, SizeMismatchError
 from structgrad.estimators.control_variates import ControlVariate
 from structgrad.structures import Arborescence, OneHot, Permutation, SpanningTree, Structure, Subset, UnsupportedError
 from structgrad.testing import Distribution, Problem, assert_unbiased
@@ -68,9 +68,9 @@ def test_a_critic_may_read_the_context(critic: str) -> None:
         out = estimator(case.scores, case.decoder, mask=case.mask, context=context)
         gradients.append(torch.autograd.grad(out.surrogate.sum(), case.scores)[0])
     assert not torch.allclose(*gradients)
-    with pytest.raises(ValueError, match=f"context_size {size}; the task passes none"):
+    with pytest.raises(SizeMismatchError, match=f"context_size {size}; the task passes none"):
         estimator(case.scores, case.decoder, mask=case.mask)
-    with pytest.raises(ValueError, match=f"context_size {size}; the context has 1 features"):
+    with pytest.raises(SizeMismatchError, match=f"context_size {size}; the context has 1 features"):
         estimator(case.scores, case.decoder, mask=case.mask, context=case.context[:, :1])
     with pytest.raises(TypeError, match=r"context_size must be a whole number; got 2\.5"):
         RELAX(OneHot(), context_size=2.5)  # type: ignore[arg-type]
@@ -294,6 +294,8 @@ def test_bad_options_are_refused() -> None:
         RELAX(OneHot(), "flat")
     with pytest.raises(ValueError, match="critic flat needs a shape"):
         RELAX(OneHot(), "parts", [4])
+    with pytest.raises(ValueError, match=r"shape is that of the parts, \[.*\]; got \[2, 4\]"):
+        RELAX(OneHot(), "flat", [2, 4])
     with pytest.raises(ValueError, match="n_samples"):
         RELAX(OneHot(), n_samples=0)
     with pytest.raises(ValueError, match="temperature must be positive"):
@@ -302,7 +304,7 @@ def test_bad_options_are_refused() -> None:
         REBAR(OneHot(), "sinkhorn")
     case = problem("one_hot")
     wrong = RELAX(OneHot(), "flat", [5]).double()
-    with pytest.raises(ValueError, match="built for 5 parts; got 4"):
+    with pytest.raises(SizeMismatchError, match=r"built for 5 parts \(shape\); the task has 4"):
         wrong(case.scores, case.decoder, mask=case.mask)
     for structure in (OneHot(), Subset(), Arborescence(), Permutation()):
         RELAX(structure)

@@ -15,6 +15,7 @@ from structgrad.estimators import (
     GappedStraightThrough,
     GumbelRao,
     ReinMax,
+    SizeMismatchError,
     StraightThrough,
     VectorQuantization,
 )
@@ -255,6 +256,8 @@ def test_vector_quantization() -> None:
     expected = torch.zeros_like(to_words).index_add(0, distances.argmin(1), 2 * (words - z.detach()))
     torch.testing.assert_close(to_words, expected)
     torch.testing.assert_close(estimator.eval()(z, linear(weights, 5)).vertices, words)
+    with pytest.raises(SizeMismatchError, match=r"words of size 3; got vectors \[5, 2\]"):
+        estimator(z[:, :2], linear(weights, 5))
 
 
 def test_vector_quantization_of_fewer_entries() -> None:

@@ -204,6 +204,11 @@ WRONG: list[tuple[str, str]] = [
     # --- toy ---
     (f"{TOY} task.size=1", "size"),
     (f"{TOY} task.eval_samples=0", "eval_samples"),
+    (
+        f"{TOY} estimator=relax estimator.critic=flat +estimator.shape=[7]",
+        "shape is that of the parts, [n, n]; got [7]",
+    ),
+    (f"{TOY} estimator=relax estimator.critic=flat +estimator.shape=[7,0]", "shape must be at least 1"),
     (f"{TOY} structure=bit_vector", "needs trace"),
 ]
 if not torch.cuda.is_available():
@@ -240,6 +245,25 @@ def test_it_is_refused_in_one_line_before_anything_is_written(overrides: str, wo
     assert "\n" not in message
     assert "object at 0x" not in message
     assert not [file for file in tmp_path.rglob("*") if file.suffix != ".lock" and file.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            "estimator=relax estimator.critic=flat +estimator.shape=[4,4]",
+            "the critic of relax was built for 16 parts (shape); the task has 25",
+        ),
+        ("estimator=relax estimator.context_size=7", "context_size 7; the context has 1 features"),
+        ("estimator=nvil estimator.context_size=7", "context_size 7; the context has 1 features"),
+    ],
+)
+def test_an_estimator_for_other_sizes_is_one_line_at_the_first_batch(
+    overrides: str, words: str, tmp_path: Path
+) -> None:
+    message = refusal(f"{TOY} trainer=cpu budget=smoke {overrides}", tmp_path)
+    assert message.startswith("estimator: ")
+    assert message.endswith(words)
 
 
 def test_a_data_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -27,6 +27,13 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 Over = Literal["parts", "vertex"]
 
 
+class SizeMismatchError(ValueError):
+    """An estimator was built for another size of context or parts than the task has.
+
+    Only the first batch shows it, as a structure does not know the sizes of its parts.
+    """
+
+
 @dataclass(frozen=True)
 class Divergence:
     """The KL divergence of a latent distribution from its prior.

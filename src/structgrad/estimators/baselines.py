@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.common.ranges import check_choice, check_count
+from structgrad.estimators.base import SizeMismatchError
 from structgrad.structures.base import Structure
 
 BaselineName = Literal["none", "ema", "elbo", "batch", "sample", "greedy", "loo", "nvil"]
@@ -297,12 +298,12 @@ class LearntBaseline(Baseline):
         """See :class:`Baseline`.
 
         Raises:
-            ValueError: without a context, or for one of another size.
+            SizeMismatchError: without a context, or for one of another size.
         """
         if outcome.context is None:
-            raise ValueError("baseline nvil needs the context; the task passes none")
+            raise SizeMismatchError("baseline nvil needs the context; the task passes none")
         if outcome.context.shape[1] != self.network[0].in_features:
-            raise ValueError(
+            raise SizeMismatchError(
                 f"baseline nvil has context_size {self.network[0].in_features}; the context has "
                 f"{outcome.context.shape[1]} features"
             )

@@ -19,6 +19,7 @@ from structgrad.estimators.base import (
     Estimate,
     Estimator,
     Objective,
+    SizeMismatchError,
     evaluate,
     example_rows,
     gibbs_divergence,
@@ -282,7 +283,7 @@ class Critic(nn.Module, abc.ABC):
         """``[batch, K, 2, P]`` and ``[batch, features]`` -> ``[batch, K, 2]``.
 
         Raises:
-            ValueError: without a context that the critic reads, or for one of another size.
+            SizeMismatchError: without a context that the critic reads, or for one of another size.
         """
         dtype = next(self.parameters()).dtype
         hidden = self.of_utilities(utilities.to(dtype), scores.to(dtype), exists)
@@ -290,7 +291,7 @@ class Critic(nn.Module, abc.ABC):
             size = self.of_context.in_features
             if context is None or context.shape[1] != size:
                 got = "the task passes none" if context is None else f"the context has {context.shape[1]} features"
-                raise ValueError(f"the critic of relax has context_size {size}; {got}")
+                raise SizeMismatchError(f"the critic of relax has context_size {size}; {got}")
             hidden = hidden + self.of_context(context.detach().to(dtype))[:, None, None]
         out: Tensor = self.whole(hidden)
         return out[..., 0].to(utilities.dtype)
@@ -307,9 +308,15 @@ class FlatCritic(Critic):
         self.size = size
 
     def of_utilities(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
-        """See :class:`Critic`."""
+        """See :class:`Critic`.
+
+        Raises:
+            SizeMismatchError: for another number of parts.
+        """
         if utilities.shape[-1] != self.size:
-            raise ValueError(f"the critic was built for {self.size} parts; got {utilities.shape[-1]}")
+            raise SizeMismatchError(
+                f"the critic of relax was built for {self.size} parts (shape); the task has {utilities.shape[-1]}"
+            )
         hidden: Tensor = self.each(utilities)
         return hidden
 
@@ -355,8 +362,10 @@ class RELAX(ControlVariate):
 
     Raises:
         UnsupportedError: see :class:`ControlVariate`.
-        TypeError: for an n_samples, a hidden_size or a context_size that is not a whole number.
-        ValueError: for sizes below 1; for an unknown critic or a shape that does not go with it.
+        TypeError: for an n_samples, a hidden_size, a context_size or a shape without whole numbers.
+        ValueError: for sizes below 1; for an unknown critic, or a shape that does not go with it or
+            with the parts.
+        SizeMismatchError: from a call, for a context or parts of another size.
     """
 
     def __init__(
@@ -381,7 +390,14 @@ class RELAX(ControlVariate):
         if shape is None:
             self.critic = PartsCritic(hidden_size, context_size)
         else:
-            size = structure.layout.flatten(torch.empty(*shape)).numel()
+            layout = structure.layout
+            for length in shape:
+                check_count("shape", length)
+            if len(shape) != layout.ndim:
+                raise ValueError(f"shape is that of the parts, [{', '.join(layout.dimensions)}]; got {list(shape)}")
+            parts = torch.empty(*shape)
+            layout.check(parts)
+            size = layout.flatten(parts).numel()
             self.critic = FlatCritic(size, hidden_size, context_size)
 
     def criticise(self, sample: Sample, objective: Objective, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from structgrad.algorithms.products import product
 from structgrad.common.ranges import check_count
-from structgrad.estimators.base import Estimate, Estimator, Objective, Over, UnsupportedError, pathwise
+from structgrad.estimators.base import (
+    Estimate,
+    Estimator,
+    Objective,
+    Over,
+    SizeMismatchError,
+    UnsupportedError,
+    pathwise,
+)
 from structgrad.structures.base import Structure
 
 
@@ -41,7 +49,8 @@ class VectorQuantization(Estimator):
     Raises:
         UnsupportedError: for another structure.
         TypeError: for words or a size that are not whole numbers.
-        ValueError: for options out of range; from a call, for vectors of another size.
+        ValueError: for options out of range.
+        SizeMismatchError: from a call, for vectors of another size.
     """
 
     needs_differentiable_objective: ClassVar[bool] = True
@@ -72,7 +81,7 @@ class VectorQuantization(Estimator):
         """See :class:`~structgrad.estimators.base.Estimator`."""
         words, size = self.codebook.shape
         if scores.shape[1] != size:
-            raise ValueError(f"the codebook has words of size {size}; got vectors {list(scores.shape)}")
+            raise SizeMismatchError(f"the codebook has words of size {size}; got vectors {list(scores.shape)}")
         self.structure.check(scores, mask)
         exists = self.structure.parts(scores, mask)
         z, codebook = torch.where(exists, scores, 0.0), self.codebook.to(scores.dtype)

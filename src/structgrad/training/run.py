@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from structgrad.common.files import write_json
 from structgrad.common.text import first_line
 from structgrad.data import DataError, MissingDataError
+from structgrad.estimators.base import SizeMismatchError
 from structgrad.training.composition import Run, assemble, build_latent, build_task, expanded
 from structgrad.training.environment import environment, seed_everything
 from structgrad.training.errors import ConfigurationError, Interrupted, NonFiniteLossError, RunError, RunHeldError
@@ -141,6 +142,8 @@ def _train(this: Run, task: Task, request: StopRequest, command: str) -> dict[st
             started = {"command": command, "from_step": _steps_so_far(folder) if checkpoint else 0}
             write_json(folder / "environment.json", environment() | started)
         return fit(this, task, checkpoint, request)
+    except SizeMismatchError as error:
+        raise RunError(f"estimator: {error}") from error
     except NonFiniteLossError as error:
         best = folder / "checkpoints" / "best.ckpt"
         kept = f"the last good checkpoint is {best}" if best.exists() else "no checkpoint was written before"
