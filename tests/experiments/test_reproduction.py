@@ -32,7 +32,7 @@ def test_states(tmp_path: Path) -> None:
     close = [summary("lstm", seed, 0.8 + seed / 1000) for seed in range(3)]
     assert said(table, *close) == "matched"
     report = build(table, runs(), "paper")
-    assert str(reproduction.state(report, report.main()["tree"], table.row("tree"))) == "run; no published numbers"
+    assert str(reproduction.state(report, report.main()["tree"], table.row("tree"))) == "run (no published numbers)"
     far = [summary("lstm", seed, 0.6 + seed / 100) for seed in range(3)]
     assert said(table, *far) == "differs: Accuracy (%) -19.0 [-21.5, -16.5]"
     assert said(table, *runs()[:3]) == "open: Accuracy (%) +1.0 [-1.5, +3.5]"
@@ -67,16 +67,19 @@ def test_runs_with_settings_of_the_user_are_no_reproduction(tmp_path: Path) -> N
     made = {"table": "small", "row": "lstm", "parameters": {}, "extra": ["task.hidden=9"]}
     runs = [summary("lstm", seed, 0.8 + seed / 100, sweep=made | {"trial": seed}) for seed in range(2)]
     table = small(tmp_path)
-    assert said(table, *runs) == "run; not compared: with task.hidden=9"
+    assert said(table, *runs) == "run (not compared): with task.hidden=9"
 
 
 def test_the_page_has_every_row(tmp_path: Path) -> None:
     everything = [tables.load(name, FOLDER) for name in tables.names(FOLDER)]
     reports = [build(table, [], "paper") for table in everything if table.budget == "paper"]
     text = reproduction.document(reports)
-    rows = sum(len(table.rows) for table in everything if table.budget == "paper")
-    assert text.count("`python sweep.py table=") == rows > 250
-    assert f"{rows} rows: " in text
+    rows = sum(len(report.table.rows) for report in reports)
+    closed = [report.table for report in reports if report.table.unavailable]
+    of_closed = sum(len(table.rows) for table in closed)
+    assert text.count("`python sweep.py table=") == rows - of_closed + len(closed) > 150
+    assert f"{rows} rows: {of_closed} data not to be had; " in text
+    assert text.count(" rows=all budget=paper`") == len(closed) > 1
     assert "quick" not in text.replace("sweep.py", "")
 
 

@@ -137,6 +137,12 @@ def test_the_command_of_a_row_finds_a_table_of_the_user_s(tmp_path: Path) -> Non
     assert "searchpath" not in ours.command(ours.table.rows[0])
 
 
+def test_rows_whose_data_are_not_to_be_had_run_if_they_are_asked_for() -> None:
+    everything = plan_of("table=correia_1", "rows=all").rows
+    assert [row.name for row in everything] == [row.name for row in tables.load("correia_1", CONFIGS / "table").rows]
+    assert plan_of("table=correia_1", "rows=sfe_01").rows[0].name == "sfe_01"
+
+
 def test_another_sampler_makes_a_sweep_of_its_own() -> None:
     """Its trials must not be taken for independent ones: they learn from each other."""
     names = {plan_of("table=paulus_2", f"sampler={name}").name for name in ("tpe", "TPESampler", "qmc", "random")}
@@ -194,7 +200,7 @@ def test_a_table_over_seeds_searches_nothing() -> None:
             "paths.results=...: a sweep sets it for every run; type results=<folder>",
         ),
         (["table=paulus_2", "task.dropout=0.1", "+task.dropout=0.2"], "task.dropout=...: it is given twice"),
-        (["table=correia_1"], "correia_1: the published image features cannot be downloaded"),
+        (["table=correia_1"], "says which files to put where; rows=all runs them where the data are there"),
     ],
 )
 def test_refusals_are_one_line_and_write_nothing(

@@ -244,6 +244,7 @@ def test_latex(tmp_path: Path) -> None:
         ((", direction: maximize, trials: 3", ""), "selection: metric and direction go together"),
         (("[structure=none],", "[structure=none], search: {a: null}, given: {b: 1},"), "row lstm: given settings take"),
         (("[structure=none],", "[structure=none], given: {b: {low: 1}},"), "row lstm: given: b is neither a value nor"),
+        (("  lstm:", "  all:"), "row all: this name stands for all rows"),
         (("metric: test/calls, ", ""), "column calls lacks metric"),
         (("direction: minimize}\n", "direction: down}\n"), "column calls: direction: down is none of"),
         (("published: {accuracy", "published: {acuracy"), "row lstm: published: acuracy is none of accuracy, calls"),

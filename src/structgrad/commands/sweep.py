@@ -11,7 +11,7 @@ is recorded with its reason, and the other runs continue.
     table=<name>          {tables}
     search={key: range}   without a table: what is searched, as tables say it; docs/sweeps.md
     metric=val/elbo       without a table: what selects; the task's monitor by default
-    rows=a,b              some rows of it; by default all rows that can be run
+    rows=a,b              some rows of it; by default those whose data anyone can get; all: the others as well
     trials=20             draws of the hyper-parameters for each row, for tables that select among trials
     seeds=0,1,2           for tables over seeds; trials and seeds are the table's own by default
     budget=paper          paper, quick (minutes a run), smoke (seconds); the table's own by default

@@ -161,13 +161,15 @@ def _trials(table: Table, options: Mapping[str, str]) -> tuple[int, ...]:
 
 
 def _rows(table: Table, asked: str, budget: str) -> list[Row]:
+    if asked == "all":
+        return list(table.rows)
     if asked:
         return [table.row(name) for name in dict.fromkeys(asked.split(","))]
     closed = [row for row in table.rows if budget == "paper" and (row.unavailable or table.unavailable)]
     rows = [row for row in table.rows if row not in closed]
     if not rows:
         raise SweepError(
-            f"{table.name}: {table.unavailable or closed[0].unavailable}; rows=... runs them where the data are there"
+            f"{table.name}: {table.unavailable or closed[0].unavailable}; rows=all runs them where the data are there"
         )
     for row in closed:
         print(f"left out: {row.name} ({row.unavailable or table.unavailable})")

@@ -161,11 +161,11 @@ class Report:
         given = [item for item in self.extra if item.startswith("data=")]
         return self.table.stand_in or " ".join(given)
 
-    def command(self, row: Row) -> str:
-        """The command that makes a row's runs."""
+    def command(self, row: Row | None = None) -> str:
+        """The command that makes a row's runs; without a row, those of the whole table."""
         if self.table.command is not None:
             return self.table.command
-        parts = [f"table={self.table.name}", f"rows={row.name}", f"budget={self.budget}", *self.extra]
+        parts = [f"table={self.table.name}", f"rows={row.name if row else 'all'}", f"budget={self.budget}", *self.extra]
         return " ".join(["python sweep.py", *parts, self.table.searchpath]).rstrip()
 
 

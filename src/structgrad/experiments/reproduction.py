@@ -70,9 +70,9 @@ def state(report: Report, line: Line | None, row: Row) -> State:
             return State("not comparable", others[0].marks[0])
         return State("data not to be had" if row.unavailable or report.table.unavailable else "not run")
     if not row.published:
-        return State("run; no published numbers")
+        return State("run (no published numbers)")
     if report.extra:
-        return State("run; not compared", f"with {' '.join(report.extra)}")
+        return State("run (not compared)", f"with {' '.join(report.extra)}")
     apart, unsure, matched = [], [], False
     for key in row.published:
         column = report.table.columns[key]
@@ -98,7 +98,8 @@ def state(report: Report, line: Line | None, row: Row) -> State:
 def document(reports: Sequence[Report], picture: str = "") -> str:
     """The page, from one report at the paper's budget for each table.
 
-    Tables with published numbers come first, then those without, then those on stand-in data.
+    Tables with published numbers come first, then those without, then those on stand-in data. Those
+    whose data are not to be had come last, with a line each.
 
     Args:
         reports: reports of all tables.
@@ -107,7 +108,8 @@ def document(reports: Sequence[Report], picture: str = "") -> str:
     parts, states = [], []
     groups: dict[str, list[Report]] = {"": [], "## Without published numbers": [], "## Stand-in data": []}
     published, unpublished, stand_in = groups.values()
-    for report in sorted(reports, key=lambda report: report.stand_in):
+    closed = [report for report in reports if report.table.unavailable and not report.runs]
+    for report in sorted((r for r in reports if r not in closed), key=lambda report: report.stand_in):
         numbers = any(row.published for row in report.table.rows)
         (stand_in if report.stand_in else published if numbers else unpublished).append(report)
     for title, group in groups.items():
@@ -116,9 +118,28 @@ def document(reports: Sequence[Report], picture: str = "") -> str:
             section, found = _section(report, "###" if title else "##")
             parts.append(section)
             states += found
+    if closed:
+        parts.append(_closed(closed))
+        states += ["data not to be had" for report in closed for _ in report.table.rows]
     counts = "; ".join(f"{states.count(found)} {found}" for found in dict.fromkeys(sorted(states)))
     shown = [f"![Published numbers against ours]({picture})", _PICTURE] if picture else []
     return "\n\n".join(["# Reproduction", *shown, _HEAD, f"{len(states)} rows: {counts}.", *parts]) + "\n"
+
+
+def _closed(reports: Sequence[Report]) -> str:
+    """The section of tables whose data are not to be had: what is missing, and the command for its owners."""
+    head = ["## Data not to be had", "", "| table | rows | missing | command |", "|---|---|---|---|"]
+    rows = [
+        f"| {_title(report)} | {len(report.table.rows)} | {report.table.unavailable} | `{report.command()}` |"
+        for report in reports
+    ]
+    return "\n".join([*head, *rows])
+
+
+def _title(report: Report) -> str:
+    """The table's title, name and source."""
+    where = ", ".join(part for part in (f"`{report.table.name}`", report.table.source) if part)
+    return f"{report.table.title} ({where})"
 
 
 def _section(report: Report, level: str) -> tuple[str, list[str]]:
@@ -135,8 +156,7 @@ def _section(report: Report, level: str) -> tuple[str, list[str]]:
         title = f"{row.group}: {row.title}" if row.group else row.title
         cells = (title.replace("|", r"\|"), str(found), trials, hours, f"`{report.command(row)}`")
         rows.append("| " + " | ".join(cells) + " |")
-    where = ", ".join(part for part in (f"`{report.table.name}`", report.table.source) if part)
-    title = f"{report.table.title} ({where})"
+    title = _title(report)
     text = [f"{level} {report.stand_in}: {title}" if report.stand_in else f"{level} {title}", ""]
     if report.table.unavailable:
         text += [f"Data: {report.table.unavailable}.", ""]

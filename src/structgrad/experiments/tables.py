@@ -353,6 +353,8 @@ def _row(name: str, value: Any, columns: dict[str, Column]) -> Row:
         _choice(f"row {name}: published", key, tuple(columns))
         mean, error = number if isinstance(number, list) else (number, None)
         published[str(key)] = (float(mean), None if error is None else float(error))
+    if name == "all":
+        raise TableError("row all: this name stands for all rows in commands; take another")
     given = settings.get("given", {})
     for key, wanted in given.items():
         if isinstance(wanted, dict) and not ({"low", "high"} <= set(wanted) or "values" in wanted):
