@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from string import ascii_lowercase
 
 import numpy as np
 import pytest
@@ -69,13 +70,14 @@ def test_an_interval_never_becomes_narrower_as_an_error_grows() -> None:
             assert widths == sorted(widths)
 
 
-def verdict(comparison: Comparison, ours: Cell, theirs: Cell) -> str:
+def verdict(comparison: Comparison, *cells: Cell) -> str:
+    """The decision on a claim of one comparison of rows a, b, ... with these cells."""
     column = Column("m", "M", "maximize", margin=1.0)
-    rows = tuple(Row(name, name) for name in "ab")
+    rows = tuple(Row(name, name) for name in ascii_lowercase[: len(cells)])
     claim = Claim("c", (comparison,))
     table = Table("t", "T", {"m": column}, rows)
     run: tuple = (None,)  # type: ignore[type-arg]
-    lines = (Line(rows[0], run, {"m": ours}), Line(rows[1], run, {"m": theirs}))
+    lines = tuple(Line(row, run, {"m": cell}) for row, cell in zip(rows, cells, strict=True))
     return judge(Report(table, "paper", "cpu", (), lines), claim).decision
 
 
@@ -112,6 +114,25 @@ def test_not_worse_is_judged_by_its_margin() -> None:
     assert verdict(comparison, cell(-0.6, 3.5, 2), cell(0.0, 1.0, 2)) == "open"
     assert verdict(comparison, cell(-0.6, 0.05, 2), cell(0.0, 0.05, 2)) == "shown"
     assert verdict(comparison, cell(-1.6, 0.05, 2), cell(0.0, 0.05, 2)) == "contradicted"
+
+
+@pytest.mark.parametrize("kind", ["better", "not_worse"])
+def test_chance_contradicts_a_claim_of_many_comparisons_as_rarely_as_one_of_one(kind: str) -> None:
+    """Of a row with 20 others that lie on the limit. In 400 draws more than 38 have a probability below 1e-4, if each
+    has one of 5 % (binomial). With the intervals of single comparisons there are 72.
+    """
+    generator = np.random.default_rng(0)
+    comparison = Comparison("m", than=tuple(ascii_lowercase[1:21]), **{kind: "a"})
+    truth = 0.0 if kind == "better" else 1.0  # the margin
+    wrong, alone = 0, 0
+    for _ in range(400):
+        runs = [generator.normal(truth if place else 0.0, 1.0, 5) for place in range(21)]
+        cells = [mean_and_standard_error(values, values) for values in runs]
+        wrong += verdict(comparison, *cells) == "contradicted"
+        alone += any(difference(cells[0], other).high < -truth for other in cells[1:])
+    assert wrong <= 38
+    assert alone > 38
+    assert verdict(comparison, cell(0.0, 0.1, 4), *[cell(5.0, 0.1, 4)] * 20) == "contradicted"
 
 
 def normal(*shapes: tuple[float, int], seed: int = 0) -> list[np.ndarray]:

@@ -422,12 +422,12 @@ def test_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "listops_quick"
     put(folder, *(summary("lstm", s, 0.8 + s / 100, budget="quick") for s in range(3)))
     document = tmp_path / "README.md"
-    document.write_text("a\n<!-- table:listops_quick -->\nold\n<!-- /table -->\nb\n")
+    document.write_text("a\n<!-- table:listops_quick -->\noutdated\n<!-- /table -->\nb\n")
     done = report(folder, "--into", document)
     assert done.returncode == 0, done.stderr
     assert "LSTM, no latent variable | 3 | 81.0 ± 0.6" in document.read_text()
     assert document.read_text().endswith("<!-- /table -->\nb\n")
-    assert "old" not in document.read_text()
+    assert "outdated" not in document.read_text()
     same = report("table=listops_quick", cwd=tmp_path)
     assert same.stdout == done.stdout
     assert report(cwd=tmp_path).stdout == done.stdout

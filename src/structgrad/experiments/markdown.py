@@ -132,6 +132,8 @@ def caption(report: Report) -> str:
     )
     if report.verdicts or report.is_reproduction:
         parts.append("brackets have 95 % intervals, by Student's t and for differences by Welch's")
+        if any(len(verdict.outcomes) > 1 for verdict in report.verdicts):
+            parts.append("only the wider intervals that hold for all comparisons of a claim together contradict it")
     if any(column.statistic == "selected" for column in columns):
         parts.append("the selected run is the one with the best validation metric")
     if any(column.statistic == "best" for column in columns):
@@ -187,13 +189,19 @@ def claims(report: Report) -> str:
     return "\n".join(lines)
 
 
+#: The most rows without runs that a verdict names; the table shows which have none.
+_NAMED = 4
+
+
 def numbers(verdict: Verdict) -> str:
     """The numbers that decided a claim, by column, and the missing rows."""
     texts: dict[str, list[str]] = {}
     for outcome in verdict.outcomes:
         if outcome.text:
             texts.setdefault(outcome.column, []).append(outcome.text)
-    absent = dict.fromkeys(row for outcome in verdict.outcomes for row in outcome.absent)
+    absent = list(dict.fromkeys(row for outcome in verdict.outcomes for row in outcome.absent))
+    if len(absent) > _NAMED:
+        absent = [f"{len(absent)} of the claim's rows"]
     parts = [f"{column}: {', '.join(found)}" for column, found in texts.items()]
     return "; ".join([*parts, f"No runs of {', '.join(absent)}"] if absent else parts)
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 from structgrad.experiments import selection
 from structgrad.experiments.runs import Summary, as_text, by_row
 from structgrad.experiments.selection import Cell
-from structgrad.experiments.statistics import Decision, Difference, difference, half_width
+from structgrad.experiments.statistics import LEVEL, Decision, Difference, difference, half_width, simultaneous
 from structgrad.experiments.tables import Claim, Column, Comparison, Direction, Row, Table
 from structgrad.training.contract import HARDWARE
 
@@ -116,7 +116,9 @@ class Verdict:
 
     @property
     def decision(self) -> Decision:
-        """Shown if all comparisons are shown, contradicted if one is, otherwise open."""
+        """Shown if all comparisons are shown, contradicted if one is, otherwise open; see
+        :func:`judge`.
+        """
         decisions = {outcome.decision for outcome in self.outcomes}
         return "contradicted" if "contradicted" in decisions else "shown" if decisions == {"shown"} else "open"
 
@@ -356,21 +358,27 @@ def _cell(table: Table, column: Column, validation: list[float], test: list[floa
     return selection.RULES[table.selection.rule](validation, test)
 
 
-def against_published(report: Report, line: Line, key: str) -> Difference | None:
+def against_published(report: Report, line: Line, key: str, level: float = LEVEL) -> Difference | None:
     """Ours minus published in the units of the column; None if nothing is published or measured."""
     if key not in line.row.published or key not in line.cells:
         return None
     published = report.table.published.cell(*line.row.published[key])
-    return difference(line.cells[key].scaled(report.table.columns[key].scale), published)
+    return difference(line.cells[key].scaled(report.table.columns[key].scale), published, level)
 
 
 def judge(report: Report, claim: Claim) -> Verdict:
-    """Decide every comparison of a claim by the comparable runs of the table."""
+    """Decide every comparison of a claim by the comparable runs of the table.
+
+    A claim that is shown needs all its comparisons, so each has an interval of its own. One is enough
+    to contradict it, so the intervals that may do so hold for all of them together.
+    """
     lines = report.main()
-    return Verdict(claim, tuple(o for comparison in claim.shown_by for o in _outcomes(report.table, comparison, lines)))
+    together = simultaneous(sum(max(len(comparison.than), 1) for comparison in claim.shown_by))
+    found = [_outcomes(report.table, comparison, lines, together) for comparison in claim.shown_by]
+    return Verdict(claim, tuple(outcome for outcomes in found for outcome in outcomes))
 
 
-def _outcomes(table: Table, comparison: Comparison, lines: Mapping[str, Line]) -> list[Outcome]:
+def _outcomes(table: Table, comparison: Comparison, lines: Mapping[str, Line], together: float) -> list[Outcome]:
     column = table.columns[comparison.column]
     subject = comparison.better or comparison.not_worse or comparison.row
     assert subject is not None
@@ -383,22 +391,29 @@ def _outcomes(table: Table, comparison: Comparison, lines: Mapping[str, Line]) -
         least = comparison.at_least is not None
         limit = comparison.at_least if least else comparison.at_most
         assert limit is not None
-        gap = Difference(cell.value - limit, half_width(cell))
+        gap, wide = (Difference(cell.value - limit, half_width(cell, level)) for level in (LEVEL, together))
         text = f"{name} {interval(cell, column.digits)}, claimed {'≥' if least else '≤'} {limit:g}"
         # The limit itself is allowed: numbers without any spread may lie on it.
         exact = gap.half_width == 0.0 and gap.value == 0.0
-        return [Outcome("shown" if exact else gap.decide(0.0, 1.0 if least else -1.0), column.title, text)]
+        return [Outcome("shown" if exact else _decide(gap, wide, 0.0, 1.0 if least else -1.0), column.title, text)]
     sign = 1.0 if column.direction == "maximize" else -1.0
     margin = 0.0 if comparison.better else column.margin
     assert margin is not None
     outcomes = []
     for other in comparison.than:
-        gap = difference(cell, lines[other].cells[comparison.column].scaled(column.scale))
+        theirs = lines[other].cells[comparison.column].scaled(column.scale)
+        gap, wide = (difference(cell, theirs, level) for level in (LEVEL, together))
         text = f"{name} − {full_title(table, other)} = {gap.show(column.digits)}"
         text += f", margin {margin:g}" if margin else ""
         text += ", without an interval, for which more runs are needed" if gap.half_width is None else ""
-        outcomes.append(Outcome(gap.decide(-margin, sign), column.title, text))
+        outcomes.append(Outcome(_decide(gap, wide, -margin, sign), column.title, text))
     return outcomes
+
+
+def _decide(alone: Difference, together: Difference, limit: float, sign: float) -> Decision:
+    """Shown by the interval of one comparison; contradicted by the interval for all of the claim."""
+    decision = alone.decide(limit, sign)
+    return together.decide(limit, sign) if decision == "contradicted" else decision
 
 
 def interval(cell: Cell, digits: int = 1) -> str:

@@ -14,7 +14,7 @@ from structgrad.common import pictures
 from structgrad.common.text import duration
 from structgrad.experiments.report import Line, Report, against_published
 from structgrad.experiments.runs import precisions
-from structgrad.experiments.statistics import half_width
+from structgrad.experiments.statistics import half_width, simultaneous
 from structgrad.experiments.tables import Row, Table
 
 
@@ -61,8 +61,9 @@ def state(report: Report, line: Line | None, row: Row) -> State:
     """Whether the published numbers of a row are matched.
 
     ``matched``: the 95 % interval of every difference lies within the margin of its column.
-    ``differs``: that of one excludes 0 and is not within its margin. ``open``: neither, so more
-    runs are needed. A larger error, ours or the paper's, never makes a match.
+    ``differs``: one is not within its margin, and its interval that holds for all differences of the
+    row together excludes 0. ``open``: neither, so more runs are needed. A larger error, ours or the
+    paper's, never makes a match.
     """
     if line is None:
         others = [f for f in report.lines if f.row == row and f.runs and f.runs[0].budget == report.budget]
@@ -77,12 +78,13 @@ def state(report: Report, line: Line | None, row: Row) -> State:
     for key in row.published:
         column = report.table.columns[key]
         gap = against_published(report, line, key)
-        if gap is None:
+        wide = against_published(report, line, key, simultaneous(len(row.published)))
+        if gap is None or wide is None:
             unsure.append(f"no {column.title}")
             continue
         within = -(column.margin or 0.0) <= gap.low and gap.high <= (column.margin or 0.0)
         shown = f"{column.title} {gap.show(column.digits)}"
-        if not math.isfinite(gap.value) or (not within and (gap.low > 0 or gap.high < 0)):
+        if not math.isfinite(gap.value) or (not within and (wide.low > 0 or wide.high < 0)):
             apart.append(shown)
         elif gap.half_width is None:
             error = row.published[key][1]
@@ -252,7 +254,8 @@ paper's budget, cheapest first, and it continues where it was stopped. On a CPU 
 than a day; on a GPU it does all (`python scripts/reproduce.py --help`).
 
 A row is *matched* if the 95 % interval of every difference between our number and the published one lies
-within the column's margin ([tables](tables.md)). It *differs* if one interval excludes 0 and is not within
-its margin. Otherwise it is *open*: more runs are needed. Standard deviations over an unknown number of
+within the column's margin ([tables](tables.md)). It *differs* if a difference is not within its margin and
+its interval excludes 0; that interval is wider, so that it holds for all columns of the row together.
+Otherwise the row is *open*: more runs are needed. Standard deviations over an unknown number of
 seeds count as standard errors. A trial's time is an estimate for one CPU core, from the time of a
 training step and of a validation (`python -m benchmarks.hours`)."""

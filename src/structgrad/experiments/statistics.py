@@ -56,6 +56,13 @@ class Difference:
         return value if self.half_width is None else f"{value} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
 
 
+def simultaneous(comparisons: int) -> float:
+    """The level of an interval which, used for each of several comparisons, holds for all of them at
+    once with :data:`LEVEL` (Bonferroni).
+    """
+    return 1 - (1 - LEVEL) / comparisons
+
+
 def quantile(degrees: float, level: float = LEVEL) -> float:
     """The half-width of an interval in standard errors: Student's t, and the normal distribution at
     infinity.
