@@ -16,6 +16,10 @@ from structgrad.common.text import duration, first_line, nearest
 def test_the_nearest_names_come_first() -> None:
     assert nearest("temprature", ["kl_weight", "temperature"]) == "temperature, kl_weight"
     assert nearest("zzz", ["a", "b"]) == "a, b"
+    many = [f"n{i}" for i in range(15)]
+    assert nearest("n14", many).startswith("n14, ")
+    assert nearest("zzz", many).endswith("n11, and 3 more")
+    assert nearest("zzz", many[:13]).endswith("n11, n12")
 
 
 def test_first_line() -> None:

@@ -73,7 +73,8 @@ WRONG: list[tuple[str, str]] = [
     (f"{R} --html nowhere/x.html", "has no folder nowhere; type --html with a file in a folder of yours\n"),
     (f"{R} --by estimator --html /proc/nowhere/x.html", "type --html with a file in a folder of yours\n"),
     # --- all runs ---
-    ("runs --runs /nowhere", "is no folder; type a folder of finished runs, e.g. results/listops_quick\n"),
+    ("runs --runs /nowhere", "--runs /nowhere is no folder; type --runs with the folder of the runs\n"),
+    ("/nowhere", "is no folder; type a folder of finished runs, e.g. results/listops_quick\n"),
     ("runs --runs docs", "type --runs with the folder of the runs\n"),
     ("runs --runs docs --csv", "type --html page.html in its place\n"),
     ("runs --runs docs --latex", "type --html page.html in its place\n"),

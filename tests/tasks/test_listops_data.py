@@ -249,6 +249,10 @@ def test_packed_files_blank_lines_and_headers(tmp_path: Path) -> None:
     packed.write_bytes(packed.read_bytes()[:-12])
     with pytest.raises(ListOpsFileError, match=r"others\.tsv\.gz: not a gzip file"):
         read_tsv(packed)
+    wrong = tmp_path / "wrong.tsv"
+    wrong.write_text("gold\tthing\n4\t[MAX 4 1 ]\n")
+    with pytest.raises(ListOpsFileError, match=r"gold, thing; type task\.data\.columns=\[<label>,<expression>\]"):
+        read_tsv(wrong)
     unknown = tmp_path / "unknown.tsv"
     unknown.write_text("a\tb\tc\n1\t2\t3\n")
     with pytest.raises(ListOpsFileError, match=r"a, b, c; type task\.data\.columns=\[<label>,<expression>\]"):
@@ -279,8 +283,11 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no file"):
         read_tsv(tmp_path / "nowhere.tsv")
     (tmp_path / "empty.tsv").write_text("")
-    with pytest.raises(ListOpsFileError, match="empty"):
+    with pytest.raises(ListOpsFileError, match=r"the file has no expression$"):
         read_tsv(tmp_path / "empty.tsv")
+    (tmp_path / "head.tsv").write_text("label\texpression\n")
+    with pytest.raises(ListOpsFileError, match=r"no expression below its header$"):
+        read_tsv(tmp_path / "head.tsv")
 
 
 def test_expressions_of_ones_own(tmp_path: Path) -> None:
@@ -296,10 +303,14 @@ def test_expressions_of_ones_own(tmp_path: Path) -> None:
     assert texts == ["[MAX 1 2 ]", "[MIN 9 8 ]"]
     assert data.split("train").values.tolist() == [2, 8]
     longer = ListOpsData(tmp_path / "cache", columns=("Target", "Source"), **options | {"train": 1, "length": (8, 9)})
-    with pytest.raises(ValueError, match=r"train\.tsv has 0 expressions with lengths \[8, 9\]"):  # also at depth 1
+    with pytest.raises(
+        ValueError, match=r"train\.tsv has 0 expressions with lengths \[8, 9\] .*type other task"
+    ):  # also at depth 1
         longer.prepare()
     assert data.split("train").parents[0].tolist()[:4] == [-1, 0, 0, 0]
-    with pytest.raises(ValueError, match=r"train\.tsv has 2 expressions with lengths \[3, 6\] .*data\.train=3"):
+    with pytest.raises(
+        ValueError, match=r"train\.tsv has 2 expressions with lengths \[3, 6\] .*type task\.data\.train=2"
+    ):
         ListOpsData(tmp_path / "cache", columns=("Target", "Source"), **options | {"train": 3}).prepare()
     with pytest.raises(ListOpsFileError, match=r"line 1: there is no column Label; there are id, Source, Target"):
         ListOpsData(tmp_path / "cache", columns=("Label", "Source"), **options).prepare()

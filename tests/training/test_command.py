@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from structgrad.commands.train import next_steps, settings_in_force
+from structgrad.commands.train import command_of, next_steps, settings_in_force
 from tests.training.in_process import composed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,14 @@ def environment() -> dict[str, str]:
 def launch(folder: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "train.py", *overrides, *OWN, f"paths.runs={folder}"]
     return subprocess.run(command, cwd=ROOT, env=environment() | variables, capture_output=True, text=True)
+
+
+def test_the_command_of_a_run_finds_your_package_and_leaves_out_what_a_sweep_sets() -> None:
+    own = "hydra.searchpath=[pkg://mylab.configs]"
+    hydra = ["hydra.mode=RUN", own]
+    assert command_of(["task=toy", "paths.results=r"], []) == "python train.py task=toy paths.results=r"
+    made = command_of(["task=toy", "seed=1", "paths.results=x/finished", "paths.progress=x/progress"], hydra)
+    assert made == f"python train.py task=toy seed=1 '{own}'"
 
 
 def port() -> str:

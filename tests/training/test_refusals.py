@@ -34,7 +34,13 @@ WRONG: list[tuple[str, str]] = [
     ("tsk=listops", "task"),
     (f"{LISTOPS} foo", "foo: missing EQUAL at '<EOF>'; expected key=value"),
     (f"{LISTOPS} seed=0,1", "-m makes a run of each, seed=[0,1] is a list"),
-    (f"{LISTOPS} data=omniglot", "no data sets to choose from"),
+    (f"{LISTOPS} data=omniglot", "data=omniglot: this task has no data sets to choose from"),
+    (f"{TOY} experiment=l2x/movies", "experiment=l2x/movies: is for task=l2x"),
+    (f"{LISTOPS} estimator=mine", ", and 4"),
+    (
+        f"{TOY} structure=one_hot structure._target_=structgrad.structures.KSubset structure.k=2",
+        "structure.k: its file lacks it, but the class takes it; type +structure.k=...",
+    ),
     ("task=l2x data=omniglot", "task.data must be a ReviewData"),
     (f"{LISTOPS} +trainer.callbacks=[]", "trainer.callbacks: no such option; nearest: "),
     (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,16 @@ def unfinished(finished: Path, tmp_path: Path) -> Path:
     shutil.copytree(finished, tmp_path / "copy")
     (run_folder(tmp_path / "copy") / "summary.json").unlink()
     return tmp_path / "copy"
+
+
+def test_the_commands_of_the_example_package_train(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "examples" / "own_package" / "README.md").read_text()
+    commands = [line.split("#")[0] for line in readme.splitlines() if line.startswith("    python train.py")]
+    assert len(commands) == 4
+    for index, command in enumerate(commands):
+        overrides = shlex.split(command)[2:]
+        made = run(*composed(*overrides, "trainer=cpu", *SHORT, f"paths.runs={tmp_path / str(index)}"))
+        assert made["metrics"]["test/overlap"] > 0
 
 
 def test_a_run_leaves_everything_in_its_folder(finished: Path) -> None:

@@ -5,6 +5,18 @@
 You can also give any key of the structure's or the estimator's configuration, for instance
 ``estimator.relaxation=euclidean``. A class without a configuration is
 ``structure._target_=mylab.window.Window``.
+
+options:
+    n=4                number of items, nodes or parts; everything is enumerated, so keep it small
+    batch=2            number of examples
+    samples=2000       number of estimates of the gradient
+    scale=1.0          standard deviation of the scores
+    seed=0             of scores, decoder and samples
+    truth=auto         the distribution of the true gradient: gibbs, trace, or a utility such as gumbel;
+                       auto is the one that the estimator targets
+    over=auto          the estimator's option on the plot's horizontal axis, e.g. temperature, or none
+    values=[0.1,1]     its values; some options have values of their own
+    out=diagnosis.png  the plot, .png, .pdf or .svg
 """
 
 from __future__ import annotations
@@ -35,14 +47,14 @@ from structgrad.training.errors import explain
 
 #: Options of the command that are not in the configuration, with their defaults.
 OPTIONS: dict[str, Any] = {
-    "n": 4,  # items, nodes or parts
+    "n": 4,
     "batch": 2,
     "samples": 2000,
-    "scale": 1.0,  # standard deviation of the scores
+    "scale": 1.0,
     "seed": 0,
-    "truth": "auto",  # gibbs, trace, or a utility
-    "over": "auto",  # key of the estimator's configuration on the horizontal axis, or none
-    "values": None,  # its values, e.g. [0.1,1]
+    "truth": "auto",
+    "over": "auto",
+    "values": None,
     "out": "diagnosis.png",
 }
 _TRUTHS = ("gibbs", "trace")
@@ -191,7 +203,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wants_help = bool({"-h", "--help"} & set(arguments))
     if wants_help or not arguments:
         print(__doc__)
-        print("options:", ", ".join(f"{key}={value}" for key, value in OPTIONS.items()))
         return 0 if wants_help else 2
     own = [a for a in arguments if a.split("=")[0] in OPTIONS]
     other = [a for a in arguments if a not in own]
@@ -245,4 +256,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choice = " ".join(a for a in other)
         _plot(key, values, [m for _, m in points[1:]], f"{choice} n={settings.n}", Path(settings.out))
         print(f"plot: {settings.out}")
+    elif any(argument.startswith("out=") for argument in own):
+        print("no plot: nothing varies; over=<option of the estimator> and values=[...] say what")
     return 0

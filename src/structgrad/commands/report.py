@@ -3,7 +3,7 @@ them on a page.
 
     structgrad-report                                      every table that has runs
     structgrad-report table=paulus_2 budget=quick          one table
-    structgrad-report results/listops_quick --into README.md
+    structgrad-report results/listops_quick --into docs/results.md
     structgrad-report table=paulus_2 --html page.html      also as a page: curves, sensitivity, pictures
 
     structgrad-report runs/listops --by estimator          compare whatever runs there are
@@ -126,12 +126,15 @@ def _check(given: argparse.Namespace) -> None:
             raise ValueError(f"--where {key}{equals}{value}: expected key=value; type e.g. --where estimator=sst")
         if sum(key == other for other, *_ in wanted) > 1:
             raise ValueError(f"--where {key}=... is given twice, and a run has one value; type it once")
+    if given.by is not None and given.compare:
+        raise ValueError("--by and --compare both say what is compared; type one of them")
     for item in (item for item in given.what if "=" not in item and item != "runs"):
         _must_be_folder(Path(item))
     if "runs" in given.what and len(given.what) > 1 and not _asks_to_compare(given) and not Path("runs").is_dir():
         raise ValueError("runs: the word stands alone; type structgrad-report runs, or add --by estimator to compare")
     if given.what == ["runs"] and not _asks_to_compare(given):
-        _must_be_folder(given.runs)
+        if not given.runs.is_dir():
+            raise ValueError(f"--runs {given.runs} is no folder; type --runs with the folder of the runs")
         ignored = [f"--{name}" for name in ("latex", "markdown", "csv", "into") if getattr(given, name)]
         if ignored:
             raise ValueError(f"{ignored[0]}: all runs are shown as text or a page; type --html page.html in its place")
@@ -148,9 +151,9 @@ def _check(given: argparse.Namespace) -> None:
 def _must_be_folder(path: Path) -> None:
     if path.is_dir():
         return
-    beside = [str(p) for p in sorted(path.parent.iterdir()) if p.is_dir()] if path.parent.is_dir() else []
-    alike = difflib.get_close_matches(str(path), beside, n=1)
-    advice = alike[0] if alike else "a folder of finished runs, e.g. results/listops_quick"
+    beside = [p.name for p in sorted(path.parent.iterdir()) if p.is_dir()] if path.parent.is_dir() else []
+    alike = difflib.get_close_matches(path.name, beside, n=1)
+    advice = str(path.parent / alike[0]) if alike else "a folder of finished runs, e.g. results/listops_quick"
     raise ValueError(f"{path} is no folder; type {advice}")
 
 
@@ -188,6 +191,9 @@ def _compare(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> N
     ]
     where = dict(item.split("=", 1) for item in arguments.where)
     found = [run for path in paths for run in load(path)]
+    if not _asks_to_compare(arguments):
+        for name in sorted({run.sweep["table"] for run in found if "table" in run.sweep}):
+            print(f"table {name} is not found; {_SEARCHPATH}[pkg://mylab.configs] says where it is", file=sys.stderr)
     found = comparison.matching(found, where) if where else found
     by = arguments.by.split(",") if arguments.by else None
     metrics = arguments.metric.split(",") if arguments.metric else []
@@ -307,5 +313,5 @@ def _table_of(folder: Path, known: Sequence[str]) -> str:
 
 
 def _place(report: Report, what: list[str]) -> str:
-    folders = [Path(item).resolve().name for item in what if "=" not in item]
+    folders = [Path(item).resolve().name.partition("-")[0] for item in what if "=" not in item]
     return folders[0] if len(folders) == 1 else report.table.name

@@ -68,7 +68,7 @@ def train(config: DictConfig) -> float | None:
     if in_force is not None:
         print(in_force, flush=True)
     try:
-        command = shlex.join(["python", "train.py", *overrides])
+        command = command_of(overrides, hydra_config.overrides.hydra)
         _finished.append(run(config, hydra_config.runtime.choices, by_hand, command))
         if not several and not (config.paths.results or config.paths.progress):  # those are of sweeps
             print(next_steps(sys.argv[1:], config.paths.runs, config.seed))
@@ -91,6 +91,14 @@ def train(config: DictConfig) -> float | None:
         traceback.print_exc()
         _unfinished.append((" ".join(overrides), f"{type(bug).__name__}: {bug}", EXIT_ERROR))
     return None
+
+
+def command_of(overrides: Sequence[str], hydra: Sequence[str]) -> str:
+    """The command that repeats this job alone, without what a sweep sets for itself."""
+    own = [item for item in hydra if item.startswith("hydra.searchpath=")]
+    if any(item.startswith("paths.progress=") for item in overrides):  # of a sweep
+        overrides = [item for item in overrides if not item.startswith(("paths.progress=", "paths.results="))]
+    return shlex.join(["python", "train.py", *overrides, *own])
 
 
 def next_steps(arguments: Sequence[str], runs: str, seed: int) -> str:

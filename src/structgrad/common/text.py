@@ -7,12 +7,17 @@ import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
+#: The most names that :func:`nearest` lists.
+_LISTED = 12
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """All of ``known`` in one line, the names most like ``name`` first."""
+    """The names in one line, those most like ``name`` first; of many, how many more there are."""
     names = list(known)
     alike = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return ", ".join([*alike, *(n for n in names if n not in alike)])
+    ordered = [*alike, *(n for n in names if n not in alike)]
+    rest = len(ordered) - _LISTED
+    return ", ".join([*ordered[:_LISTED], f"and {rest} more"] if rest > 1 else ordered)
 
 
 def first_line(error: BaseException) -> str:

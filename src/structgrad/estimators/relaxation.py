@@ -103,7 +103,9 @@ def _make_utility(structure: Structure, utility: str | Utility) -> Utility:
     if utility != "gibbs":
         return make_utility(utility)
     if structure.noise is None:
-        raise UnsupportedError(f"utility=gibbs: no independent noise makes {structure.name} a Gibbs sample")
+        raise UnsupportedError(
+            f"utility=gibbs: no independent noise makes {structure.name} a Gibbs sample; use utility=gumbel, kl=utility"
+        )
     return make_utility(structure.noise)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -244,5 +245,7 @@ def _conclude(plan: Plan, queue: Queue, code: int) -> int:
     if failed and not done:
         print(f"error: all {failed} trials failed; their output is in {Path(plan.folder) / 'logs'}", file=sys.stderr)
         return 1
-    print(f"{done} trials done, {failed} failed; python report.py {plan.results}")
+    searchpath = [item for item in plan.common if item.startswith("hydra.searchpath=")]  # finds a table of the user's
+    report = shlex.join(["python", "report.py", plan.results, *searchpath])
+    print(f"{done} trials done, {failed} failed; {report}")
     return 0

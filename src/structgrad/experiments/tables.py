@@ -315,6 +315,8 @@ def parse(name: str, content: Any) -> Table:
     settings = _keys(Table, content, "the table", given=("name",))
     columns = {str(key): _column(key, value) for key, value in _mapping(settings["columns"], "columns").items()}
     rows = tuple(_row(str(key), value, columns) for key, value in _mapping(settings["rows"], "rows").items())
+    if len(rows) > 1 and "all" in [row.name for row in rows]:
+        raise TableError("row all: this name stands for all rows in commands; take another")
     settings |= {
         "name": name,
         "overrides": tuple(settings.get("overrides", ())),
@@ -353,8 +355,6 @@ def _row(name: str, value: Any, columns: dict[str, Column]) -> Row:
         _choice(f"row {name}: published", key, tuple(columns))
         mean, error = number if isinstance(number, list) else (number, None)
         published[str(key)] = (float(mean), None if error is None else float(error))
-    if name == "all":
-        raise TableError("row all: this name stands for all rows in commands; take another")
     given = settings.get("given", {})
     for key, wanted in given.items():
         if isinstance(wanted, dict) and not ({"low", "high"} <= set(wanted) or "values" in wanted):

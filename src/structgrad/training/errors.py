@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -80,6 +80,18 @@ class Paused(Interrupted):
         self.exit_code = EXIT_AGAIN
 
 
+def _takes(node: object, name: str) -> bool:
+    """Whether the class of a node has an argument with this name."""
+    from structgrad.training.options import arguments_of  # which needs torch
+
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return False
+    try:
+        return name in arguments_of("", node["_target_"])
+    except ConfigurationError:  # there is no such class, which is another error
+        return False
+
+
 def explain(error: HydraException | OmegaConfBaseException | ValueError, arguments: Sequence[str]) -> str:
     """One line for Hydra's complaint about a command line, with likely alternatives."""
     for argument in arguments:  # Hydra does not name these
@@ -115,8 +127,12 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
         return f"{given}: several values; -m makes a run of each, {key}=[{values}] is a list, {quoted} one value"
     if lines and lines[0].startswith("Could not append to config."):
         return " ".join(lines)
+    typed = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    owner = typed.get("experiment", "").partition("/")[0]
+    if owner != typed.get("task") and lines and lines[0].startswith("In 'experiment/"):
+        return f"experiment={typed['experiment']}: is for task={owner}"
     if lines and lines[0].startswith("Could not override 'data'."):
-        return "data=...: this task has no data sets to choose from"
+        return f"data={typed.get('data', '...')}: this task has no data sets to choose from"
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None and cause.key is not None:
         if "." in str(cause.full_key) and cause.full_key in GROUPS:
@@ -126,6 +142,8 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
         if "." not in str(cause.full_key):
             known = sorted({*known, *GROUPS})
         if known and key not in known:
+            if _takes(parent, key):
+                return f"{cause.full_key}: its file lacks it, but the class takes it; type +{cause.full_key}=..."
             return f"{cause.full_key}: no such option; nearest: {nearest(key, known)}"
     return (
         f"{first_line(error)} {first_line(cause)}" if isinstance(cause, OmegaConfBaseException) else first_line(error)

@@ -271,6 +271,11 @@ def imported(key: str, path: Any) -> Any:
         raise ConfigurationError(f"{key}._target_: cannot import {path}: {reason}") from error
 
 
+def arguments_of(key: str, path: Any) -> list[str]:
+    """The arguments of the constructor of a class; see :func:`imported`."""
+    return list(_signature(imported(key, path))[0])
+
+
 def check_kinds(key: str, node: Mapping[str, Any]) -> None:
     """Refuse nested objects of another class than the parameter's, e.g. the data set of another
     task.
@@ -290,8 +295,8 @@ def check_kinds(key: str, node: Mapping[str, Any]) -> None:
         if not inspect.isclass(made) or not all(map(inspect.isclass, wanted)):
             continue
         if not any(issubclass(made, kind) for kind in wanted):
-            kinds = " or ".join(kind.__name__ for kind in wanted if kind is not types.NoneType)
-            raise ConfigurationError(f"{key}.{name} must be a {kinds}; {value['_target_']} is none")
+            kinds = " or ".join(_article(kind.__name__) for kind in wanted if kind is not types.NoneType)
+            raise ConfigurationError(f"{key}.{name} must be {kinds}; {value['_target_']} is none")
 
 
 def _signature(target: Any) -> tuple[dict[str, Any], list[str], bool]:
@@ -317,6 +322,10 @@ def _signature(target: Any) -> tuple[dict[str, Any], list[str], bool]:
             return hints, required, False
         # A name that is missing here goes to the base class, as far as we can see.
     return hints, required, True
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'AEIO' else 'a'} {noun}"
 
 
 def _expected(value: Any, hint: Any) -> str | None:
@@ -349,7 +358,7 @@ def _expected(value: Any, hint: Any) -> str | None:
     if origin in (dict, collections.abc.Mapping):
         return None if isinstance(value, Mapping) else "a mapping"
     if inspect.isclass(hint):
-        return f"a {hint.__name__} (_target_: ...)"
+        return f"{_article(hint.__name__)} (_target_: ...)"
     if origin is collections.abc.Callable:
         return "a function (_target_: ...)"
     return None

@@ -305,9 +305,10 @@ class ListOpsData:
             wanted &= (self.depth[0] <= every.depths) & (every.depths <= self.depth[1])
             rows = wanted.nonzero()[:size, 0]
             if len(rows) < size:
+                other = f"task.data.{name}={len(rows)}" if len(rows) else "other task.data.length= and task.data.depth="
                 raise ValueError(
                     f"{file} has {len(rows)} expressions with lengths {list(self.length)} and depths "
-                    f"{list(self.depth)}; data.{name}={size}"
+                    f"{list(self.depth)}, fewer than task.data.{name}={size}; type {other}"
                 )
             out[name] = Expressions(**{key: tensor[rows] for key, tensor in every.tensors.items()})
         return out
@@ -528,7 +529,7 @@ def read_tsv(
                     continue
             if max(places) >= len(cells):
                 expected = "label<TAB>expression" if columns is None else f"{max(places) + 1} columns or more"
-                raise ValueError(f"expected {expected}; got {len(cells)}: {line[:40]!r}")
+                raise ValueError(f"expected {expected}; got {len(cells)} column{'s' * (len(cells) > 1)}: {line[:40]!r}")
             label, expression = (cells[place] for place in places)
             if label not in set("0123456789"):
                 raise ValueError(f"the label must be a digit; got {label!r}")
@@ -545,7 +546,7 @@ def read_tsv(
             raise ListOpsFileError(f"{path}, line {number}: {error}") from None
         rows.append(row)
     if not rows:
-        raise ListOpsFileError(f"{path}: the file is empty")
+        raise ListOpsFileError(f"{path}: the file has no expression{' below its header' if places else ''}")
     lengths = torch.tensor([len(tokens) for tokens, *_ in rows])
     shape = (len(rows), int(lengths.max()))
     tokens, parents = torch.full(shape, PAD), torch.full(shape, -1)
@@ -573,7 +574,7 @@ def _places(cells: Sequence[str], is_head: bool, columns: Sequence[str | int] | 
     known = [name.lower() for name in names]
     label = next((known.index(name) for name in _LABELS if name in known), None)
     expression = next((known.index(name) for name in _EXPRESSIONS if name in known), None)
-    if len(names) == 2:
+    if len(names) == 2 and (label, expression) != (None, None):
         label = (0 if expression is None else 1 - expression) if label is None else label
         expression = 1 - label
     if label is None or expression is None:
