@@ -97,3 +97,17 @@ def test_too_few_frames_are_refused() -> None:
     for shape in ((4, 4, 3), (4, 5, 2)):
         with pytest.raises(ValueError, match="2 U"):
             Ctc().argmax(torch.zeros(shape))
+
+
+def test_labels_without_a_frame_are_refused() -> None:
+    """PyTorch's loss is infinite there; that of an empty mask would be 0."""
+    ctc, targets = Ctc(), torch.tensor([[1, 2], [1, 2]])
+    log_probs = torch.randn(2, 4, 5).log_softmax(-1)
+    with pytest.raises(ValueError, match=r"example \[1\] has labels but no frame"):
+        ctc.scores(log_probs, targets, torch.tensor([4, 0]))
+    with pytest.raises(ValueError, match=r"example \[1\] has labels but no frame"):
+        ctc.scores(log_probs, targets, torch.tensor([4, 0]), torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match=r"example \[0\] has labels but no frame"):
+        ctc.scores(log_probs[:, :0], targets)
+    scores, mask = ctc.scores(log_probs, targets, torch.tensor([4, 0]), torch.tensor([2, 0]))
+    assert ctc.log_partition(scores, mask)[1] == 0  # neither frames nor labels

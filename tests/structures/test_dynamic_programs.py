@@ -246,6 +246,12 @@ class TestDagPath(StructureContract):
             DagPath([])
         with pytest.raises(ValueError, match="must be pairs"):
             DagPath([[0, 1, 2]])
+        for wrong in ([[0, 1.7], [1, 2]], [["0", 1]]):
+            with pytest.raises(TypeError, match="nodes must be whole numbers; got"):
+                DagPath(wrong)
+        with pytest.raises(ValueError, match="numbers from 0 on; got source 0, target -1"):
+            DagPath([[0, 1], [1, 2]], target=-1)
+        assert DagPath(torch.tensor([[0, 1], [1, 2]]), np.int64(0), torch.tensor(2)).edges == ((0, 1), (1, 2))
         for source, target in ((0, 4), (1, 0), (0, 9), (3, 3)):
             with pytest.raises(ValueError, match="no path of edges leads"):
                 DagPath([[0, 1], [1, 3], [2, 4]], source, target)

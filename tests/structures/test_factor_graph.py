@@ -27,12 +27,14 @@ from structgrad.structures import (
     KSubset,
     LabelPair,
     LinearChain,
+    Matching,
     OneHot,
     Or,
     Ordered,
     Pair,
     Permutation,
     SpanningTree,
+    Structure,
     StructureFactor,
     UnsupportedError,
     Xor,
@@ -501,3 +503,40 @@ def test_factors_of_one_structure_are_projected_in_one_call(monkeypatch: pytest.
     graph.project(torch.zeros(5, graph.size, dtype=torch.float64))
     assert sizes
     assert set(sizes) == {2 * 5}
+
+
+@pytest.mark.parametrize("listed", [4096, 0])
+@pytest.mark.parametrize("structure", [Arborescence(), SpanningTree(), Matching()], ids=str)
+def test_parts_where_the_structure_has_none_are_never_on(structure: Structure, listed: int) -> None:
+    """The diagonal, edges into the root, the half below the diagonal: without a mask, and with an absent node."""
+    graph = FactorGraph(9, [StructureFactor(structure, torch.arange(9).reshape(3, 3))], listed=listed)
+    scores = torch.rand(4, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1  # all are wanted
+    two = torch.zeros(3, 3, dtype=torch.bool)
+    two[:2, :2] = True
+    for mask in (None, two):
+        parts, flat = structure.parts(scores, mask), None if mask is None else mask.flatten()
+        for oracle in ("argmax", "project"):
+            expected = torch.where(parts, getattr(structure, oracle)(scores, mask), 0.0)
+            found = getattr(graph, oracle)(scores.flatten(1), flat)
+            torch.testing.assert_close(found, expected.flatten(1), rtol=1e-7, atol=1e-7)
+        if listed and "log_partition" in structure.oracles:
+            found = graph.log_partition(scores.flatten(1), flat)
+            torch.testing.assert_close(found, structure.log_partition(scores, mask))
+    if listed:
+        assert len(graph.enumerate(9)) == len(structure.enumerate(3, 3))
+
+
+def test_an_undirected_edge_may_be_named_in_both_halves() -> None:
+    graph = FactorGraph(3, [StructureFactor(SpanningTree(), [[-1, 0, 1], [0, -1, 2], [1, 2, -1]])])
+    assert graph.enumerate(3).sum(-1).tolist() == [2, 2, 2]
+
+
+def test_sequences_that_agree_may_be_shorter() -> None:
+    """Whether all vertices are listed or not: the third position is absent."""
+    mask = torch.ones(22, dtype=torch.bool)
+    mask[4:6] = mask[10:14] = mask[18:22] = False
+    scores = torch.randn(22, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    listed, other = (FactorGraph.agreement(3, 2, listed=most) for most in (4096, 0))
+    shorter = FactorGraph.agreement(2, 2)
+    assert torch.equal(listed.argmax(scores, mask), other.argmax(scores, mask))
+    torch.testing.assert_close(listed.log_partition(scores, mask), shorter.log_partition(scores[mask]))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from structgrad.algorithms import gpu
 from structgrad.algorithms.compiled import njit
+from structgrad.algorithms.eager import transformed
 from structgrad.algorithms.gpu import tl
 from structgrad.algorithms.threads import run
 
@@ -76,7 +77,7 @@ def assign(utility: Tensor, exists: Tensor) -> tuple[Tensor, Tensor]:
     matching get one of the rows that could be assigned.
     """
     n = utility.shape[-1]
-    if gpu.takes(utility, n, LARGEST, on_cpu=True):
+    if not transformed(exists) and gpu.takes(utility, n, LARGEST, on_cpu=True):
         matched: tuple[Tensor, Tensor] = _assign_operator(utility.detach(), exists)
         return matched
     cost = torch.where(exists, -utility.double(), torch.inf)

@@ -138,7 +138,8 @@ class Hypergraph:
 
     def goal(self, size: Tensor) -> Tensor:
         """The goals of examples of these sizes: int64 ``[*batch]``, on the device of ``size``."""
-        return self._on(size.device)[0][size]
+        goals = self._on(size.device)[0]
+        return goals.gather(0, size.flatten()).view(size.shape)  # which torch.func can do with one size, too
 
     def _on(self, device: torch.device) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """The goals, and ``left``, ``right`` and ``part`` of every level, copied to a device once."""

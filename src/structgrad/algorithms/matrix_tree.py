@@ -80,10 +80,10 @@ def log_partition(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     The arguments are those of :func:`eliminate`, contiguous.
     """
     logz: Tensor
-    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
+    if not transformed(exists) and gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
         logz, _ = _eliminate_operator(scores, exists, root)
         return logz
-    if on_host(scores) and not transformed(scores):
+    if on_host(scores) and not (transformed(scores) or transformed(exists)):
         logz = _compiled_log_partition(scores, exists, root)
         return logz
     return torch_log_partition(scores, exists, root)
@@ -95,10 +95,10 @@ def marginals(scores: Tensor, exists: Tensor, root: Tensor) -> Tensor:
     They are differentiable: the first derivative is compiled, later ones are in plain torch.
     """
     mean: Tensor
-    if gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
+    if not transformed(exists) and gpu.takes(scores, scores.shape[-1], LARGEST, on_cpu=True):
         mean = _marginals_operator(scores, exists, root)
         return mean
-    if on_host(scores) and not transformed(scores):
+    if on_host(scores) and not (transformed(scores) or transformed(exists)):
         mean = _compiled_marginals(scores, exists, root)
         return mean
     return torch_marginals(scores, exists, root)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from structgrad.algorithms.eager import refuse
 from structgrad.algorithms.hypergraph import ONE, ZERO, Builder, Hypergraph
 from structgrad.structures import reading as readings
 from structgrad.structures.base import UnsupportedError
@@ -95,7 +96,15 @@ class Ctc(Derivations):
         Returns:
             scores ``[*batch, T, S, 3]``, a view that the moves share, differentiable in
             ``log_probs``; and the mask, bool of the same shape.
+
+        Raises:
+            ValueError: in eager CPU code, if an example has labels and no frame. Its mask would be
+                that of an empty example, whose partition function is 1.
         """
+        some = log_probs.new_zeros(log_probs.shape[:-2], dtype=torch.int64)
+        no_frame = (some + log_probs.shape[-2] if frame_lengths is None else frame_lengths + some) == 0
+        labels = targets.shape[-1] if target_lengths is None else target_lengths
+        refuse(no_frame & (some + labels > 0), "has labels but no frame")
         states = 2 * targets.shape[-1] + 1
         symbols = targets.new_full((*targets.shape[:-1], states), blank)
         symbols[..., 1::2] = targets

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,14 @@ from structgrad.structures import reading as readings
 from structgrad.structures.base import UnsupportedError
 from structgrad.structures.family_dynamic_programs import Derivations
 from structgrad.structures.layout import Vector
+
+
+def _node(value: Any) -> int:
+    """A node, which may be an integer of another library."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"nodes must be whole numbers; got {value!r}") from None
 
 
 class DagPath(Derivations):
@@ -32,18 +42,21 @@ class DagPath(Derivations):
         target: the end of paths; None: the largest node.
 
     Raises:
+        TypeError: for nodes that are not whole numbers.
         ValueError: if ``edges`` are not pairs of nodes or form a cycle, or if no path from the
             source reaches the target; from every oracle for scores of another shape, or (eager CPU
             code) if an example has no path.
     """
 
     def __init__(self, edges: Iterable[Sequence[int]], source: int = 0, target: int | None = None) -> None:
-        pairs = tuple(tuple(int(node) for node in edge) for edge in edges)
+        pairs = tuple(tuple(map(_node, edge)) for edge in edges)
         if not pairs or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
             raise ValueError(f"edges must be pairs of nodes, numbers from 0 on, at least one; got {pairs}")
         self.edges = tuple((u, v) for u, v in pairs)
-        self.source = source
-        self.target = max(map(max, self.edges)) if target is None else target
+        self.source = _node(source)
+        self.target = max(map(max, self.edges)) if target is None else _node(target)
+        if min(self.source, self.target) < 0:
+            raise ValueError(f"nodes are numbers from 0 on; got source {source}, target {target}")
         self.layout = Vector()
         if self.source == self.target or int(_graph(self.edges, self.source, self.target).goals[1]) == ZERO:
             raise ValueError(f"no path of edges leads from {self.source} to {self.target}")

@@ -60,6 +60,10 @@ class Factor(abc.ABC):
         """Parts that only carry a score of others, int64 ``[N]``; none, unless the factor says otherwise."""
         return torch.zeros(0, dtype=torch.int64)
 
+    def never(self) -> Tensor:
+        """Parts that are never on, int64 ``[N]``; none, unless the factor says otherwise."""
+        return torch.zeros(0, dtype=torch.int64)
+
 
 def _whole(parts: Parts) -> Tensor:
     """int64; fractions are refused, not cut off."""
@@ -238,8 +242,9 @@ class StructureFactor(Factor):
 
     Args:
         structure: has ``argmax`` and ``project``, and vertices with one entry a score.
-        parts: ``[F, *shape]`` of the structure's parts (or ``shape``, of one factor); -1 where the structure has none,
-            such as the diagonal of a graph, or where the score of a part is no part here, which is then never on.
+        parts: ``[F, *shape]`` of the structure's parts (or ``shape``, of one factor); -1 where the score of a part is
+            no part here, which is then never on. A part where the structure has none, such as the diagonal of a graph,
+            is never on either. Edges without a direction are read above the diagonal.
 
     Raises:
         UnsupportedError: if the structure lacks that.
@@ -255,7 +260,13 @@ class StructureFactor(Factor):
         structure.layout.check(torch.empty(self.parts.shape))
         # Each part once: undirected edges are shown twice.
         counted = structure.parts(torch.empty(self.parts.shape), self.parts >= 0)
+        shown = structure.layout.mirror(torch.where(counted, self.parts + 1, 0)) - 1
+        self._never = self.parts[~counted & (self.parts != shown)]
         self.parts = torch.where(counted, self.parts, -1)
+
+    def never(self) -> Tensor:
+        """Parts at places where the structure has none."""
+        return self._never[self._never >= 0]
 
     def groups(self) -> list[Group]:
         """One."""
@@ -278,8 +289,13 @@ class StructureFactor(Factor):
             ValueError: where there are too many.
         """
         every, scores = self.structure.enumerate(*self.shape), torch.zeros(self.shape, dtype=torch.float64)
-        shown, real = self.structure.restrict(every, scores, exists.reshape(self.shape))
-        return torch.where(exists, shown[real].flatten(1), 0.0)
+        mask = exists.reshape(self.shape)
+        shown, real = self.structure.restrict(every, scores, mask)
+        found = shown[real]
+        if not len(found) and "top_k" in self.structure.oracles:  # items are absent, which full vertices cannot show
+            best, value = self.structure.top_k(scores, len(every), mask)
+            found = best[value > -torch.inf]
+        return torch.where(exists, found.flatten(1), 0.0)
 
 
 # --- the structure ----------------------------------------------------------------------------------------------------
@@ -363,6 +379,10 @@ class FactorGraph(Gibbs, KBest):
         _check_parts(more.unsqueeze(-1), size)
         named = torch.cat([more, *self._named()])
         self.variable = torch.ones(size, dtype=torch.float64).index_fill(0, named[named >= 0], 0.0)
+        self._possible = torch.ones(size, dtype=torch.bool)
+        for factor in self.factors:
+            self._possible[factor.never()] = False
+        self._has_impossible = not bool(self._possible.all())
         self._lists: dict[bytes, Tensor | None] = {}
 
     def _named(self) -> list[Tensor]:
@@ -440,7 +460,7 @@ class FactorGraph(Gibbs, KBest):
 
     @property
     def _is_listed(self) -> bool:
-        return self._list(torch.ones(self.size, dtype=torch.bool)) is not None
+        return self._list(self._possible) is not None
 
     def own_relaxations(self) -> dict[str, Relaxation]:
         """``lp``: of the local polytope, as ``euclidean`` is."""
@@ -452,6 +472,11 @@ class FactorGraph(Gibbs, KBest):
 
     def _shape_of(self, reading: Tensor) -> tuple[int, ...]:
         return (self.size,)
+
+    def parts(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Those of the mask, without the parts that a factor never allows."""
+        exist = super().parts(scores, mask)
+        return exist & self._possible.to(exist.device) if self._has_impossible else exist
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
         """As every structure; there must be P parts."""
@@ -651,7 +676,7 @@ class FactorGraph(Gibbs, KBest):
         if shape != (self.size,):
             raise ValueError(f"{self!r} has vertices of shape [{self.size}]; got {list(shape)}")
         most = 2**26 // max(1, self.size)
-        found = self._join(torch.ones(self.size, dtype=torch.bool), most)
+        found = self._join(self._possible, most)
         if found is None:
             raise ValueError(f"{self.name} has vertices of shape {list(shape)}, too many to be listed")
         return found
@@ -671,12 +696,12 @@ class FactorGraph(Gibbs, KBest):
     def _tables(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The vertices under every mask, float64 ``[*mask, V, P]``, and which are there, bool ``[*mask, V]``."""
         if mask is None:
-            every = self._list(torch.ones(self.size, dtype=torch.bool))
+            every = self._list(self._possible)
             assert every is not None
             return every.to(scores.device), torch.ones(len(every), dtype=torch.bool, device=scores.device)
         if transformed(mask):
             raise NotImplementedError(f"vertices of {self.name} are listed for each mask, which vmap cannot be over")
-        exists = mask.expand(*mask.shape[:-1], self.size)
+        exists = mask.expand(*mask.shape[:-1], self.size) & self._possible.to(mask.device)
         masks, which = exists.reshape(-1, self.size).cpu().unique(dim=0, return_inverse=True)
         lists = [self._list(one) for one in masks]
         if any(vertices is None for vertices in lists):

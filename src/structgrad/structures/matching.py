@@ -97,7 +97,7 @@ class Matching(KBest, ActiveSetProjection):
 
     def _assign(self, utility: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The best matching ``[*batch, n, n]`` and its dual variables ``[*batch, 2, n]``, float64."""
-        if values_can_be_read(utility):
+        if values_can_be_read(utility, mask):
             exists = None if mask is None else mask.expand(utility.shape)
             vertex, duals, feasible = assign_compiled(utility, exists)
             if not bool(feasible.all()):
@@ -113,7 +113,7 @@ class Matching(KBest, ActiveSetProjection):
         # A forced entry is the only one of its row and column.
         taken = forced.any(-1, keepdim=True) | forced.any(-2, keepdim=True)
         open_ = (allowed & (forced | ~taken)).flatten(0, 1)
-        find = assign_compiled if values_can_be_read(scores) else assign
+        find = assign_compiled if values_can_be_read(scores, allowed) else assign
         return find(scores.flatten(0, 1), open_)[0].reshape(allowed.shape)
 
     def _branches(self, shape: torch.Size) -> int:

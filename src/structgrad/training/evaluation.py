@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from structgrad.common.files import write_bytes, write_json
-from structgrad.common.text import first_line
+from structgrad.common.text import first_line, nearest
 from structgrad.data import DataError
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import Evaluation, Predictions, Split, Task
@@ -159,7 +159,7 @@ def _changed(config: DictConfig, overrides: Mapping[str, Any], data: DictConfig 
         if key not in _TRAINER and not key.startswith(("task.", "paths.")):
             takes = ("data", "split", "out", "task", "paths", *_TRAINER)
             raise ConfigurationError(
-                f"{key}: the run's own, which an evaluation cannot change; there are {', '.join(takes)}; type --help"
+                f"{key}: an evaluation cannot set it; nearest: {nearest(key.partition('.')[0], takes)}; type --help"
             )
         if key == "paths.test_file":
             node = json.dumps(OmegaConf.to_container(config.task, resolve=False))
