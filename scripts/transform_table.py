@@ -40,7 +40,7 @@ one line.
 NOTES = """
 - **vmap** takes `randomness="different"` for samples. Compiled code sees the examples of `vmap` as one
   more batch dimension (`structgrad.algorithms.transforms`). Derivatives under `torch.func` run in
-  plain torch.
+  plain torch. `vmap` may also be over masks, except of `FactorGraph`, which refuses that.
 - **jacobian** is `torch.autograd.functional.jacobian(vectorize=True)`, **hessian**
   `torch.func.hessian`.
 - **compile** is tried with `backend="aot_eager"`, with gradients where they exist. Compiled CPU code
