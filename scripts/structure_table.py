@@ -66,6 +66,8 @@ the shape of the parts, pass it to `write(reading, shape)` (`scores.shape[-2:]`,
 Without a mask, items that are not in the reading are absent.
 
 ```python
+from structgrad.structures import SemiMarkov
+
 tree, segments = Arborescence(), SemiMarkov(labels=3, longest=2)
 vertices = tree.write([[-1, 0, 1], [-1, 0, -1]])  # heads; the second example has two nodes
 print(tree.read(vertices))  # tensor([[-1,  0,  1], [-1,  0, -1]])
