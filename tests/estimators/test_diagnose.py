@@ -253,8 +253,11 @@ def test_command_takes_other_peoples_configurations(
     options = ["hydra.searchpath=[pkg://mylab.configs]", "over=none", "n=4", "samples=20"]
     assert main(["structure=window", "estimator=sst", *options]) == 0
     assert "Window, (4,) scores" in capsys.readouterr().out
+    options.append("out=nothing.png")
     assert main(["structure._target_=mylab.window.Window", "structure.width=2", "estimator=sst", *options[1:]]) == 0
-    assert "Window, (4,) scores" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Window, (4,) scores" in printed
+    assert "no plot: nothing varies; over=" in printed
 
 
 def test_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from structgrad.commands import report
+from tests.experiments.test_tables import summary
 
 R = "results/listops_quick"
 
@@ -55,6 +56,7 @@ WRONG: list[tuple[str, str]] = [
     (f"{R} --where seed=0 --where seed=1", "and a run has one value; type it once\n"),
     (f"{R} table=paulus_2 --by estimator", "say --where table=paulus_2\n"),
     (f"{R} --by estimator --into README.md", "--markdown prints it\n"),
+    (f"{R} --by estimator --compare", "both say what is compared; type one of them\n"),
     # --- options ---
     (f"{R} --latex --csv", "not allowed with argument --latex; type --help for the options\n"),
     (f"{R} --latx", "unrecognized arguments: --latx; type --help for the options\n"),
@@ -148,3 +150,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(root: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize(("table", "named"), [("mine", True), ("paulus_2", False)])
+def test_runs_of_a_table_that_is_not_found_are_compared_with_a_line_that_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str, named: bool
+) -> None:
+    """A table of ours is found, wherever its runs lie."""
+    for seed in range(2):
+        made = {"table": table, "row": "lstm", "trial": seed, "parameters": {}}
+        content = summary("lstm", seed, 0.8, sweep=made).content
+        (tmp_path / f"{seed}.json").write_text(json.dumps(content))
+    assert report.main([str(tmp_path)]) == 0
+    line = f"table {table} is not found; hydra.searchpath=[pkg://mylab.configs] says where it is\n"
+    assert (line in capsys.readouterr().err) == named

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from structgrad.commands import CONFIGS, group, report, sweep
 from structgrad.experiments import tables
-from structgrad.experiments.launching import places
+from structgrad.experiments.launching import _conclude, places
 from structgrad.experiments.queue import Plan, Progress
 from structgrad.experiments.runs import folder_of
 from structgrad.experiments.screen import Screen, time_left
@@ -141,6 +142,16 @@ def test_rows_whose_data_are_not_to_be_had_run_if_they_are_asked_for() -> None:
     everything = plan_of("table=correia_1", "rows=all").rows
     assert [row.name for row in everything] == [row.name for row in tables.load("correia_1", CONFIGS / "table").rows]
     assert plan_of("table=correia_1", "rows=sfe_01").rows[0].name == "sfe_01"
+
+
+def test_the_last_line_finds_a_table_of_your_own(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = {"row": SimpleNamespace(done=2, failed=0, errors={})}
+    queue: Any = SimpleNamespace(progress=lambda: progress)
+    own = "hydra.searchpath=[pkg://mylab.configs]"
+    for common, end in (("budget=smoke",), "r"), (("budget=smoke", own), f"r '{own}'"):
+        plan: Any = SimpleNamespace(results="r", common=common, folder="f")
+        assert _conclude(plan, queue, 0) == 0
+        assert capsys.readouterr().out == f"2 trials done, 0 failed; python report.py {end}\n"
 
 
 def test_another_sampler_makes_a_sweep_of_its_own() -> None:

@@ -192,7 +192,8 @@ def _compare(arguments: argparse.Namespace, folders: Sequence[Traversable]) -> N
     where = dict(item.split("=", 1) for item in arguments.where)
     found = [run for path in paths for run in load(path)]
     if not _asks_to_compare(arguments):
-        for name in sorted({run.sweep["table"] for run in found if "table" in run.sweep}):
+        made = {run.sweep["table"] for run in found if "table" in run.sweep}
+        for name in sorted(made.difference(tables.names(*folders))):
             print(f"table {name} is not found; {_SEARCHPATH}[pkg://mylab.configs] says where it is", file=sys.stderr)
     found = comparison.matching(found, where) if where else found
     by = arguments.by.split(",") if arguments.by else None
