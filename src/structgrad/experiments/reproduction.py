@@ -110,8 +110,11 @@ def document(reports: Sequence[Report], picture: str = "") -> str:
     parts, states = [], []
     groups: dict[str, list[Report]] = {"": [], "## Without published numbers": [], "## Stand-in data": []}
     published, unpublished, stand_in = groups.values()
-    closed = [report for report in reports if report.table.unavailable and not report.runs]
-    for report in sorted((r for r in reports if r not in closed), key=lambda report: report.stand_in):
+    closed: list[Report] = []
+    for report in sorted(reports, key=lambda report: report.stand_in):
+        if report.table.unavailable and not report.runs:
+            closed.append(report)
+            continue
         numbers = any(row.published for row in report.table.rows)
         (stand_in if report.stand_in else published if numbers else unpublished).append(report)
     for title, group in groups.items():

@@ -69,7 +69,7 @@ def best_trial(validation: ArrayLike, test: ArrayLike) -> Cell:
     exact, over all repetitions, while the paper draws 10^5. One run has no error.
 
     The best of n runs is too often the best of n draws from them, so this deviation is too small for
-    an interval: with 20 runs it misses a quarter of the time. The standard error, of which intervals
+    an interval. With 20 runs it misses a quarter of the time. The standard error, of which intervals
     are made, therefore draws only the root of n (the m out of n bootstrap of Bickel et al. 1997).
     """
     order = ranking(validation)

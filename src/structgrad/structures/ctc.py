@@ -101,14 +101,15 @@ class Ctc(Derivations):
             ValueError: in eager CPU code, if an example has labels and no frame. Its mask would be
                 that of an empty example, whose partition function is 1.
         """
-        some = log_probs.new_zeros(log_probs.shape[:-2], dtype=torch.int64)
-        no_frame = (some + log_probs.shape[-2] if frame_lengths is None else frame_lengths + some) == 0
-        labels = targets.shape[-1] if target_lengths is None else target_lengths
-        refuse(no_frame & (some + labels > 0), "has labels but no frame")
+        batch, frames = log_probs.shape[:-2], log_probs.shape[-2]
+        heard, written = (
+            torch.full(batch, most, device=log_probs.device) if lengths is None else lengths
+            for lengths, most in ((frame_lengths, frames), (target_lengths, targets.shape[-1]))
+        )
+        refuse((heard == 0) & (written > 0), "has labels but no frame")
         states = 2 * targets.shape[-1] + 1
         symbols = targets.new_full((*targets.shape[:-1], states), blank)
         symbols[..., 1::2] = targets
-        frames = log_probs.shape[-2]
         of_state = log_probs.gather(-1, symbols[..., None, :].expand(*log_probs.shape[:-1], states))
         everything = (*of_state.shape, _MOVES)
         mask = torch.ones(everything, dtype=torch.bool, device=log_probs.device)

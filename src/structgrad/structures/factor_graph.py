@@ -261,12 +261,12 @@ class StructureFactor(Factor):
         # Each part once: undirected edges are shown twice.
         counted = structure.parts(torch.empty(self.parts.shape), self.parts >= 0)
         shown = structure.layout.mirror(torch.where(counted, self.parts + 1, 0)) - 1
-        self._never = self.parts[~counted & (self.parts != shown)]
+        self._never = self.parts[(self.parts >= 0) & ~counted & (self.parts != shown)]
         self.parts = torch.where(counted, self.parts, -1)
 
     def never(self) -> Tensor:
         """Parts at places where the structure has none."""
-        return self._never[self._never >= 0]
+        return self._never
 
     def groups(self) -> list[Group]:
         """One."""
