@@ -91,7 +91,10 @@ def test_rows_claims_and_differences(tmp_path: Path) -> None:
     assert "| Hot tree | 1 | 50.0 | - | - | 3.0 |" in text
     # Twice the variance 1/3, four degrees of freedom: 2.776 * 0.816.
     assert "*Trees win.* **Shown.** Accuracy (%): Tree − LSTM = +10.0 [+7.5, +12.5]." in text
-    assert "*Hot trees are cheap.* **Open.** Calls: Hot tree 3.0, claimed ≤ 2." in text
+    assert (
+        "*Hot trees are cheap.* **Open.** Calls: Hot tree 3.0, claimed ≤ 2; numbers without an interval need more runs."
+        in text
+    )
     assert "The budget is `paper`. Device cpu, 1.7 min of training a run, commit 0123456789." in text
     assert "Not run" not in text
 
@@ -103,11 +106,30 @@ def test_what_is_close_is_not_shown_and_one_run_decides_nothing(tmp_path: Path) 
     )
     single = [summary("lstm", 0, 0.8), summary("tree", 0, 0.9)]
     text = markdown.claims(build(small(tmp_path), single))
-    assert "**Open.** Accuracy (%): Tree − LSTM = +10.0, without an interval, for which more runs are needed" in text
+    assert "**Open.** Accuracy (%): Tree − LSTM = +10.0; numbers without an interval need more runs." in text
     reverse = [summary("lstm", s, 0.9 + s / 100) for s in range(3)] + [
         summary("tree", s, 0.8 + s / 100) for s in range(3)
     ]
     assert "**Contradicted.**" in markdown.claims(build(small(tmp_path), reverse))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "sentence"),
+    [
+        ("[95.0, 4.0]", "By the same test, the published numbers show it."),
+        ("[84.0, 4.0]", "By the same test, the published numbers show 0 of 1 comparisons and leave 1 open."),
+        ("[60.0, 4.0]", "By the same test, the published numbers show 0 of 1 comparisons and contradict 1."),
+    ],
+)
+def test_a_claim_is_judged_by_the_published_numbers_as_well(tmp_path: Path, accuracy: str, sentence: str) -> None:
+    """Four seeds and a standard deviation of 4 each: the interval of a difference is 6.9 wide."""
+    change = ("estimator=sst]}", "estimator=sst], published: {accuracy: " + accuracy + "}}")
+    for found in (runs(), []):
+        lines = markdown.claims(build(small(tmp_path, change), found)).splitlines()
+        assert lines[0].endswith(sentence)
+        assert "published" not in lines[1]  # of a column without published numbers
+    quick = [summary(row, s, 0.8, budget="quick") for row in ("lstm", "tree") for s in range(3)]
+    assert "published" not in markdown.claims(build(small(tmp_path, change), quick))
 
 
 def test_missing_rows_come_with_the_command(tmp_path: Path) -> None:

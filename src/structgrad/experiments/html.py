@@ -139,7 +139,8 @@ def _claims(verdicts: Iterable[Verdict]) -> str:
     items = [
         f"<li>{escape(v.claim.text)} "
         f'<span class="verdict {v.decision}">{markdown.WORDS[v.decision]}.</span>'
-        f"<small>{escape(markdown.numbers(v))}</small></li>"
+        f"<small>{escape(markdown.numbers(v))}</small>"
+        f"<small>{escape(markdown.theirs(v))}</small></li>"
         for v in verdicts
     ]
     return f"<h3>Claims</h3><ul class=claims>{''.join(items)}</ul>" if items else ""

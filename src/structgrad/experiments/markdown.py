@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,7 +186,8 @@ def claims(report: Report) -> str:
     """
     lines = []
     for verdict in report.verdicts:
-        lines.append(f"- Claim: *{verdict.claim.text}* **{WORDS[verdict.decision]}.** {numbers(verdict)}.")
+        parts = [f"- Claim: *{verdict.claim.text}* **{WORDS[verdict.decision]}.** {numbers(verdict)}.", theirs(verdict)]
+        lines.append(" ".join(part for part in parts if part))
     return "\n".join(lines)
 
 
@@ -203,7 +205,22 @@ def numbers(verdict: Verdict) -> str:
     if len(absent) > _NAMED:
         absent = [f"{len(absent)} of the claim's rows"]
     parts = [f"{column}: {', '.join(found)}" for column, found in texts.items()]
+    if any(outcome.single for outcome in verdict.outcomes):
+        parts.append("numbers without an interval need more runs")
     return "; ".join([*parts, f"No runs of {', '.join(absent)}"] if absent else parts)
+
+
+def theirs(verdict: Verdict) -> str:
+    """The decision of the published numbers on a claim; empty without published numbers."""
+    if not verdict.published:
+        return ""
+    if verdict.published_decision == "shown":
+        return "By the same test, the published numbers show it."
+    counts = Counter(outcome.decision for outcome in verdict.published)
+    parts = [f"show {counts['shown']} of {len(verdict.published)} comparisons"]
+    parts += [f"contradict {counts['contradicted']}"] if counts["contradicted"] else []
+    parts += [f"leave {counts['open']} open"] if counts["open"] else []
+    return f"By the same test, the published numbers {', '.join(parts[:-1])} and {parts[-1]}."
 
 
 def missing(report: Report) -> str:

@@ -99,28 +99,47 @@ class Outcome:
         column: title of the column.
         text: the numbers.
         absent: titles of the missing rows.
+        single: whether the numbers have no interval, as those of single runs.
     """
 
     decision: Decision
     column: str
     text: str
     absent: tuple[str, ...] = ()
+    single: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of runs to a claim."""
+    """The answer of numbers to a claim.
+
+    Attributes:
+        claim: the claim.
+        outcomes: the answers of runs to its comparisons.
+        published: the answers of the published numbers; empty if some are missing, and for runs that
+            do not stand beside published numbers.
+    """
 
     claim: Claim
     outcomes: tuple[Outcome, ...]
+    published: tuple[Outcome, ...] = ()
 
     @property
     def decision(self) -> Decision:
-        """Shown if all comparisons are shown, contradicted if one is, otherwise open; see
-        :func:`judge`.
+        """Shown if runs show all comparisons, contradicted if they contradict one, otherwise open;
+        see :func:`judge`.
         """
-        decisions = {outcome.decision for outcome in self.outcomes}
-        return "contradicted" if "contradicted" in decisions else "shown" if decisions == {"shown"} else "open"
+        return _all_of(self.outcomes)
+
+    @property
+    def published_decision(self) -> Decision | None:
+        """The same by the published numbers and their errors; None without them."""
+        return _all_of(self.published) if self.published else None
+
+
+def _all_of(outcomes: Iterable[Outcome]) -> Decision:
+    decisions = {outcome.decision for outcome in outcomes}
+    return "contradicted" if "contradicted" in decisions else "shown" if decisions == {"shown"} else "open"
 
 
 @dataclass(frozen=True)
@@ -367,25 +386,40 @@ def against_published(report: Report, line: Line, key: str, level: float = LEVEL
 
 
 def judge(report: Report, claim: Claim) -> Verdict:
-    """Decide every comparison of a claim by the comparable runs of the table.
+    """Decide every comparison of a claim by the comparable runs of the table, and by the published
+    numbers.
 
     A claim that is shown needs all its comparisons, so each has an interval of its own. One is enough
     to contradict it, so the intervals that may do so hold for all of them together.
     """
-    lines = report.main()
+    table, lines = report.table, report.main()
+    ours = {
+        (row, key): cell.scaled(table.columns[key].scale)
+        for row, line in lines.items()
+        for key, cell in line.cells.items()
+    }
+    theirs = {(row.name, key): table.published.cell(*pair) for row in table.rows for key, pair in row.published.items()}
+    published = _outcomes(table, claim, theirs) if report.is_reproduction else ()
+    whole = not any(outcome.absent for outcome in published)
+    return Verdict(claim, _outcomes(table, claim, ours), published if whole else ())
+
+
+def _outcomes(table: Table, claim: Claim, cells: Mapping[tuple[str, str], Cell]) -> tuple[Outcome, ...]:
+    """``cells``: (row, column) -> number in the units of the column."""
     together = simultaneous(sum(max(len(comparison.than), 1) for comparison in claim.shown_by))
-    found = [_outcomes(report.table, comparison, lines, together) for comparison in claim.shown_by]
-    return Verdict(claim, tuple(outcome for outcomes in found for outcome in outcomes))
+    return tuple(outcome for comparison in claim.shown_by for outcome in _compare(table, comparison, cells, together))
 
 
-def _outcomes(table: Table, comparison: Comparison, lines: Mapping[str, Line], together: float) -> list[Outcome]:
-    column = table.columns[comparison.column]
+def _compare(
+    table: Table, comparison: Comparison, cells: Mapping[tuple[str, str], Cell], together: float
+) -> list[Outcome]:
+    column, key = table.columns[comparison.column], comparison.column
     subject = comparison.better or comparison.not_worse or comparison.row
     assert subject is not None
-    absent = [r for r in (subject, *comparison.than) if r not in lines or comparison.column not in lines[r].cells]
+    absent = [row for row in (subject, *comparison.than) if (row, key) not in cells]
     if absent:
         return [Outcome("open", column.title, "", absent=tuple(full_title(table, row) for row in absent))]
-    cell = lines[subject].cells[comparison.column].scaled(column.scale)
+    cell = cells[subject, key]
     name = full_title(table, subject)
     if comparison.row is not None:
         least = comparison.at_least is not None
@@ -395,18 +429,17 @@ def _outcomes(table: Table, comparison: Comparison, lines: Mapping[str, Line], t
         text = f"{name} {interval(cell, column.digits)}, claimed {'≥' if least else '≤'} {limit:g}"
         # The limit itself is allowed: numbers without any spread may lie on it.
         exact = gap.half_width == 0.0 and gap.value == 0.0
-        return [Outcome("shown" if exact else _decide(gap, wide, 0.0, 1.0 if least else -1.0), column.title, text)]
+        decision = "shown" if exact else _decide(gap, wide, 0.0, 1.0 if least else -1.0)
+        return [Outcome(decision, column.title, text, single=gap.half_width is None)]
     sign = 1.0 if column.direction == "maximize" else -1.0
     margin = 0.0 if comparison.better else column.margin
     assert margin is not None
     outcomes = []
     for other in comparison.than:
-        theirs = lines[other].cells[comparison.column].scaled(column.scale)
-        gap, wide = (difference(cell, theirs, level) for level in (LEVEL, together))
+        gap, wide = (difference(cell, cells[other, key], level) for level in (LEVEL, together))
         text = f"{name} − {full_title(table, other)} = {gap.show(column.digits)}"
         text += f", margin {margin:g}" if margin else ""
-        text += ", without an interval, for which more runs are needed" if gap.half_width is None else ""
-        outcomes.append(Outcome(_decide(gap, wide, -margin, sign), column.title, text))
+        outcomes.append(Outcome(_decide(gap, wide, -margin, sign), column.title, text, single=gap.half_width is None))
     return outcomes
 
 
