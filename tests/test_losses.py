@@ -279,6 +279,36 @@ def test_refusals() -> None:
         losses.structured_hinge_loss(KSubset(2), scores, target, cost=-1.0)
     with pytest.raises(ValueError, match="reduction"):
         losses.SparsemaxLoss("median")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="sigma"):
+        losses.PerturbedLoss(KSubset(2), sigma=-1.0)
+    with pytest.raises(TypeError, match="n_samples must be a whole number"):
+        losses.PerturbedLoss(KSubset(2), n_samples=2.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="cost"):
+        losses.StructuredHingeLoss(KSubset(2), cost=-1.0)
+
+
+def test_modules_show_their_options() -> None:
+    assert repr(losses.EntmaxLoss(1.2)) == "EntmaxLoss(alpha=1.2, reduction='mean', ignore_index=None)"
+    text = repr(losses.PerturbedLoss(KSubset(2), "gumbel", 0.5))
+    assert "utility='gumbel', sigma=0.5, n_samples=10, reduction='mean'" in text
+
+
+@pytest.mark.parametrize("loss", [losses.sparsemax_loss, losses.entmax_loss])
+def test_classes_of_any_integer_type(loss: Callable[..., Tensor]) -> None:
+    scores, classes = torch.randn(3, 4), torch.tensor([0, 3, 2])
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(loss(scores, classes.to(dtype)), loss(scores, classes))
+
+
+def test_perturbed_loss_in_inference_mode() -> None:
+    """Where Lightning validates."""
+    scores, target, _ = problem(KSubset(2), (4,))
+    found = []
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        torch.manual_seed(0)
+        with mode():
+            found.append(losses.PerturbedLoss(KSubset(2))(scores, target).item())
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("loss", [losses.sparsemax_loss, losses.entmax_loss])

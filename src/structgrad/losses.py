@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from structgrad.algorithms.eager import refuse
 from structgrad.common.ranges import check_choice, check_count, check_range
+from structgrad.common.text import options
 from structgrad.estimators.relaxation import mean_argmax
 from structgrad.estimators.utilities import Utility, UtilityName, make_utility
 from structgrad.structures import OneHot
@@ -218,13 +219,8 @@ def perturbed_loss(
         ValueError: for options out of range or a target of another shape than the scores.
     """
     mask = structure.mask_from(mask, lengths, scores)
-    structure.require("argmax", by="perturbed_loss")
+    noise = _check_perturbed(structure, utility, sigma, n_samples)
     target = _check(structure, scores, target, mask, "perturbed_loss")
-    noise = make_utility(utility)
-    if not noise.is_location_family:
-        raise ValueError(f"perturbed_loss needs utilities that are scores plus noise; got {type(noise).__name__}")
-    check_range("sigma", sigma, above=0, below=math.inf)
-    check_count("n_samples", n_samples)
     exists = structure.parts(scores, mask)
     # In float64, where large scores leave something of the noise.
     near = brought_near(structure, scores, mask, margin=100 * sigma)
@@ -242,6 +238,17 @@ def perturbed_loss(
 
     conjugate: Tensor = _Conjugate.apply(finite, maximiser, value)
     return (conjugate - _sum(structure, (finite - finite.detach()) * target, exists)).to(scores.dtype)
+
+
+def _check_perturbed(structure: Structure, utility: UtilityName | Utility, sigma: float, n_samples: int) -> Utility:
+    structure.require("argmax", by="perturbed_loss")
+    structure.require_linear(by="perturbed_loss")
+    noise = make_utility(utility)
+    if not noise.is_location_family:
+        raise ValueError(f"perturbed_loss needs utilities that are scores plus noise; got {type(noise).__name__}")
+    check_range("sigma", sigma, above=0, below=math.inf)
+    check_count("n_samples", n_samples)
+    return noise
 
 
 def structured_hinge_loss(
@@ -273,9 +280,7 @@ def structured_hinge_loss(
         ValueError: for a negative cost or a target of another shape than the scores.
     """
     mask = structure.mask_from(mask, lengths, scores)
-    structure.require("argmax", by="structured_hinge_loss")
-    if not 0 <= cost < math.inf:
-        raise ValueError(f"cost must not be negative; got {cost}")
+    _check_hinge(structure, cost)
     target = _check(structure, scores, target, mask, "structured_hinge_loss")
     exists = structure.parts(scores, mask)
     # In float64, where large scores leave something of the cost.
@@ -288,8 +293,15 @@ def structured_hinge_loss(
     return near.corrected(loss, difference).to(scores.dtype)
 
 
+def _check_hinge(structure: Structure, cost: float) -> None:
+    structure.require("argmax", by="structured_hinge_loss")
+    structure.require_linear(by="structured_hinge_loss")
+    check_range("cost", cost, least=0, below=math.inf)
+
+
 def _are_classes(scores: Tensor, target: Tensor) -> bool:
-    return target.dtype == torch.int64 and target.shape == scores.shape[:-1]
+    whole = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    return whole and target.shape == scores.shape[:-1]
 
 
 def _ignoring(
@@ -313,6 +325,7 @@ def _counted(scores: Tensor, target: Tensor, ignore_index: int | None) -> Tensor
 def _as_distribution(scores: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
     """Class indices ``[*batch]`` as one-hot vectors; ``[*batch, K]`` is returned as it is."""
     if _are_classes(scores, target):
+        target = target.long()
         outside = (target < 0) | (target >= scores.shape[-1])
         refuse(outside, f"has a target that is none of the {scores.shape[-1]} classes")
         if mask is not None:
@@ -422,6 +435,10 @@ class Loss(nn.Module):
         check_choice("reduction", reduction, get_args(Reduction))
         self.reduction = reduction
 
+    def extra_repr(self) -> str:
+        """The options, as in ``SparsemaxLoss(reduction='mean', ignore_index=None)``."""
+        return options(self)
+
     def reduce(self, losses: Tensor, count: Tensor | None = None) -> Tensor:
         """``[*batch]`` -> a scalar, or ``[*batch]`` unchanged. A mean is over ``count`` examples,
         None for all.
@@ -488,6 +505,7 @@ class PerturbedLoss(Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
+        _check_perturbed(structure, utility, sigma, n_samples)
         self.structure, self.utility, self.sigma, self.n_samples = structure, utility, sigma, n_samples
 
     def forward(
@@ -503,6 +521,7 @@ class StructuredHingeLoss(Loss):
 
     def __init__(self, structure: Structure, cost: float = 1.0, reduction: Reduction = "mean") -> None:
         super().__init__(reduction)
+        _check_hinge(structure, cost)
         self.structure, self.cost = structure, cost
 
     def forward(

@@ -16,11 +16,11 @@ ones.
 To see the values in a failed assertion, let pytest rewrite the assertions: put
 ``pytest.register_assert_rewrite("structgrad.testing")`` into ``conftest.py``.
 
-Every test of the contract runs on every path of computation (:data:`PATHS`), not only on the path
-that this machine would use. So the code for GPUs is tested without a GPU.
+The tests of a structure run on the paths of computation (:data:`PATHS`) that this machine has: compiled
+code and plain torch. With ``TRITON_INTERPRET=1`` they also run the kernels for GPUs, without a GPU.
 
-For another device set ``STRUCTGRAD_TEST_DEVICE=cuda`` in the environment. Problems and expected
-values stay on the CPU. Structures and estimators compute on the device.
+For another device set ``STRUCTGRAD_TEST_DEVICE=cuda`` in the environment. Structures compute there, and
+of an estimator's tests the comparison of gradients. Problems and expected values stay on the CPU.
 """
 
 from __future__ import annotations

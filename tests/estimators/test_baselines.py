@@ -54,6 +54,25 @@ def test_a_baseline_of_ones_own_is_unbiased(name: str) -> None:
     assert_unbiased(estimator, p, "gibbs")
 
 
+def test_options_out_of_range_are_refused_for_every_baseline() -> None:
+    for name in ("loo", "none", "ema"):
+        with pytest.raises(ValueError, match="decay"):
+            make_baseline(name, decay=1.5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="hidden_size"):
+            make_baseline(name, hidden_size=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_do_not_move_a_mean(bad: float) -> None:
+    running, clean = RunningMean(0.9, with_deviation=True), RunningMean(0.9, with_deviation=True)
+    for values in (torch.tensor([bad, 1.0]), torch.tensor([1.0, 2.0]), torch.tensor([3.0, bad]), torch.tensor([5.0])):
+        running.update(values)
+        if values.isfinite().all():
+            clean.update(values)
+    assert running.mean == clean.mean
+    assert running.deviation == clean.deviation
+
+
 def test_an_object_and_its_name_are_the_same() -> None:
     p = problem("one_hot")
     gradients = []

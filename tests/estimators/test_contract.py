@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -26,6 +27,7 @@ from structgrad.estimators import (
     DisARM,
     ImportanceWeighted,
     Marginalize,
+    MuProp,
     Reinforce,
     SurrogateGradient,
 )
@@ -113,6 +115,60 @@ def test_training_after_an_evaluation_in_inference_mode(built: tuple[str, list[t
         with torch.inference_mode():
             run(estimator.eval(), p)
         torch.autograd.grad(run(estimator.train(), p).surrogate.sum(), p.scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int64, torch.bool])
+def test_losses_of_another_kind_are_the_same_numbers(
+    built: tuple[str, list[tuple[Estimator, Problem]]], dtype: torch.dtype
+) -> None:
+    """Half precision, as under autocast, and counts and truths of black boxes."""
+    for estimator, p in built[1][::4]:
+
+        def losses(vertices: Tensor, rows: Tensor) -> Tensor:
+            if dtype == torch.bfloat16:
+                return 200 + vertices.flatten(1).sum(1).mul(3).bfloat16()  # where one is a step
+            return (vertices.flatten(1).sum(1) > 1.5).to(dtype)
+
+        if dtype != torch.bfloat16 and estimator.needs_differentiable_objective:
+            continue
+        found, expected = (
+            run(copy.deepcopy(estimator).train(), p, objective)
+            for objective in (losses, lambda vertices, rows: losses(vertices, rows).to(vertices.dtype))
+        )
+        for ours, theirs in ((found.objective, expected.objective), (found.surrogate, expected.surrogate)):
+            assert ours.dtype == p.scores.dtype
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        grads = [torch.autograd.grad(e.surrogate.sum(), p.scores, allow_unused=True)[0] for e in (found, expected)]
+        torch.testing.assert_close(*grads, rtol=0, atol=0)
+
+
+def test_a_loss_that_is_not_finite_spoils_one_step_of_one_example(
+    built: tuple[str, list[tuple[Estimator, Problem]]],
+) -> None:
+    """A loop that skips the step goes on as before, as running means and critics have not seen it."""
+    for estimator, p in built[1][::4]:
+        if estimator.mixes_examples:
+            continue
+
+        def bad(vertices: Tensor, rows: Tensor) -> Tensor:
+            return p.decoder(vertices, rows) + torch.where(rows == 0, math.nan, 0.0)  # noqa: B023
+
+        estimator.train()
+        (gradient,) = torch.autograd.grad(run(estimator, p, bad).surrogate.sum(), p.scores)
+        assert gradient[1:].isfinite().all(), p.structure.name
+        assert all(buffer.isfinite().all() for buffer in estimator.buffers()), p.structure.name
+        (gradient,) = torch.autograd.grad(run(estimator, p).surrogate.sum(), p.scores)
+        assert gradient.isfinite().all(), p.structure.name
+
+
+def test_training_mode_in_inference_mode_works_or_says_why_not(
+    built: tuple[str, list[tuple[Estimator, Problem]]],
+) -> None:
+    for estimator, p in built[1][::4]:
+        refuses = isinstance(estimator, REBAR | RELAX | RODEO | MuProp)
+        says = pytest.raises(RuntimeError, match="inference_mode") if refuses else contextlib.nullcontext()
+        with torch.inference_mode(), says:
+            run(estimator.train(), p)
 
 
 @pytest.mark.gpu

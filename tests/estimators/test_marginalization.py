@@ -365,8 +365,8 @@ def test_weights_of_sum_and_sample_agree_with_its_objective() -> None:
 
 
 def test_sum_and_sample_without_a_vertex_of_the_rest() -> None:
-    """Its objective is unbiased where the tries find none outside the sum: a bit of score log 16, so that
-    (16/17)^16 = 0.38 of the estimates have none; within 5 standard errors.
+    """Its objective is unbiased where the tries find none outside the sum. With a bit of score log 16,
+    (16/17)^16 = 0.38 of the estimates have none. Within 5 standard errors.
     """
     torch.manual_seed(0)
     scores = torch.full((20_000, 1), math.log(16.0))

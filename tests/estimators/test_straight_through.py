@@ -113,8 +113,8 @@ def test_gumbel_rao_has_the_mean_of_straight_through_sst_and_less_variance(name:
 
 @pytest.mark.parametrize("relaxation", ["softsub", "exp_family"])
 def test_temperatures_of_examples(relaxation: str) -> None:
-    """Every example has its own, as in a batch of equal temperatures, for as many utilities as there are examples
-    and for more (``softsub`` is no function of the quotient alone).
+    """Every example has its own, as in a batch of equal temperatures. There are as many utilities as examples, or
+    more. (``softsub`` is no function of the quotient alone.)
     """
     case = Problem.make(KSubset(2), (5,), batch=3)
     temperatures = torch.tensor([0.2, 1.0, 3.0])

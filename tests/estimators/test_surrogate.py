@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from structgrad.estimators.surrogate import SumOfGamma, SurrogateGradient
+from structgrad.estimators.surrogate import AdaptiveIMLE, SumOfGamma, SurrogateGradient
 from structgrad.estimators.utilities import Gumbel
-from structgrad.structures import BinaryTree, OneHot
+from structgrad.structures import BinaryTree, KSubset, OneHot
 from structgrad.structures.base import UnsupportedError
 from structgrad.structures.correlated_k_subset import CorrelatedKSubset
 from structgrad.testing import Problem
@@ -183,5 +183,15 @@ def test_impossible_options(options: dict[str, Any], message: str) -> None:
 def test_impossible_structures() -> None:
     with pytest.raises(UnsupportedError, match="needs vertices with one entry a score, which BinaryTree lacks"):
         SurrogateGradient(BinaryTree())
-    with pytest.raises(ValueError, match="k, terms and scale must be positive"):
+    with pytest.raises(ValueError, match="k must be at least 1"):
         SumOfGamma(0)
+    with pytest.raises(TypeError, match="k must be a whole number"):
+        SumOfGamma(2.5)  # type: ignore[arg-type]
+    assert repr(SumOfGamma(3)) == "SumOfGamma(k=3, terms=10, scale=1.0)"
+
+
+def test_a_whole_number_is_a_target() -> None:
+    scores = torch.randn(2, 4, requires_grad=True)
+    estimator = AdaptiveIMLE(KSubset(2), target=2)
+    estimator(scores, lambda vertices, rows: vertices[:, 0]).surrogate.sum().backward()
+    assert estimator.found.dtype == torch.float32

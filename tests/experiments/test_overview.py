@@ -38,11 +38,12 @@ def example(root: Path) -> Path:
     since = (datetime.now().astimezone() - timedelta(seconds=100)).isoformat(timespec="seconds")
     here = {"process": os.getpid(), "machine": socket.gethostname(), "since": since}
     command = {"command": "python train.py task=listops estimator=sst", "from_step": 200}
+    command |= {"monitor": "val/accuracy", "mode": "max"}
     run(root, "running", 400, running__json=here, environment__json=command)
     dead = subprocess.Popen(["true"])
     dead.wait()
-    run(root, "killed", 300, running__json=here | {"process": dead.pid})
-    run(root, "failed", 200, error__txt="training diverged: <script>alert(1)</script>\n")
+    run(root, "killed", 300, running__json=here | {"process": dead.pid}, environment__json=command)
+    run(root, "failed", 200, error__txt="training diverged: <script>alert(1)</script>\n", environment__json=command)
     summary = {
         "name": "listops-x", "task": "listops", "structure": "arborescence", "estimator": "done", "budget": "quick",
         "seed": 3, "metrics": {"val/accuracy": 0.87, "test/accuracy": 0.86}, "steps": 1000, "training_s": 61.0,
@@ -67,6 +68,40 @@ def test_states_and_how_far(tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(FileNotFoundError, match="no run in"):
         overview.states(tmp_path / "nothing")
+
+
+def test_an_unfinished_run_shows_its_best_value_so_far_of_the_metric_that_selects(tmp_path: Path) -> None:
+    """Neither the last value nor the first metric, nor a line that is only half-written."""
+    best = {"max": 0.9, "min": 0.2}
+    for mode in best:
+        folder = run(tmp_path, mode, 0, environment__json={"monitor": "val/score", "mode": mode})
+        lines = ["9,val/other,7.0", "9,val/score,0.2", "19,val/score,0.9", "29,val/score,0.4", "39,val/score,0."]
+        (folder / "metrics.csv").write_text("\n".join(["step,metric,value", *lines]))  # the last is 0.1, half-written
+    for found in overview.states(tmp_path):
+        assert found.metric == "val/score"
+        assert found.value == best[found.choices["estimator"]]
+        assert found.curve[-1] == (29, 0.4)
+        assert found.step == 30
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"summary.json": '{"metrics": null, "task": "listops"}'},
+        {"config.yaml": "trainer: default"},
+        {"config.yaml": "trainer: {max_steps: many}"},
+        {"metrics.csv": "step,metric,value\nx,y\n"},
+        {"running.json": "[1]"},
+    ],
+)
+def test_one_damaged_folder_does_not_hide_the_others(tmp_path: Path, damage: dict[str, str]) -> None:
+    example(tmp_path)
+    folder = run(tmp_path, "broken", 100)
+    for name, content in damage.items():
+        (folder / name).write_text(content)
+    found = {run.folder: run for run in overview.states(tmp_path)}
+    assert len(found) == 5
+    assert sum(run.state == "finished" for run in found.values()) == 1
 
 
 def test_the_page_is_one_file_and_escapes(tmp_path: Path) -> None:

@@ -164,3 +164,10 @@ def test_runs_of_a_table_that_is_not_found_are_compared_with_a_line_that_says_so
     assert report.main([str(tmp_path)]) == 0
     line = f"table {table} is not found; hydra.searchpath=[pkg://mylab.configs] says where it is\n"
     assert (line in capsys.readouterr().err) == named
+
+
+def test_runs_of_a_row_that_is_gone_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = {"table": "listops_quick", "row": "gone", "trial": 0}
+    (tmp_path / "run.json").write_text(json.dumps(summary("tree", 0, 0.9, sweep=sweep).content))
+    report.main([str(tmp_path), "table=listops_quick"])
+    assert "warning: listops_quick has no row gone; runs of it are left out" in capsys.readouterr().err

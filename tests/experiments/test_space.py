@@ -59,6 +59,16 @@ def test_later_spaces_override_and_null_takes_away() -> None:
         ({"x": {"distribution": "uniform", "low": 1, "high": 1}}, "is empty"),
         ({"x": {"distribution": "log_uniform", "low": 0, "high": 1}}, "not positive"),
         ({"x": {"distribution": "choice", "values": []}}, "must be a list"),
+        ({"x": {"distribution": "choice", "values": 3}}, "must be a list"),
+        ({"x": {"distribution": "choice", "values": "abc"}}, "must be a list"),
+        ({"x": {"distribution": "uniform", "low": None, "high": 1}}, "the bound None is no finite number"),
+        ({"x": {"distribution": "uniform", "low": "a", "high": "b"}}, "the bound 'a' is no finite number"),
+        ({"x": {"distribution": "uniform", "low": 0, "high": math.inf}}, "the bound inf is no finite number"),
+        (
+            {"x": {"distribution": "uniform", "low": 0, "high": 1, "when": 3}},
+            "when takes keys with their values",
+        ),
+        ({"x": 3}, "search.x: 3 is no distribution"),
     ],
 )
 def test_errors(space: dict[str, Any], message: str) -> None:

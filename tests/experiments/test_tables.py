@@ -99,6 +99,49 @@ def test_rows_claims_and_differences(tmp_path: Path) -> None:
     assert "Not run" not in text
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("overrides: [task=listops]", "overrides: task=listops"), r"the table: overrides are a list .*; got 'task=li"),
+        (("overrides: [task=listops]", "overrides: [{task: listops}]"), "the table: overrides are a list"),
+        (("overrides: [task=listops]", "overrides: [task=listops]\nsearch: [a]"), "the table: search takes keys with"),
+        (("accuracy: [80.0, 4.0]", "accuracy: abc"), "row lstm: published: accuracy is 'abc', neither a number nor"),
+        (("accuracy: [80.0, 4.0]", "accuracy: [1, 2, 3]"), r"row lstm: published: accuracy is \[1, 2, 3\], neither"),
+        (("overrides: [structure=none]", "overrides: [structure=none], given: 3"), "row lstm: given takes keys with"),
+        (("overrides: [structure=none]", "overrides: [structure=none], search: 3"), "row lstm: search takes keys with"),
+    ],
+)
+def test_values_of_another_kind_are_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(TableError, match=message):
+        small(tmp_path, change)
+
+
+def test_the_best_value_is_that_of_its_column(tmp_path: Path) -> None:
+    """Also if two columns share a title, or one has that of the column of runs."""
+    twins = ("title: Calls, direction: minimize", "title: Runs, direction: minimize")
+    found = [summary("tree", 0, 0.5) for _ in range(1)] + [summary("hot", 0, 0.9)]
+    for run, calls in zip(found, (1.0, 2.0), strict=True):
+        run.content["metrics"]["test/calls"] = calls
+    text = markdown.latex(build(small(tmp_path, twins), found))
+    (tree,) = (line for line in text.splitlines() if line.startswith("Tree"))
+    (hot,) = (line for line in text.splitlines() if line.startswith("Hot"))
+    assert "\\textbf{1.0}" in tree
+    assert "\\textbf{90.0}" in hot
+    assert tree.count("textbf") == hot.count("textbf") == 1
+
+
+def test_a_setting_that_is_left_out_at_its_neutral_value_is_known(tmp_path: Path) -> None:
+    """Rows that name it, in their overrides or as a given setting, have the runs that lack it."""
+    for change in (
+        ("estimator=sst, estimator.temperature=9]", "estimator=sst, estimator.epsilon=0.01]"),
+        ("estimator=sst, estimator.temperature=9]}", "estimator=sst], given: {estimator.epsilon: 0.01}}"),
+    ):
+        swept = {"sweep": {"table": "small", "row": "hot", "trial": 0}} if "given" in change[1] else {}
+        report = build(small(tmp_path, change), [summary("tree", 0, 0.9, **swept)])
+        assert [len(line.runs) for line in report.lines if line.row.name == "hot"] == [1]
+        assert not any(line.marks for line in report.lines)
+
+
 def test_what_is_close_is_not_shown_and_one_run_decides_nothing(tmp_path: Path) -> None:
     close = [summary("lstm", s, 0.8 + s / 10) for s in range(3)] + [summary("tree", s, 0.85 + s / 10) for s in range(3)]
     assert "**Open.** Accuracy (%): Tree − LSTM = +5.0 [-19.8, +29.8]." in markdown.claims(

@@ -99,6 +99,26 @@ def test_too_few_frames_are_refused() -> None:
             Ctc().argmax(torch.zeros(shape))
 
 
+def test_what_follows_the_labels_may_be_anything() -> None:
+    log_probs = torch.randn(2, 4, 5).log_softmax(-1)
+    counts = torch.tensor([2, 1])
+    found = [
+        Ctc().log_partition(*Ctc().scores(log_probs, torch.tensor([[1, 2], [2, pad]]), target_lengths=counts))
+        for pad in (0, 2, -1, 99)
+    ]
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def test_lengths_out_of_range_are_refused() -> None:
+    log_probs, targets = torch.randn(2, 4, 5), torch.tensor([[1, 2], [1, 2]])
+    for given, most in (({"frame_lengths": [4, 9]}, 4), ({"target_lengths": [-2, 1]}, 2)):
+        lengths = {name: torch.tensor(value) for name, value in given.items()}
+        with pytest.raises(ValueError, match=f"lengths of Ctc are from 0 to {most} for these scores"):
+            Ctc().scores(log_probs, targets, **lengths)
+        with pytest.raises(TypeError, match="integers"):
+            Ctc().scores(log_probs, targets, **{name: value.float() for name, value in lengths.items()})
+
+
 def test_labels_without_a_frame_are_refused() -> None:
     """PyTorch's loss is infinite there; that of an empty mask would be 0."""
     ctc, targets = Ctc(), torch.tensor([[1, 2], [1, 2]])

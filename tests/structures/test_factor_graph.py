@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -395,6 +396,17 @@ def test_lists_that_are_made_in_inference_mode_serve_training() -> None:
         graph.log_partition(scores)
     graph.log_partition(scores).sum().backward()
     torch.testing.assert_close(scores.grad, torch.full((1, 4), 2 / 7))  # of 7 matchings 2 have an edge
+
+
+def test_lists_of_few_masks_are_kept() -> None:
+    """A mask for every example of a long training must not fill the memory."""
+    graph = FactorGraph(10, [Budget(torch.arange(10), 3)])
+    masks = torch.tensor(list(itertools.islice(itertools.product([True, False], repeat=10), 300)))
+    every = torch.stack([graph.log_partition(torch.zeros(10), mask) for mask in masks])
+    assert len(graph._lists) <= 256
+    torch.testing.assert_close(graph.log_partition(torch.zeros(300, 10), masks), every)
+    counts = sum(math.comb(int(masks[-1].sum()), k) for k in range(4))
+    assert every[-1].exp().item() == pytest.approx(counts)
 
 
 def test_gibbs_oracles_only_where_vertices_are_few() -> None:

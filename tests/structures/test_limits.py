@@ -113,6 +113,34 @@ def test_log_prob_of_another_shape(name: str) -> None:
     torch.testing.assert_close(structure.log_prob(vertices[0], scores)[0], structure.log_prob(vertices, scores)[0])
 
 
+def test_scores_of_several_vertices_are_expanded() -> None:
+    scores = torch.randn(2, 5)
+    vertices = KSubset(2).sample(scores, n=7)
+    with pytest.raises(ValueError, match=r"need scores.expand\(\[7, 2, 5\]\)"):
+        KSubset(2).log_prob(vertices, scores)
+    assert KSubset(2).log_prob(vertices, scores.expand(vertices.shape)).shape == (7, 2)
+
+
+@pytest.mark.parametrize("name", [n for n, (s, _) in CASES.items() if "log_prob" in s.oracles])
+def test_log_prob_has_the_precision_of_the_scores(name: str) -> None:
+    structure, shape = CASES[name]
+    for scores, other in ((torch.randn(2, *shape), torch.float64), (torch.randn(2, *shape).double(), torch.float32)):
+        vertices = structure.argmax(scores)
+        found = structure.log_prob(vertices.to(other), scores)
+        assert found.dtype == scores.dtype
+        torch.testing.assert_close(found, structure.log_prob(vertices, scores), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [n for n, (s, _) in CASES.items() if "top_k" in s.oracles])
+def test_a_number_of_vertices_is_a_whole_number(name: str) -> None:
+    structure, shape = CASES[name]
+    for wrong in (2.5, True, 2.0):
+        with pytest.raises(TypeError, match="k must be a whole number"):
+            structure.top_k(torch.randn(2, *shape), wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        structure.top_k(torch.randn(2, *shape), 0)
+
+
 @pytest.mark.parametrize("name", [n for n, (s, _) in CASES.items() if "sample" in s.oracles])
 def test_samples_follow_the_seed_and_not_the_strides(name: str) -> None:
     structure, shape = CASES[name]

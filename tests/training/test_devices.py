@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from benchmarks.launches import built
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from structgrad.data import Batch
+from structgrad.tasks.base import StepOutput, Task
 from structgrad.testing import DEVICE, moved
 from structgrad.training.compiled import compiled_step
 from structgrad.training.evaluation import evaluate
@@ -98,6 +101,25 @@ def test_a_training_step_of_a_gpu_is_one_program(overrides: list[str]) -> None:
     batch = {name: tensor.to("meta") for name, tensor in next(iter(task.batches("train"))).items()}
     task.to("meta").train()
     compiled_step(task, "aot_eager")(batch).loss.backward()
+
+
+def test_every_step_of_a_compiled_run_is_the_compiled_one(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a task with a training step of its own. The steps are counted instead of compiled."""
+    steps: list[int] = []
+
+    def counted(task: Task, mode: str) -> Callable[[Batch], StepOutput]:
+        def step(batch: Batch) -> StepOutput:
+            steps.append(task.global_step)
+            return task.step(batch)
+
+        return step
+
+    monkeypatch.setattr("structgrad.training.fit.compiled_step", counted)
+    short = ["trainer.max_steps=2", "trainer.val_every_n_steps=2", "trainer.compile=aot_eager"]
+    run(*composed(*overrides, *short, "trainer=cpu", "logger=csv", f"paths.runs={tmp_path}"))
+    assert steps == [0, 1]
 
 
 def test_a_run_from_its_start_to_its_pictures_and_its_evaluation(overrides: list[str], tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from structgrad.commands.evaluate import main
 from structgrad.experiments import comparison, overview
 from structgrad.experiments.html import comparison_page
 from structgrad.experiments.runs import load
-from structgrad.structures import Arborescence
+from structgrad.structures import Alignment, Arborescence, BudgetSubset, Structure, Subset
 from structgrad.training.checkpoints import CheckedFiles
-from structgrad.training.evaluation import evaluate
+from structgrad.training.evaluation import Recorded, evaluate
 from structgrad.training.run import run
 from tests.training.in_process import composed, go, run_folder
 
@@ -103,6 +103,24 @@ def test_another_option_of_the_model_is_recorded_beside_the_run_s_own(folder: Pa
     assert found.file.name.startswith("test-")
     assert json.loads(found.file.read_text())["options"] == {"task.test_dropout": True}
     assert json.loads(plain.file.read_text())["options"] == {}
+
+
+def test_another_precision_is_a_file_of_its_own(folder: Path) -> None:
+    exact, plain = evaluate(folder, {"trainer.precision": "64-true"}), evaluate(folder)
+    assert exact.file != plain.file
+    assert json.loads(exact.file.read_text())["options"] == {"trainer.precision": "64-true"}
+    assert evaluate(folder, {"trainer.accelerator": "cpu"}).file == plain.file
+
+
+@pytest.mark.parametrize("structure", [Subset(), BudgetSubset(2), Alignment()])
+def test_a_relaxed_vertex_is_read_as_the_nearest_one(structure: Structure) -> None:
+    torch.manual_seed(0)
+    every = structure.enumerate(*structure.shape(3)).float()
+    recorded = Recorded(structure, required=False, task="any")
+    for _ in range(20):
+        vertex = torch.rand(every.shape[1:])
+        nearest = every[(every - vertex).square().flatten(1).sum(1).argmin()]
+        assert recorded._read(vertex) == structure.read(nearest).tolist()
 
 
 def test_other_reviews_are_read_with_the_words_of_the_training(tmp_path: Path) -> None:

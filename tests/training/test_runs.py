@@ -12,16 +12,22 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from structgrad.commands.train import with_quoted_path
 from structgrad.data import MissingDataError, cache
+from structgrad.estimators import Estimator, Reinforce
+from structgrad.structures import OneHot, SpanningTree
 from structgrad.training import fit
-from structgrad.training.errors import ConfigurationError, RunError
+from structgrad.training.callbacks import StopOnNonFiniteLoss
+from structgrad.training.errors import ConfigurationError, NonFiniteLossError, RunError
 from structgrad.training.folder import checkpoint_to_resume, held, is_sealed, seal
 from structgrad.training.loggers import MetricsFile, WandbSteps
 from structgrad.training.processes import is_first
@@ -272,6 +278,29 @@ def test_a_damaged_or_foreign_manifest_is_noticed(tmp_path: Path, content: str) 
     assert cache.load(folder, "train")["x"].to_pylist() == [1, 2]
 
 
+def test_a_default_that_is_not_neutral_is_another_run() -> None:
+    """The class has 1,000 samples by default. The neutral value, 1, is left out of the identity."""
+    base = ("task=toy", "budget=smoke", "structure=one_hot", "estimator=sst")
+    names = {
+        option: Run.compose(*composed(*base, option)[:2]).name
+        for option in ("~task.eval_samples", "task.eval_samples=1000", "task.eval_samples=1")
+    }
+    assert names["~task.eval_samples"] == names["task.eval_samples=1000"] != names["task.eval_samples=1"]
+
+
+def test_a_file_that_has_changed_is_not_the_same_run(tmp_path: Path) -> None:
+    """Finished or not: results of the old content are not those of the new."""
+    costs = tmp_path / "costs.npz"
+    np.savez(costs, linear=np.arange(5.0))
+    command = ("task=toy", "budget=smoke", "structure=one_hot", "estimator=sst", "trainer=cpu", "logger=csv")
+    own = (f"paths.runs={tmp_path}", "task.objective=quadratic", f"task.coefficients={costs}")
+    first = run(*composed(*command, *own))
+    assert run(*composed(*command, *own))["metrics"] == first["metrics"]
+    np.savez(costs, linear=np.arange(5.0) * 100)
+    with pytest.raises(RunError, match="the file has changed since this run began"):
+        run(*composed(*command, *own))
+
+
 # --- divergence --------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +322,27 @@ def test_divergence_is_one_line(tmp_path: Path, shared_cache: str, options: tupl
     assert "\n" not in str(caught.value)
     (line,) = tmp_path.glob("*/*/error.txt")  # for the page of all runs
     assert line.read_text() == f"{caught.value}\n"
+
+
+def test_scores_that_are_no_parts_may_have_any_value() -> None:
+    """Padding by a mask or by lengths, and a diagonal; scores by position or by name."""
+    calls: list[tuple[Estimator, dict[str, Tensor]]] = [
+        (Reinforce(OneHot()), {"lengths": torch.tensor([2])}),
+        (Reinforce(OneHot()), {"mask": torch.tensor([True, True, False])}),
+        (Reinforce(SpanningTree()), {}),
+    ]
+    for estimator, options in calls:
+        callback = StopOnNonFiniteLoss("val/loss")
+        trainer, task = SimpleNamespace(global_step=0), SimpleNamespace(estimator=estimator)
+        callback.on_fit_start(trainer, task)  # type: ignore[arg-type]
+        scores = torch.zeros(1, 3) if options else torch.zeros(1, 3, 3)
+        scores[..., -1, -1] = torch.nan
+        for _ in range(2):
+            estimator(scores, lambda vertices, rows: vertices.flatten(1).sum(1), **options)
+            estimator(scores=scores, objective=lambda vertices, rows: vertices.flatten(1).sum(1), **options)
+        scores[0, 0] = torch.inf
+        with pytest.raises(NonFiniteLossError, match="not finite at step 0"):
+            estimator(scores, lambda vertices, rows: vertices.flatten(1).sum(1), **options)
 
 
 # --- folders and files -------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from structgrad.common.ranges import check_count
+
 #: ``(allowed, forced) -> vertices``: the best of ``[B, S, P]`` subproblems, bool. The result is
 #: arbitrary if the subproblem has no vertex.
 Solver = Callable[[Tensor, Tensor], Tensor]
@@ -39,10 +41,10 @@ def k_best(
         the scores. The values are differentiable, and -inf if there are fewer than k vertices.
 
     Raises:
+        TypeError: if k is not a whole number.
         ValueError: for k < 1.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k}")
+    check_count("k", k)
     batch, size = scores.shape
     filled = torch.where(exists, scores, 0.0)[:, None]
     gain = filled.detach().double()
@@ -126,8 +128,7 @@ def best_of_cardinality(
     Returns:
         bool ``[*batch, k, n]``, best first, and which of them are real, bool ``[*batch, k]``.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k}")
+    check_count("k", k)
     n = scores.shape[-1]
     ordered, origin = torch.where(exists, scores.detach().double(), -math.inf).sort(dim=-1, descending=True)
     if not n:

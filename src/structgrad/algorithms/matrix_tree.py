@@ -415,7 +415,7 @@ def _invert(m: int, w: Any, x: Any, rows: Any) -> float:
 
 
 @njit(cache=True, fastmath=_FAST)
-def _invert_tangent(m: int, w: Any, x: Any, dw: Any, dx: Any, scratch: Any) -> None:
+def _invert_tangent(m: int, x: Any, dw: Any, dx: Any, scratch: Any) -> None:
     """``dx = -x dL x``, how the inverse moves as the weights move by ``dw``."""
     for j in range(1, m + 1):
         dw[j, j] = 0.0
@@ -759,7 +759,7 @@ def _covariance_kernel(
             for k in range(m + 1):
                 for j in range(1, m + 1):
                     dw[k, j] *= w[k, j]
-            _invert_tangent(m, w, g, dw, dg, scratch)
+            _invert_tangent(m, g, dw, dg, scratch)
             for j in range(1, m + 1):
                 scratch[0, j] = dw[0, j] * g[j, j] + w[0, j] * dg[j, j]
             for k in range(1, m + 1):

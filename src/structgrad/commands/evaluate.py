@@ -66,10 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(arguments: Sequence[str]) -> None:
     from structgrad.training.evaluation import evaluate  # imports torch, for which --help need not wait
 
-    folders = [argument for argument in arguments if "=" not in argument]
+    folders = [argument for argument in arguments if "=" not in argument or Path(argument).is_dir()]
     if len(folders) != 1:
         raise ConfigurationError(f"type the folder of one run; got {len(folders)}: {' '.join(folders) or 'none'}")
-    given = [argument for argument in arguments if "=" in argument]
+    given = [argument for argument in arguments if argument not in folders]
     values: dict[str, Any] = {}
     for override in OverridesParser.create().parse_overrides(given):
         if override.package is not None or override.is_delete() or override.is_sweep_override():

@@ -14,7 +14,8 @@ them on a page.
 
 The command looks for runs of a table where sweeps leave them: in results/<table>_<budget> and
 runs/tables/<table>_<budget>, without the budget if it is the table's own. If a folder is given, its
-name says which table it is; that of a sweep without a table has it in a file. Your own tables are found with hydra.searchpath=[pkg://mylab.configs].
+name says which table it is; that of a sweep without a table has it in a file. Your own tables are
+found with hydra.searchpath=[pkg://mylab.configs].
 """
 
 from __future__ import annotations
@@ -282,13 +283,16 @@ def find(
             table = tables.read(folder / tables.OF_SWEEP, folder.resolve().name.partition("-")[0])
         else:
             table = _load(settings.get("table") or _table_of(folder, known), folders, searchpath)
-        reports.append(build(table, load(folder), budget))
+        summaries = load(folder)
+        _say_what_is_lost(table, summaries)
+        reports.append(build(table, summaries, budget))
     if reports:
         return reports, failures
     asked = settings.get("table")
     for table in [_load(name, folders, searchpath) for name in ([asked] if asked else known)]:
         for choice in [budget] if budget else BUDGETS:
             summaries = [run for root in ROOTS for run in of_sweeps(root, table.folder(choice))]
+            _say_what_is_lost(table, summaries)
             if summaries or (asked and choice == (budget or table.budget)):
                 try:
                     reports.append(build(table, summaries, choice))
@@ -299,6 +303,12 @@ def find(
     if not reports and not failures:
         raise FileNotFoundError("no table has finished runs in results/ or runs/tables/; python sweep.py makes them")
     return reports, failures
+
+
+def _say_what_is_lost(table: Table, summaries: Iterable[Summary]) -> None:
+    named = {str(run.sweep["row"]) for run in summaries if run.sweep.get("table") == table.name}
+    if lost := sorted(named - {row.name for row in table.rows}):
+        print(f"warning: {table.name} has no row {', '.join(lost)}; runs of it are left out", file=sys.stderr)
 
 
 def _load(name: str, folders: Sequence[Traversable], searchpath: str) -> Table:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from structgrad.commands import CONFIGS, group, places
+from structgrad.common.files import expanded
 from structgrad.training.contract import EXIT_AGAIN, EXIT_ERROR
 from structgrad.training.errors import (
     GROUPS,
@@ -173,6 +174,7 @@ def _names(folder: Traversable, prefix: str) -> set[str]:
 
 
 OmegaConf.register_new_resolver("structgrad.choices", choices, replace=True)
+OmegaConf.register_new_resolver("structgrad.folder", expanded, replace=True)
 
 
 def _compare() -> None:
@@ -205,6 +207,10 @@ def main() -> None:
         if _begun:
             raise  # a bug; errors in a configuration are found before
         sys.exit(f"error: {explain(error, sys.argv[1:])}")
+    except OSError as error:
+        if _begun:
+            raise
+        sys.exit(f"error: cannot use {error.filename or 'paths.runs'}: {error.strerror or error}; set paths.runs")
     if len(_finished) > 1:
         _compare()
     if _unfinished:

@@ -1,4 +1,4 @@
-"""Write files completely or not at all, even if the writing process is stopped."""
+"""Files that are written completely or not at all, even if the writing process is stopped; and their paths."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """The same for content that JSON can hold, indented."""
     write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def expanded(path: str | None) -> str | None:
+    """A path in which the user's folder replaces ``~`` and values replace environment variables."""
+    return None if path is None else os.path.expandvars(os.path.expanduser(path))

@@ -310,6 +310,9 @@ class Estimator(Configured, nn.Module, abc.ABC):
                 raise ValueError(
                     f"the objective must return one number a vertex, {list(rows.shape)}; got {list(losses.shape)}"
                 )
+            if losses.dtype not in (torch.float32, torch.float64):
+                # Sums and differences of losses would round: a baseline would know the loss from which it is taken.
+                losses = losses.to(vertices.dtype)
             if self.training and self.needs_differentiable_objective and vertices.requires_grad:
                 # The path back is searched once; whether there is a gradient at all costs nothing.
                 if not (losses.requires_grad and (self._reaches_vertices or _depends(losses, vertices))):
@@ -321,6 +324,18 @@ class Estimator(Configured, nn.Module, abc.ABC):
             return losses
 
         return checked
+
+
+def require_gradients(by: str) -> None:
+    """For training steps that ask for gradients themselves.
+
+    Raises:
+        RuntimeError: within ``torch.inference_mode``, where there are none.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"a training step of {by} asks for gradients, which torch.inference_mode() forbids; call .eval() before"
+        )
 
 
 #: ``estimates``: the estimates made while the objective of an outer estimator is called.

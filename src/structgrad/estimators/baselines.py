@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from structgrad.common.ranges import check_choice, check_count
+from structgrad.common.ranges import check_choice, check_count, check_range
 from structgrad.estimators.base import SizeMismatchError
 from structgrad.structures.base import Structure
 
@@ -72,19 +72,22 @@ class RunningMean(nn.Module):
 
     @torch.no_grad()
     def update(self, values: Tensor) -> None:
-        """Move towards the mean and variance of ``values``, any shape; empty ones do nothing. The
-        variance is around the running mean, the first time around the mean of ``values``.
+        """Move towards the mean and variance of ``values``, any shape. The variance is around the
+        running mean, the first time around the mean of ``values``. Empty values do nothing, nor do
+        values of which one is not finite: a loop of one's own may skip such a step.
         """
         if not values.numel():
             return
         values = values.detach().to(self.total)
         mean = values.mean()
+        counts = mean.isfinite()
+        share = counts * (1 - self.decay)
         if self.with_deviation:
             # Before the first update there is no mean yet. Around 0 the variance would be that of far larger numbers.
             variance = (values - torch.where(self.weight > 0, self.mean, mean)).square().mean()
-            self.squares = self.squares.lerp(variance, 1 - self.decay)
-        self.total = self.total.lerp(mean, 1 - self.decay)
-        self.weight = self.weight.lerp(torch.ones_like(self.weight), 1 - self.decay)
+            self.squares = self.squares.lerp(variance.nan_to_num(0.0, 0.0, 0.0), share)
+        self.total = self.total.lerp(mean.nan_to_num(0.0, 0.0, 0.0), share)
+        self.weight = self.weight.lerp(torch.ones_like(self.weight), share)
 
 
 @dataclass(frozen=True)
@@ -335,15 +338,18 @@ def make_baseline(
             ``batch`` (:class:`BatchMean`), ``sample`` (:class:`IndependentSample`), ``greedy``
             (:class:`SelfCritical`), ``loo`` (:class:`LeaveOneOut`), ``nvil``
             (:class:`LearntBaseline`), or an object.
-        decay: decay of ``ema``, ``elbo`` and ``nvil``.
+        decay: decay of ``ema``, ``elbo`` and ``nvil``. The others do not read it.
         context_size: for ``nvil`` only.
-        hidden_size: for ``nvil``.
+        hidden_size: for ``nvil``. The others do not read it.
         normalize_variance: for ``nvil`` only.
 
     Raises:
         TypeError: if a size is not a whole number.
-        ValueError: for an unknown name, options of another baseline, or options out of range.
+        ValueError: for an unknown name, a ``context_size`` or ``normalize_variance`` of another
+            baseline, or options out of range.
     """
+    check_range("decay", decay, least=0, below=1)
+    check_count("hidden_size", hidden_size)
     if (baseline == "nvil") != (context_size is not None):
         raise ValueError(
             f"baseline nvil needs context_size, and no other baseline takes it; got {baseline}, {context_size}"

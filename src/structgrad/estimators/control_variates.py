@@ -26,6 +26,7 @@ from structgrad.estimators.base import (
     pathwise,
     per_example,
     replicate,
+    require_gradients,
     utility_divergence,
     with_gradient,
     with_gradients,
@@ -110,6 +111,7 @@ class ControlVariate(Estimator):
         if not self.training:
             hard = self._draw(finite.detach(), exists, mask)[0]
             return pathwise(objective, hard, 1, divergence)
+        require_gradients(type(self).__name__)
         with torch.enable_grad():
             sample = self._sample(finite, exists, mask)
             losses, critic, evaluated = self.criticise(sample, objective, context)
@@ -193,6 +195,8 @@ class ControlVariate(Estimator):
             return gradient, ([], ())
         # g is linear in c(u~), grad c(u) and grad c(u~): the derivative of ||g||^2 is that of <2 g, g> with one g held.
         held = (2 * gradient[:, None] / self.n_samples).expand(score.shape)
+        # A loss that is not finite moves nothing of the critic; the others' gradients are not hurt.
+        held = torch.where(held.isfinite(), held, 0.0)
         along = torch.stack([held, self._push(sample, held)], 2)
         change = (along * slopes).flatten(1).sum(1) - ((held * score).flatten(2).sum(2) * critic[..., 1]).sum(1)
         found = torch.autograd.grad(change.mean(), parameters, retain_graph=True)

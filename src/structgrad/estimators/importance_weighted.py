@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from structgrad.common.ranges import check_choice
+from structgrad.common.ranges import check_choice, check_count
 from structgrad.estimators.base import (
     Estimate,
     Estimator,
@@ -55,6 +55,7 @@ class ImportanceWeighted(Estimator):
 
     Raises:
         UnsupportedError: if the structure lacks an oracle.
+        TypeError: if n_samples is not a whole number.
         ValueError: for options out of range; from a call, for a KL with another weight than 1.
     """
 
@@ -64,9 +65,7 @@ class ImportanceWeighted(Estimator):
         super().__init__(structure)
         structure.require("sample", "log_prob", "log_partition", "entropy", by="estimator importance_weighted")
         check_choice("signal", signal, get_args(Signal))
-        least = 2 if signal == "leave_one_out" else 1
-        if n_samples < least:
-            raise ValueError(f"n_samples must be at least {least} for signal={signal}; got {n_samples}")
+        check_count("n_samples", n_samples, least=2 if signal == "leave_one_out" else 1)
         self.n_samples, self.signal = n_samples, signal
 
     def estimate(

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from structgrad.estimators.base import Divergence, Estimate, GibbsEstimator, Objective, evaluate
+from structgrad.estimators.base import Divergence, Estimate, GibbsEstimator, Objective, evaluate, require_gradients
 from structgrad.structures.base import Structure
 
 
@@ -42,6 +42,7 @@ class MuProp(GibbsEstimator):
 
     def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
         """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
+        require_gradients("MuProp")
         structure = self.structure
         vertices = structure.sample(scores.detach(), mask)
         mean = structure.marginals(scores, mask)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structgrad.algorithms.derivatives import first_order_only
-from structgrad.common.ranges import check_choice, check_count, check_positive
+from structgrad.common.ranges import check_choice, check_count, check_positive, check_range
 from structgrad.estimators.base import (
     Divergence,
     Estimate,
@@ -51,8 +51,9 @@ class ExponentialSchedule(nn.Module):
         every: the temperature changes at multiples of this number of steps.
 
     Raises:
-        ValueError: unless all temperatures are positive and finite, ``rate`` is not negative and
-            ``every`` is positive.
+        TypeError: if ``every`` is not a whole number.
+        ValueError: unless all temperatures are positive and finite, ``rate`` is finite and not
+            negative, and ``every`` is positive.
     """
 
     step: Tensor
@@ -61,8 +62,8 @@ class ExponentialSchedule(nn.Module):
         super().__init__()
         if not (0 < minimum <= start < math.inf):
             raise ValueError(f"a temperature schedule needs 0 < minimum <= start; got {minimum} and {start}")
-        if not (rate >= 0 and every >= 1):
-            raise ValueError(f"a temperature schedule needs rate >= 0 and every >= 1; got {rate} and {every}")
+        check_range("rate", rate, least=0, below=math.inf)
+        check_count("every", every)
         self.start, self.minimum, self.rate, self.every = start, minimum, rate, every
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
@@ -469,6 +470,8 @@ def mean_argmax(
     Returns:
         ``[*batch, *vertex]``.
     """
+    if not (scores.requires_grad and torch.is_grad_enabled()):
+        return vertices.mean(0)
     with torch.enable_grad():
         noise = noise.detach().requires_grad_()
         (score,) = torch.autograd.grad(utility.log_prob(noise, torch.zeros_like(noise)).sum(), noise)

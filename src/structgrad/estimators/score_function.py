@@ -80,6 +80,9 @@ class Action(abc.ABC):
         structure.require(*self.needs, by=by)
         self.structure = structure
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     @abc.abstractmethod
     def sample(self, scores: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | Trace]:
         """Vertices ``[batch, ..., *vertex]`` and the actions that give them, for detached scores."""

@@ -16,6 +16,7 @@ from structgrad.estimators.base import (
     UnsupportedError,
     evaluate,
     replicate,
+    require_gradients,
     with_gradient,
     with_gradients,
 )
@@ -75,6 +76,7 @@ class RODEO(GibbsEstimator):
 
     def train_step(self, scores: Tensor, objective: Objective, mask: Tensor | None, divergence: Divergence) -> Estimate:
         """See :class:`~structgrad.estimators.base.GibbsEstimator`."""
+        require_gradients("RODEO")
         structure, batch, k = self.structure, scores.shape[0], self.n_samples
         with torch.enable_grad():
             vertices = structure.sample(*replicate(scores.detach(), mask, k)).requires_grad_()
@@ -90,8 +92,9 @@ class RODEO(GibbsEstimator):
             length = gradient.square().sum(-1).mean()
             to_parameters = torch.autograd.grad(length, parameters) if parameters else ()
         with torch.no_grad():
-            if batch:
-                self.scale = self.scale.lerp(losses.detach().abs().mean().to(self.scale), 1 - self.decay)
+            if batch:  # a step with a loss that is not finite does not count
+                size = losses.detach().abs().mean().to(self.scale)
+                self.scale = torch.where(size.isfinite(), self.scale.lerp(size, 1 - self.decay), self.scale)
         to_scores = with_gradient(finite, gradient)
         to_network = with_gradients(parameters, to_parameters)
         return Estimate(

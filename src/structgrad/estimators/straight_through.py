@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import ClassVar, Literal, get_args
 
@@ -40,10 +41,8 @@ class StraightThrough(Estimator):
     pass.
 
     - ``forward="argmax"``: no noise. With the marginals this is Softmax-ST and its structured form,
-      with
-      the projection its sparse form (Niculae et al., *Discrete Latent Structure in Neural
-      Networks*,
-      section 4.2).
+      with the projection its sparse form (Niculae et al., *Discrete Latent Structure in Neural
+      Networks*, section 4.2).
     - ``forward="sample"``: a sample of the Gibbs distribution. With the marginals this is SIMPLE
       (Ahmed et al. 2023), which the paper applies to k-subsets. Its mean is exact, and so is the
       gradient of a linear objective.
@@ -219,11 +218,11 @@ class _OneHotStraightThrough(GibbsEstimator):
         smooth = self.smooth(torch.where(exists, scores, lowest), hard)
         return pathwise(objective, _carry(hard, torch.where(exists, smooth, 0.0)), 1, divergence)
 
+    @abc.abstractmethod
     def smooth(self, scores: Tensor, hard: Tensor) -> Tensor:
         """The function that the backward pass differentiates: ``[batch, K]``, in the shape of both
         arguments.
         """
-        raise NotImplementedError
 
 
 class ReinMax(_OneHotStraightThrough):

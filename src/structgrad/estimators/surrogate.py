@@ -51,13 +51,11 @@ class SurrogateGradient(Estimator):
 
     - ``identity``: ``v``, straight-through (Bengio et al. 2013);
     - ``spigot``: ``x - proj(x - step v)``, with the projection on conv(X) (Peng et al. 2018;
-      Niculae et
-      al., 4.2);
+      Niculae et al., 4.2);
     - ``blackbox``: ``(x - argmax(u - step v)) / step``, linear interpolation (Pogančić et al. 2020;
       Niculae et al., 4.3, with the sign of an objective that is maximised);
     - ``imle``: the same with ``u = scores + noise`` in both places (Niepert et al. 2021; Niculae et
-      al.,
-      5.7). There the learning rate includes the factor ``1 / step``.
+      al., 5.7). There the learning rate includes the factor ``1 / step``.
 
     Utilities are the scores themselves unless ``utility`` names a noise (``imle`` always has one).
     All methods are biased. Vertices are hard in training and in evaluation. In training they carry
@@ -69,7 +67,8 @@ class SurrogateGradient(Estimator):
     Args:
         structure: the set of vertices.
         method: see above.
-        step: size of the step (eta of spigot; lambda of blackbox and imle); not for ``identity``.
+        step: size of the step (eta of spigot; lambda of blackbox and imle); not for ``identity``. It
+            multiplies the gradient that arrives, which a mean over the batch divides by its size.
         utility: noise by name or as an object, :class:`SumOfGamma` for k-subsets; None for no
             noise. ``imle`` takes Gumbel if it is None.
         n_samples: number of samples an example in training, with noise.
@@ -200,7 +199,7 @@ class AdaptiveIMLE(SurrogateGradient):
             raise ValueError(f"target and rate must be positive, decay within [0, 1); got {target}, {rate} and {decay}")
         self.target, self.rate, self.decay = target, rate, decay
         self.register_buffer("alpha", torch.zeros(()))
-        self.register_buffer("found", torch.full((), target))
+        self.register_buffer("found", torch.full((), float(target)))
 
     def pull_back(self, gradient: Tensor, vertex: Tensor, utility: Tensor, mask: Tensor | None) -> Tensor:
         """See :class:`SurrogateGradient`; also moves alpha."""

@@ -22,7 +22,7 @@ from structgrad.experiments.queue import SweepError
 from structgrad.experiments.tables import OF_SWEEP
 from structgrad.training.errors import explain
 
-#: Of the only row.
+#: The name of the only row.
 ROW = "all"
 _EXAMPLE = "search='{task.optimizer.lr: {distribution: log_uniform, low: 1e-4, high: 1e-2}}'"
 
@@ -108,6 +108,8 @@ def _search(text: str, fixed: set[str]) -> dict[str, Any]:
         found = OmegaConf.to_container(OmegaConf.create(text))
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise SweepError(f"search={text}: {first_line(error)}; type e.g. {_EXAMPLE}") from error
+    except AssertionError:  # of a number, which is no container
+        found = None
     if not isinstance(found, dict) or not found or not all(isinstance(value, dict) for value in found.values()):
         raise SweepError(f"search={text}: no hyper-parameters with a distribution each; type e.g. {_EXAMPLE}")
     for key in found:

@@ -313,6 +313,8 @@ def contrast(first: Group, second: Group, metric: str) -> Contrast:
     # Each trial of a search has a seed, but shares nothing with the trial of that seed in another
     # group.
     searched = any(run.sweep.get("parameters") for run in (*first.runs, *second.runs))
+    # Run folders do not say that they belong to a search, but a setting varies within the group.
+    searched = searched or any(value is None for group in (first, second) for value in group.settings.values())
     if seeds == second.seeds and len(set(seeds)) == len(seeds) > 1 and not searched:
         gaps = [a.metrics[metric] - b.metrics[metric] for a, b in zip(first.runs, second.runs, strict=True)]
         cell = mean_and_standard_error(gaps, gaps)

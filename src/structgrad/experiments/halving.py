@@ -30,7 +30,6 @@ def rungs(max_steps: int, every: int, trials: int, reduction: int) -> tuple[int,
 
     Returns:
         The steps; empty if there are too few trials or validations.
-        Empty if there are too few trials or validations.
     """
     depth = 0
     while reduction ** (depth + 1) <= trials:

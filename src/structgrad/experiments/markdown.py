@@ -51,10 +51,10 @@ def table(report: Report) -> str:
 
 def _grid(report: Report) -> grids.Grid:
     titles, lines = grid(report)
-    best = best_lines(report)
+    best, places = best_lines(report), _places(report)
     rows = []
     for (heading, cells), line in zip(lines, report.lines, strict=True):
-        found = {titles.index(report.table.columns[key].title) for key in best if line in best[key]}
+        found = {places[key] for key in best if line in best[key]}
         rows.append(grids.Row(tuple(cells), frozenset(found), heading))
     return grids.Grid(tuple(titles), tuple(rows), caption(report).replace("`", ""))
 
@@ -75,16 +75,26 @@ def best_lines(report: Report) -> dict[str, list[Line]]:
     return found
 
 
+def _compared(report: Report) -> list[str]:
+    """The columns beside which published numbers are shown."""
+    published = {key for row in report.table.rows for key in row.published} if report.is_reproduction else set()
+    return [key for key in report.table.columns if key in published]
+
+
+def _places(report: Report) -> dict[str, int]:
+    """Column -> the place of its cell in the lines of :func:`grid`."""
+    places, place, compared = {}, 2, _compared(report)
+    for key in report.table.columns:
+        places[key] = place
+        place += 3 if key in compared else 1
+    return places
+
+
 def grid(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Titles of the columns, and for each line its heading (if a group begins there, else empty)
     and its cells.
     """
-    columns = report.table.columns
-    compared = (
-        [key for key in columns if any(key in row.published for row in report.table.rows)]
-        if report.is_reproduction
-        else []
-    )
+    columns, compared = report.table.columns, _compared(report)
     titles = ["", "Runs"]
     for key, column in columns.items():
         titles += [column.title, "published", "difference"] if key in compared else [column.title]

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import yaml
 
-from structgrad.common.text import duration
+from structgrad.common.metrics import metric_rows
+from structgrad.common.text import duration, first_line
 from structgrad.experiments import figures, runs
 from structgrad.experiments.grids import Grid, Row
 
@@ -83,7 +84,7 @@ def states(folder: Path) -> list[Run]:
     Raises:
         FileNotFoundError: if there is no run.
     """
-    found = [_run(folder, place) for place in _places(folder)]
+    found = [_readable(folder, place) for place in _places(folder)]
     if not found:
         raise FileNotFoundError(f"no run in {folder}; type --runs with the folder of the runs")
     return sorted(found, key=lambda run: (STATES.index(run.state), -run.changed))
@@ -108,6 +109,16 @@ def _places(folder: Path) -> list[Path]:
     return found
 
 
+def _readable(root: Path, place: Path) -> Run:
+    """A run, also if one of its files is damaged or not ours. It must not hide the others."""
+    try:
+        return _run(root, place)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        said = f"a file of this folder is damaged or not of a run: {first_line(error)}"
+        name, changed = str(place.relative_to(root)), _time(place / "config.yaml")
+        return Run(name, "failed", _choices(place, {}, {}), 0, 0, None, "", None, [], None, said, "", changed)
+
+
 def _run(root: Path, place: Path) -> Run:
     summary, environment = _json(place / "summary.json"), _json(place / "environment.json")
     config: dict[str, Any] = summary.get("config", {})
@@ -119,7 +130,7 @@ def _run(root: Path, place: Path) -> Run:
             config = {}
     logged = _metrics(place / "metrics.csv")
     metric = next((name for name in summary.get("metrics", {}) if name.startswith("val/")), "")
-    metric = metric or next((name for name in logged if name.startswith("val/") and name != "val/loss"), "")
+    metric = metric or str(environment.get("monitor", ""))
     curve = logged.get(metric, [])
     step = max((values[-1][0] + 1 for values in logged.values()), default=0)
     steps = int(summary.get("steps") or config.get("trainer", {}).get("max_steps") or 0)
@@ -136,6 +147,9 @@ def _run(root: Path, place: Path) -> Run:
     if state == "running" and environment.get("from_step") is not None:
         seconds = _left(step - int(environment["from_step"]), steps - step, holder)
     best = summary.get("metrics", {}).get(metric)
+    if best is None and curve:
+        pick = min if environment.get("mode") == "min" else max
+        best = pick(value for _, value in curve)
     return Run(
         folder=str(place.relative_to(root)),
         state=state,
@@ -144,7 +158,7 @@ def _run(root: Path, place: Path) -> Run:
         steps=steps,
         seconds=seconds,
         metric=metric,
-        value=best if best is not None else (curve[-1][1] if curve else None),
+        value=best,
         curve=curve,
         picture=next(iter(sorted((place / "pictures").glob("*.png"))), None),
         error=error,
@@ -169,10 +183,8 @@ def _choices(place: Path, summary: dict[str, Any], config: dict[str, Any]) -> di
 def _metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
     """Validation metric -> its curve."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for line in _text(file).splitlines()[1:]:
-        parts = line.rsplit(",", 2)
-        if len(parts) == 3:
-            found.setdefault(parts[1], []).append((int(parts[0]), float(parts[2])))
+    for step, name, value in metric_rows(file):
+        found.setdefault(name, []).append((step, value))
     return found
 
 

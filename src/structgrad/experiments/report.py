@@ -221,7 +221,7 @@ def build(table: Table, summaries: Iterable[Summary], budget: str | None = None)
             lines.append(Line(row, (), {}))
         first: dict[tuple[Any, ...], Condition] = {}
         for condition, runs in found:
-            marks = _marks(row, condition, main)
+            marks = _marks(condition, main)
             if first.setdefault(condition.shared, condition) != condition:
                 changes = _changes(condition.settings, first[condition.shared].settings)
                 marks.append(f"other settings than above: {changes}")
@@ -316,7 +316,7 @@ def _alike(condition: Condition, main: tuple[Any, ...]) -> int:
     return sum(a == b for a, b in zip(condition.shared, main, strict=True))
 
 
-def _marks(row: Row, condition: Condition, main: tuple[Any, ...]) -> list[str]:
+def _marks(condition: Condition, main: tuple[Any, ...]) -> list[str]:
     marks = [] if condition.given else ["other settings than given"]
     marks += [] if condition.budget == main[0] else [f"budget {condition.budget}"]
     marks += [] if condition.device == main[1] else [f"device {condition.device}"]

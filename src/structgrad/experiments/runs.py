@@ -16,7 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from structgrad.common import renamed
+from structgrad.common.metrics import metric_rows
 from structgrad.experiments.tables import Row, Table
+from structgrad.training.contract import NEUTRAL
 
 #: The summary's name for each group from which a row chooses.
 _GROUPS = ("task", "structure", "estimator", "budget")
@@ -160,6 +162,11 @@ def read(file: Path) -> Summary:
         summary = of_content(_with_new_names(content) if _OLD.search(text) else content)
         if not all(isinstance(value, int | float) for value in summary.metrics.values()):
             raise TypeError("a metric is no number")
+        if not isinstance(summary.seed, int):
+            raise TypeError("the seed is no whole number")
+        for key in ("config", "sweep"):
+            if not isinstance(content.get(key, {}), dict):
+                raise TypeError(f"{key} is no mapping")
         return summary
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the summary of a run: {error!r}; delete it") from error
@@ -230,8 +237,13 @@ def _holds(table: Table, row: Row, summary: Summary) -> bool:
 def _same(config: Mapping[str, Any], key: str, value: str) -> bool:
     found: Any = config
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
+        found = found.get(part, _ABSENT) if isinstance(found, Mapping) else _ABSENT
+    if found is _ABSENT:
+        found = NEUTRAL.get(key)  # which is left out of configurations
     return bool(found == _parsed(value))
+
+
+_ABSENT = object()
 
 
 @lru_cache(maxsize=10_000)
@@ -258,11 +270,7 @@ def curve(folder: Path, metric: str, points: int = 200) -> list[tuple[int, float
 
     There are at most ``points`` of them, evenly spaced, and the last one is included.
     """
-    file = folder / "metrics.csv"
-    if not file.exists():
-        return []
-    rows = [line.rsplit(",", 2) for line in file.read_text().splitlines()[1:]]
-    values = [(int(step), float(value)) for step, name, value in rows if name == metric]
+    values = [(step, value) for step, name, value in metric_rows(folder / "metrics.csv") if name == metric]
     return thinned(values, points)
 
 

@@ -24,11 +24,15 @@ def merged(*spaces: Mapping[str, Any]) -> Space:
     """Merge spaces. Later ones override earlier ones; null removes a hyper-parameter.
 
     Raises:
-        SpaceError: for an unknown distribution, for one with wrong keys, or for an empty range.
+        SpaceError: for an unknown distribution, for one with wrong keys or values, or for an empty
+            range.
     """
     together: dict[str, Any] = {}
     for space in spaces:
         together.update(space)
+    for key, value in together.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise SpaceError(f"search.{key}: {value!r} is no distribution; null removes a hyper-parameter")
     chosen: Space = {key: dict(value) for key, value in together.items() if value is not None}
     for key, value in chosen.items():
         _check(key, value)
@@ -44,10 +48,20 @@ def _check(key: str, value: Mapping[str, Any]) -> None:
         raise SpaceError(
             f"search.{key}: {kind} takes {' and '.join(sorted(_KEYS[kind]))}, not {', '.join(sorted(given))}"
         )
+    if not isinstance(value.get("when", {}), Mapping):
+        raise SpaceError(f"search.{key}: when takes keys with their values, not {value['when']!r}")
     if kind == "choice":
-        if not value["values"] or any(isinstance(v, list | dict) for v in value["values"]):
+        if (
+            not isinstance(value["values"], list)
+            or not value["values"]
+            or any(isinstance(v, list | dict) for v in value["values"])
+        ):
             raise SpaceError(f"search.{key}: values must be a list of numbers, words or null")
-    elif not value["low"] < value["high"] or (kind == "log_uniform" and value["low"] <= 0):
+        return
+    for bound in (value["low"], value["high"]):
+        if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+            raise SpaceError(f"search.{key}: the bound {bound!r} is no finite number")
+    if not value["low"] < value["high"] or (kind == "log_uniform" and value["low"] <= 0):
         raise SpaceError(f"search.{key}: the range [{value['low']}, {value['high']}] is empty or not positive")
 
 

@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from structgrad.common.text import nearest
 from structgrad.experiments.selection import RULES, Cell
+from structgrad.training.contract import NEUTRAL
 
 Direction = Literal["maximize", "minimize"]
 Draws = Literal["row", "table"]
@@ -144,7 +145,7 @@ class Row:
     def admits(self, config: Mapping[str, Any]) -> bool:
         """Whether a configuration (dotted key -> value) has the given settings, if there are any."""
         for key, wanted in self.given.items():
-            value = config.get(key)
+            value = config.get(key, NEUTRAL.get(key))  # which is left out of configurations
             if not isinstance(wanted, dict):
                 if value != wanted:
                     return False
@@ -319,7 +320,8 @@ def parse(name: str, content: Any) -> Table:
         raise TableError("row all: this name stands for all rows in commands; take another")
     settings |= {
         "name": name,
-        "overrides": tuple(settings.get("overrides", ())),
+        "overrides": _overrides(settings, "the table"),
+        "search": _optional_mapping(settings, "search", "the table"),
         "selection": Selection(**_keys(Selection, settings.get("selection", {}), "selection")),
         "published": Published(**_keys(Published, settings.get("published", {}), "published")),
         "columns": columns,
@@ -351,17 +353,21 @@ def _column(key: Any, value: Any) -> Column:
 def _row(name: str, value: Any, columns: dict[str, Column]) -> Row:
     settings = _keys(Row, value, f"row {name}", given=("name",))
     published = {}
-    for key, number in settings.get("published", {}).items():
-        _choice(f"row {name}: published", key, tuple(columns))
-        mean, error = number if isinstance(number, list) else (number, None)
-        published[str(key)] = (float(mean), None if error is None else float(error))
-    given = settings.get("given", {})
+    where = f"row {name}"
+    for key, number in _optional_mapping(settings, "published", where).items():
+        _choice(f"{where}: published", key, tuple(columns))
+        pair = number if isinstance(number, list) else [number, None]
+        if len(pair) != 2 or not _is_number(pair[0]) or not (pair[1] is None or _is_number(pair[1])):
+            raise TableError(f"{where}: published: {key} is {number!r}, neither a number nor [number, error]")
+        published[str(key)] = (float(pair[0]), None if pair[1] is None else float(pair[1]))
+    given = _optional_mapping(settings, "given", where)
+    settings["search"] = _optional_mapping(settings, "search", where)
     for key, wanted in given.items():
         if isinstance(wanted, dict) and not ({"low", "high"} <= set(wanted) or "values" in wanted):
             raise TableError(f"row {name}: given: {key} is neither a value nor a distribution with its range")
     if given and settings.get("search"):
         raise TableError(f"row {name}: given settings take the place of a search; put its ranges there")
-    return Row(**settings | {"name": name, "overrides": tuple(settings.get("overrides", ())), "published": published})
+    return Row(**settings | {"name": name, "overrides": _overrides(settings, where), "published": published})
 
 
 def _claim(value: Any, columns: dict[str, Column], rows: tuple[Row, ...]) -> Claim:
@@ -393,6 +399,24 @@ def _claim(value: Any, columns: dict[str, Column], rows: tuple[Row, ...]) -> Cla
     if not comparisons:
         raise TableError(f"{where}: shown_by is empty")
     return Claim(settings["text"], tuple(comparisons))
+
+
+def _overrides(settings: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    value = settings.get("overrides", [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TableError(f"{where}: overrides are a list such as [task=listops, task.hidden=50]; got {value!r}")
+    return tuple(value)
+
+
+def _optional_mapping(settings: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = settings.get(key, {})
+    if not isinstance(value, dict):
+        raise TableError(f"{where}: {key} takes keys with values, not {value!r}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _mapping(value: Any, where: str) -> dict[Any, Any]:

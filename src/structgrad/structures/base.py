@@ -482,8 +482,10 @@ class Structure(Configured):
         """Refuse vertices of another shape than ``[*batch, *vertex]``, unless they broadcast to it."""
         ndim = self.vertex_layout.ndim
         if vertex.shape[-ndim:] != shape[-ndim:] or not _broadcasts(vertex.shape, shape):
+            several = _broadcasts(shape, vertex.shape)
+            hint = f"; several vertices of an example need scores.expand({list(vertex.shape)})" if several else ""
             raise ValueError(
-                f"vertices of {self.name} have shape {list(shape)} for these scores; got {list(vertex.shape)}"
+                f"vertices of {self.name} have shape {list(shape)} for these scores; got {list(vertex.shape)}{hint}"
             )
 
     def check_listable(self, count: int, *shape: int) -> None:
@@ -652,6 +654,10 @@ class Structure(Configured):
             vertices ``[*batch, k, *parts]`` and their values ``<x, scores>`` ``[*batch, k]``
             (differentiable). Where an example has fewer than k vertices, the surplus vertices are 0
             and their values -inf.
+
+        Raises:
+            TypeError: if k is not a whole number.
+            ValueError: for k < 1.
         """
         raise self._lacks()
 

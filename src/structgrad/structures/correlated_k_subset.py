@@ -106,8 +106,7 @@ class CorrelatedKSubset(Gibbs):
 
         The same program keeps lists of k, at O(n k) for each entry of a list.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
+        check_count("k", k)
         chain, wide, exists = self._read(scores, mask)
         items, real = chain.top_k(k)
         vertices, values = best_first(self._with_pairs(items, items, exists.unsqueeze(-2)) > 0, real, wide)

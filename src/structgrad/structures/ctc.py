@@ -15,6 +15,7 @@ from structgrad.structures import reading as readings
 from structgrad.structures.base import UnsupportedError
 from structgrad.structures.family_dynamic_programs import Derivations, last
 from structgrad.structures.layout import Layout
+from structgrad.structures.lengths import checked
 
 #: The move by which a path reaches its state: stay, go on from the previous state, or pass a blank.
 _STAY, _STEP, _SKIP = range(3)
@@ -88,7 +89,7 @@ class Ctc(Derivations):
             log_probs: ``[*batch, T, V]``, scores of V symbols, one of which is the blank. They need
                 not be normalised.
             targets: int64 ``[*batch, U]``, labels among the V symbols, without the blank. Entries
-                beyond the length of an example are not used, but they must be symbols.
+                beyond the length of an example may be anything, such as -1.
             frame_lengths: int64 ``[*batch]``; None: T.
             target_lengths: int64 ``[*batch]``; None: U.
             blank: the index of the blank.
@@ -98,17 +99,20 @@ class Ctc(Derivations):
             ``log_probs``; and the mask, bool of the same shape.
 
         Raises:
-            ValueError: in eager CPU code, if an example has labels and no frame. Its mask would be
-                that of an empty example, whose partition function is 1.
+            TypeError: unless lengths are integers.
+            ValueError: in eager CPU code, for lengths out of range, or if an example has labels and
+                no frame. Its mask would be that of an empty example, whose partition function is 1.
         """
         batch, frames = log_probs.shape[:-2], log_probs.shape[-2]
         heard, written = (
-            torch.full(batch, most, device=log_probs.device) if lengths is None else lengths
+            torch.full(batch, most, device=log_probs.device) if lengths is None else checked(lengths, most, self.name)
             for lengths, most in ((frame_lengths, frames), (target_lengths, targets.shape[-1]))
         )
         refuse((heard == 0) & (written > 0), "has labels but no frame")
         states = 2 * targets.shape[-1] + 1
         symbols = targets.new_full((*targets.shape[:-1], states), blank)
+        position = torch.arange(targets.shape[-1], device=targets.device)
+        targets = torch.where(position < written[..., None], targets, blank)
         symbols[..., 1::2] = targets
         of_state = log_probs.gather(-1, symbols[..., None, :].expand(*log_probs.shape[:-1], states))
         everything = (*of_state.shape, _MOVES)

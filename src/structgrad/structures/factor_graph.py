@@ -40,6 +40,8 @@ Parts = Tensor | Sequence[Any]
 
 #: A larger error of a projection is warned of.
 _TOLERANCE = 1e-6
+#: Lists of vertices under that many masks are kept.
+_MASKS = 256
 #: While vertices are listed, there may be so many times more that are not ruled out yet.
 _PARTIAL = 4
 #: The most parts of a factor whose 0/1 vectors are all tried while vertices are listed.
@@ -54,7 +56,7 @@ class Factor(abc.ABC):
 
     @abc.abstractmethod
     def groups(self) -> list[Group]:
-        """For the algorithm."""
+        """The factors in the form that the algorithm takes, grouped by size."""
 
     def additional(self) -> Tensor:
         """Parts that only carry a score of others, int64 ``[N]``; none, unless the factor says otherwise."""
@@ -108,7 +110,7 @@ class Budget(Factor):
         self.negated = off.bool().expand(self.parts.shape)
 
     def groups(self) -> list[Group]:
-        """One."""
+        """All its factors are one group."""
         return [Counts(self.parts, self.negated, self.low, min(self.high, self.parts.shape[-1]))]
 
 
@@ -187,7 +189,7 @@ class Pair(Factor):
             raise ValueError(f"a pair has three parts, two and that of the pair; got {self.parts.tolist()}")
 
     def groups(self) -> list[Group]:
-        """One."""
+        """All its factors are one group."""
         return [Pairs(self.parts)]
 
     def additional(self) -> Tensor:
@@ -220,7 +222,7 @@ class LabelPair(Factor):
             )
 
     def groups(self) -> list[Group]:
-        """One for each side: a label is on where one of its pairs is."""
+        """One group a side. A label is on if one of its pairs is."""
         sides = ((self.first, self.pairs), (self.second, self.pairs.transpose(1, 2)))
         return [_sums(label.flatten(), pair.flatten(0, 1)) for label, pair in sides]
 
@@ -269,16 +271,16 @@ class StructureFactor(Factor):
         return self._never
 
     def groups(self) -> list[Group]:
-        """One."""
+        """All its factors are one group."""
         return [Polytopes(self.parts.flatten(1), self.project, self.argmax)]
 
     def project(self, target: Tensor, exists: Tensor) -> Tensor:
-        """The structure's, of flat parts ``[N, K]``."""
+        """Project flat parts ``[N, K]`` as the structure does."""
         point = self.structure.project(target.unflatten(-1, self.shape), exists.unflatten(-1, self.shape))
         return torch.where(exists, point.flatten(1), 0.0)
 
     def argmax(self, direction: Tensor, exists: Tensor) -> Tensor:
-        """The structure's, of flat parts ``[N, K]``."""
+        """Maximise over flat parts ``[N, K]`` as the structure does."""
         vertex = self.structure.argmax(direction.unflatten(-1, self.shape), exists.unflatten(-1, self.shape))
         return torch.where(exists, vertex.flatten(1), 0.0)
 
@@ -454,7 +456,7 @@ class FactorGraph(Gibbs, KBest):
 
     @property
     def oracles(self) -> frozenset[str]:
-        """Those of the Gibbs distribution only where all vertices are listed."""
+        """The oracles; those of the Gibbs distribution exist only if all vertices are listed."""
         found = super().oracles
         return found if self._is_listed else found - _OF_ALL_VERTICES
 
@@ -467,7 +469,7 @@ class FactorGraph(Gibbs, KBest):
         return {"lp": Relaxation("lp_sparsemap", symmetric=True)}
 
     def shape(self, n: int) -> tuple[int, ...]:
-        """P, whatever n is."""
+        """``(P,)`` for every n."""
         return (self.size,)
 
     def _shape_of(self, reading: Tensor) -> tuple[int, ...]:
@@ -479,7 +481,7 @@ class FactorGraph(Gibbs, KBest):
         return exist & self._possible.to(exist.device) if self._has_impossible else exist
 
     def check(self, scores: Tensor, mask: Tensor | None = None) -> None:
-        """As every structure; there must be P parts."""
+        """The checks of every structure, and that there are P parts."""
         self.layout.check(scores)
         if scores.shape[-1] != self.size:
             raise ValueError(f"scores over {self.size} parts have shape [..., {self.size}]; got {list(scores.shape)}")
@@ -562,8 +564,7 @@ class FactorGraph(Gibbs, KBest):
         """The k best vertices: of all where they are listed, else by k rounds of :meth:`argmax` with some parts
         given.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
+        check_count("k", k)
         if not self._is_listed or transformed(scores):
             return super().top_k(scores, k, mask)
         self.check(scores, mask)
@@ -719,6 +720,8 @@ class FactorGraph(Gibbs, KBest):
         """All vertices under a mask ``[P]``, if they are few."""
         key = bytes(exists.to(torch.uint8).tolist())
         if key not in self._lists:
+            if len(self._lists) == _MASKS:  # the first is the oldest
+                del self._lists[next(iter(self._lists))]
             with torch.inference_mode(False):  # training must be able to use them as well
                 self._lists[key] = self._join(exists, self.listed)
         return self._lists[key]

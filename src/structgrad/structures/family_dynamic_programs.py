@@ -16,6 +16,7 @@ from structgrad.algorithms.k_best import best_first
 from structgrad.algorithms.semirings import IMPOSSIBLE, Aggregation
 from structgrad.algorithms.transforms import over_batch
 from structgrad.common.private import constant_when_traced
+from structgrad.common.ranges import check_count
 from structgrad.structures.base import repeated
 from structgrad.structures.derived import ActiveSetProjection, DynamicProgram
 
@@ -84,10 +85,10 @@ class Derivations(DynamicProgram, ActiveSetProjection):
         """The k best vertices, exact and distinct: ``[*batch, k, *parts]`` and ``[*batch, k]``.
 
         Raises:
+            TypeError: if k is not a whole number.
             ValueError: for k < 1.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
+        check_count("k", k)
         self.check(scores, mask)
         exists = self.parts(scores, mask)
         batch, parts = self._split(scores)

@@ -72,7 +72,12 @@ class LinearChain(Derivations):
         Returns:
             ``[*batch, n - 1, C, C]``. A transition has the score of the label to which it leads.
             The first one also has the score of the label from which it comes.
+
+        Raises:
+            ValueError: for n below 2. A shorter sequence in a batch is a matter of ``lengths``.
         """
+        if labels.shape[-2] < 2:
+            raise ValueError(f"transitions need two positions or more; got labels {list(labels.shape)}")
         first = torch.nn.functional.pad(labels[..., :1, :], (0, 0, 0, labels.shape[-2] - 2))
         return first[..., :, None] + labels[..., 1:, None, :] + pairs
 

@@ -13,6 +13,7 @@ from structgrad.algorithms.eager import refuse, values_can_be_read
 from structgrad.algorithms.entmax import entmax
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.algorithms.plackett_luce import plackett_luce_conditional
+from structgrad.common.ranges import check_count
 from structgrad.structures.base import Noise, SparseDistribution, Trace, repeated
 from structgrad.structures.derived import Gibbs
 from structgrad.structures.layout import Vector
@@ -74,8 +75,7 @@ class OneHot(Gibbs):
 
     def top_k(self, scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The k categories of highest score, exact: ``[*batch, k, K]`` and ``[*batch, k]``."""
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
+        check_count("k", k)
         scores, _ = self._read(scores, mask)
         size = min(k, scores.shape[-1])
         values, index = scores.topk(size, dim=-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from structgrad.algorithms.capped_simplex import nested_decomposition, systematic_decomposition
 from structgrad.algorithms.k_best import best_first
 from structgrad.algorithms.noise import wide_exponentials
+from structgrad.common.ranges import check_count
 from structgrad.structures.base import SparseDistribution, repeated
 from structgrad.structures.derived import Gibbs
 from structgrad.structures.family_subsets import Flat
@@ -67,8 +68,7 @@ class Subset(Flat, Gibbs):
         ones to flip. The list of the k cheapest sets of flips grows one bit at a time: it is merged
         with itself plus that bit. This is O(D + k^2), one pass for the whole batch.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
+        check_count("k", k)
         flat, exists = self._read(scores, mask)
         with torch.no_grad():
             cost = flat.abs().masked_fill(~exists, math.inf)
@@ -121,7 +121,7 @@ class Subset(Flat, Gibbs):
         """``sum_i log sigmoid(+-scores_i)``: ``[*batch]``."""
         self.check_vertex(vertex, scores, mask)
         flat, exists = self._read(scores, mask)
-        sign = 2 * self.layout.flatten(vertex) - 1
+        sign = 2 * self.layout.flatten(vertex).to(flat) - 1
         return torch.where(exists, torch.nn.functional.logsigmoid(sign * flat), 0.0).sum(-1)
 
     def entropy(self, scores: Tensor, mask: Tensor | None = None) -> Tensor:

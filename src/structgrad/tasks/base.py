@@ -1,5 +1,5 @@
-"""The base of every task: a LightningModule with data, models, objective and metrics that names no
-estimator.
+"""The base of every task: a LightningModule with data, models, objective and metrics that chooses
+no estimator.
 """
 
 from __future__ import annotations
@@ -79,12 +79,15 @@ class StepOutput:
         size: number of examples, the weight of the means.
         predictions: a function that makes the :class:`Predictions` of the batch, which only an
             evaluation calls. None in training, and for a task without predictions.
+        calls: the number of evaluated vertices of each example, ``[size]``, for a task that logs
+            their quartiles; None otherwise.
     """
 
     loss: Tensor
     size: int
     metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = field(default_factory=dict)
     predictions: Callable[[], Predictions] | None = None
+    calls: Tensor | None = None
 
 
 class Task(pl.LightningModule, abc.ABC):
@@ -289,9 +292,13 @@ class Task(pl.LightningModule, abc.ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step; logs ``train/*``."""
+        return self.training_output(batch).loss
+
+    def training_output(self, batch: Batch) -> StepOutput:
+        """The result of :meth:`step`, compiled or not, whose metrics are logged as ``train/*``."""
         out = (self.compiled_step or self.step)(batch)
         self.log_training(out)
-        return out.loss
+        return out
 
     def is_logged(self) -> bool:
         """Whether the loggers or the progress bar read the current step.

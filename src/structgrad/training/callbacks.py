@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from structgrad.algorithms.eager import magnitude, values_can_be_read
 from structgrad.common.files import write_json
+from structgrad.common.metrics import metric_rows
 from structgrad.common.text import duration
 from structgrad.data import Batch, Steps
 from structgrad.training.errors import Interrupted, NonFiniteLossError, Paused
@@ -152,9 +153,10 @@ class StopOnNonFiniteLoss(pl.Callback):
         def look(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
             if torch.compiler.is_compiling():  # in a compiled step only the loss is checked
                 return
-            scores = positional[0].detach()
-            mask = named.get("mask")
-            self._remember(scores if mask is None else torch.where(mask, scores, 0.0), trainer.global_step)
+            scores = (positional[0] if positional else named["scores"]).detach()
+            # What is no part, such as padding, may have any value.
+            mask = estimator.structure.mask_from(named.get("mask"), named.get("lengths"), scores)
+            self._remember(torch.where(estimator.structure.parts(scores, mask), scores, 0.0), trainer.global_step)
             if scores.device.type == "cpu":
                 self._stop_if_bad()
 
@@ -287,9 +289,7 @@ class ProgressFile(pl.Callback):
     def _write(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        lines = self.metrics.read_text().splitlines()[1:] if self.metrics.exists() else []
-        found = [line.rsplit(",", 2) for line in lines]
-        curve = [[int(step), float(value)] for step, name, value in found if name == self.monitor]
+        curve = [[step, value] for step, name, value in metric_rows(self.metrics) if name == self.monitor]
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, {"step": trainer.global_step, "curve": curve})
 
@@ -300,6 +300,9 @@ class RandomState(pl.Callback):
     A resumed run then repeats an uninterrupted one, to the last digit on one process. With several
     processes, the others draw fresh noise.
     """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] | None = None
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -322,7 +325,7 @@ class RandomState(pl.Callback):
         """Restore as late as possible, so that Lightning's start does not draw from the restored
         generators.
         """
-        state, self._loaded = getattr(self, "_loaded", None), None
+        state, self._loaded = self._loaded, None
         if state is None or trainer.global_rank:
             return
         torch.set_rng_state(state["torch"].cpu())

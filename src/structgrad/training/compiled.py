@@ -67,7 +67,10 @@ def compiled_step(task: Task, mode: str) -> Callable[[Batch], StepOutput]:
                 "the same command without it continues this run"
             ) from error
         # The next call overwrites the results of a captured graph. The loss is used before.
-        return replace(out, metrics={n: _copied(v) for n, v in out.metrics.items()}) if captured else out
+        if not captured:
+            return out
+        calls = None if out.calls is None else out.calls.clone()
+        return replace(out, metrics={n: _copied(v) for n, v in out.metrics.items()}, calls=calls)
 
     return step
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from structgrad.common.files import expanded
 from structgrad.common.text import first_line
 from structgrad.data import DataError
 from structgrad.estimators.base import Estimator
@@ -126,11 +126,6 @@ def settled(config: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
     return config
 
 
-def expanded(path: str | None) -> str | None:
-    """A path in which the user's folder replaces ``~`` and values replace environment variables."""
-    return None if path is None else os.path.expandvars(os.path.expanduser(path))
-
-
 def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:
     """Structure and estimator of a settled configuration. They need no task and much less time to
     import.
@@ -171,7 +166,7 @@ def build_task(config: DictConfig, structure: Structure, estimator: Estimator | 
             )
     try:
         task.make_optimizer(parameter for parameter in task.parameters() if parameter.requires_grad)
-    except (ValueError, TypeError) as error:  # the optimizer's options are checked only with parameters
+    except (ValueError, TypeError, OmegaConfBaseException) as error:  # its options are checked only with parameters
         raise ConfigurationError(f"task.optimizer: {first_line(error)}") from error
     return task
 

@@ -113,7 +113,7 @@ def explain(error: HydraException | OmegaConfBaseException | ValueError, argumen
     if isinstance(error, OverrideParseException):
         key, equals, value = error.override.partition("=")
         hint = "" if equals else "; expected key=value, e.g. task=listops"
-        if equals and any(sign in value for sign in "=(),{}[]~$ "):
+        if equals and (any(sign in value for sign in "=(),{}[]~$ ") or not value.isascii()):
             hint = f"; a value with such signs needs quotes within quotes: '{key}=\"{value}\"'"
         reason = " ".join(lines[-2:-1]).strip(" ^")  # for some signs it is only a mark below them
         return f"{error.override}: {reason}{hint}" if reason else f"{error.override}{hint}"

@@ -17,12 +17,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from structgrad.common.files import write_bytes, write_json
+from structgrad.common.files import expanded, write_bytes, write_json
 from structgrad.common.text import first_line, nearest
 from structgrad.data import DataError
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import Evaluation, Predictions, Split, Task
-from structgrad.training.composition import build_latent, build_task, expanded, make
+from structgrad.training.composition import build_latent, build_task, make
 from structgrad.training.environment import environment
 from structgrad.training.errors import ConfigurationError, RunError
 from structgrad.training.folder import read_checkpoint
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 FORMATS = (".parquet", ".jsonl")
 _SPLITS = ("val", "test")
 #: Options of the trainer that may be changed, because another machine may not have them.
-_TRAINER = ("trainer.accelerator", "trainer.precision", "trainer.matmul_precision")
+_PRECISION = ("trainer.precision", "trainer.matmul_precision")
+_TRAINER = ("trainer.accelerator", *_PRECISION)
 
 
 @dataclass
@@ -101,9 +102,9 @@ def evaluate(
     tested = None
     if other != own:
         tested = _data(other, overrides)
-    options = {key: value for key, value in elsewhere.items() if key.startswith("task.")}
+    options = {key: value for key, value in elsewhere.items() if key.startswith("task.") or key in _PRECISION}
     if tested is not None or options:
-        name = f"{split}-{_digest(other)}"
+        name = f"{split}-{_digest(other, options)}"
     file = out or folder / "evaluations" / f"{name}.parquet"
     found = Recorded(task.structure, required=out is not None, task=str(summary["task"]))
     task.evaluation = Evaluation(split, tested, found)
@@ -179,9 +180,11 @@ def _data(config: DictConfig, overrides: Mapping[str, Any]) -> Any:
     return make(config, "task.data", object)
 
 
-def _digest(config: DictConfig) -> str:
-    """The tested data: options, and the content of a file."""
-    content = json.dumps(OmegaConf.to_container(config.task, resolve=True), sort_keys=True, default=str)
+def _digest(config: DictConfig, options: Mapping[str, Any]) -> str:
+    """The test: the task with its data, the content of a file, and the precision if it was chosen."""
+    task = OmegaConf.to_container(config.task, resolve=True)
+    precision = {key: value for key, value in options.items() if key in _PRECISION}
+    content = json.dumps([task, precision] if precision else task, sort_keys=True, default=str)
     file = config.paths.test_file
     read = Path(file).read_bytes() if file is not None and Path(file).is_file() else b""
     return hashlib.sha256(content.encode() + read).hexdigest()[:8]
@@ -256,7 +259,7 @@ class Recorded:
         """The vertices as integers; for a relaxed one, the nearest vertex."""
         vertex = vertex.detach().cpu()
         if not bool(((vertex == 0) | (vertex == 1)).all()):
-            vertex = self.structure.argmax(vertex)
+            vertex = self.structure.argmax(2 * vertex - 1)  # |x - v|^2 is |x|^2 - <2 x - 1, v> for v of 0 and 1
         return self.structure.read(vertex).tolist()
 
     def as_parquet(self) -> bytes:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
 
+from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from structgrad.common import renamed
@@ -34,9 +37,32 @@ def portable(config: DictConfig) -> dict[str, Any]:
         node: Any = content
         for key in above:
             node = node.get(key) if isinstance(node, dict) else None
-        if isinstance(node, dict) and name in node and node[name] == neutral:
+        if not isinstance(node, dict):
+            continue
+        if name not in node:
+            # A class with another default, whose configuration does not name the option: at the neutral value it
+            # would look the same.
+            default = _default(node.get("_target_"), name)
+            if default is not _ABSENT and default != neutral:
+                node[name] = default
+        elif node[name] == neutral:
             del node[name]
     return content
+
+
+_ABSENT = object()
+
+
+def _default(target: object, name: str) -> Any:
+    """The default of an argument of a class, if JSON can hold it."""
+    if not isinstance(target, str):
+        return _ABSENT
+    try:
+        default = inspect.signature(get_object(target)).parameters[name].default
+        json.dumps(default)
+    except (ImportError, HydraException, KeyError, TypeError, ValueError):  # other checks name what is wrong
+        return _ABSENT
+    return default
 
 
 def identity(deciding: Mapping[str, Any]) -> str:

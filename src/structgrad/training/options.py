@@ -96,7 +96,7 @@ def check_options(config: DictConfig, chosen: Mapping[str, str]) -> None:
             raise ConfigurationError(f"{key}={chosen[key]}: did you mean budget={meant}?")
         if key.startswith("+") and top not in (*_TOP, "hydra", "data", "experiment", "settings"):
             raise ConfigurationError(f"{key}: nothing reads {name!r}; nearest: {nearest(name, _TOP)}")
-    _whole("seed", config.seed, 0, 2**32 - 1)
+    _whole("seed", config.get("seed"), 0, 2**32 - 1)
     for group in ("paths", "run", "search"):
         if not isinstance(config.get(group), DictConfig):
             raise ConfigurationError(f"{group} must be a mapping; got {config.get(group)!r}")

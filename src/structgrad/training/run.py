@@ -16,15 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from structgrad.common.files import write_json
+from structgrad.common.files import expanded, write_json
+from structgrad.common.metrics import metric_rows
 from structgrad.common.text import first_line
 from structgrad.data import DataError, MissingDataError
 from structgrad.estimators.base import SizeMismatchError
-from structgrad.training.composition import Run, assemble, build_latent, build_task, expanded
+from structgrad.training.composition import Run, assemble, build_latent, build_task
 from structgrad.training.environment import environment, seed_everything
-from structgrad.training.errors import ConfigurationError, Interrupted, NonFiniteLossError, RunError, RunHeldError
+from structgrad.training.errors import (
+    ConfigurationError,
+    Interrupted,
+    NonFiniteLossError,
+    Paused,
+    RunError,
+    RunHeldError,
+)
 from structgrad.training.folder import checkpoint_to_resume, held, read_summary
-from structgrad.training.identity import resolved
+from structgrad.training.inputs import check_unchanged, digests
 from structgrad.training.stopping import StopRequest, stoppable
 
 if TYPE_CHECKING:
@@ -62,6 +70,7 @@ def run(
     seed_everything(this.seed)
     structure, estimator = build_latent(this.config)
     with stoppable() as request:
+        check_unchanged(this)
         summary = read_summary(this.folder, this.name)
         if summary is not None:
             log.info("this run is finished: %s", this.folder)
@@ -93,7 +102,8 @@ def _task_of_file(this: Run, test_file: str) -> Task:
     """The task with a published test file. The file is read here, before anything is trained."""
     with_file = OmegaConf.merge(this.config, {"paths": {"test_file": test_file}})
     assert isinstance(with_file, DictConfig)
-    if str(test_file) not in json.dumps(resolved(with_file)["task"]):
+    node = json.dumps(OmegaConf.to_container(this.config.task, resolve=False))
+    if "${paths.test_file}" not in node:
         raise ConfigurationError(f"paths.test_file: task {this.choices['task']} reads no published test file")
     task = build_task(with_file, *build_latent(with_file))
     try:
@@ -123,8 +133,11 @@ def _train_or_explain(this: Run, task: Task, request: StopRequest, command: str)
     failure.unlink(missing_ok=True)
     try:
         return _train(this, task, request, command)
-    except Interrupted:
+    except Paused:
         raise
+    except Interrupted as stop:
+        begun = (this.folder / "checkpoints" / "last.ckpt").exists()
+        raise Interrupted(stop.number, stop.step, begun=begun) from None
     except Exception as error:
         with suppress(OSError):  # the error may be a full disk
             failure.write_text(f"{first_line(error)}\n")
@@ -139,7 +152,13 @@ def _train(this: Run, task: Task, request: StopRequest, command: str) -> dict[st
     try:
         if this.is_first:
             OmegaConf.save(this.config, folder / "config.yaml", resolve=True)
-            started = {"command": command, "from_step": _steps_so_far(folder) if checkpoint else 0}
+            started = {
+                "command": command,
+                "from_step": _steps_so_far(folder) if checkpoint else 0,
+                "files": digests(this),
+                "monitor": task.monitor,
+                "mode": task.mode,
+            }
             write_json(folder / "environment.json", environment() | started)
         return fit(this, task, checkpoint, request)
     except SizeMismatchError as error:
@@ -154,9 +173,7 @@ def _train(this: Run, task: Task, request: StopRequest, command: str) -> dict[st
 
 def _steps_so_far(folder: Path) -> int:
     """The last step in the metrics of a run that continues."""
-    lines = (folder / "metrics.csv").read_text().splitlines() if (folder / "metrics.csv").exists() else []
-    last = lines[-1].split(",")[0] if len(lines) > 1 else ""
-    return int(last) + 1 if last.isdecimal() else 0  # a damaged file is refused when it is continued
+    return max((step + 1 for step, _, _ in metric_rows(folder / "metrics.csv")), default=0)
 
 
 def _unwritable(folder: Path, key: str, error: OSError) -> RunError:

@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from structgrad.common import renamed
+from structgrad.common.files import expanded
 from structgrad.common.text import first_line
-from structgrad.training.composition import expanded
 from structgrad.training.errors import ConfigurationError, RunError
 from structgrad.training.folder import read_summary
 from structgrad.training.options import CONFIGS, imported

@@ -128,6 +128,8 @@ class BitVectorVAE(Task):
         log_size = float(structure.log_partition(torch.zeros(bits, dtype=torch.float64)))
         self._outside = bits * math.log(2) - log_size
         self._calls: list[Tensor] = []
+        #: Whether a training step computes ``varying_bits``: only if it is logged, as it takes ten launches.
+        self._shows_bits = False
 
     def prepare_data(self) -> None:
         """Decode the images, unless they are cached."""
@@ -177,15 +179,17 @@ class BitVectorVAE(Task):
             "elbo": -(estimate.objective + rate.detach()).mean(),
             **estimate.metrics,
         }
-        if not self.training:
+        if not self.training or self._shows_bits:
             metrics["varying_bits"] = self._varying_bits(scores.detach(), estimate)
 
         def predictions() -> Predictions:
             greys = estimate.mean(self.decoder.mean(estimate.vertices))
             return Predictions(greys, images, estimate.vertices[estimate.most_probable()])
 
+        rows = estimate.rows
+        calls = rows.new_zeros(len(images)).index_add(0, rows, torch.ones_like(rows))
         told = None if self.training else predictions
-        return StepOutput((estimate.surrogate + rate).mean(), len(images), metrics, told), scores, estimate
+        return StepOutput((estimate.surrogate + rate).mean(), len(images), metrics, told, calls), scores, estimate
 
     def outside(self) -> Tensor | float:
         """Minus the logarithm of the prior probability of the structure's vertices among all bit
@@ -213,11 +217,10 @@ class BitVectorVAE(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step. At the end of an epoch of the data, also the quartiles of the decoder calls."""
-        out, scores, estimate = self._step(batch)
-        if self.is_logged():
-            out.metrics["varying_bits"] = self._varying_bits(scores.detach(), estimate)
-        self.log_training(out)
-        self._calls.append(estimate.rows.bincount(minlength=out.size))
+        self._shows_bits = self.is_logged()
+        out = self.training_output(batch)
+        assert out.calls is not None
+        self._calls.append(out.calls)
         if (batch_idx + 1) % (self.data.train // self.batch_size) == 0:
             # A resumed run only has the calls since it was resumed.
             calls = torch.cat(self._calls).float()

@@ -35,15 +35,12 @@ class CommunicationGame(CallsOverTime):
     Metrics:
 
     - ``success``: the receiver's best candidate is the right one, for the vertices that the
-      estimator
-      evaluates. They are a sampled symbol, a relaxed message (see the estimator's ``evaluation``),
-      or
-      all symbols, weighted by their probabilities;
+      estimator evaluates. They are a sampled symbol, a relaxed message (see the estimator's
+      ``evaluation``), or all symbols, weighted by their probabilities;
     - ``success_most_likely``: the same for the sender's most likely symbol;
     - ``objective``, under the estimator's distribution; ``entropy`` of the symbol, in nats;
     - ``decoder_calls``, symbols evaluated a game; ``training_calls``, those in training since the
-      last
-      validation.
+      last validation.
 
     Args:
         structure: OneHot.

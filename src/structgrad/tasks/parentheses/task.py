@@ -63,23 +63,18 @@ class Parentheses(Task):
     - ``NoStructure``: left to right, every token has a right child only;
     - ``GroundTruth``: the smart tree (see :func:`~structgrad.tasks.parentheses.trees.smart`);
     - ``BinaryTree``: a fraction of the training sequences comes with the smart tree. For the others
-      T
-      is latent: an encoder scores their tokens, and ``E_q[log q(T | x) - log p(x, T)]`` replaces
+      T is latent: an encoder scores their tokens, and ``E_q[log q(T | x) - log p(x, T)]`` replaces
       ``-log p(x, T)``. The model p generates the tree as well, so it includes the trees' prior.
-      From
-      a given tree, the encoder learns by ``-log q(T | x)`` (Kingma et al. 2014, equation 9).
+      From a given tree, the encoder learns by ``-log q(T | x)`` (Kingma et al. 2014, equation 9).
 
     Metrics:
 
     - ``nll``, in nats a token, of the sequence with its tree (for the latent tree the bound, with
-      one
-      sampled tree), and ``perplexity``, its exponential;
+      one sampled tree), and ``perplexity``, its exponential;
     - for the latent tree also its ``entropy`` a token, and ``smart_parents``, the fraction of
-      tokens
-      whose parent is that of the smart tree;
+      tokens whose parent is that of the smart tree;
     - at test, of ``unique`` generated sequences out of ``drawn``, the fractions ``old`` (in the
-      training
-      set), ``new_balanced`` and ``unbalanced``.
+      training set), ``new_balanced`` and ``unbalanced``.
 
     Args:
         structure: ``BinaryTree``, or one of the two stand-ins.
