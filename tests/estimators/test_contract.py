@@ -189,6 +189,8 @@ def test_the_same_mean_gradient_on_every_device(built: tuple[str, list[tuple[Est
 
 
 def test_the_objective_returns_one_number_a_vertex() -> None:
+    with pytest.raises(TypeError, match="losses must be real"):
+        Reinforce(OneHot())(torch.zeros(2, 3), lambda vertices, rows: vertices.sum(1) + 0j)
     with pytest.raises(ValueError, match=r"one number a vertex, \[2\]; got \[\]"):
         Reinforce(OneHot())(torch.zeros(2, 3), lambda vertices, rows: vertices.sum())
     with pytest.raises(ValueError, match=r"one number a vertex, \[2\]; got \[2, 1\]"):

@@ -104,6 +104,12 @@ def test_one_damaged_folder_does_not_hide_the_others(tmp_path: Path, damage: dic
     assert sum(run.state == "finished" for run in found.values()) == 1
 
 
+def test_a_run_that_does_not_say_what_selects_shows_its_last_value(tmp_path: Path) -> None:
+    run(tmp_path, "before", 400, environment__json={"command": "x", "from_step": 0})
+    (found,) = overview.states(tmp_path)
+    assert (found.metric, found.value) == ("val/accuracy", 0.399)
+
+
 def test_the_page_is_one_file_and_escapes(tmp_path: Path) -> None:
     text = overview.page(overview.states(example(tmp_path)), tmp_path)
     assert not re.search(r"(?:src|href|url)\s*[=(]\s*(?![\"']?(?:data:|#))", text)

@@ -92,7 +92,7 @@ def test_rows_claims_and_differences(tmp_path: Path) -> None:
     # Twice the variance 1/3, four degrees of freedom: 2.776 * 0.816.
     assert "*Trees win.* **Shown.** Accuracy (%): Tree − LSTM = +10.0 [+7.5, +12.5]." in text
     assert (
-        "*Hot trees are cheap.* **Open.** Calls: Hot tree 3.0, claimed ≤ 2; numbers without an interval need more runs."
+        "*Hot trees are cheap.* **Open.** Calls: Hot tree 3.0, claimed ≤ 2; numbers without an interval decide nothing."
         in text
     )
     assert "The budget is `paper`. Device cpu, 1.7 min of training a run, commit 0123456789." in text
@@ -149,7 +149,7 @@ def test_what_is_close_is_not_shown_and_one_run_decides_nothing(tmp_path: Path) 
     )
     single = [summary("lstm", 0, 0.8), summary("tree", 0, 0.9)]
     text = markdown.claims(build(small(tmp_path), single))
-    assert "**Open.** Accuracy (%): Tree − LSTM = +10.0; numbers without an interval need more runs." in text
+    assert "**Open.** Accuracy (%): Tree − LSTM = +10.0; numbers without an interval decide nothing." in text
     reverse = [summary("lstm", s, 0.9 + s / 100) for s in range(3)] + [
         summary("tree", s, 0.8 + s / 100) for s in range(3)
     ]

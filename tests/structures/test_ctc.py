@@ -109,6 +109,15 @@ def test_what_follows_the_labels_may_be_anything() -> None:
     assert all(torch.equal(found[0], other) for other in found)
 
 
+def test_targets_of_a_whole_batch() -> None:
+    log_probs = torch.randn(3, 6, 4).log_softmax(-1)
+    frames, counts = torch.tensor([6, 5, 4]), torch.tensor([2, 1, 2])
+    for options in ({}, {"frame_lengths": frames, "target_lengths": counts}):
+        each = Ctc().log_partition(*Ctc().scores(log_probs, torch.tensor([[1, 2]] * 3), **options))
+        for targets in (torch.tensor([1, 2]), torch.tensor([[1, 2]])):
+            assert torch.equal(Ctc().log_partition(*Ctc().scores(log_probs, targets, **options)), each)
+
+
 def test_lengths_out_of_range_are_refused() -> None:
     log_probs, targets = torch.randn(2, 4, 5), torch.tensor([[1, 2], [1, 2]])
     for given, most in (({"frame_lengths": [4, 9]}, 4), ({"target_lengths": [-2, 1]}, 2)):

@@ -310,6 +310,8 @@ class Estimator(Configured, nn.Module, abc.ABC):
                 raise ValueError(
                     f"the objective must return one number a vertex, {list(rows.shape)}; got {list(losses.shape)}"
                 )
+            if losses.is_complex():
+                raise TypeError(f"losses must be real; the objective returned {losses.dtype}")
             if losses.dtype not in (torch.float32, torch.float64):
                 # Sums and differences of losses would round: a baseline would know the loss from which it is taken.
                 losses = losses.to(vertices.dtype)

@@ -81,7 +81,7 @@ class RunningMean(nn.Module):
         values = values.detach().to(self.total)
         mean = values.mean()
         counts = mean.isfinite()
-        share = counts * (1 - self.decay)
+        share = counts.to(self.total) * (1 - self.decay)
         if self.with_deviation:
             # Before the first update there is no mean yet. Around 0 the variance would be that of far larger numbers.
             variance = (values - torch.where(self.weight > 0, self.mean, mean)).square().mean()

@@ -65,7 +65,7 @@ class ImportanceWeighted(Estimator):
         super().__init__(structure)
         structure.require("sample", "log_prob", "log_partition", "entropy", by="estimator importance_weighted")
         check_choice("signal", signal, get_args(Signal))
-        check_count("n_samples", n_samples, least=2 if signal == "leave_one_out" else 1)
+        check_count(f"n_samples for signal={signal}", n_samples, least=2 if signal == "leave_one_out" else 1)
         self.n_samples, self.signal = n_samples, signal
 
     def estimate(

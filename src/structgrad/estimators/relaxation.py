@@ -470,7 +470,7 @@ def mean_argmax(
     Returns:
         ``[*batch, *vertex]``.
     """
-    if not (scores.requires_grad and torch.is_grad_enabled()):
+    if torch.is_inference_mode_enabled():  # no gradient at all, not even that of the noise
         return vertices.mean(0)
     with torch.enable_grad():
         noise = noise.detach().requires_grad_()

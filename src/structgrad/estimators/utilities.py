@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from structgrad.algorithms.noise import wide_exponentials
 from structgrad.common.private import standard_gamma
-from structgrad.common.ranges import check_choice, check_count, check_positive
+from structgrad.common.ranges import check_choice, check_count, check_range
 from structgrad.common.text import options
 
 UtilityName = Literal["gumbel", "gaussian", "logistic", "neg_exponential"]
@@ -213,14 +213,14 @@ class SumOfGamma:
         scale: temperature of the perturb-and-MAP distribution.
 
     Raises:
-        TypeError: if ``k`` or ``terms`` is not a whole number, or ``scale`` not a number.
+        TypeError: if ``k`` or ``terms`` is not a whole number.
         ValueError: unless all are positive.
     """
 
     def __init__(self, k: int, terms: int = 10, scale: float = 1.0) -> None:
         check_count("k", k)
         check_count("terms", terms)
-        check_positive("scale", scale)
+        check_range("scale", scale, above=0, below=math.inf)
         self.k, self.terms, self.scale = k, terms, scale
 
     def __repr__(self) -> str:

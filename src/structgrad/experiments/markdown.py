@@ -216,7 +216,7 @@ def numbers(verdict: Verdict) -> str:
         absent = [f"{len(absent)} of the claim's rows"]
     parts = [f"{column}: {', '.join(found)}" for column, found in texts.items()]
     if any(outcome.single for outcome in verdict.outcomes):
-        parts.append("numbers without an interval need more runs")
+        parts.append("numbers without an interval decide nothing")
     return "; ".join([*parts, f"No runs of {', '.join(absent)}"] if absent else parts)
 
 

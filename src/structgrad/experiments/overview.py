@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -113,7 +113,7 @@ def _readable(root: Path, place: Path) -> Run:
     """A run, also if one of its files is damaged or not ours. It must not hide the others."""
     try:
         return _run(root, place)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         said = f"a file of this folder is damaged or not of a run: {first_line(error)}"
         name, changed = str(place.relative_to(root)), _time(place / "config.yaml")
         return Run(name, "failed", _choices(place, {}, {}), 0, 0, None, "", None, [], None, said, "", changed)
@@ -130,7 +130,9 @@ def _run(root: Path, place: Path) -> Run:
             config = {}
     logged = _metrics(place / "metrics.csv")
     metric = next((name for name in summary.get("metrics", {}) if name.startswith("val/")), "")
-    metric = metric or str(environment.get("monitor", ""))
+    # Runs of before do not say which metric selects.
+    first = next((name for name in logged if name.startswith("val/") and name != "val/loss"), "")
+    metric = metric or str(environment.get("monitor") or first)
     curve = logged.get(metric, [])
     step = max((values[-1][0] + 1 for values in logged.values()), default=0)
     steps = int(summary.get("steps") or config.get("trainer", {}).get("max_steps") or 0)
@@ -148,8 +150,7 @@ def _run(root: Path, place: Path) -> Run:
         seconds = _left(step - int(environment["from_step"]), steps - step, holder)
     best = summary.get("metrics", {}).get(metric)
     if best is None and curve:
-        pick = min if environment.get("mode") == "min" else max
-        best = pick(value for _, value in curve)
+        best = {"min": min, "max": max}.get(str(environment.get("mode")), _last)(value for _, value in curve)
     return Run(
         folder=str(place.relative_to(root)),
         state=state,
@@ -186,6 +187,11 @@ def _metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
     for step, name, value in metric_rows(file):
         found.setdefault(name, []).append((step, value))
     return found
+
+
+def _last(values: Iterable[float]) -> float:
+    *_, last = values
+    return last
 
 
 def _alive(holder: dict[str, Any], changed: float) -> bool:

@@ -110,9 +110,10 @@ class Ctc(Derivations):
         )
         refuse((heard == 0) & (written > 0), "has labels but no frame")
         states = 2 * targets.shape[-1] + 1
+        if target_lengths is not None:
+            position = torch.arange(targets.shape[-1], device=targets.device)
+            targets = torch.where(position < written[..., None], targets, blank)
         symbols = targets.new_full((*targets.shape[:-1], states), blank)
-        position = torch.arange(targets.shape[-1], device=targets.device)
-        targets = torch.where(position < written[..., None], targets, blank)
         symbols[..., 1::2] = targets
         of_state = log_probs.gather(-1, symbols[..., None, :].expand(*log_probs.shape[:-1], states))
         everything = (*of_state.shape, _MOVES)

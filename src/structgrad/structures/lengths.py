@@ -94,10 +94,6 @@ def mask_of(layout: Layout, lengths: Tensor, scores: Tensor, name: str) -> Tenso
         lengths = lengths[..., None]
     elif lengths.shape[-1:] != (2,):
         raise ValueError(f"lengths of {name} are [..., 2], for rows and columns; got {list(lengths.shape)}")
-    batch = scores.shape[: scores.dim() - layout.ndim]
-    given = lengths.shape[:-1]
-    if len(given) > len(batch) or any(a not in (1, b) for a, b in zip(given[::-1], batch[::-1], strict=False)):
-        raise ValueError(f"lengths of {name} are for a batch {list(batch)}; got {list(given)}")
     mask = torch.ones((), dtype=torch.bool, device=scores.device)
     shape = scores.shape[scores.dim() - layout.ndim :]
     for at, (dimension, kind) in enumerate(zip(layout.dimensions, kinds, strict=True)):

@@ -37,16 +37,11 @@ def portable(config: DictConfig) -> dict[str, Any]:
         node: Any = content
         for key in above:
             node = node.get(key) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            continue
-        if name not in node:
-            # A class with another default, whose configuration does not name the option: at the neutral value it
-            # would look the same.
+        if isinstance(node, dict) and name in node and node[name] == neutral:
+            # For a class with another default, an option that is left out means something else.
             default = _default(node.get("_target_"), name)
-            if default is not _ABSENT and default != neutral:
-                node[name] = default
-        elif node[name] == neutral:
-            del node[name]
+            if default is _ABSENT or default == neutral:
+                del node[name]
     return content
 
 
@@ -54,15 +49,14 @@ _ABSENT = object()
 
 
 def _default(target: object, name: str) -> Any:
-    """The default of an argument of a class, if JSON can hold it."""
+    """The default of an argument of a class, if it has one."""
     if not isinstance(target, str):
         return _ABSENT
     try:
         default = inspect.signature(get_object(target)).parameters[name].default
-        json.dumps(default)
     except (ImportError, HydraException, KeyError, TypeError, ValueError):  # other checks name what is wrong
         return _ABSENT
-    return default
+    return _ABSENT if default is inspect.Parameter.empty else default
 
 
 def identity(deciding: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def digests(run: Run) -> dict[str, str]:
     found = {}
     for option, value in _texts("task", run.settings["task"]):
         if _is_file(value):
-            with open(value, "rb") as stream:
+            with suppress(OSError), open(value, "rb") as stream:  # the data say so when they read it
                 found[option] = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
     return found
 
@@ -29,9 +30,11 @@ def check_unchanged(run: Run) -> None:
         RunError: if one has changed. The results of the old content would pass as those of the new.
     """
     try:
-        known = json.loads((run.folder / "environment.json").read_text()).get("files", {})
-    except (OSError, ValueError, AttributeError):  # the run has not begun, or the file is damaged
+        known = dict(json.loads((run.folder / "environment.json").read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):  # the run has not begun, or is from before
         return
+    if not any((run.folder / kept).exists() for kept in ("summary.json", "checkpoints/last.ckpt")):
+        return  # nothing is kept of the old content
     for option, digest in digests(run).items():
         if known.get(option, digest) != digest:
             raise RunError(
@@ -52,6 +55,6 @@ def _texts(name: str, node: Any) -> Iterator[tuple[str, str]]:
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).is_file()
+        return ("." in text or "/" in text) and Path(text).is_file()  # a word may be the name of a choice
     except (OSError, ValueError):  # too long, or with a null byte
         return False
