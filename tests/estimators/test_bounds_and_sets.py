@@ -298,7 +298,7 @@ def test_refusals() -> None:
         WithoutReplacement(OneHot(), 1)
     with pytest.raises(UnsupportedError, match="independent bits"):
         RODEO(OneHot())
-    with pytest.raises(ValueError, match="n_samples for signal=leave_one_out must be at least 2"):
+    with pytest.raises(ValueError, match="n_samples must be at least 2"):
         RODEO(Subset(), 1)
     with pytest.raises(ValueError, match="n_pairs"):
         DisARM(Subset(), 0)
