@@ -325,7 +325,7 @@ def test_running_mean_is_saved_and_corrected_for_its_start() -> None:
         ({"baseline": "mean"}, "baseline must be one of"),
         ({"baseline": "loo"}, "n_samples must be at least 2"),
         ({"n_samples": 0}, "n_samples must be at least 1"),
-        ({"decay": 1.0, "baseline": "ema"}, "decay must be in"),
+        ({"decay": 1.0, "baseline": "ema"}, "decay must be at least 0 and less than 1"),
         ({"utility": "gumbel"}, "utility works only with action U"),
         ({"context_size": 3}, "baseline nvil needs context_size"),
         ({"baseline": "nvil"}, "baseline nvil needs context_size"),
