@@ -75,6 +75,9 @@ def test_other_seeds_and_trials_of_a_search_are_not_paired() -> None:
     assert block.keys == ("estimator",)
     assert not block.contrasts[0].paired
     assert "task.lr drawn for each run by a search" in comparison.caption(block)
+    # The same from the folders of the runs, which do not say that they are of a search.
+    (block,) = compare([made(e, s, 0.8, lr=s + 1.5) for e in ("a", "b") for s in (0, 1)], ["estimator"])
+    assert not block.contrasts[0].paired
 
 
 def test_what_differs_without_being_told() -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import hydra
 import pytest
 
 from structgrad.commands.train import command_of, next_steps, settings_in_force
@@ -153,6 +154,21 @@ def test_several_jobs_go_on_after_a_failure_and_end_with_a_list(tmp_path: Path) 
     assert "2 runs:" in result.stdout  # beside each other
     assert "95 % intervals of Student's t" in result.stdout
     assert "trainer.val_every_n_steps=3" in result.stderr.splitlines()[-2]
+    assert "Traceback" not in result.stderr
+
+
+def test_jobs_leave_no_folder_named_after_the_home() -> None:
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        for given in ("~/x", "$HOME/x"):
+            config = hydra.compose("config", ["task=toy", f"paths.runs='{given}'"], return_hydra_config=True)
+            assert config.hydra.sweep.dir == str(Path.home() / "x")
+
+
+def test_jobs_without_a_place_end_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = launch(tmp_path / "file" / "x", "-m", "trainer.max_steps=1,2")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: cannot use ")
     assert "Traceback" not in result.stderr
 
 

@@ -33,10 +33,10 @@ PUBLISHED = "5\t( ( ( [MAX 2 ) 5 ) ] )\n7\t[MIN 9 [MAX 7 1 ] 8 ]\n"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of ListOps, also tested on the published file."""
     place = tmp_path_factory.mktemp("run")
-    (place / "published.tsv").write_text(PUBLISHED)
+    (place / "published-é.tsv").write_text(PUBLISHED)
     where = [f"paths.runs={place / 'runs'}", f"paths.cache={place / 'cache'}"]
     given = ["task=listops", "budget=smoke", "trainer=cpu", "logger=csv", *where]
-    run(*composed(*given, f"paths.test_file={place / 'published.tsv'}"))
+    run(*composed(*given, f"paths.test_file='{place / 'published-é.tsv'}'"))
     (found,) = (place / "runs" / "listops").iterdir()
     return found
 
@@ -53,8 +53,8 @@ def test_a_published_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
     shutil.copytree(folder, copy)
     before = contents(copy)
     out = tmp_path / "said" / "published.jsonl"
-    published = folder.parents[2] / "published.tsv"
-    assert main([str(copy), f"paths.test_file={published}", f"out={out}", "trainer=cpu"]) == 0
+    published = folder.parents[2] / "published-é.tsv"
+    assert main([str(copy), f"paths.test_file='{published}'", f"out={out}", "trainer=cpu"]) == 0
     assert contents(copy) == before
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["example"] for row in rows] == [0, 1]
