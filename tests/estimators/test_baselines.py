@@ -71,6 +71,8 @@ def test_values_that_are_not_finite_do_not_move_a_mean(bad: float) -> None:
             clean.update(values)
     assert running.mean == clean.mean
     assert running.deviation == clean.deviation
+    clean.update(torch.tensor([1e30, -1e30]))  # of finite values; its variance is beyond float32, and not 0
+    assert clean.deviation == torch.inf
 
 
 def test_an_object_and_its_name_are_the_same() -> None:

@@ -222,7 +222,8 @@ class Estimator(Configured, nn.Module, abc.ABC):
             scores: ``[batch, *parts]``. Half precision is widened to float32, which is then the
                 type of the vertices.
             objective: ``(vertices [N, *parts], rows [N]) -> losses [N]``. It is called once a step
-                with all vertices that must be evaluated.
+                with all vertices that must be evaluated. Losses in half precision, whole numbers
+                and truth values become numbers of the vertices' type.
             mask: which parts exist, broadcastable to the scores.
             context: ``[batch, features]`` for input-dependent baselines; others ignore it.
             kl_weight: the factor by which the caller multiplies :attr:`Estimate.kl` when it adds it
@@ -241,7 +242,7 @@ class Estimator(Configured, nn.Module, abc.ABC):
             ValueError: unless scores have exactly one batch dimension, the context has the documented
                 shape, and the objective returns one number a vertex. For estimators that differentiate
                 the objective, it must also depend on the vertices differentiably.
-            TypeError: for an objective that returns no tensor.
+            TypeError: for an objective that returns no tensor, or complex losses.
             TypeError, ValueError: for inputs that the structure refuses; see
                 :meth:`Structure.check`.
         """

@@ -80,14 +80,13 @@ class RunningMean(nn.Module):
             return
         values = values.detach().to(self.total)
         mean = values.mean()
-        counts = mean.isfinite()
-        share = counts.to(self.total) * (1 - self.decay)
+        counts, share = mean.isfinite(), 1 - self.decay
         if self.with_deviation:
             # Before the first update there is no mean yet. Around 0 the variance would be that of far larger numbers.
             variance = (values - torch.where(self.weight > 0, self.mean, mean)).square().mean()
-            self.squares = self.squares.lerp(variance.nan_to_num(0.0, 0.0, 0.0), share)
-        self.total = self.total.lerp(mean.nan_to_num(0.0, 0.0, 0.0), share)
-        self.weight = self.weight.lerp(torch.ones_like(self.weight), share)
+            self.squares = torch.where(counts, self.squares.lerp(variance, share), self.squares)
+        self.total = torch.where(counts, self.total.lerp(mean, share), self.total)
+        self.weight = torch.where(counts, self.weight.lerp(torch.ones_like(self.weight), share), self.weight)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def table(report: Report) -> str:
 
 def _grid(report: Report) -> grids.Grid:
     titles, lines = grid(report)
-    best, places = best_lines(report), _places(report)
+    best = best_lines(report)
+    places = {key: place for place, (key, _) in enumerate(_heads(report))}
     rows = []
     for (heading, cells), line in zip(lines, report.lines, strict=True):
         found = {places[key] for key in best if line in best[key]}
@@ -81,13 +82,13 @@ def _compared(report: Report) -> list[str]:
     return [key for key in report.table.columns if key in published]
 
 
-def _places(report: Report) -> dict[str, int]:
-    """Column -> the place of its cell in the lines of :func:`grid`."""
-    places, place, compared = {}, 2, _compared(report)
-    for key in report.table.columns:
-        places[key] = place
-        place += 3 if key in compared else 1
-    return places
+def _heads(report: Report) -> list[tuple[str, str]]:
+    """The key of the column whose values stand in each place, if any, and the title there."""
+    heads, compared = [("", ""), ("", "Runs")], _compared(report)
+    for key, column in report.table.columns.items():
+        heads.append((key, column.title))
+        heads += [("", "published"), ("", "difference")] if key in compared else []
+    return heads
 
 
 def grid(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -95,9 +96,7 @@ def grid(report: Report) -> tuple[list[str], list[tuple[str, list[str]]]]:
     and its cells.
     """
     columns, compared = report.table.columns, _compared(report)
-    titles = ["", "Runs"]
-    for key, column in columns.items():
-        titles += [column.title, "published", "difference"] if key in compared else [column.title]
+    titles = [title for _, title in _heads(report)]
     lines, group = [], ""
     for line in report.lines:
         heading = line.row.group if line.row.group != group else ""

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -150,7 +150,8 @@ def _run(root: Path, place: Path) -> Run:
         seconds = _left(step - int(environment["from_step"]), steps - step, holder)
     best = summary.get("metrics", {}).get(metric)
     if best is None and curve:
-        best = {"min": min, "max": max}.get(str(environment.get("mode")), _last)(value for _, value in curve)
+        values, mode = [value for _, value in curve], environment.get("mode")
+        best = min(values) if mode == "min" else max(values) if mode == "max" else values[-1]
     return Run(
         folder=str(place.relative_to(root)),
         state=state,
@@ -187,11 +188,6 @@ def _metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
     for step, name, value in metric_rows(file):
         found.setdefault(name, []).append((step, value))
     return found
-
-
-def _last(values: Iterable[float]) -> float:
-    *_, last = values
-    return last
 
 
 def _alive(holder: dict[str, Any], changed: float) -> bool:

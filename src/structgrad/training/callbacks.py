@@ -154,6 +154,8 @@ class StopOnNonFiniteLoss(pl.Callback):
             if torch.compiler.is_compiling():  # in a compiled step only the loss is checked
                 return
             scores = (positional[0] if positional else named["scores"]).detach()
+            if values_can_be_read(scores) and magnitude(scores) < math.inf:
+                return
             # What is no part, such as padding, may have any value.
             mask = estimator.structure.mask_from(named.get("mask"), named.get("lengths"), scores)
             self._remember(torch.where(estimator.structure.parts(scores, mask), scores, 0.0), trainer.global_step)

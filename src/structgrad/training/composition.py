@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,11 @@ def settled(config: DictConfig, chosen: Mapping[str, str]) -> DictConfig:
     elif config.estimator is None:
         raise ConfigurationError(f"estimator=none: {structure.name} is latent and needs an estimator")
     return config
+
+
+def reads_test_file(config: DictConfig) -> bool:
+    """Whether the task refers to ``paths.test_file``."""
+    return "${paths.test_file}" in json.dumps(OmegaConf.to_container(config.task, resolve=False))
 
 
 def build_latent(config: DictConfig) -> tuple[Structure, Estimator | None]:

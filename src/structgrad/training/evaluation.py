@@ -22,7 +22,7 @@ from structgrad.common.text import first_line, nearest
 from structgrad.data import DataError
 from structgrad.structures.base import Structure
 from structgrad.tasks.base import Evaluation, Predictions, Split, Task
-from structgrad.training.composition import build_latent, build_task, make
+from structgrad.training.composition import build_latent, build_task, make, reads_test_file
 from structgrad.training.environment import environment
 from structgrad.training.errors import ConfigurationError, RunError
 from structgrad.training.folder import read_checkpoint
@@ -162,10 +162,8 @@ def _changed(config: DictConfig, overrides: Mapping[str, Any], data: DictConfig 
             raise ConfigurationError(
                 f"{key}: an evaluation cannot set it; nearest: {nearest(key.partition('.')[0], takes)}; type --help"
             )
-        if key == "paths.test_file":
-            node = json.dumps(OmegaConf.to_container(config.task, resolve=False))
-            if "${paths.test_file}" not in node:
-                raise ConfigurationError("paths.test_file: this task reads no such file; type task.data.<option>=...")
+        if key == "paths.test_file" and not reads_test_file(config):
+            raise ConfigurationError("paths.test_file: this task reads no such file; type task.data.<option>=...")
         OmegaConf.update(config, key, expanded(value) if key.startswith("paths.") else value, force_add=True)
     return config
 

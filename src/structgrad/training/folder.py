@@ -24,6 +24,8 @@ from structgrad.training.errors import RunError, RunHeldError
 
 log = logging.getLogger("structgrad")
 
+#: The files from which the same command continues a run or reports it.
+KEPT = ("summary.json", "checkpoints/last.ckpt")
 #: Length of the checksum at the end of a checkpoint.
 _DIGEST = 32
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from structgrad.training.composition import Run
 from structgrad.training.errors import RunError
+from structgrad.training.folder import KEPT
 
 
 def digests(run: Run) -> dict[str, str]:
@@ -33,7 +34,7 @@ def check_unchanged(run: Run) -> None:
         known = dict(json.loads((run.folder / "environment.json").read_text())["files"])
     except (OSError, ValueError, KeyError, TypeError):  # the run has not begun, or is from before
         return
-    if not any((run.folder / kept).exists() for kept in ("summary.json", "checkpoints/last.ckpt")):
+    if not any((run.folder / kept).exists() for kept in KEPT):
         return  # nothing is kept of the old content
     for option, digest in digests(run).items():
         if known.get(option, digest) != digest:

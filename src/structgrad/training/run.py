@@ -7,10 +7,9 @@ import, and an error or a finished run does not wait for it.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from structgrad.common.metrics import metric_rows
 from structgrad.common.text import first_line
 from structgrad.data import DataError, MissingDataError
 from structgrad.estimators.base import SizeMismatchError
-from structgrad.training.composition import Run, assemble, build_latent, build_task
+from structgrad.training.composition import Run, assemble, build_latent, build_task, reads_test_file
 from structgrad.training.environment import environment, seed_everything
 from structgrad.training.errors import (
     ConfigurationError,
@@ -31,7 +30,7 @@ from structgrad.training.errors import (
     RunError,
     RunHeldError,
 )
-from structgrad.training.folder import checkpoint_to_resume, held, read_summary
+from structgrad.training.folder import KEPT, checkpoint_to_resume, held, read_summary
 from structgrad.training.inputs import check_unchanged, digests
 from structgrad.training.stopping import StopRequest, stoppable
 
@@ -69,7 +68,7 @@ def run(
     tested = None if test_file is None else _task_of_file(this, test_file)
     seed_everything(this.seed)
     structure, estimator = build_latent(this.config)
-    with stoppable() as request:
+    with stoppable() as request, _saying_what_is_kept(this.folder):
         check_unchanged(this)
         summary = read_summary(this.folder, this.name)
         if summary is not None:
@@ -79,11 +78,7 @@ def run(
             _print_summary(summary, this.folder)
         else:
             task = build_task(this.config, structure, estimator)
-            try:
-                _prepare(task, this.config.paths.data)
-            except Interrupted as stop:
-                begun = (this.folder / "checkpoints" / "last.ckpt").exists()
-                raise Interrupted(stop.number, begun=begun) from None
+            _prepare(task, this.config.paths.data)
             _make_folder(this.folder)
             # Of several processes that share the run, only the first takes the lock. It waits for the others.
             with held(this.folder) if this.is_first else nullcontext():
@@ -98,12 +93,23 @@ def run(
     return summary
 
 
+@contextmanager
+def _saying_what_is_kept(folder: Path) -> Iterator[None]:
+    """Let a request to stop say whether the same command continues the run."""
+    try:
+        yield
+    except Paused:
+        raise
+    except Interrupted as stop:
+        begun = any((folder / kept).exists() for kept in KEPT)
+        raise Interrupted(stop.number, stop.step, begun=begun) from None
+
+
 def _task_of_file(this: Run, test_file: str) -> Task:
     """The task with a published test file. The file is read here, before anything is trained."""
     with_file = OmegaConf.merge(this.config, {"paths": {"test_file": test_file}})
     assert isinstance(with_file, DictConfig)
-    node = json.dumps(OmegaConf.to_container(this.config.task, resolve=False))
-    if "${paths.test_file}" not in node:
+    if not reads_test_file(this.config):
         raise ConfigurationError(f"paths.test_file: task {this.choices['task']} reads no published test file")
     task = build_task(with_file, *build_latent(with_file))
     try:
@@ -133,11 +139,6 @@ def _train_or_explain(this: Run, task: Task, request: StopRequest, command: str)
     failure.unlink(missing_ok=True)
     try:
         return _train(this, task, request, command)
-    except Paused:
-        raise
-    except Interrupted as stop:
-        begun = (this.folder / "checkpoints" / "last.ckpt").exists()
-        raise Interrupted(stop.number, stop.step, begun=begun) from None
     except Exception as error:
         with suppress(OSError):  # the error may be a full disk
             failure.write_text(f"{first_line(error)}\n")
