@@ -24,7 +24,7 @@ from structgrad.algorithms.eager import values_can_be_read
 from structgrad.algorithms.threads import run
 
 #: The number of messages that are computed together, so that they fit into the caches.
-_TOGETHER = 1440
+_TOGETHER = 2880
 
 Array = NDArray[Any]
 
