@@ -129,9 +129,17 @@ def matmul_rate(n: int = 1024) -> float:
     return max(rates)
 
 
+def processor() -> str:
+    """The model of the processor if Linux names it, else its architecture."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.exists() else ""
+    models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return next(iter(models), platform.processor() or platform.machine())
+
+
 def machine() -> dict[str, Any]:
     """The machine on which the numbers were measured."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return {
         "device": device,
         "cores": os.cpu_count(),

@@ -30,6 +30,7 @@ import pytorch_lightning as pl
 import torch
 from benchmarks.launches import built
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from structgrad.commands import CONFIGS
 from structgrad.data import Batch, MissingDataError
@@ -67,13 +68,40 @@ def cost(overrides: list[str]) -> Cost:
     Raises:
         MissingDataError: if its data are missing.
     """
+    task, name, config = _task(overrides)
+    trainer, data = config.trainer, config.task.get("data", {})
+    step = _training_seconds(task)
+    numbers = {split: _batches(task, split, data.get(split) if name in FEW else None) for split in ("val", "test")}
+    validations = -(-trainer.max_steps // trainer.val_every_n_steps)
+    return Cost(
+        trainer.max_steps * step,
+        validations * numbers["val"] * _seconds(task, "val", lambda batch: task.validation_step(batch, 0)),
+        numbers["test"] * _seconds(task, "test", lambda batch: task.test_step(batch, 0)),
+    )
+
+
+def training_seconds(overrides: list[str]) -> float:
+    """The median processor time of a training step.
+
+    Raises:
+        MissingDataError: if its data are missing.
+    """
+    return _training_seconds(_task(overrides)[0])
+
+
+def _task(overrides: list[str]) -> tuple[Task, str, DictConfig]:
+    """The task with few generated examples, its name, and the configuration with all of them."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("config", overrides)
     name = next(o.removeprefix("task=") for o in overrides if o.startswith("task="))
-    trainer, data = config.trainer, config.task.get("data", {})
     task = built([*overrides, *FEW.get(name, [])])
     # Schedules of the learning rate ask for the number of steps.
-    task.trainer = pl.Trainer(max_steps=trainer.max_steps, accelerator="cpu", logger=False, enable_progress_bar=False)
+    steps = config.trainer.max_steps
+    task.trainer = pl.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False)
+    return task, name, config
+
+
+def _training_seconds(task: Task) -> float:
     optimizer: Any = task.configure_optimizers()
     optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
 
@@ -82,14 +110,7 @@ def cost(overrides: list[str]) -> Cost:
         task.step(batch).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    step = _seconds(task, "train", train, WARM_UP)
-    numbers = {split: _batches(task, split, data.get(split) if name in FEW else None) for split in ("val", "test")}
-    validations = -(-trainer.max_steps // trainer.val_every_n_steps)
-    return Cost(
-        trainer.max_steps * step,
-        validations * numbers["val"] * _seconds(task, "val", lambda batch: task.validation_step(batch, 0)),
-        numbers["test"] * _seconds(task, "test", lambda batch: task.test_step(batch, 0)),
-    )
+    return _seconds(task, "train", train, WARM_UP)
 
 
 def _batches(task: Task, split: Any, examples: int | None) -> float:
