@@ -337,9 +337,16 @@ class PartsCritic(Critic):
         super().__init__(each, hidden_size, context_size)
 
     def of_utilities(self, utilities: Tensor, scores: Tensor, exists: Tensor) -> Tensor:
-        """See :class:`Critic`."""
-        hidden: Tensor = self.each(torch.stack([utilities, scores], -1)) * exists[..., None]
-        return hidden.sum(-2) / exists.sum(-1, keepdim=True).clamp_min(1)
+        """See :class:`Critic`.
+
+        The last layer is linear, so it is applied to the mean, and not to every part.
+        """
+        first, activation, last = self.each.children()
+        hidden = activation(first(torch.stack([utilities, scores], -1)))
+        weights = exists.to(hidden) / exists.sum(-1, keepdim=True).clamp_min(1)
+        mean = (weights.unsqueeze(-2) @ hidden).squeeze(-2)
+        out: Tensor = torch.where(exists.any(-1, keepdim=True), last(mean), 0.0)
+        return out
 
 
 def _zero(layer: nn.Linear) -> nn.Linear:

@@ -11,10 +11,8 @@ import sys
 
 # malloc.h
 _M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
+_M_MMAP_MAX = -4
 _GIB = 1 << 30
-#: glibc refuses a larger mmap threshold than half a heap (HEAP_MAX_SIZE / 2 on 64-bit machines).
-_LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
 def tune_allocator() -> bool:
@@ -22,9 +20,9 @@ def tune_allocator() -> bool:
 
     By default glibc serves every block over 128 KiB (growing to 32 MiB) by a fresh ``mmap``, and
     unmaps it on ``free``. A training step allocates and frees the same few hundred tensors again
-    and again, so it spends its time in page faults. This function sets the mmap threshold to its
-    maximum and the trim threshold to 1 GiB for the whole process. Resident memory stays near the
-    peak. The commands call it first; library users may.
+    and again, so it spends its time in page faults. This function forbids ``mmap`` for blocks, of
+    any size, and sets the trim threshold to 1 GiB for the whole process. Resident memory stays near
+    the peak. The commands call it first; library users may.
 
     Returns:
         True if it took effect; False with a C library without ``mallopt`` (macOS, musl), where
@@ -35,7 +33,7 @@ def tune_allocator() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt") or not hasattr(libc, "gnu_get_libc_version"):
         return False
-    took = libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and libc.mallopt(_M_TRIM_THRESHOLD, _GIB)
+    took = libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, _GIB)
     return bool(took)
 
 
