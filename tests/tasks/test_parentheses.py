@@ -338,6 +338,16 @@ def test_a_share_comes_with_the_smart_tree_in_training_only(data: ParenthesesDat
         assert torch.isfinite(out.loss)
 
 
+def test_encoder_and_decoder_learn_the_smart_tree_of_labelled_sequences(data: ParenthesesData) -> None:
+    task = make(data, TREE, RELAX(TREE), label_weight=3.0)
+    tokens = data.split("train")[:6].long()
+    parents = trees.smart(tokens, task.data.types)
+    assert not torch.equal(parents, trees.left_to_right(tokens))
+    expected = task._nll(tokens, parents) - 3 * task._log_q(tokens, parents, task.encoder(tokens)[0])
+    out = task.train().step({"labelled": tokens, "unlabelled": tokens[:0]})
+    torch.testing.assert_close(out.loss, expected.mean())
+
+
 def test_the_bound_is_the_likelihood_where_the_posterior_is_exact(data: ParenthesesData) -> None:
     """For one pair there are two trees: with q their posterior, every sampled tree gives -log p(x) exactly."""
     task = make(data, TREE, Reinforce(TREE, "T")).double().eval()

@@ -234,8 +234,9 @@ class Parentheses(Task):
         return {**means, "perplexity": means["nll"].exp()}
 
     def _known_order(self, tokens: Tensor) -> Tensor:
-        """Parents ``[batch, n]`` of the given trees."""
-        return trees.smart(tokens, self.data.types) if self.structure.is_given else trees.left_to_right(tokens)
+        """Parents ``[batch, n]`` of the given trees, also of those that come with latent ones."""
+        smart = self.structure.is_given or self.structure.is_latent
+        return trees.smart(tokens, self.data.types) if smart else trees.left_to_right(tokens)
 
     def _nll(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """``-log p(x, T)`` ``[batch]``."""
