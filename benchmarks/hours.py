@@ -68,9 +68,9 @@ def cost(overrides: list[str]) -> Cost:
     Raises:
         MissingDataError: if its data are missing.
     """
-    task, name, config = _task(overrides)
+    task, name, config = prepared(overrides)
     trainer, data = config.trainer, config.task.get("data", {})
-    step = _training_seconds(task)
+    step = training_seconds(task)
     numbers = {split: _batches(task, split, data.get(split) if name in FEW else None) for split in ("val", "test")}
     validations = -(-trainer.max_steps // trainer.val_every_n_steps)
     return Cost(
@@ -80,17 +80,12 @@ def cost(overrides: list[str]) -> Cost:
     )
 
 
-def training_seconds(overrides: list[str]) -> float:
-    """The median processor time of a training step.
+def prepared(overrides: list[str]) -> tuple[Task, str, DictConfig]:
+    """The task with few generated examples, its name, and the configuration with all of them.
 
     Raises:
         MissingDataError: if its data are missing.
     """
-    return _training_seconds(_task(overrides)[0])
-
-
-def _task(overrides: list[str]) -> tuple[Task, str, DictConfig]:
-    """The task with few generated examples, its name, and the configuration with all of them."""
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("config", overrides)
     name = next(o.removeprefix("task=") for o in overrides if o.startswith("task="))
@@ -101,7 +96,8 @@ def _task(overrides: list[str]) -> tuple[Task, str, DictConfig]:
     return task, name, config
 
 
-def _training_seconds(task: Task) -> float:
+def training_seconds(task: Task) -> float:
+    """The median processor time of a training step."""
     optimizer: Any = task.configure_optimizers()
     optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
 
@@ -178,13 +174,18 @@ def main() -> None:
             write(table, found)
 
 
+def overrides_of(table: Table, row: Row) -> list[str]:
+    """Of a run at the paper's budget, with the settings that are given if it searches none."""
+    given = [f"{key}={value}" for key, value in row.fixed.items()]
+    return [*table.overrides, *row.overrides, *given, "budget=paper"]
+
+
 def line(table: Table, row: Row, overrides: list[str]) -> float | None:
     """Measure a row and print its line; None without its data."""
     if row.unavailable or table.unavailable:
         return None
-    given = [f"{key}={value}" for key, value in row.fixed.items()]
     try:
-        found = cost([*table.overrides, *row.overrides, *given, "budget=paper", *overrides])
+        found = cost([*overrides_of(table, row), *overrides])
     except MissingDataError:
         return None
     validation = found.validation / (found.training + found.validation)

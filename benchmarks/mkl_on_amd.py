@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.harness import Row, Time, matmul_rate, report
-from benchmarks.hours import training_seconds
+from benchmarks.hours import overrides_of, prepared, training_seconds
 
 from structgrad.commands import CONFIGS
 from structgrad.experiments import tables
@@ -56,9 +56,7 @@ def milliseconds(name: str, row: str) -> float:
     if name == PRODUCT:
         return 1e3 * 2 * 1024**3 / matmul_rate()
     table = tables.load(name, CONFIGS / "table")
-    chosen = next(r for r in table.rows if r.name == row)
-    given = [f"{key}={value}" for key, value in chosen.fixed.items()]
-    return 1e3 * training_seconds([*table.overrides, *chosen.overrides, *given, "budget=paper"])
+    return 1e3 * training_seconds(prepared(overrides_of(table, table.row(row)))[0])
 
 
 def in_a_process(name: str, row: str, library: Path | None) -> float:

@@ -343,9 +343,10 @@ class PartsCritic(Critic):
         """
         first, activation, last = self.each.children()
         hidden = activation(first(torch.stack([utilities, scores], -1)))
-        weights = exists.to(hidden) / exists.sum(-1, keepdim=True).clamp_min(1)
+        count = exists.sum(-1, keepdim=True)
+        weights = exists.to(hidden) / count.clamp_min(1)
         mean = (weights.unsqueeze(-2) @ hidden).squeeze(-2)
-        out: Tensor = torch.where(exists.any(-1, keepdim=True), last(mean), 0.0)
+        out: Tensor = torch.where(count > 0, last(mean), 0.0)
         return out
 
 

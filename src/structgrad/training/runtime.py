@@ -22,7 +22,8 @@ def tune_allocator() -> bool:
     unmaps it on ``free``. A training step allocates and frees the same few hundred tensors again
     and again, so it spends its time in page faults. This function forbids ``mmap`` for blocks, of
     any size, and sets the trim threshold to 1 GiB for the whole process. Resident memory stays near
-    the peak. The commands call it first; library users may.
+    the peak. A program that only makes and frees one large tensor takes eight times its memory: the
+    first eight do not fit where the others were. The commands call it first; library users may.
 
     Returns:
         True if it took effect; False with a C library without ``mallopt`` (macOS, musl), where
