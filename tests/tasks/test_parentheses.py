@@ -36,6 +36,7 @@ from structgrad.tasks.parentheses.data import (
 from structgrad.tasks.parentheses.model import TokenEncoder, TreeDecoder
 from structgrad.tasks.parentheses.task import Generation
 from structgrad.testing import computing
+from tests.tasks.given import SURROGATE, Given, weighted_sums
 from tests.tasks.trainers import quiet_trainer
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -232,6 +233,18 @@ def test_generated_trees_follow_their_likelihood() -> None:
     assert stats.chisquare(observed.numpy(), expected.numpy()).pvalue > 1e-3
 
 
+def test_encoder_is_two_lstms_in_opposite_directions() -> None:
+    """Token i is scored by all up to i and all from i on; the summary is what each LSTM says last."""
+    model = TokenEncoder(2, 6, 8).double()
+    tokens = torch.tensor([[1, 2, 4, 3], [2, 4, 0, 0]])
+    scores, summary = model(tokens)
+    for row, n in enumerate((4, 2)):
+        embedded = model.embedding(tokens[row : row + 1, :n])
+        ahead, back = model.forwards(embedded)[0][0], model.backwards(embedded.flip(1))[0][0].flip(0)
+        torch.testing.assert_close(scores[row, :n], model.score(torch.cat([ahead, back], 1))[:, 0])
+        torch.testing.assert_close(summary[row], torch.cat([ahead[-1], back[0]]))
+
+
 def test_encoder_does_not_see_padding() -> None:
     encoder = TokenEncoder(2, 6, 8).double()
     tokens = torch.tensor([[1, 2, 4, 3], [2, 4, 0, 0]])
@@ -346,6 +359,64 @@ def test_encoder_and_decoder_learn_the_smart_tree_of_labelled_sequences(data: Pa
     expected = task._nll(tokens, parents) - 3 * task._log_q(tokens, parents, task.encoder(tokens)[0])
     out = task.train().step({"labelled": tokens, "unlabelled": tokens[:0]})
     torch.testing.assert_close(out.loss, expected.mean())
+
+
+#: Two sequences with two trees each: tokens, parents, tokens below and at each token, and places in level order.
+NESTED, PAIR = [1, 2, 5, 4], [1, 4]
+TREES: dict[str, tuple[list[int], list[int], list[list[int]], list[int]]] = {
+    "nested, smart": (NESTED, [0, 3, 1, 0], [[0, 1, 2, 3], [1, 2], [2], [1, 2, 3]], [1, 0, 4, 2, 0, 0, 5, 0, 0]),
+    "nested, left to right": (
+        NESTED,
+        [0, 0, 1, 2],
+        [[0, 1, 2, 3], [1, 2, 3], [2, 3], [3]],
+        [1, 0, 2, 0, 5, 0, 4, 0, 0],
+    ),
+    "pair, smart": (PAIR, [0, 0], [[0, 1], [1]], [1, 0, 4, 0, 0]),
+    "pair, closing first": (PAIR, [1, 1], [[0], [0, 1]], [4, 1, 0, 0, 0]),
+}
+
+
+def log_q(scores: Tensor, below: list[list[int]]) -> Tensor:
+    """Of the tree that Gumbel noise gives: every token is the largest of its subtree."""
+    return torch.stack([scores[token] - scores[subtree].logsumexp(0) for token, subtree in enumerate(below)]).sum()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_and_metrics_of_given_and_latent_trees_by_hand(data: ParenthesesData, training: bool) -> None:
+    """One sequence comes with its tree. Two others have two latent trees each, in mixed order."""
+    names = ("pair, smart", "nested, smart", "pair, closing first", "nested, left to right")
+    rows, weights = torch.tensor([1, 0, 1, 0]), torch.tensor([0.3, 0.6, 0.7, 0.4]).double()
+    vertices = torch.zeros(4, 4, 4, dtype=torch.float64)
+    for vertex, name in zip(vertices, names, strict=True):
+        for token, parent in enumerate(TREES[name][1]):
+            vertex[parent, token] = float(parent != token)
+    estimator = Given(TREE, vertices, rows, weights)
+    task = make(data, TREE, estimator, label_weight=5.0).double().train(training)
+    torch.nn.init.normal_(task.decoder.bias)
+    labelled, unlabelled = torch.tensor([[3, 2, 5, 6]]), torch.tensor([NESTED, [*PAIR, 0, 0]])
+    out = task.step({"labelled": labelled, "unlabelled": unlabelled})
+
+    bounds, entropies = [], []
+    for name, row in zip(names, rows.tolist(), strict=True):
+        tokens, _, below, places = TREES[name]
+        own = log_q(task.encoder(unlabelled)[0][row, : len(tokens)], below)
+        bounds.append(float(step_by_step(task.decoder, places) + own))
+        entropies.append(-float(own))
+    bound = weighted_sums(rows, bounds, weights)
+    nll = step_by_step(task.decoder, [3, 0, 6, 2, 0, 0, 5, 0, 0])
+    of_label = -5 * log_q(task.encoder(labelled)[0][0], TREES["nested, smart"][2])
+    expected = (nll + of_label + (SURROGATE if training else 1) * bound.sum()) / 3
+    torch.testing.assert_close(out.loss, expected)
+
+    metrics = {name: tuple(map(float, value)) for name, value in out.metrics.items() if isinstance(value, tuple)}
+    assert metrics["nll"] == pytest.approx((float(nll + bound.sum()), 10))  # 4 + 4 + 2 tokens
+    assert metrics["entropy"] == pytest.approx((float(weighted_sums(rows, entropies, weights).sum()), 6))
+    # Left to right, two tokens of the nested sequence have the smart parent; closing first, none of the pair has.
+    assert metrics["smart_parents"] == pytest.approx((0.3 * 2 + 0.6 * 4 + 0.7 * 0 + 0.4 * 2, 6))
+    assert estimator.mask is not None
+    assert estimator.context is not None
+    assert estimator.mask.tolist() == [[True] * 4, [True, True, False, False]]
+    torch.testing.assert_close(estimator.context, task.encoder(unlabelled)[1])
 
 
 def test_the_bound_is_the_likelihood_where_the_posterior_is_exact(data: ParenthesesData) -> None:
