@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import networkx as nx
 import numpy as np
@@ -15,10 +16,11 @@ from torch.nn import functional as F
 
 from structgrad.algorithms import bfloat16
 from structgrad.estimators import SST
+from structgrad.estimators.base import Over
 from structgrad.estimators.baselines import ElboAverage
 from structgrad.estimators.score_function import UtilitiesAction, VertexAction
 from structgrad.experiments import tables
-from structgrad.structures import GroundTruth, NoStructure
+from structgrad.structures import GroundTruth, NoStructure, Subset
 from structgrad.tasks.graph_layout import GraphLayout, GraphLayoutData, messages
 from structgrad.tasks.graph_layout import model as models
 from structgrad.tasks.graph_layout.data import force_step, generate, random_trees, simulate
@@ -26,6 +28,7 @@ from structgrad.tasks.graph_layout.model import Decoder, Encoder
 from structgrad.tasks.graph_layout.rollout import rollout
 from structgrad.tasks.graph_layout.task import complement, edge_agreement
 from structgrad.training.run import assemble
+from tests.tasks.given import SURROGATE, Given, weighted_sums
 from tests.tasks.trainers import quiet_trainer
 
 # --- data ----------------------------------------------------------------------------------------------------------
@@ -364,6 +367,79 @@ def make_task(root: Path, cache: Path, *overrides: str) -> GraphLayout:
     estimator = instantiate(config.estimator, structure=structure) if structure.is_latent else None
     task: GraphLayout = instantiate(config.task, structure=structure, estimator=estimator)
     return task
+
+
+def moving_points() -> tuple[Tensor, Tensor]:
+    """Two graphs of four vertices in five layouts, and edges that differ from their transposes and complements."""
+    positions = torch.randn(2, 5, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    true = torch.zeros(2, 4, 4)
+    true[0, [0, 0, 2], [1, 2, 3]] = 1
+    true[1, [3, 3], [0, 1]] = 1
+    return positions, true
+
+
+def nll_by_hand(task: GraphLayout, positions: Tensor, graph: Tensor) -> float:
+    """(x - y)^2 / (2 variance), over all later layouts, for each of four vertices: the true layout comes every 3 steps
+    in training, and every step otherwise.
+    """
+    every = 3 if task.training else 1
+    predicted = naive_decoder(task.decoder, positions[None], graph[None].double(), every)[0]
+    return float((predicted - positions[1:]).square().sum() / (2 * 0.01) / 4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("over", "kind", "count"), [("vertex", "directed", 1), ("parts", "undirected", 2)])
+def test_loss_and_metrics_of_given_graphs_by_hand(
+    tmp_path: Path, training: bool, over: Over, kind: Literal["directed", "undirected"], count: int
+) -> None:
+    """Two sampled graphs for each of two examples, in mixed order."""
+    positions, true = moving_points()
+    rows, weights = torch.tensor([1, 0, 1, 0]), torch.tensor([0.3, 0.6, 0.7, 0.4]).double()
+    found = torch.zeros(4, 4, 4, dtype=torch.float64)
+    found[0, [3, 3, 1], [0, 1, 2]] = 1
+    found[1, [0, 2], [1, 3]] = 1
+    found[2, [0, 1, 0], [3, 3, 2]] = 1
+    found[3, [0, 2, 3, 1], [1, 3, 2, 0]] = 1
+    structure, kl = Subset(kind), torch.tensor([2.0, 7.0]).double()
+    estimator = Given(structure, found, rows, weights, kl, over)
+    data = small_data(tmp_path, steps=5)
+    options = {"batch_size": 2, "hidden": 7, "variance": 0.01, "teacher_forcing": 3}
+    task = GraphLayout(structure=structure, estimator=estimator, optimizer=torch.optim.Adam, data=data, **options)  # type: ignore[arg-type]
+    out = task.double().train(training).step({"positions": positions, "adjacency": true})
+
+    nlls = [nll_by_hand(task, positions[row], graph) for row, graph in zip(rows.tolist(), found, strict=True)]
+    nll = weighted_sums(rows, nlls, weights)
+    kl = count * kl / 4
+    torch.testing.assert_close(out.loss, (SURROGATE * nll + kl).mean())
+    values = {name: float(value) for name, value in out.metrics.items() if isinstance(value, Tensor)}
+    assert values["reconstruction"] == pytest.approx(float(nll.mean()))
+    assert values["kl"] == pytest.approx(float(kl.mean()))
+    assert values["elbo"] == pytest.approx(-float((nll + kl).mean()))
+    assert estimator.kl_weight == count / 4
+    if not training:
+        # By example: hits 2 of 3 and 0 of 3 of two edges; 2 of 2 and 2 of 4 of three edges.
+        precision = weighted_sums(rows, [2 / 3, 2 / 2, 0, 2 / 4], weights).mean()
+        recall = weighted_sums(rows, [2 / 2, 2 / 3, 0, 2 / 3], weights).mean()
+        assert values["edge_precision"] == pytest.approx(float(precision))
+        assert values["edge_recall"] == pytest.approx(float(recall))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_of_the_true_graph_by_hand(tmp_path: Path, training: bool) -> None:
+    positions, true = moving_points()
+    data = small_data(tmp_path, steps=5)
+    options = {"batch_size": 2, "hidden": 7, "variance": 0.01, "teacher_forcing": 3}
+    task = GraphLayout(
+        structure=GroundTruth(),
+        estimator=None,
+        optimizer=torch.optim.Adam,
+        data=data,
+        **options,  # type: ignore[arg-type]
+    )
+    out = task.double().train(training).step({"positions": positions, "adjacency": true})
+    expected = sum(nll_by_hand(task, positions[i], true[i]) for i in range(2)) / 2
+    assert float(out.loss) == pytest.approx(expected)
+    assert float(out.metrics["elbo"]) == pytest.approx(-expected)  # type: ignore[arg-type]
 
 
 def test_metrics_are_of_the_better_of_graph_and_complement(root: Path, tmp_path: Path) -> None:
