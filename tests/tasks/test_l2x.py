@@ -30,10 +30,11 @@ from structgrad.structures.base import Structure
 from structgrad.tasks.base import StepOutput
 from structgrad.tasks.l2x import L2X, PlantedReviews
 from structgrad.tasks.l2x.data import PAD, Reviews
-from structgrad.tasks.l2x.model import Decoder, FixedEncoder, LearntEncoder, linear_weights
+from structgrad.tasks.l2x.model import Decoder, EncoderName, FixedEncoder, LearntEncoder, linear_weights
 from structgrad.tasks.l2x.pictures import Explanation, draw, load, save, write_page
 from structgrad.tasks.l2x.task import word_metrics
 from structgrad.training.run import assemble
+from tests.tasks.given import SURROGATE, Given, weighted_sums
 from tests.tasks.trainers import quiet_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,26 @@ def test_decoder_sees_chosen_words_where_they_stand() -> None:
     moved = torch.zeros(2, 9).index_fill(1, torch.tensor([2, 4, 7]), 1.0)
     assert (decoder(embedded[:, [0, 1, 2, 8, 3, 5, 6, 7, 4]], moved) != rating).all()
     assert ((rating > 0) & (rating < 1)).all()
+
+
+def rating_by_hand(decoder: Decoder, embedded: Tensor, chosen: Tensor) -> Tensor:
+    """D.6: two convolutions over the chosen words, the maximum over places, a hidden layer, a sigmoid."""
+    features = (embedded * chosen[:, None]).T[None]
+    for i in (0, 2):
+        convolution = decoder.features[i]
+        assert isinstance(convolution, nn.Conv1d)
+        features = F.conv1d(features, convolution.weight, convolution.bias, padding=1).relu()
+    (first, last) = (layer for layer in decoder.rating if isinstance(layer, nn.Linear))
+    hidden = F.linear(features[0].max(1).values, first.weight, first.bias).relu()
+    return F.linear(hidden, last.weight, last.bias)[0].sigmoid()
+
+
+def test_decoder_is_its_definition() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(6, 5, 4, 0.3).double().eval()
+    embedded, chosen = torch.randn(4, 9, 6).double(), torch.rand(4, 9).double()
+    expected = [rating_by_hand(decoder, *each) for each in zip(embedded, chosen, strict=True)]
+    torch.testing.assert_close(decoder(embedded, chosen), torch.stack(expected))
 
 
 def test_decoder_is_differentiable_in_relaxed_words() -> None:
@@ -214,6 +235,64 @@ def test_an_evaluation_is_the_mean_over_several_subsets(planted: PlantedReviews)
     assert float(found.loss) == pytest.approx(value(found, "mse"), rel=1e-5)
     with pytest.raises(ValueError, match="eval_samples must be at least 1"):
         make(structure, SST(structure), planted, eval_samples=0)
+
+
+def test_loss_and_metrics_of_given_words_by_hand(planted: PlantedReviews) -> None:
+    """Two subsets for each of two reviews, in mixed order; only the first review is annotated."""
+    tokens = torch.tensor([[3, 4, 5, 6], [7, 8, PAD, PAD]], dtype=torch.int32)
+    ratings = torch.tensor([0.9, 0.2]).double()
+    relevant, annotated = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0]]).bool(), torch.tensor([True, False])
+    rows, weights = torch.tensor([1, 0, 1, 0]), torch.tensor([0.3, 0.6, 0.7, 0.4]).double()
+    chosen = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]).double()
+    estimator = Given(Subset(), chosen, rows, weights)
+    task = make(Subset(), estimator, planted, dropout=0.0)
+    task.configure_model()
+    assert task.embedding is not None
+    batch = {"tokens": tokens, "ratings": ratings, "relevant": relevant, "annotated": annotated}
+    for training in (True, False):
+        out = task.double().train(training).step(batch)
+        errors = [
+            float((rating_by_hand(task.decoder, task.embedding(tokens[row]), words) - ratings[row]) ** 2)
+            for row, words in zip(rows.tolist(), chosen, strict=True)
+        ]
+        mse = weighted_sums(rows, errors, weights)
+        torch.testing.assert_close(out.loss.detach(), (SURROGATE if training else 1) * mse.mean())
+        metrics = {name: tuple(map(float, value)) for name, value in out.metrics.items() if isinstance(value, tuple)}
+        assert metrics["mse"] == pytest.approx((float(mse.sum()), 2))
+        assert metrics["precision"] == pytest.approx((0.6 * 1 / 2 + 0.4 * 2 / 2, 1))
+        assert metrics["words"] == pytest.approx((0.3 * 1 + 0.6 * 2 + 0.7 * 2 + 0.4 * 2, 2))
+        assert estimator.kl_weight == 0
+
+
+@pytest.mark.parametrize("name", ["simple", "complex", "random_words", "linear_weights"])
+def test_encoders_by_name(planted: PlantedReviews, name: EncoderName) -> None:
+    """One filter a word (simple), after two convolutions (complex); equal scores; unsigned weights of the ridge
+    regression of training reviews.
+    """
+    task = make(Subset(), SST(Subset()), planted, encoder=name, dropout=0.4)
+    task.configure_model()
+    encoder = task.encoder
+    if name in ("simple", "complex"):
+        assert isinstance(encoder, LearntEncoder)
+        assert (encoder.features is not None) == (name == "complex")
+        dropouts = [m.p for part in (encoder, task.decoder) for m in part.modules() if isinstance(m, nn.Dropout)]
+        assert dropouts == [0.4, 0.4]
+        return
+    assert isinstance(encoder, FixedEncoder)
+    if name == "random_words":
+        assert not encoder.weights.any()
+        return
+    train, val = planted.split("train"), planted.split("val")
+    words = len(planted.vocabulary.words)
+    x, other = (F.one_hot(part.tokens.long(), words).sum(1)[:, 1:].double().numpy() for part in (train, val))
+    mean = float(train.ratings.double().mean())
+    solutions = [
+        np.linalg.solve(x.T @ x + penalty**2 * np.eye(words - 1), x.T @ (train.ratings.numpy() - mean))
+        for penalty in (0.3, 1.0, 3.0, 10.0, 30.0)
+    ]
+    best = min(solutions, key=lambda solution: float(np.square(other @ solution + mean - val.ratings.numpy()).mean()))
+    assert (best < 0).any()
+    np.testing.assert_allclose(encoder.weights[1:].numpy(), np.abs(best), atol=1e-5)
 
 
 # --- training ------------------------------------------------------------------------------------------------------

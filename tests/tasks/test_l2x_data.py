@@ -18,6 +18,7 @@ from structgrad.estimators import SST
 from structgrad.structures import KSubset
 from structgrad.tasks.l2x import L2X, BeerAdvocate, JsonReviews, MovieRationales, PlantedReviews, SentimentTreebank
 from structgrad.tasks.l2x.data import PAD, ReviewData
+from structgrad.tasks.l2x.planted_reviews import _OPINIONS
 from tests.tasks.trainers import quiet_trainer
 
 RATED = "0.1 0.2 0.3 0.4 0.5\tdark head , smells of malt\n"
@@ -380,6 +381,25 @@ def test_planted_spans_are_whole_sentences_that_tell_the_rating(tmp_path: Path) 
     # Ratings are uniform: mean and variance within 4 standard errors.
     assert float(train.ratings.mean()) == pytest.approx(0.5, abs=4 * (1 / 12 / 200) ** 0.5)
     assert float(train.ratings.var()) == pytest.approx(1 / 12, abs=4 * (1 / 180 / 200) ** 0.5)
+
+
+def test_planted_ratings_of_aspects_are_equal_if_fully_correlated(tmp_path: Path) -> None:
+    """Then every sentence about any aspect tells the rating of aroma; without correlation not all do."""
+    levels = {word: level for level, group in enumerate(_OPINIONS) for word in group}
+    differ = []
+    for correlation in (0.0, 1.0):
+        data = prepared(planted(tmp_path, noise=0.0, opinions=1.0, correlation=correlation))
+        train, words = data.split("train"), data.vocabulary.words
+        differ.append(
+            sum(
+                abs(levels[words[token]] - 4 * rating) > 0.5 + 1e-5
+                for tokens, rating in zip(train.tokens.tolist(), train.ratings.tolist(), strict=True)
+                for token in tokens
+                if words[token] in levels
+            )
+        )
+    assert differ[0] > 0
+    assert differ[1] == 0
 
 
 def test_planted_reviews_depend_on_their_seed_alone(tmp_path: Path) -> None:
