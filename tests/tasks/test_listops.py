@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -26,10 +27,11 @@ from structgrad.structures import (
 )
 from structgrad.structures.base import Structure
 from structgrad.tasks.listops import ListOps, ListOpsData
-from structgrad.tasks.listops.data import PAD, Expressions, generate, parse
+from structgrad.tasks.listops.data import CLOSE, PAD, Expressions, generate, parse
 from structgrad.tasks.listops.model import DropoutPer, EdgeEncoder, Edges, GraphNetwork, LSTMClassifier, Update
 from structgrad.tasks.listops.task import edge_metrics, true_edges
 from structgrad.training.run import assemble
+from tests.tasks.given import SURROGATE, Given, weighted_sums
 from tests.tasks.trainers import quiet_trainer
 
 
@@ -107,6 +109,135 @@ def test_few_lengths_change_no_loss(data: ListOpsData) -> None:
                 loss = task.step(b).loss
                 results.append([loss, *torch.autograd.grad(loss, list(task.parameters()), allow_unused=True)])
             torch.testing.assert_close(*results)
+
+
+def two_expressions() -> dict[str, torch.Tensor]:
+    """A batch of eight and four tokens. Values are set by the tests."""
+    rows = [parse(text.split()) for text in ("[MAX 3 [MIN 8 2 ] 4 ]", "[MIN 5 7 ]")]
+    tokens, parents = (torch.full((2, 8), empty) for empty in (PAD, -1))
+    for row, (own, above, *_) in enumerate(rows):
+        tokens[row, : len(own)], parents[row, : len(own)] = torch.tensor(own), torch.tensor(above)
+    return {"tokens": tokens, "parents": parents, "values": torch.zeros(2, dtype=torch.int64)}
+
+
+def logits_by_hand(network: GraphNetwork, tokens: torch.Tensor, graph: torch.Tensor) -> torch.Tensor:
+    """Two steps in which token i hears from j with weight x[i, j], one token after the other."""
+    n = int((tokens != PAD).sum())
+    state = network.embedding(tokens[:n])
+    for _ in range(2):
+        heard = []
+        for i in range(n):
+            messages = [network.message((network.receive(state[i]) + network.send(state[j])).relu()) for j in range(n)]
+            heard.append(torch.stack([graph[i, j] * message.relu() for j, message in enumerate(messages)]).sum(0))
+        sums = torch.stack(heard)
+        state = state + sums if network.update is None else network.update(sums, state)
+    logits: torch.Tensor = network.classify(state[0])
+    return logits
+
+
+@pytest.mark.parametrize("update", get_args(Update))
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_and_metrics_of_given_graphs_by_hand(data: ListOpsData, training: bool, update: Update) -> None:
+    """Two graphs for each of two expressions, in mixed order: relaxed ones in training, otherwise hard ones."""
+    torch.manual_seed(0)
+    batch, rows, weights = two_expressions(), [1, 0, 1, 0], torch.tensor([0.3, 0.6, 0.7, 0.4]).double()
+    exist = (batch["tokens"] != PAD)[rows]
+    vertices = torch.rand(4, 8, 8, dtype=torch.float64) * exist[:, None] * exist[:, :, None] * (1 - torch.eye(8))
+    if not training:
+        vertices = vertices.round()
+    kl, tree = torch.tensor([2.0, 7.0]).double(), Arborescence()
+    estimator = Given(tree, vertices.requires_grad_(training), torch.tensor(rows), weights, kl)
+    task = make(tree, data, estimator, dropout=0.0, update=update, kl_weight=0.1).double().train(training)
+    logits = [logits_by_hand(task.network, batch["tokens"][row], x) for row, x in zip(rows, vertices, strict=True)]
+    # The last bias makes the two graphs of the first expression give two answers, and both are values.
+    last, shift = task.network.classify[-1], (logits[1] + logits[3]).detach() / 2
+    assert isinstance(last, torch.nn.Linear)
+    last.bias.data -= shift
+    logits = [each - shift for each in logits]
+    answers = [int(each.argmax()) for each in logits]
+    assert answers[1] != answers[3]
+    batch["values"] = torch.tensor([answers[1], answers[3]])
+    right = [float(answer == batch["values"][row]) for row, answer in zip(rows, answers, strict=True)]
+    out = task.step(batch)
+
+    entropies = [-float(each.log_softmax(0)[batch["values"][row]]) for row, each in zip(rows, logits, strict=True)]
+    entropy = weighted_sums(estimator.rows, entropies, weights)
+    expected = (SURROGATE if training else 1) * entropy.mean() + 0.1 * kl.mean()
+    torch.testing.assert_close(out.loss.detach(), expected)
+    precision, recall = [], []
+    for row, x in zip(rows, vertices.detach(), strict=True):
+        words = [i for i in range(8) if batch["tokens"][row, i] not in (PAD, CLOSE)]
+        parents = batch["parents"][row].tolist()
+        hits = sum(float(x[parents[j], j]) for j in words if parents[j] >= 0)
+        precision.append(hits / sum(float(x[i, j]) for i in words for j in words))
+        recall.append(hits / (len(words) - 1))
+    values = {name: float(value) for name, value in out.metrics.items() if isinstance(value, torch.Tensor)}
+    assert values["cross_entropy"] == pytest.approx(float(entropy.mean()))
+    assert values["accuracy"] == pytest.approx(float(weighted_sums(estimator.rows, right, weights).mean()))
+    assert values["precision"] == pytest.approx(float(weighted_sums(estimator.rows, precision, weights).mean()))
+    assert values["recall"] == pytest.approx(float(weighted_sums(estimator.rows, recall, weights).mean()))
+    assert estimator.kl_weight == 0.1
+
+
+@pytest.mark.parametrize("update", get_args(Update))
+def test_loss_and_accuracy_without_a_latent_graph_by_hand(data: ListOpsData, update: Update) -> None:
+    batch = two_expressions()
+    torch.manual_seed(0)
+    for structure in (GroundTruth(), NoStructure()):
+        task = make(structure, data, dropout=0.0, update=update).double()
+        logits = []
+        for tokens, parents in zip(batch["tokens"], batch["parents"].tolist(), strict=True):
+            graph = torch.zeros(8, 8, dtype=torch.float64)
+            for operand, operator in enumerate(parents):
+                if operator >= 0:
+                    graph[operator, operand] = 1
+            given = structure.is_given
+            logits.append(logits_by_hand(task.network, tokens, graph) if given else task.baseline(tokens[None])[0])
+        answers = [int(each.argmax()) for each in logits]
+        batch["values"] = torch.tensor([answers[0], (answers[1] + 1) % 10])  # right, wrong
+        out = task.step(batch)
+        entropies = [-each.log_softmax(0)[value] for each, value in zip(logits, batch["values"], strict=True)]
+        torch.testing.assert_close(out.loss, torch.stack(entropies).mean())
+        assert out.metrics["accuracy"] == 0.5
+
+
+def test_a_graph_without_noise_is_a_point_mass(data: ListOpsData) -> None:
+    """n^(n - 2) trees over n tokens have the first one as their root."""
+    task = make(Arborescence(), data, Deterministic(Arborescence()), kl_weight=0.1).double().eval()
+    out = task.step(two_expressions())
+    entropy = out.metrics["cross_entropy"]
+    assert isinstance(entropy, torch.Tensor)
+    expected = 0.1 * (6 * math.log(8) + 2 * math.log(4)) / 2
+    assert float(out.loss - entropy) == pytest.approx(expected)
+
+
+def test_dropout_options_reach_the_networks(data: ListOpsData) -> None:
+    task = make(Arborescence(), data, dropout=0.4, dropout_per="graph", test_dropout=True)
+    network = task.network
+    assert (network.dropout, network.dropout_per, network.test_dropout) == (0.4, "graph", True)
+    assert task.encoder.dropout.p == 0.4
+
+
+def test_scores_are_products_of_heads_and_modifiers() -> None:
+    """``scores[i, j]`` of the edge i -> j is <head_i, modifier_j>; the summary is the last modifier."""
+    torch.manual_seed(0)
+    encoder = EdgeEncoder(8, 0.1).double().eval()
+    tokens = torch.tensor([[11, 3, 4, 14], [12, 5, 14, PAD]])
+    scores, summary = encoder(tokens)
+    for row, n in enumerate((4, 3)):
+        embedded = encoder.embedding(tokens[row, :n])
+        head, modifier = encoder.head(embedded)[0], encoder.modifier(embedded)[0]
+        expected = [[(head[i] * modifier[j]).sum() for j in range(n)] for i in range(n)]
+        torch.testing.assert_close(scores[row, :n, :n], torch.stack([torch.stack(each) for each in expected]))
+        torch.testing.assert_close(summary[row], modifier[-1])
+    # In training, heads and modifiers lose some of their units.
+    embedded = encoder.embedding(tokens[:1])
+    outputs = [lstm(embedded)[0] for lstm in (encoder.head, encoder.modifier)]
+    torch.manual_seed(1)
+    head, modifier = (torch.nn.functional.dropout(each, 0.1) for each in outputs)
+    assert not torch.equal(head, outputs[0])
+    torch.manual_seed(1)
+    torch.testing.assert_close(encoder.train()(tokens[:1])[0], head @ modifier.mT)
 
 
 def adjacency(parents: torch.Tensor) -> torch.Tensor:
