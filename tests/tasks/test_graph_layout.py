@@ -393,6 +393,7 @@ def test_loss_and_metrics_of_given_graphs_by_hand(
     tmp_path: Path, training: bool, over: Over, kind: Literal["directed", "undirected"], count: int
 ) -> None:
     """Two sampled graphs for each of two examples, in mixed order."""
+    torch.manual_seed(0)
     positions, true = moving_points()
     rows, weights = torch.tensor([1, 0, 1, 0]), torch.tensor([0.3, 0.6, 0.7, 0.4]).double()
     found = torch.zeros(4, 4, 4, dtype=torch.float64)
@@ -426,6 +427,7 @@ def test_loss_and_metrics_of_given_graphs_by_hand(
 
 @pytest.mark.parametrize("training", [True, False])
 def test_loss_of_the_true_graph_by_hand(tmp_path: Path, training: bool) -> None:
+    torch.manual_seed(0)
     positions, true = moving_points()
     data = small_data(tmp_path, steps=5)
     options = {"batch_size": 2, "hidden": 7, "variance": 0.01, "teacher_forcing": 3}

@@ -235,6 +235,7 @@ def test_generated_trees_follow_their_likelihood() -> None:
 
 def test_encoder_is_two_lstms_in_opposite_directions() -> None:
     """Token i is scored by all up to i and all from i on; the summary is what each LSTM says last."""
+    torch.manual_seed(0)
     model = TokenEncoder(2, 6, 8).double()
     tokens = torch.tensor([[1, 2, 4, 3], [2, 4, 0, 0]])
     scores, summary = model(tokens)
@@ -384,6 +385,7 @@ def log_q(scores: Tensor, below: list[list[int]]) -> Tensor:
 @pytest.mark.parametrize("training", [True, False])
 def test_loss_and_metrics_of_given_and_latent_trees_by_hand(data: ParenthesesData, training: bool) -> None:
     """One sequence comes with its tree. Two others have two latent trees each, in mixed order."""
+    torch.manual_seed(0)
     names = ("pair, smart", "nested, smart", "pair, closing first", "nested, left to right")
     rows, weights = torch.tensor([1, 0, 1, 0]), torch.tensor([0.3, 0.6, 0.7, 0.4]).double()
     vertices = torch.zeros(4, 4, 4, dtype=torch.float64)
@@ -417,6 +419,11 @@ def test_loss_and_metrics_of_given_and_latent_trees_by_hand(data: ParenthesesDat
     assert estimator.context is not None
     assert estimator.mask.tolist() == [[True] * 4, [True, True, False, False]]
     torch.testing.assert_close(estimator.context, task.encoder(unlabelled)[1])
+    if not training:
+        predictions = task.step({"labelled": labelled[:0], "unlabelled": unlabelled}).predictions
+        assert predictions is not None
+        assert predictions().prediction == [TREES["nested, smart"][1], TREES["pair, closing first"][1]]
+        assert predictions().target == [TREES["nested, smart"][1], TREES["pair, smart"][1]]
 
 
 def test_the_bound_is_the_likelihood_where_the_posterior_is_exact(data: ParenthesesData) -> None:
