@@ -433,6 +433,22 @@ def test_padding_is_chosen_where_it_may_be(structure: Structure, planted: Plante
         assert task.step(batch).loss.isfinite()
 
 
+def test_neighbours_count_where_padding_may_not_be_chosen(planted: PlantedReviews) -> None:
+    """The best two of four words and two places of padding, by enumeration, scores of neighbours included."""
+    structure = CorrelatedKSubset(2)
+    task = make(structure, SST(structure), planted, choose_padding=False)
+    mask = task._exist(torch.tensor([[5, 6, 7, 8, PAD, PAD]])).expand(50, -1)
+    scores = torch.randn(50, 11, generator=torch.Generator().manual_seed(0))
+    chosen = structure.argmax(scores, mask)[:, :6]
+    neighbours = 0
+    for found, own in zip(chosen, scores.tolist(), strict=True):
+        pairs = {(i, j): own[i] + own[j] + (own[6 + i] if j == i + 1 else 0) for j in range(4) for i in range(j)}
+        best = max(pairs, key=lambda pair: pairs[pair])
+        neighbours += best != tuple(sorted(sorted(range(4), key=lambda i: own[i])[-2:]))
+        assert found.nonzero()[:, 0].tolist() == list(best)
+    assert neighbours > 10  # times the best words alone are not the best pair
+
+
 @pytest.mark.parametrize("structure", [Subset(), OneHot(), BudgetSubset(3)], ids=lambda s: s.name)
 @pytest.mark.parametrize("choose_padding", [True, False])
 def test_any_structure_over_words_may_choose(
