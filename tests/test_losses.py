@@ -222,14 +222,68 @@ def test_perturbed_loss_of_one_hot_with_gumbel_noise_is_softmax() -> None:
 
 @each_structure
 def test_perturbed_loss_has_mean_argmax_minus_target_as_gradient(structure: Structure, shape: tuple[int, ...]) -> None:
-    scores, target, _ = problem(structure, shape)
+    """And its value is the mean of the enumerated maxima."""
+    scores, target, vertices = problem(structure, shape)
     torch.manual_seed(3)
     loss = losses.perturbed_loss(structure, scores.requires_grad_(), target, sigma=0.5, n_samples=7)
     (gradient,) = torch.autograd.grad(loss.sum(), scores)
     torch.manual_seed(3)
     noise = torch.randn(7, *scores.shape, dtype=torch.float64)
-    mean = structure.argmax(scores.detach() + 0.5 * noise).mean(0)
+    perturbed = scores.detach() + 0.5 * noise
+    mean = structure.argmax(perturbed).mean(0)
     torch.testing.assert_close(gradient, torch.where(structure.parts(scores), mean - target, 0.0))
+    largest = values(structure, perturbed.flatten(0, 1), vertices).amax(-1).reshape(7, -1).mean(0)
+    torch.testing.assert_close(loss, largest - structure.inner(target, scores))
+
+
+@pytest.mark.parametrize("relaxation", ["categorical", "binary"])
+def test_entropic_losses_of_means_are_divergences(relaxation: str) -> None:
+    """``KL(y || m*(s))`` for a target inside of the polytope, where the regulariser of the target counts."""
+    torch.manual_seed(0)
+    scores = torch.randn(3, 4, dtype=torch.float64)
+    if relaxation == "categorical":
+        target = torch.randn(3, 4, dtype=torch.float64).softmax(-1)
+        loss = losses.fenchel_young_loss(OneHot(), scores, target, relaxation="categorical")
+        expected = (target * (target.log() - scores.log_softmax(-1))).sum(-1)
+    else:
+        target = torch.rand(3, 4, dtype=torch.float64)
+        loss = losses.fenchel_young_loss(Subset(), scores, target, relaxation="binary")
+        p = scores.sigmoid()
+        expected = (target * (target / p).log() + (1 - target) * ((1 - target) / (1 - p)).log()).sum(-1)
+    torch.testing.assert_close(loss, expected)
+
+
+Options = dict[str, object]
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (losses.NegativeLogLikelihood, {}),
+        (losses.SparseMAPLoss, {}),
+        (losses.FenchelYoungLoss, {"relaxation": "binary"}),
+        (losses.PerturbedLoss, {"sigma": 1e-12}),
+        (losses.StructuredHingeLoss, {"cost": 0.3}),
+        (losses.SparsemaxLoss, {}),
+        (losses.EntmaxLoss, {"alpha": 1.3}),
+    ],
+)
+def test_missing_parts_leave_the_loss_of_a_smaller_problem(loss: type[losses.Loss], options: Options) -> None:
+    """By a mask or by lengths, whatever the scores of the missing parts are, in functions and modules."""
+    of_classes = loss in (losses.SparsemaxLoss, losses.EntmaxLoss)
+    structure: Structure = OneHot() if of_classes else KSubset(2)
+    scores = torch.tensor([[0.4, -0.3, 0.5, 9.0, torch.nan]], dtype=torch.float64)
+    target = torch.tensor([[0.0, 1, 1, 0, 0]], dtype=torch.float64)
+    if of_classes:
+        target = torch.tensor([[0.0, 1, 0, 0, 0]], dtype=torch.float64)
+    module = loss(**options) if of_classes else loss(structure, **options)  # type: ignore[arg-type]
+    expected = module(scores[:, :3], target[:, :3])
+    assert expected > 0
+    mask, lengths = torch.tensor([True, True, True, False, False]), torch.tensor([3])
+    torch.testing.assert_close(module(scores, target, mask), expected)
+    torch.testing.assert_close(module(scores, target, lengths=lengths), expected)
+    if loss is losses.StructuredHingeLoss:  # by hand: the best is {0, 2}, and two parts of {1, 2} differ
+        assert expected.item() == pytest.approx(0.9 + 0.3 * 2 - 0.2)
 
 
 def test_one_and_no_part() -> None:

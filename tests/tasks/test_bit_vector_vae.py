@@ -432,6 +432,42 @@ def test_equal_samples_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert sum(decoded) == 16  # two images, eight bit vectors
 
 
+def test_bits_per_dim_of_a_test_are_those_of_its_first_images(tiny: Path, tmp_path: Path) -> None:
+    """Seven of twelve, in batches of five; with the whole posterior nothing is left to estimate."""
+    structure = Subset()
+    data = ImageData("tiny", tiny, tmp_path / "cache", train=30, val=10, test=12)
+    task = make(structure, Marginalize(structure), data, importance_samples=20, importance_images=7)
+    with torch.no_grad():
+        task.decoder.inner.weight *= 8  # or all images are as likely
+        exact = exact_log_likelihood(task, data.split("test"))
+    (metrics,) = quiet_trainer().test(task, verbose=False)
+    expected = -exact[:7].mean() / (16 * math.log(2))
+    assert metrics["test/bits_per_dim"] == pytest.approx(expected.item(), rel=1e-6)
+    assert metrics["test/bits_per_dim"] != pytest.approx(-exact.mean().item() / (16 * math.log(2)), rel=1e-5)
+
+
+def test_scores_and_reconstructions_are_those_written_out() -> None:
+    """From bytes over 255; the expected grey level of every pixel, under the posterior of the bits."""
+    structure = Subset()
+    task = make(structure, Marginalize(structure), bits=3).eval()
+    images = torch.randint(0, 256, (4, 16), dtype=torch.uint8)
+    out, scores, _ = task._step({"images": images})
+    encoder, decoder = task.encoder, task.decoder
+    expected = encoder.outer(encoder.inner(images.double().div(255).float()).relu())
+    torch.testing.assert_close(scores, expected)
+    every = structure.enumerate(3).float()
+    posterior = (scores @ every.T).softmax(1)
+    features = decoder.outer(decoder.inner(every).relu()).reshape(8, 16, 5)
+    greys = (decoder.levels(features).softmax(-1) * torch.arange(256)).sum(-1)
+    assert out.predictions is not None
+    with torch.no_grad():
+        made = out.predictions()
+    torch.testing.assert_close(made.prediction, (posterior @ greys).detach())
+    assert made.target is images
+    assert isinstance(made.vertices, Tensor)
+    assert made.vertices.equal((scores > 0).float())
+
+
 def test_rate_counts_all_bit_vectors() -> None:
     structure = BudgetSubset(2)
     task = make(structure, Marginalize(structure, "sparsemap")).eval()

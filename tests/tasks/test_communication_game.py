@@ -193,6 +193,39 @@ def test_any_features_are_divided_within_each_concept(tmp_path: Path) -> None:
         FeatureFile("f.npz", tmp_path, features=5, val=0.5, test=0.5)
 
 
+def test_shares_of_a_concept_are_taken_in_the_order_of_the_file(tmp_path: Path) -> None:
+    """Of ten images of one concept and twenty of another, mixed: half for training, then a fifth, then the rest."""
+    concept = np.array([0, 1, 1] * 10)
+    features = np.stack([np.ones(30), np.arange(30)], 1)
+    np.savez(tmp_path / "f.npz", features=features, concept=concept, names=["cat", "dog"])
+    data = FeatureFile("f.npz", tmp_path, features=2, val=0.2, test=0.3)
+    cats, dogs = (np.flatnonzero(concept == k) for k in (0, 1))
+    expected = {
+        "train": [*cats[:5], *dogs[:10]],
+        "val": [*cats[5:7], *dogs[10:14]],
+        "test": [*cats[7:], *dogs[14:]],
+    }
+    for split, rows in expected.items():
+        found = data.split(split)  # type: ignore[arg-type]
+        numbers = found.features[:, 1] / found.features[:, 0]
+        assert numbers.round().int().tolist() == rows
+        assert found.concept.tolist() == concept[rows].tolist()
+
+
+def test_characters_are_centred_on_the_drawings_for_training_alone(tmp_path: Path) -> None:
+    """Drawings for validation and the test say nothing about their own features."""
+    images = np.random.default_rng(0).integers(0, 256, (10, 2, 3), dtype=np.uint8)
+    np.savez(tmp_path / "o.npz", images=images, character=np.arange(10) // 5, character_names=np.array(["a", "b"]))
+    data = Omniglot("o.npz", tmp_path, features=6, train=2, val=1, test=2)
+    pixels = images.reshape(2, 5, 6).astype(np.float64)
+    mean = pixels[:, :2].reshape(4, 6).mean(0)
+    for split, drawers in (("train", [0, 1]), ("val", [2]), ("test", [3, 4])):
+        expected = (pixels[:, drawers] - mean).reshape(-1, 6)
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+        found = data.split(split).features  # type: ignore[arg-type]
+        torch.testing.assert_close(found.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+
+
 def test_a_feature_file_may_say_which_images_are_for_the_test_and_have_them(tmp_path: Path) -> None:
     """Under either name of the concepts' names; the images lie in the file or in parquet files, test images apart."""
     pa = pytest.importorskip("pyarrow")
@@ -496,6 +529,38 @@ def test_exact_sum_learns_to_communicate() -> None:
     (metrics,) = fitted.test(task, verbose=False)
     assert metrics["test/success"] > 0.6
     assert len(task.history["success"]) == 2
+
+
+class Apart(Clusters):
+    """Every split has a feature of its own, which is 1 for its images."""
+
+    features = 15
+
+    def split(self, split: str) -> Concepts:
+        concepts = super().split(split)
+        own = torch.eye(3)[["train", "val", "test"].index(split)].expand(72, 3)
+        return Concepts(torch.cat([concepts.features, own], 1), concepts.concept, concepts.names)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_games_are_played_with_the_images_of_their_split(split: Any) -> None:
+    """The sender, and the baseline of NVIL, see the image that is meant; the receiver sees it at the target's place."""
+    task = make(Reinforce(OneHot(), baseline="nvil", context_size=15), data=Apart()).train(split == "train")
+    task.setup("fit")
+    seen: dict[str, Tensor] = {}
+    task.sender.register_forward_pre_hook(lambda _, inputs: seen.update(sender=inputs[0]))
+    task.receiver.embed.register_forward_pre_hook(lambda _, inputs: seen.update(candidates=inputs[0]))
+    assert task.estimator is not None
+    task.estimator.register_forward_pre_hook(
+        lambda _, inputs, named: seen.update(baseline=named["context"]), with_kwargs=True
+    )
+    batch = next(iter(task.batches(split)))
+    task.step(batch)
+    own = torch.eye(3)[["train", "val", "test"].index(split)]
+    assert (seen["candidates"][..., 12:] == own).all()
+    games = torch.arange(len(batch["target"]))
+    assert seen["sender"].equal(seen["candidates"][games, batch["target"]])
+    assert seen["baseline"].equal(seen["sender"])
 
 
 @pytest.mark.parametrize("loss", ["nll", "zero_one"])

@@ -285,6 +285,80 @@ def test_training_loss_is_labelled_plus_weighted_unlabelled(data: SemiSupervised
     torch.testing.assert_close(supervised, expected.mean(), rtol=1e-4, atol=1e-4)
 
 
+def sparse(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Sparsemax by trying every size of the support (Martins and Astudillo 2016): probabilities, and the threshold."""
+    ordered = scores.sort(-1, descending=True).values
+    sizes = torch.arange(1, scores.shape[-1] + 1)
+    thresholds = (ordered.cumsum(-1) - 1) / sizes
+    size = (ordered > thresholds).sum(-1, keepdim=True)
+    threshold = thresholds.gather(-1, size - 1)
+    return (scores - threshold).clamp_min(0), threshold
+
+
+def test_labelled_images_have_the_loss_that_was_chosen(data: SemiSupervisedImages) -> None:
+    """The sparsemax loss in the place of the cross-entropy, as Martins and Astudillo (2016, equation 23) write it."""
+    found = {}
+    for loss in ("cross_entropy", "sparsemax"):
+        task = make(estimators()["dense"], data, classification_loss=loss, weight=0.0).train()
+        with torch.no_grad():
+            task.networks.classifier[-1].weight *= 6
+        batch = next(iter(task.batches("train")))
+        torch.manual_seed(3)
+        found[loss] = task.step(batch).loss
+    torch.manual_seed(3)
+    images = resample(torch.cat([batch["labelled"], batch["images"]]))[:10]
+    scores = task.networks.classifier(images)
+    p, threshold = sparse(scores)
+    own = scores.gather(1, batch["labels"][:, None])[:, 0]
+    expected = -own + ((scores**2 - threshold**2) * (p > 0)).sum(1) / 2 + 1 / 2
+    moved = expected - F.cross_entropy(scores, batch["labels"], reduction="none")
+    torch.testing.assert_close(found["sparsemax"] - found["cross_entropy"], moved.mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_each_part_of_a_batch_is_of_its_own_images(data: SemiSupervisedImages) -> None:
+    """And the estimator sees the pixels of the unlabelled images, those that its vertices belong to."""
+    levels = {"labelled": 50, "unlabelled": 100, "val": 150, "test": 200}
+    for name, level in levels.items():
+        images, labels = data._loaded[name]
+        data._loaded[name] = (torch.full_like(images, level), labels)
+    task = make(estimators()["nvil"], data).train()
+    batch = next(iter(task.batches("train")))
+    seen = {name: batch[name].unique().tolist() for name in ("labelled", "images")}
+    for split in ("val", "test"):
+        seen[split] = next(iter(task.batches(split)))["images"].unique().tolist()  # type: ignore[arg-type]
+    assert seen == {"labelled": [50], "images": [100], "val": [150], "test": [200]}
+    contexts: list[Tensor] = []
+    assert task.estimator is not None
+    task.estimator.register_forward_pre_hook(
+        lambda _, inputs, named: contexts.append(named["context"]), with_kwargs=True
+    )
+    torch.manual_seed(3)
+    task.step(batch)
+    torch.manual_seed(3)
+    assert contexts[0].equal(resample(torch.cat([batch["labelled"], batch["images"]]))[10:])
+
+
+def test_elbo_of_a_sparse_posterior(data: SemiSupervisedImages) -> None:
+    """Of a test, and of the warm start: the sum over the support, and ``log K + sum_z p log p``."""
+    task = make(estimators()["sparsemax"], data).eval()
+    with torch.no_grad():
+        task.networks.classifier[-1].weight *= 6
+    batch = data.split("test")
+    torch.manual_seed(3)
+    found = task.step(batch).metrics["elbo"]
+    torch.manual_seed(3)
+    images = resample(batch["images"])
+    p, _ = sparse(task.networks.classifier(images).detach())
+    rows, classes = p.nonzero(as_tuple=True)
+    assert 12 < len(rows) < 48
+    p = p[rows, classes]
+    losses = reference(task.networks, images[rows], F.one_hot(classes, 4).float()).detach()
+    expected = -(p * (losses + p.log())).sum() / 12 - math.log(4)
+    torch.testing.assert_close(found, expected)
+    torch.manual_seed(3)
+    assert warm_start._elbo(task.networks, "sparsemax", batch) == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_a_learnt_prior(data: SemiSupervisedImages) -> None:
     """In the labelled loss, in the ELBO, in what is generated; learnt to the shares of the classes."""
     for part in ("labelled", "unlabelled"):  # three of four images of class 1
@@ -427,11 +501,13 @@ def test_warm_start_is_made_once_and_again_after_it_was_killed(
     other.setup("fit")
     torch.testing.assert_close(vector(other), vector(task), rtol=0, atol=0)
     assert trained == 1
-    for options in ({"classification_loss": "sparsemax"}, {"warm_start": WarmStart(epochs=2, batch_size=10, lr=2e-3)}):
+    changes: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"weight_decay": 0.1}, {"seed": 1})
+    starts = [{"warm_start": WarmStart(**{"epochs": 2, "batch_size": 10} | change)} for change in changes]
+    for options in ({"classification_loss": "sparsemax"}, *starts):
         another = make(estimators()["dense"], data, **options)
         another.setup("fit")
         assert (vector(another) != vector(task)).any()
-    assert trained == 3
+    assert trained == 5
 
 
 def test_other_images_of_the_same_name_have_a_warm_start_of_their_own(data: SemiSupervisedImages) -> None:

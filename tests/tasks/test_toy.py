@@ -14,7 +14,7 @@ from hydra import initialize_config_dir
 from torch import Tensor
 
 from structgrad.data import DamagedDataError, MissingDataError
-from structgrad.estimators import RELAX, SST, ImportanceWeighted, Perturbed, Reinforce
+from structgrad.estimators import RELAX, SST, ImportanceWeighted, Marginalize, Perturbed, Reinforce
 from structgrad.estimators.base import Estimator
 from structgrad.structures import (
     Alignment,
@@ -103,6 +103,64 @@ def test_objectives_of_dynamic_programs_over_every_vertex() -> None:
     values = left_branches(Constituency().enumerate(5, 5, 1))
     assert ends(values) == pytest.approx([0, 3 / 4])
     assert int((values.abs() < 1e-12).sum()) == 1
+    right, left = torch.zeros(2, 5, 5, 1).unbind()
+    for k in range(4):
+        right[k, 4] = left[0, k + 1] = 1
+    assert left_branches(torch.stack([right, left])).tolist() == pytest.approx([0, 3 / 4])
+
+
+#: Structure -> the least and the largest objective, ours and the released one, of the vertices of size 4: by hand.
+ENDS: dict[str, tuple[Structure, tuple[float, float] | None, tuple[float, float] | None]] = {
+    "arborescence": (Arborescence(), (0, 2 / 3), (-3, -1)),
+    "binary_tree": (BinaryTree(), (2, 3), (-4, -3)),
+    "spanning_tree": (SpanningTree(), (0, 1 - 10 / 12), (1 / 2, 5 / 6)),
+    "matching": (Matching(), (1, 7 / 3), (-4, 0)),
+    "permutation": (Permutation(), None, (-4, 0)),
+    "projective_tree": (ProjectiveTree(), (0, 2 / 3), None),
+    "linear_chain": (LinearChain(2), (0, 1), None),
+    "semi_markov": (SemiMarkov(1, 2), (2 / 3, 1), None),
+    "alignment": (Alignment(), (0, 1), None),
+    "constituency": (Constituency(), (0, 2 / 3), None),
+    "dag_path": (DagPath([[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]), (2 / 5, 3 / 5), None),
+}
+
+
+@pytest.mark.parametrize("objective", ["ours", "released"])
+@pytest.mark.parametrize("name", ENDS)
+def test_each_structure_has_the_objective_of_the_table(name: str, objective: Any) -> None:
+    """The tables of docs/tasks/toy.md, over every vertex."""
+    structure, ours, released = ENDS[name]
+    expected = ours if objective == "ours" else released
+    if expected is None:
+        pytest.skip("it has no objective of its own")
+    estimator = Reinforce(structure, "T") if name == "binary_tree" else Perturbed(structure)
+    task = Toy(structure=structure, estimator=estimator, optimizer=ADAM, size=4, objective=objective)
+    values = task.objective(structure.enumerate(*task.scores.shape))
+    assert [values.min().item(), values.max().item()] == pytest.approx(expected)
+
+
+def test_a_step_is_the_expected_objective_and_nothing_else() -> None:
+    """Loss, metric and gradient of an exact sum, against the enumeration; no divergence is added."""
+    structure = OneHot()
+    task = Toy(structure=structure, estimator=Marginalize(structure), optimizer=ADAM, size=4, objective="quadratic")
+    task.scores.data.copy_(torch.tensor([0.5, -1.0, 0.0, 2.0]))
+    out = task.step({"row": torch.arange(1)})
+    scores = task.scores.detach().clone().requires_grad_()
+    expected = scores.softmax(0) @ task.objective(torch.eye(4))
+    torch.testing.assert_close(out.loss, expected)
+    torch.testing.assert_close(out.metrics["objective"], expected.detach())
+    torch.testing.assert_close(
+        torch.autograd.grad(out.loss, task.scores), torch.autograd.grad(expected, scores), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_quadratic_objective_is_the_documented_one() -> None:
+    """``(<a, x> + |B x|^2 / 4) / sqrt(P)`` with standard normal a and B, the same for all runs."""
+    generator = torch.Generator().manual_seed(23)
+    a, b = torch.randn(6, generator=generator), torch.randn(6, 4, generator=generator)
+    vertices = torch.rand(5, 2, 3)
+    expected = [(a @ x + (x @ b).square().sum() / 4) / 6**0.5 for x in vertices.reshape(5, 6)]
+    torch.testing.assert_close(Quadratic((2, 3))(vertices), torch.stack(expected))
 
 
 def test_objectives_of_the_released_code() -> None:

@@ -20,6 +20,7 @@ from structgrad.experiments import comparison, overview
 from structgrad.experiments.html import comparison_page
 from structgrad.experiments.runs import load
 from structgrad.structures import Alignment, Arborescence, BudgetSubset, Structure, Subset
+from structgrad.tasks.base import Predictions
 from structgrad.training.checkpoints import CheckedFiles
 from structgrad.training.evaluation import Recorded, evaluate
 from structgrad.training.run import run
@@ -121,6 +122,26 @@ def test_a_relaxed_vertex_is_read_as_the_nearest_one(structure: Structure) -> No
         vertex = torch.rand(every.shape[1:])
         nearest = every[(every - vertex).square().flatten(1).sum(1).argmin()]
         assert recorded._read(vertex) == structure.read(nearest).tolist()
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_predictions_of_several_batches_are_written_in_their_order(form: str, tmp_path: Path) -> None:
+    """Numbers go on, arrays keep their shape, and NaN is no value."""
+    first = torch.arange(12, dtype=torch.bfloat16).reshape(2, 2, 3)
+    batches = [
+        Predictions(first, torch.tensor([0.5, torch.nan]), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]])),
+        Predictions(first[:1] + 12, torch.tensor([0.25]), torch.tensor([[0.1, 0.9, 0.2, 0.4]])),
+    ]
+    recorded = Recorded(Subset(), required=True, task="any")
+    for batch in batches:
+        recorded(lambda batch=batch: batch)  # type: ignore[misc]
+    file = tmp_path / "predictions"
+    file.write_bytes(recorded.as_parquet() if form == "parquet" else recorded.as_lines())
+    rows = pq.read_table(file).to_pylist() if form == "parquet" else list(map(json.loads, file.open()))
+    assert [row["example"] for row in rows] == [0, 1, 2]
+    assert [row["prediction"] for row in rows] == [[[k, k + 1, k + 2], [k + 3, k + 4, k + 5]] for k in (0, 6, 12)]
+    assert [row["target"] for row in rows] == [0.5, None, 0.25]
+    assert [row["vertex"] for row in rows] == [[0, 3], [2], [1]]
 
 
 def test_other_reviews_are_read_with_the_words_of_the_training(tmp_path: Path) -> None:
