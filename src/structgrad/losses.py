@@ -129,8 +129,8 @@ def fenchel_young_loss(
         target: ``[*batch, *parts]``, the right vertices. They may also be other points of conv(X)
             (e.g. means of annotators), unless the relaxation is ``exp_family``.
         mask: which parts exist.
-        relaxation: defines f. It is |m|^2 / 2 for ``euclidean``, sum m log m for ``categorical``
-            and ``sinkhorn``, and the sum of m log m + (1 - m) log(1 - m) for ``binary``. For
+        relaxation: defines f. It is |m|^2 / 2 for ``euclidean``, the sum of m log m - m for
+            ``categorical`` and ``sinkhorn``, and that of m log m + (1 - m) log(1 - m) for ``binary``. For
             ``exp_family`` it is that of :func:`negative_log_likelihood`.
         lengths: in the place of a mask; see :meth:`Structure.length_mask`.
 

@@ -164,6 +164,19 @@ def test_evaluation_is_hard_fresh_and_without_clipping(name: str) -> None:
         assert len(torch.stack(seen).unique(dim=0)) > 1
 
 
+@pytest.mark.parametrize("evaluation", ["hard", "relaxed"])
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_chosen_vertices_say_whether_they_are_hard(evaluation: Any, context: Any) -> None:
+    """By ``requires_grad``, also where torch records no gradients and an index loses it."""
+    estimator = SST(KSubset(2), evaluation=evaluation).eval()
+    with context():
+        scores = torch.zeros(3, 4, requires_grad=True)
+        estimate = estimator(scores, lambda vertices, rows: vertices[:, 0])
+        chosen = estimate.most_probable_vertices()
+    assert chosen.requires_grad == estimate.vertices.requires_grad == (evaluation == "relaxed")
+    assert chosen.equal(estimate.vertices)  # one of each example
+
+
 def test_evaluation_may_be_relaxed() -> None:
     """At the temperature that training has reached, without counting a step, and marked as no hard vertex."""
     schedule = ExponentialSchedule(minimum=0.01, rate=1.0, every=1)

@@ -631,6 +631,25 @@ def test_success_is_tested_as_the_released_code_does() -> None:
     assert ((most_likely == 0) | (most_likely == 1)).all()
 
 
+@pytest.mark.parametrize("name", ["sfe", "gumbel_softmax", "st_gumbel"])
+def test_predictions_are_the_choices_that_success_counts(name: str) -> None:
+    """As an evaluation writes them, of the message that was received: a symbol, or a relaxed one."""
+    task = make(estimators()[name], eval_games=64, eval_batch_size=64).eval()
+    task.setup("fit")
+    batch = next(iter(task.batches("val")))
+    with torch.no_grad():
+        out = task.step(batch)
+        assert out.predictions is not None
+        made = out.predictions()
+    assert isinstance(made.vertices, Tensor)
+    assert isinstance(made.prediction, Tensor)
+    seen = task.get_buffer("val_features")[batch["val"]]
+    messages = made.vertices @ task.receiver.symbols.weight
+    choice = (task.receiver.embed(seen) @ messages[..., None])[..., 0].argmax(-1)
+    assert made.prediction.tolist() == choice.tolist()
+    assert out.metrics["success"] == (made.prediction == made.target).float().mean()
+
+
 def test_symbols_start_as_an_embedding_or_as_a_linear_map() -> None:
     """Standard deviations of 51,200 numbers, within 5 standard errors: N(0, 1), and uniform within 1/16."""
     torch.manual_seed(0)

@@ -93,7 +93,8 @@ class Estimate:
             defined (see :attr:`Estimator.kl_over`). :attr:`kl` is its value.
         vertices: ``[N, *parts]``: the vertices at which the objective was evaluated. They are hard
             unless the estimator relaxes while training. ``vertices.requires_grad`` is False exactly
-            when no gradient flows through them; then they are hard.
+            when no gradient flows through them; then they are hard. Ask before you index them, as
+            an indexed tensor has lost it where torch records no gradients.
         rows: int64 ``[N]``: the example of each vertex.
         weights: ``[N]``, detached: they sum to one within an example. For
             :class:`~structgrad.estimators.SumAndSample` their sum has the mean one.
@@ -150,6 +151,13 @@ class Estimate:
         order = order[self.rows[order].argsort(stable=True)]
         examples = torch.arange(self.surrogate.shape[0], device=order.device)
         return order[torch.searchsorted(self.rows[order], examples)]
+
+    def most_probable_vertices(self) -> Tensor:
+        """The vertices of :meth:`most_probable`, ``[batch, *parts]``. They require a gradient if
+        :attr:`vertices` do, also where torch records none.
+        """
+        chosen = self.vertices[self.most_probable()]
+        return chosen if chosen.requires_grad or not self.vertices.requires_grad else chosen.requires_grad_()
 
     def mean(self, values: Tensor) -> Tensor:
         """Average the ``values`` ``[N, ...]`` of the evaluated vertices over each example:

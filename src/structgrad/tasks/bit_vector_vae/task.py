@@ -184,7 +184,7 @@ class BitVectorVAE(Task):
 
         def predictions() -> Predictions:
             greys = estimate.mean(self.decoder.mean(estimate.vertices))
-            return Predictions(greys, images, estimate.vertices[estimate.most_probable()])
+            return Predictions(greys, images, estimate.most_probable_vertices())
 
         rows = estimate.rows
         calls = rows.new_zeros(len(images)).index_add(0, rows, torch.ones_like(rows))

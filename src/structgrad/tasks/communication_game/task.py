@@ -197,7 +197,7 @@ class CommunicationGame(CallsOverTime):
                 metrics["success_most_likely"] = self._right(most_likely, games, candidates, target).mean()
 
         def predictions() -> Predictions:
-            symbols = estimate.vertices[estimate.most_probable()]
+            symbols = estimate.most_probable_vertices()
             return Predictions(self.receiver(symbols, games, candidates).argmax(-1), target, symbols)
 
         return StepOutput(loss, len(images), metrics, None if self.training else predictions)

@@ -32,20 +32,21 @@ Array = NDArray[Any]
 class Graphs:
     """Edges of a batch of graphs, and the places of their messages.
 
-    A chunk of graphs keeps the messages of a type together. Without ``requires_grad`` the graphs
-    are hard, and an edge has the message of its own type only, which halves the arithmetic.
+    A chunk of graphs keeps the messages of a type together. In a hard graph an edge has the message
+    of its own type only, which halves the arithmetic.
 
     Args:
         edges: weights of the type "edge" ``[graphs, n, n - 1]``, receiver-major (see ``model``).
-            The weights of "no edge" are 1 minus these. Without ``requires_grad``, they are 0 or 1.
+            The weights of "no edge" are 1 minus these.
+        hard: whether all weights are 0 or 1, and no gradient of them is wanted.
     """
 
-    def __init__(self, edges: Tensor) -> None:
+    def __init__(self, edges: Tensor, hard: bool) -> None:
         self.edges = edges
         self.compiled = values_can_be_read(edges)
         if not self.compiled:
             return
-        self.hard = not edges.requires_grad
+        self.hard = hard
         graphs, each = len(edges), edges[0].numel() if len(edges) else 0
         size = max(1, _TOGETHER // max(1, each * (1 if self.hard else 2)))
         chunks = -(-graphs // size)

@@ -218,18 +218,18 @@ class Decoder(nn.Module):
         predictions = positions.shape[1] - 1
         every = min(every, predictions)
         state = positions[:, :-1:every]  # [N, starts, n, features]
-        edges = to_edges(vertices).unsqueeze(1)
+        edges, hard = to_edges(vertices).unsqueeze(1), not vertices.requires_grad
         if _launches_count(positions.device):
             everywhere = edges.expand(-1, state.shape[1], -1, -1).flatten(0, 1)
             states = rollout(state.flatten(0, 1), everywhere, self.parameters_of_steps(), every)
             return states.view(len(positions), -1, *state.shape[2:])[:, :predictions]
         last = predictions - every * (state.shape[1] - 1)  # length of the rollout from the last start
         rolled: list[Tensor] = []
-        graphs = Graphs(edges.expand(-1, state.shape[1], -1, -1).flatten(0, 1))
+        graphs = Graphs(edges.expand(-1, state.shape[1], -1, -1).flatten(0, 1), hard)
         for step in range(every):
             if step == last:
                 state = state[:, :-1]
-                graphs = Graphs(edges.expand(-1, state.shape[1], -1, -1).flatten(0, 1))
+                graphs = Graphs(edges.expand(-1, state.shape[1], -1, -1).flatten(0, 1), hard)
             state = self._step(state, graphs)
             rolled.append(state if step < last else F.pad(state, (0, 0, 0, 0, 0, 1)))
         return torch.stack(rolled, 2).flatten(1, 2)[:, :predictions]

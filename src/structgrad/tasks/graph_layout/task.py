@@ -157,7 +157,7 @@ class GraphLayout(Task):
             metrics |= {name: estimate.mean(value).mean() for name, value in found.items()}
 
         def predictions() -> Predictions:
-            likely = estimate.vertices[estimate.most_probable()]
+            likely = estimate.most_probable_vertices()
             return self._predictions(positions, likely, likely)
 
         told = None if self.training else predictions

@@ -214,7 +214,7 @@ class SemiSupervisedVAE(CallsOverTime):
             metrics["accuracy"] = (scores.argmax(-1) == labels).float().mean()
 
             def predictions() -> Predictions:
-                return Predictions(scores.argmax(-1), labels, estimate.vertices[estimate.most_probable()])
+                return Predictions(scores.argmax(-1), labels, estimate.most_probable_vertices())
 
             return StepOutput(negative_elbo, len(images), metrics, predictions)
         (loss,) = supervised
