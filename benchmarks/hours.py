@@ -176,7 +176,7 @@ def main() -> None:
 
 def overrides_of(table: Table, row: Row) -> list[str]:
     """Of a run at the paper's budget, with the settings that are given if it searches none."""
-    given = [f"{key}={value}" for key, value in row.fixed.items()]
+    given = tables.as_overrides(table.settings(row, "paper"))
     return [*table.overrides, *row.overrides, *given, "budget=paper"]
 
 

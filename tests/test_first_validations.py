@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts.first_validations import Comparison, first_runs, main
+from scripts.first_validations import Comparison, command_of, first_runs, main
+
+from structgrad.experiments.runs import read
 
 STORED = Path(__file__).resolve().parent.parent / "results" / "struminsky_toy" / "arborescence_e_reinforce-1.json"
 
@@ -40,6 +43,37 @@ def test_a_run_that_fails_is_no_match(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr()
     assert "failed" in printed.out
     assert "no_such_option" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("sweep", "arguments", "reason"),
+    [
+        ({}, ["trainer=cpu"], "type a folder of results, or a summary"),
+        ({}, ["no/such/folder"], "no finished run in"),
+        ({"curve": []}, ["changed.json"], "no summary has the curve of its validations"),
+        ({"table": "struminsky_to"}, ["changed.json"], "nearest: struminsky_toy"),
+        ({"row": "arborescence_e_reinforc"}, ["changed.json"], "nearest: arborescence_e_reinforce"),
+    ],
+)
+def test_nothing_to_compare_is_an_error_of_one_line(
+    sweep: dict[str, Any],
+    arguments: list[str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changed(tmp_path, **sweep)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert reason in capsys.readouterr().err
+
+
+def test_given_settings_are_those_of_the_table_s_own_budget() -> None:
+    summary = read(STORED.parents[1] / "paulus_2" / "lstm-0.json")
+    assert "task.optimizer.lr=0.001" in command_of(summary)
+    assert not any("optimizer" in each for each in command_of(replace(summary, budget="quick")))
 
 
 def test_a_folder_stands_for_the_first_run_of_each_row(capsys: pytest.CaptureFixture[str]) -> None:

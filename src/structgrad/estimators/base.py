@@ -157,7 +157,7 @@ class Estimate:
         :attr:`vertices` do, also where torch records none.
         """
         chosen = self.vertices[self.most_probable()]
-        return chosen if chosen.requires_grad or not self.vertices.requires_grad else chosen.requires_grad_()
+        return chosen.requires_grad_() if self.vertices.requires_grad else chosen
 
     def mean(self, values: Tensor) -> Tensor:
         """Average the ``values`` ``[N, ...]`` of the evaluated vertices over each example:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from structgrad.experiments.halving import rungs
 from structgrad.experiments.queue import Plan, PlannedRow, SweepError, check_sampler, make_sampler
 from structgrad.experiments.space import Space, SpaceError, merged
-from structgrad.experiments.tables import Direction, Row, Table, TableError, check_metrics
+from structgrad.experiments.tables import Direction, Row, Table, TableError, as_overrides, check_metrics
 from structgrad.training.contract import BUDGETS, HARDWARE
 from structgrad.training.errors import explain
 
@@ -182,13 +182,8 @@ def _planned(
     """The planned row, together with the class of its task."""
     common = (f"budget={budget}", *user)
     fixed = {override.lstrip("+").split("=")[0] for override in common}
-    # Published settings are for the budget of the table.
-    settings = row.fixed if budget == table.budget else {}
-    overrides = (
-        *table.overrides,
-        *row.overrides,
-        *(f"{key}={'null' if value is None else value}" for key, value in settings.items() if key not in fixed),
-    )
+    settings = {key: value for key, value in table.settings(row, budget).items() if key not in fixed}
+    overrides = (*table.overrides, *row.overrides, *as_overrides(settings))
     config = _compose(table, row, [*overrides, *common])
     space: Space = {}
     given: dict[str, Any] = {}

@@ -235,6 +235,10 @@ class Table:
         """Name of the folder of its runs on a budget; on its own budget it is the table's name."""
         return self.name if budget == self.budget else f"{self.name}_{budget}"
 
+    def settings(self, row: Row, budget: str) -> dict[str, Any]:
+        """A row's given hyper-parameters with one value. They are for the budget of the table."""
+        return row.fixed if budget == self.budget else {}
+
     def row(self, name: str) -> Row:
         """The row with this name.
 
@@ -251,6 +255,11 @@ def names(*folders: Traversable) -> list[str]:
     """Every table in some folders, e.g. in ``configs/table``."""
     found = [file.name for folder in folders if folder.is_dir() for file in folder.iterdir()]
     return sorted({name.removesuffix(".yaml") for name in found if name.endswith(".yaml")})
+
+
+def as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Hyper-parameter -> value, as overrides for ``train.py``."""
+    return [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
 
 
 def load(name: str, *folders: Traversable) -> Table:

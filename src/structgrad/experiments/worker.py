@@ -27,6 +27,7 @@ from structgrad.common.text import first_line
 from structgrad.experiments import runs
 from structgrad.experiments.queue import REST, Plan, Queue, SweepError, Taken, record
 from structgrad.experiments.storage import PASSWORD, masked
+from structgrad.experiments.tables import as_overrides
 from structgrad.training.contract import EXIT_AGAIN, EXIT_INTERRUPTED
 
 
@@ -207,7 +208,7 @@ def _curve(file: Path) -> list[tuple[int, float]]:
 
 def overrides(plan: Plan, taken: Taken) -> list[str]:
     """The arguments of ``train.py`` for a trial, except those for its output and its pause."""
-    drawn = [f"{key}={'null' if value is None else value}" for key, value in taken.parameters.items()]
+    drawn = as_overrides(taken.parameters)
     return [*taken.row.overrides, *plan.common, *drawn, f"seed={taken.index}"]
 
 
